@@ -1,0 +1,156 @@
+"""Settings: declared once as dataclass fields, filled from preset, file and flags.
+
+Precedence: default < preset < file < flag. A field's name with dashes is its flag and YAML key.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+from collections.abc import Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from cqa.errors import ConfigError
+
+T = TypeVar("T")
+
+
+def option(help: str, default: Any = dataclasses.MISSING, *, repeat: bool = False) -> Any:
+    """Declare a dataclass field that carries its command-line help; no default means required.
+
+    Args:
+        help: What the setting does, for `--help`.
+        default: Its default value.
+        repeat: Whether the flag is given once per value (`--adapter A --adapter B`).
+    """
+    return dataclasses.field(default=default, metadata={"help": help, "repeat": repeat})
+
+
+def key_of(name: str) -> str:
+    """Spell a field's name as flag and YAML key."""
+    return name.replace("_", "-")
+
+
+def resolve(cls: type[T], *layers: Mapping[str, Any]) -> T:
+    """Build a config from layers of raw values; later layers win.
+
+    Args:
+        cls: A frozen dataclass whose fields were declared with `option`.
+        layers: Mappings from field name or YAML key to a raw value; strings are converted.
+
+    Raises:
+        ConfigError: A key is unknown, a required one is missing, or a value does not convert.
+    """
+    hints = get_type_hints(cls)
+    fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    values: dict[str, Any] = {}
+    for layer in layers:
+        for key, raw in layer.items():
+            name = str(key).replace("-", "_")
+            if name not in fields:
+                raise _unknown_key(str(key), fields)
+            values[name] = convert(raw, hints[name], key_of(name))
+    missing = [
+        key_of(name)
+        for name, f in fields.items()
+        if f.default is dataclasses.MISSING and name not in values
+    ]
+    if missing:
+        raise ConfigError(f"expected a value for --{missing[0]}, got none")
+    return cls(**values)
+
+
+def _unknown_key(key: str, fields: Mapping[str, Any]) -> ConfigError:
+    known = [key_of(name) for name in fields]
+    near = get_close_matches(key, known, n=1)
+    hint = f"did you mean `{near[0]}`?" if near else f"known settings: {', '.join(known)}"
+    return ConfigError(f"expected a known setting, got: `{key}`", hint=hint)
+
+
+def convert(raw: Any, kind: Any, key: str) -> Any:
+    """Convert a raw value (from YAML or a flag) to the declared type of setting `key`."""
+    origin = get_origin(kind)
+    if origin in (Union, types.UnionType):
+        return _convert_union(raw, get_args(kind), key)
+    if origin is Literal:
+        if raw in get_args(kind):
+            return raw
+        choices = " | ".join(str(choice) for choice in get_args(kind))
+        raise ConfigError(f"expected {key} to be {choices}, got: {raw!r}")
+    if origin is tuple:
+        parts = raw.split(",") if isinstance(raw, str) else list(raw)
+        item = get_args(kind)[0]
+        return tuple(convert(p.strip() if isinstance(p, str) else p, item, key) for p in parts)
+    if kind is bool:
+        return _convert_bool(raw, key)
+    if kind in (int, float) and isinstance(raw, bool):
+        raise ConfigError(f"expected {key} to be {_noun(kind)}, got: {raw!r}")
+    if kind is int and isinstance(raw, float) and not raw.is_integer():
+        raise ConfigError(f"expected {key} to be {_noun(kind)}, got: {raw!r}")
+    try:
+        return kind(raw)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"expected {key} to be {_noun(kind)}, got: {raw!r}") from error
+
+
+def _convert_union(raw: Any, kinds: tuple[Any, ...], key: str) -> Any:
+    if raw is None and type(None) in kinds:
+        return None
+    (kind,) = (k for k in kinds if k is not type(None))
+    return convert(raw, kind, key)
+
+
+def _convert_bool(raw: Any, key: str) -> bool:
+    words = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+    if isinstance(raw, bool):
+        return raw
+    if isinstance(raw, str) and raw.lower() in words:
+        return words[raw.lower()]
+    raise ConfigError(f"expected {key} to be true or false, got: {raw!r}")
+
+
+def _noun(kind: Any) -> str:
+    return {int: "a whole number", float: "a number", Path: "a path"}.get(kind, "text")
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """Read a YAML file of settings.
+
+    Raises:
+        ConfigError: The file is missing, is not YAML, or is not a mapping.
+    """
+    import yaml
+
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"expected a settings file, got: {error.strerror}", where=str(path)) from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}:{mark.line + 1}" if mark else str(path)
+        raise ConfigError("expected YAML settings, got text that is not YAML", where=where) from error
+    if settings is None:
+        return {}
+    if not isinstance(settings, dict):
+        got = type(settings).__name__
+        raise ConfigError(f"expected a mapping of settings, got: {got}", where=str(path))
+    return settings
+
+
+def describe(config: Any) -> dict[str, Any]:
+    """Return a config as JSON-ready YAML keys and values, for run.json and meta.json."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, Path):
+            return str(value)
+        return [plain(v) for v in value] if isinstance(value, tuple) else value
+
+    return {key_of(f.name): plain(getattr(config, f.name)) for f in dataclasses.fields(config)}
+
+
+def require(condition: bool, expected: str, got: object) -> None:
+    """Raise a `ConfigError` unless a setting's value is in range."""
+    if not condition:
+        raise ConfigError(f"expected {expected}, got: {got}")

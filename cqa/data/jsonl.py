@@ -1,0 +1,107 @@
+"""JSON Lines, strictly: one object a line, `\\n` only, UTF-8, errors with file and line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from cqa.errors import DataError
+
+BOM = b"\xef\xbb\xbf"
+
+
+def read_jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield (`file:line`, object) for every line that is not blank.
+
+    Lines end at `\\n` alone, so U+2028 or U+0085 inside a literary text splits nothing.
+
+    Raises:
+        DataError: The file cannot be read, or a line is not one JSON object in UTF-8.
+    """
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise DataError(
+            f"expected a readable JSON Lines file, got: {error.strerror}", where=str(path)
+        ) from None
+    with file:
+        try:
+            for number, line in enumerate(file, start=1):
+                if number == 1:
+                    line = line.removeprefix(BOM)
+                if line.strip():
+                    where = f"{path}:{number}"
+                    yield where, parse_object(line, where)
+        except OSError as error:
+            raise DataError(f"expected a readable file, got: {error.strerror}", where=str(path)) from None
+
+
+def parse_object(line: bytes, where: str) -> dict[str, Any]:
+    """Parse one line as one JSON object, refusing what JSON leaves undefined."""
+
+    def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        record = dict(pairs)
+        if len(record) != len(pairs):
+            keys = [key for key, _ in pairs]
+            twice = next(key for key in keys if keys.count(key) > 1)
+            raise DataError(f"expected each key once, got `{twice}` twice", where=where)
+        return record
+
+    def no_constants(name: str) -> float:
+        raise DataError(f"expected JSON numbers, got: {name}", where=where)
+
+    try:
+        text = line.decode("utf-8")
+        record = json.loads(text, object_pairs_hook=no_duplicates, parse_constant=no_constants)
+    except UnicodeDecodeError as error:
+        raise DataError(f"expected UTF-8, got byte {error.object[error.start]:#04x}", where=where) from None
+    except json.JSONDecodeError as error:
+        raise DataError(
+            f"expected one JSON object, got text that is not JSON: {error.msg}, column {error.colno}",
+            where=where,
+            hint=_hint(line),
+        ) from None
+    except (RecursionError, ValueError) as error:
+        raise DataError(f"expected a plain JSON object, got: {error}", where=where) from None
+    if not isinstance(record, dict):
+        raise DataError(
+            f"expected one JSON object, got: {_type_name(record)}", where=where, hint=_hint(line)
+        )
+    return record
+
+
+def _hint(line: bytes) -> str | None:
+    if line.lstrip().startswith(b"["):
+        return "a JSON array becomes JSON Lines with: jq -c '.[]' FILE.json > FILE.jsonl"
+    return None
+
+
+def take_text(record: dict[str, Any], key: str, where: str) -> str:
+    """Return a field that must hold non-empty text."""
+    value = record.get(key)
+    if not isinstance(value, str):
+        got = f"`{key}` is {_type_name(value)}" if key in record else f"no `{key}`"
+        raise DataError(f"expected text in `{key}`, got: {got}", where=where)
+    check_text(value, key, where)
+    if not value:
+        raise DataError(f"expected text in `{key}`, got: an empty text", where=where)
+    return value
+
+
+def check_text(value: str, key: str, where: str) -> None:
+    """Refuse text that no tokenizer can take: lone surrogates, NUL."""
+    if "\x00" in value:
+        raise DataError(f"expected text in `{key}`, got: a NUL character", where=where)
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:
+        raise DataError(f"expected Unicode in `{key}`, got: a lone surrogate", where=where) from None
+
+
+def _type_name(value: Any) -> str:
+    names = {dict: "an object", list: "an array", str: "text", bool: "a truth value"}
+    if value is None:
+        return "null"
+    return names.get(type(value), "a number")

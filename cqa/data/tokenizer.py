@@ -1,0 +1,232 @@
+"""Text to token ids: BOS, null contexts, the end token, and the boundary between two texts.
+
+A context and what follows it are encoded separately (`split`), so that an option has the same ids
+under its context and under the null context, and all options share the context's ids. What follows
+a context is encoded by a copy of the tokenizer that adds no dummy prefix space (Llama 2 would turn
+" She" into "▁", "▁She"). `joint` encodes both at once and charges a straddling token to the option.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from cqa.errors import ConfigError, DataError, ModelError
+
+Boundary = Literal["split", "joint"]
+END_OF_TEXT = "<|endoftext|>"
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """An option's ids after its context: `context_ids` starts with BOS if the tokenizer adds one."""
+
+    context_ids: tuple[int, ...]
+    option_ids: tuple[int, ...]
+    boundary_merge: bool  # whether joint encoding gives other ids than split
+
+
+class Tokenizer:
+    """A Hugging Face fast tokenizer with the conventions that training and scoring share."""
+
+    def __init__(
+        self, folder: Path, *, null_token: str | None = None, template: str = "plain"
+    ) -> None:
+        """Load the tokenizer of a model folder.
+
+        Args:
+            folder: Model folder with `tokenizer.json` or files that convert to it.
+            null_token: Token that stands for "no context"; by default BOS, else `<|endoftext|>`,
+                else EOS.
+            template: `plain`, `chat` for the tokenizer's own chat template, or a Jinja file.
+
+        Raises:
+            ModelError: There is no fast tokenizer, it needs remote code, or the token is unknown.
+            ConfigError: The template cannot be read.
+        """
+        self.hf = _load_fast(folder)
+        self.chat_template = _chat_template(self.hf, template)
+        state = json.loads(self.hf.backend_tokenizer.to_str())
+        self._whole = _backend(state)
+        self._following = _backend(_without_prefix_space(state))
+        self.digest = hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
+        self.bos_ids = self._default_bos()
+        self.end_id = self._end_id()
+        self.null_ids = (self._null_id(null_token),)
+        self.null2_ids = self.null_ids + self.encode_following("\n")
+
+    def encode_context(self, text: str) -> tuple[int, ...]:
+        """Encode text that starts a sequence, BOS in front where the tokenizer adds one."""
+        return self.bos_ids + tuple(self._whole.encode(text, add_special_tokens=False).ids)
+
+    def encode_following(self, text: str) -> tuple[int, ...]:
+        """Encode text that follows other text: no BOS, no dummy prefix space."""
+        return tuple(self._following.encode(text, add_special_tokens=False).ids)
+
+    def encode_pair(
+        self, context: str, option: str, boundary: Boundary, where: str = ""
+    ) -> Encoded:
+        """Encode an option after its context, checking that the ids decode to the two texts.
+
+        Raises:
+            DataError: The ids fed do not decode to `context + option`, or the option gets no token.
+        """
+        split = self.encode_context(context), self.encode_following(option)
+        joint = self._encode_joint(context, option)
+        merge = split != joint
+        context_ids, option_ids = split if boundary == "split" else joint
+        if not option_ids or not context_ids:
+            raise DataError(
+                f"expected at least one token on each side of the boundary, got "
+                f"{len(context_ids)} and {len(option_ids)}",
+                where=where,
+            )
+        self.check_round_trip(context + option, context_ids + option_ids, where)
+        return Encoded(context_ids, option_ids, merge)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Decode ids to text, special tokens included, nothing cleaned up."""
+        return str(self._whole.decode(list(ids), skip_special_tokens=False))
+
+    def render_chat(self, messages: list[dict[str, str]], *, prompt_only: bool) -> str:
+        """Render messages by the chat template, which must not be None.
+
+        Args:
+            messages: {"role", "content"} in order.
+            prompt_only: End with what opens the assistant's answer.
+        """
+        text = self.hf.apply_chat_template(
+            messages,
+            chat_template=self.chat_template,
+            tokenize=False,
+            add_generation_prompt=prompt_only,
+        )
+        return str(text).removeprefix(self.hf.bos_token if self.bos_ids else "")
+
+    def render_context(self, text: str) -> str:
+        """Return the text that precedes an option: the context itself, or a chat prompt of it."""
+        if self.chat_template is None:
+            return text
+        return self.render_chat([{"role": "user", "content": text}], prompt_only=True)
+
+    def _encode_joint(self, context: str, option: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        encoding = self._whole.encode(context + option, add_special_tokens=False)
+        cut = len(context)
+        n_context = sum(end <= cut for _, end in encoding.offsets)
+        ids = tuple(encoding.ids)
+        return self.bos_ids + ids[:n_context], ids[n_context:]
+
+    def check_round_trip(self, text: str, ids: tuple[int, ...], where: str) -> None:
+        """Refuse ids (BOS included) that do not decode to the text."""
+        decoded = self.decode(ids[len(self.bos_ids) :])
+        if decoded != text and decoded != self._normalise(text):
+            raise DataError(
+                "expected token ids that decode to the text, got another text",
+                where=where,
+                hint="the tokenizer cannot represent this text across the boundary, "
+                "for example a combining accent at the start of an option",
+            )
+
+    def _normalise(self, text: str) -> str:
+        normalizer = self._following.normalizer
+        return str(normalizer.normalize_str(text)).replace("▁", " ") if normalizer else text
+
+    def _default_bos(self) -> tuple[int, ...]:
+        """Return (bos,) if the tokenizer puts one in front by default, else ()."""
+        plain = self.hf("a", add_special_tokens=False).input_ids
+        bos = self.hf.bos_token_id
+        full = self.hf("a").input_ids
+        return (bos,) if bos is not None and full[: 1 + len(plain)] == [bos, *plain] else ()
+
+    def _end_id(self) -> int:
+        end = self._whole.token_to_id(END_OF_TEXT)
+        end = self.hf.eos_token_id if end is None else end
+        if end is None:
+            raise ModelError(f"expected a tokenizer with {END_OF_TEXT} or an EOS token, got neither")
+        return int(end)
+
+    def _null_id(self, named: str | None) -> int:
+        if named is None:
+            bos = self.hf.bos_token_id
+            return int(bos) if bos is not None else self.end_id
+        token = self._whole.token_to_id(named)
+        if token is None:
+            raise ModelError(
+                f"expected --null-token to be one token of the vocabulary, got: {named!r}"
+            )
+        return int(token)
+
+
+def _load_fast(folder: Path) -> Any:
+    from transformers import AutoTokenizer
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    _refuse_remote_code(folder)
+    try:
+        hf = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError(f"expected a tokenizer, got: {reason}", where=str(folder)) from error
+    if not hf.is_fast:
+        raise ModelError("expected a fast tokenizer (tokenizer.json), got a slow one", where=str(folder))
+    return hf
+
+
+def _chat_template(hf: Any, template: str) -> str | None:
+    if template == "plain":
+        return None
+    if template == "chat":
+        if not hf.chat_template:
+            raise ModelError(
+                "expected a tokenizer with a chat template, got one without",
+                hint="use --template plain, or a Jinja file",
+            )
+        return str(hf.chat_template)
+    try:
+        return Path(template).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        raise ConfigError(f"expected --template plain, chat or a Jinja file, got: {template}") from None
+
+
+def _refuse_remote_code(folder: Path) -> None:
+    path = folder / "tokenizer_config.json"
+    if path.is_file() and "auto_map" in json.loads(path.read_text(encoding="utf-8")):
+        raise ModelError(
+            "expected a tokenizer of transformers itself, got one that wants remote code",
+            where=str(path),
+        )
+
+
+def _backend(state: dict[str, Any]) -> Any:
+    from tokenizers import Tokenizer as Backend
+
+    backend = Backend.from_str(json.dumps(state))
+    backend.no_truncation()
+    backend.no_padding()
+    return backend
+
+
+def _without_prefix_space(state: dict[str, Any]) -> dict[str, Any]:
+    """Return the tokenizer's state with every rule removed that puts a space before the text."""
+
+    def strip(part: Any) -> Any:
+        if not isinstance(part, dict):
+            return part
+        kind = part.get("type")
+        if kind == "Prepend":
+            return None
+        if kind == "Sequence":
+            key = next(k for k in ("normalizers", "pretokenizers") if k in part)
+            kept = [s for s in map(strip, part[key]) if s is not None]
+            return {**part, key: kept} if kept else None
+        if kind == "Metaspace":
+            return {**part, "prepend_scheme": "never"}
+        return {**part, "add_prefix_space": False} if "add_prefix_space" in part else part
+
+    following = {key: strip(state[key]) for key in ("normalizer", "pre_tokenizer")}
+    return {**state, **following}

@@ -1,0 +1,51 @@
+"""The errors a user can cause, one class per exit code.
+
+A message states what was expected and what was got; `where` is a `file:line` and comes first;
+`hint` says what to do and comes last. Anything that is not a `CqaError` is a bug.
+"""
+
+
+class CqaError(Exception):
+    """An error raised on purpose, shown to the user as one message without a traceback."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, where: str | None = None, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.where = where
+        self.hint = hint
+
+    def __str__(self) -> str:
+        text = f"{self.where}: {self.message}" if self.where else self.message
+        return f"{text}\nhint: {self.hint}" if self.hint else text
+
+
+class ConfigError(CqaError):
+    """A setting is unknown, malformed or out of range."""
+
+    exit_code = 2
+
+
+class DataError(CqaError):
+    """An input file, line or field is missing or malformed."""
+
+    exit_code = 3
+
+
+class ModelError(CqaError):
+    """Model, adapter and tokenizer do not fit together or are not supported."""
+
+    exit_code = 4
+
+
+class NumericsError(CqaError):
+    """A loss, gradient or score is not finite."""
+
+    exit_code = 5
+
+
+class ResourceError(CqaError):
+    """Memory, disk or a lock is not to be had."""
+
+    exit_code = 6

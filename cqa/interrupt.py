@@ -1,0 +1,55 @@
+"""SIGINT and SIGTERM: finish the step in hand, leave a state to resume from, exit 130 or 143."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType, TracebackType
+from typing import Any, NoReturn
+
+from cqa.errors import CqaError
+
+
+class Interrupted(CqaError):
+    """A signal ended the work at a point from which it can be resumed."""
+
+    def __init__(self, signum: int, message: str) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + signum
+
+
+class Interrupt:
+    """While entered, remembers the first signal; a second one has its usual effect at once."""
+
+    SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+    def __init__(self) -> None:
+        self.requested: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Interrupt:
+        if threading.current_thread() is threading.main_thread():
+            self._before = {s: signal.signal(s, self._remember) for s in self.SIGNALS}
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._restore()
+
+    def stop(self, message: str) -> NoReturn:
+        """End the work; call it where everything is on disk."""
+        assert self.requested is not None, "only after a signal"
+        raise Interrupted(self.requested, message)
+
+    def _remember(self, signum: int, frame: FrameType | None) -> None:
+        self.requested = signum
+        self._restore()
+
+    def _restore(self) -> None:
+        for signum, handler in self._before.items():
+            signal.signal(signum, handler)
+        self._before = {}

@@ -1,0 +1,88 @@
+"""Projections with LoRA and bias inside one GEMM, forward and backward.
+
+    Y = [X | 1 | S] · [W | bias | scaling·B]ᵀ        [dX | · | dS] = dY · [W | bias | scaling·B]
+    dB_g = scaling · dY_gᵀ · S_g
+
+A group is the projections that share an input (q, k, v; gate, up): their rows are stacked, and B is
+block-diagonal. W and bias are frozen, so their gradients are never formed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cqa.kernels.shrink import AugColumns
+
+
+@dataclass(frozen=True, slots=True)
+class LoraRows:
+    """One adapted member of a group: its rows of Y, its columns of S, its B."""
+
+    rows: slice
+    columns: slice  # within the augmented row
+    lora_b: Tensor  # (rows, R)
+
+
+class _AugLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x_aug: Tensor,
+        residual: Tensor | None,
+        weight: Tensor,
+        scaling: float,
+        members: tuple[LoraRows, ...],
+        *lora_b: Tensor,
+    ) -> Tensor:
+        ctx.save_for_backward(x_aug, weight)
+        ctx.scaling, ctx.members = scaling, members
+        return aug_linear_ref(x_aug, weight, residual)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
+        x_aug, weight = ctx.saved_tensors
+        dx_aug = dy @ weight if ctx.needs_input_grad[0] else None
+        dresidual = dy if ctx.needs_input_grad[1] else None
+        grads = []
+        for member in ctx.members:
+            db = dy[:, member.rows].T @ x_aug[:, member.columns]
+            grads.append(db.to(member.lora_b.dtype).mul_(ctx.scaling))
+        return dx_aug, dresidual, None, None, None, *grads
+
+
+def aug_linear_ref(x_aug: Tensor, weight: Tensor, residual: Tensor | None) -> Tensor:
+    """The definition: x_aug (M, K_aug), weight (N, K_aug) to (M, N), residual added."""
+    if residual is None:
+        return x_aug @ weight.T
+    return torch.addmm(residual, x_aug, weight.T)
+
+
+def aug_linear(
+    x_aug: Tensor,  # (M, columns.total) or (M, columns.base)
+    weight: Tensor,  # (N, columns.total)
+    columns: AugColumns,
+    members: tuple[LoraRows, ...] = (),
+    *,
+    scaling: float = 1.0,
+    residual: Tensor | None = None,  # (M, N)
+) -> Tensor:  # (M, N)
+    """Project an augmented input; without low-rank columns in it, by the base part of the weight.
+
+    Args:
+        x_aug: [X | 1 | S], or its base part [X | 1].
+        weight: [W | bias | scaling·B], frozen but for B.
+        columns: Layout of both.
+        members: The adapted members; their `lora_b` receive gradients, their values come from
+            `weight`.
+        scaling: LoRA's factor, for dB.
+        residual: Added to the result.
+    """
+    weight = weight[:, : x_aug.shape[1]] if x_aug.shape[1] < columns.total else weight
+    lora_b = tuple(member.lora_b for member in members)
+    return _AugLinear.apply(  # type: ignore[no-any-return]
+        x_aug, residual, weight, scaling, members, *lora_b
+    )

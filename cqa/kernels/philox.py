@@ -1,0 +1,133 @@
+"""Philox4x32-10, the one random generator of the project: counter-based, the same on every backend.
+
+A word is a pure function of (seed, step, stream, index), so nothing random is ever stored: dropout
+masks are made again in backward, and a resumed run needs only its seed and step.
+
+    key      = (seed low 32 bits, seed high 32 bits)
+    counter  = (index low, index high, stream, step)       four words out per counter
+    stream   = kind << 24 | number                         kinds below; number e.g. of a module
+
+Dropout of module m, row i (counted within the accumulation window), column j of K:
+    lane  = 16 bits: words of index i * ceil(K / 8) + j // 8; lane l = j % 8 is word l // 2,
+            low half if l is even, high half if l is odd
+    keep  = lane >= round(65536 p);   scale = 65536 / (65536 - round(65536 p))
+
+Uniforms take the top 24 bits of a word: u = (word >> 8) * 2^-24, exact in fp32, in [0, 1).
+
+Source: Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"; Triton's `tl.philox`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+Words32 = npt.NDArray[np.uint32]
+Words64 = npt.NDArray[np.uint64]
+
+DROPOUT, NEFTUNE, INIT, ORDER, SPLIT = range(5)  # kinds of streams
+
+_MASK = 0xFFFFFFFF
+_MUL0, _MUL2 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
+_ADD0, _ADD1 = 0x9E3779B9, 0xBB67AE85
+_SHIFT, _LOW = np.uint64(32), np.uint64(_MASK)
+_CHUNK = 8192  # counters at a time: six uint64 arrays of this length stay in the cache
+
+
+def philox_words_ref(seed: int, step: int, stream: int, index: Words64) -> Words32:
+    """Return the four words of each counter, shape (len(index), 4)."""
+    words = np.empty((len(index), 4), dtype=np.uint32)
+    for start in range(0, len(index), _CHUNK):
+        part = index[start : start + _CHUNK]
+        counter = [part & _LOW, part >> _SHIFT]
+        counter += [np.full_like(part, word & _MASK) for word in (stream, step)]
+        for lane, word in enumerate(_ten_rounds(counter, seed)):
+            words[start : start + _CHUNK, lane] = word
+    return words
+
+
+def row_words_ref(seed: int, step: int, stream: int, rows: Tensor, calls: int) -> Words32:
+    """Return the words of `calls` counters a row, shape (len(rows), 4 * calls)."""
+    first = rows.cpu().numpy().astype(np.uint64) * np.uint64(calls)
+    index = (first[:, None] + np.arange(calls, dtype=np.uint64)).reshape(-1)
+    return philox_words_ref(seed, step, stream, index).reshape(len(rows), 4 * calls)
+
+
+def _ten_rounds(counter: list[Words64], seed: int) -> list[Words64]:
+    """Run the rounds in place, 32-bit words held in uint64 so that products are exact."""
+    c0, c1, c2, c3 = counter
+    spare0, spare2 = np.empty_like(c0), np.empty_like(c0)
+    k0, k1 = seed & _MASK, seed >> 32 & _MASK
+    for _ in range(10):
+        np.multiply(c0, _MUL0, out=spare0)
+        np.multiply(c2, _MUL2, out=spare2)
+        c1 ^= np.uint64(k0)
+        c3 ^= np.uint64(k1)
+        np.right_shift(spare2, _SHIFT, out=c0)
+        np.right_shift(spare0, _SHIFT, out=c2)
+        c0 ^= c1
+        c2 ^= c3
+        spare2 &= _LOW
+        spare0 &= _LOW
+        c1, c3, spare2, spare0 = spare2, spare0, c1, c3
+        k0, k1 = (k0 + _ADD0) & _MASK, (k1 + _ADD1) & _MASK
+    return [c0, c1, c2, c3]
+
+
+def stream_of(kind: int, number: int = 0) -> int:
+    """Combine a kind of stream and a number below 2^24."""
+    return kind << 24 | number
+
+
+def uniforms(seed: int, step: int, stream: int, count: int) -> npt.NDArray[np.float32]:
+    """Return `count` fp32 uniforms in [0, 1), exact multiples of 2^-24."""
+    index = np.arange(-(-count // 4), dtype=np.uint64)
+    words = philox_words_ref(seed, step, stream, index).reshape(-1)[:count]
+    return (words >> np.uint32(8)).astype(np.float32) * np.float32(2.0**-24)
+
+
+def permutation(seed: int, step: int, stream: int, count: int) -> list[int]:
+    """Return a random order of range(count): the stable sort of one 64-bit key per element."""
+    index = np.arange(count, dtype=np.uint64)
+    words = philox_words_ref(seed, step, stream, index).astype(np.uint64)
+    keys = words[:, 0] << _SHIFT | words[:, 1]
+    return [int(i) for i in np.argsort(keys, kind="stable")]
+
+
+@dataclass(frozen=True, slots=True)
+class Dropout:
+    """One step's dropout: every module draws its own mask from (seed, step, module, row, column).
+
+    `rows` are the pass's rows as numbered in the whole accumulation window, shape (M,) int64, so
+    that neither packing nor pruning changes a mask.
+    """
+
+    p: float
+    seed: int
+    step: int
+    rows: Tensor
+
+    @property
+    def threshold(self) -> int:
+        """Lanes below this are dropped."""
+        return round(65536 * self.p)
+
+    @property
+    def scale(self) -> float:
+        """What a kept element is multiplied by."""
+        return 65536 / (65536 - self.threshold)
+
+    def select(self, kept: Tensor) -> Dropout:
+        """Return the dropout of some of the rows, by index."""
+        return replace(self, rows=self.rows[kept])
+
+    def keep(self, module: int, n_cols: int) -> Tensor:
+        """Return the mask of module number `module`: True is kept, shape (M, n_cols), bool."""
+        stream = stream_of(DROPOUT, module)
+        words = row_words_ref(self.seed, self.step, stream, self.rows, -(-n_cols // 8))
+        lanes = words.view("<u2")[:, :n_cols]
+        return torch.from_numpy(lanes >= self.threshold)

@@ -1,0 +1,42 @@
+"""Rotary position embedding of queries and keys, in the half-split layout of Hugging Face.
+
+    (x1, x2) → (x1 · cos - x2 · sin,  x2 · cos + x1 · sin)        x1, x2 the halves of a head
+
+Source: RoFormer, arXiv:2104.09864, eq. 34.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def rope_ref(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """The definition: x (M, H, D); cos, sin (M, D / 2) fp32; computed in fp32 or wider."""
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    x1, x2 = wide.chunk(2, dim=-1)
+    cos, sin = cos[:, None].to(wide.dtype), sin[:, None].to(wide.dtype)
+    return torch.cat((x1 * cos - x2 * sin, x2 * cos + x1 * sin), dim=-1).to(x.dtype)
+
+
+class _Rope(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        return rope_ref(x, cos, sin)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        cos, sin = ctx.saved_tensors
+        return rope_ref(dy, cos, -sin), None, None
+
+
+def rope(
+    x: Tensor,  # (M, H, D)
+    cos: Tensor,  # (M, D / 2) fp32
+    sin: Tensor,  # (M, D / 2) fp32
+) -> Tensor:  # (M, H, D)
+    """Rotate every head of every row by the angles of its position."""
+    return _Rope.apply(x, cos, sin)  # type: ignore[no-any-return]

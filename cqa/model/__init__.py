@@ -1,0 +1,1 @@
+"""Token ids to hidden states: the decoder, its weights, and the adapters."""

@@ -1,0 +1,250 @@
+"""The decoder on packed tokens: one class for Qwen2/2.5, Qwen3, Llama and Mistral.
+
+Training runs every op over all rows at once. Scoring (`block_rows`) runs every GEMM on blocks of
+exactly that many rows, the last one padded: a row's result then depends on its own segment alone,
+not on how many rows share the pass, and intermediates stay the size of a block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from cqa.kernels.attention import AttentionSpan, attention
+from cqa.kernels.copy_shrink import copy_shrink
+from cqa.kernels.embed import Noise, embed
+from cqa.kernels.philox import Dropout
+from cqa.kernels.rms_norm import norm_shrink, rms_norm_ref
+from cqa.kernels.rope import rope
+from cqa.kernels.swiglu_shrink import swiglu_shrink
+from cqa.layout import PackedBatch
+from cqa.model.config import DecoderConfig
+from cqa.model.projection import Projection
+from cqa.model.rope import inverse_frequencies, rope_tables
+
+BLOCK_ROWS = 256  # rows of a scoring GEMM: within 5 % of the full-height rate, little padding
+
+
+@dataclass(slots=True)
+class Layer:
+    """Weights of one decoder layer."""
+
+    input_norm: Tensor
+    qkv: Projection
+    q_norm: Tensor | None
+    k_norm: Tensor | None
+    o: Projection
+    post_norm: Tensor
+    gate_up: Projection
+    down: Projection
+    window: int | None
+
+    @property
+    def projections(self) -> tuple[Projection, ...]:
+        """The four groups, in the order in which they run."""
+        return (self.qkv, self.o, self.gate_up, self.down)
+
+
+class Decoder:
+    """A frozen base model with room for an adapter; weights lie on one device in one dtype."""
+
+    def __init__(
+        self,
+        config: DecoderConfig,
+        *,
+        rank_columns: dict[str, int],
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        """Allocate all weights; `rank_columns` gives the most LoRA columns of each module."""
+        self.config, self.dtype, self.device = config, dtype, device
+        self.rank_columns = rank_columns
+        self.table = self._new(config.vocab_size, config.hidden_size)
+        self.head = self.table if config.tied else self._new(config.vocab_size, config.hidden_size)
+        self.norm = self._new(config.hidden_size)
+        self.layers = [self._layer(i) for i in range(config.n_layers)]
+        inv_freq, self._rope_factor = inverse_frequencies(config.rope, config.head_dim)
+        self._inv_freq = inv_freq.to(device)
+
+    def _new(self, *shape: int) -> Tensor:
+        return torch.empty(*shape, dtype=self.dtype, device=self.device)
+
+    def _layer(self, index: int) -> Layer:
+        c = self.config
+        width, kv_width = c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim
+
+        def group(outputs: dict[str, int], in_features: int, bias: bool) -> Projection:
+            return Projection(
+                index,
+                outputs,
+                in_features,
+                bias=bias,
+                rank_columns=sum(self.rank_columns.get(name, 0) for name in outputs),
+                dtype=self.dtype,
+                device=self.device,
+            )
+
+        return Layer(
+            input_norm=self._new(c.hidden_size),
+            qkv=group({"q": width, "k": kv_width, "v": kv_width}, c.hidden_size, c.qkv_bias),
+            q_norm=self._new(c.head_dim) if c.qk_norm else None,
+            k_norm=self._new(c.head_dim) if c.qk_norm else None,
+            o=group({"o": c.hidden_size}, width, c.o_bias),
+            post_norm=self._new(c.hidden_size),
+            gate_up=group(
+                {"gate": c.intermediate_size, "up": c.intermediate_size}, c.hidden_size, c.mlp_bias
+            ),
+            down=group({"down": c.hidden_size}, c.intermediate_size, c.mlp_bias),
+            window=c.windows[index],
+        )
+
+    def hidden(
+        self,
+        batch: PackedBatch,
+        *,
+        dropout: Dropout | None = None,
+        noise: Noise | None = None,
+        block_rows: int | None = None,
+        recompute: bool = False,
+    ) -> Tensor:
+        """Return the hidden state that predicts each of the batch's targets, final norm applied.
+
+        Args:
+            batch: Packed rows on this decoder's device.
+            dropout: LoRA dropout of this step, in training.
+            noise: NEFTune noise of this step, in training.
+            block_rows: Run row-wise work in blocks of exactly this many rows, without gradient.
+            recompute: Recompute each layer in backward instead of keeping its activations.
+
+        Returns:
+            Shape (T, hidden_size).
+        """
+        run = _Blocks(block_rows)
+        cos, sin = rope_tables(self._inv_freq, self._rope_factor, batch.position_ids)
+        spans = tuple(
+            AttentionSpan((s.start, s.stop), (s.start, s.stop), (s.prefix_start, s.prefix_stop))
+            for s in batch.segments
+        )
+        h = embed(batch.input_ids, self.table, noise)
+        for layer in self.layers[:-1]:
+            if recompute and torch.is_grad_enabled():
+                h = checkpoint(  # type: ignore[no-untyped-call]
+                    self._run_layer, layer, h, cos, sin, spans, dropout, run, use_reentrant=False
+                )
+            else:
+                h = self._run_layer(layer, h, cos, sin, spans, dropout, run)
+        h = self._run_last_layer(batch, h, cos, sin, dropout, run)
+        normed = run(lambda rows: rms_norm_ref(rows, self.norm, self.config.rms_norm_eps), h)
+        return normed[batch.wanted]
+
+    def _run_layer(
+        self,
+        layer: Layer,
+        h: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        spans: tuple[AttentionSpan, ...],
+        dropout: Dropout | None,
+        run: _Blocks,
+    ) -> Tensor:
+        q, k, v = run(lambda *rows: self._project(layer, *rows, dropout), h, cos, sin)
+        attended = attention(q, k, v, spans, window=layer.window)
+        return run(lambda *rows: self._finish(layer, *rows, dropout), h, attended.flatten(1))
+
+    def _run_last_layer(
+        self,
+        batch: PackedBatch,
+        h: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        dropout: Dropout | None,
+        run: _Blocks,
+    ) -> Tensor:
+        """Run the last layer: keys and values of all rows, the rest for the kept rows alone."""
+        layer = self.layers[-1]
+        q, k, v = run(lambda *rows: self._project(layer, *rows, dropout), h, cos, sin)
+        if batch.kept.shape[0] < batch.n_rows:
+            q, h = q[batch.kept], h[batch.kept]
+            dropout = dropout.select(batch.kept) if dropout else None
+        spans, row = [], 0
+        for s in batch.segments:
+            n_kept = s.kept_stop - s.kept_start
+            if n_kept:
+                own, prefix = (s.start, s.kept_stop), (s.prefix_start, s.prefix_stop)
+                spans.append(AttentionSpan((row, row + n_kept), own, prefix))
+            row += n_kept
+        attended = attention(q, k, v, tuple(spans), window=layer.window)
+        return run(lambda *rows: self._finish(layer, *rows, dropout), h, attended.flatten(1))
+
+    def _project(
+        self, layer: Layer, h: Tensor, cos: Tensor, sin: Tensor, dropout: Dropout | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Norm, q/k/v projection, head norms and rotation: (M, D) to three (M, heads, head_dim)."""
+        c, qkv = self.config, layer.qkv
+        x_aug = norm_shrink(
+            h, layer.input_norm, c.rms_norm_eps, qkv.columns, qkv.shrink(dropout)
+        )
+        heads = qkv(x_aug).unflatten(1, (-1, c.head_dim))
+        q, k, v = heads.split((c.n_heads, c.n_kv_heads, c.n_kv_heads), dim=1)
+        if layer.q_norm is not None and layer.k_norm is not None:
+            q = rms_norm_ref(q, layer.q_norm, c.rms_norm_eps)
+            k = rms_norm_ref(k, layer.k_norm, c.rms_norm_eps)
+        return rope(q, cos, sin), rope(k, cos, sin), v
+
+    def _finish(
+        self, layer: Layer, h: Tensor, attended: Tensor, dropout: Dropout | None
+    ) -> Tensor:
+        """Output projection and MLP, each added to the residual: (M, D) to (M, D)."""
+        o, gate_up, down = layer.o, layer.gate_up, layer.down
+        h = o(copy_shrink(attended, o.columns, o.shrink(dropout)), residual=h)
+        x_aug = norm_shrink(
+            h,
+            layer.post_norm,
+            self.config.rms_norm_eps,
+            gate_up.columns,
+            gate_up.shrink(dropout),
+        )
+        act_aug = swiglu_shrink(gate_up(x_aug), down.columns, down.shrink(dropout))
+        return down(act_aug, residual=h)
+
+    def projections(self) -> list[Projection]:
+        """Every group of every layer, in the order in which they run."""
+        return [projection for layer in self.layers for projection in layer.projections]
+
+    def detach_adapter(self) -> None:
+        """Go back to the base model."""
+        for projection in self.projections():
+            projection.detach()
+
+
+class _Blocks:
+    """Applies a row-wise function to all rows at once, or to blocks of a fixed height."""
+
+    def __init__(self, height: int | None) -> None:
+        self.height = height
+
+    def __call__(self, function: Callable[..., Tensor | tuple[Tensor, ...]], *rows: Tensor):  # type: ignore[no-untyped-def]  # noqa: ANN204
+        """Call `function` on row tensors (M, …); its results are row tensors too."""
+        height, n_rows = self.height, rows[0].shape[0]
+        if height is None:
+            return function(*rows)
+        outs: tuple[Tensor, ...] | None = None
+        single = False
+        for start in range(0, n_rows, height):
+            n = min(height, n_rows - start)
+            block = [r[start : start + n] for r in rows]
+            if n < height:
+                block = [torch.cat((r, r.new_zeros(height - n, *r.shape[1:]))) for r in block]
+            result = function(*block)
+            single = isinstance(result, Tensor)
+            results: tuple[Tensor, ...] = (result,) if isinstance(result, Tensor) else result
+            if outs is None:
+                outs = tuple(r.new_empty(n_rows, *r.shape[1:]) for r in results)
+            for out, r in zip(outs, results, strict=True):
+                out[start : start + n] = r[:n]
+        assert outs is not None, "a batch has at least one row"
+        return outs[0] if single else outs

@@ -1,0 +1,141 @@
+"""Load a base model: stream safetensors straight into the augmented weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from cqa.errors import ModelError, ResourceError
+from cqa.model.checkpoint import digest_files, stream, tensor_files
+from cqa.model.config import DecoderConfig, read_config
+from cqa.model.decoder import Decoder
+
+Device = Literal["auto", "cpu", "cuda"]
+Dtype = Literal["auto", "fp32", "bf16"]
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+PLACES = {
+    "self_attn.q_proj": "q",
+    "self_attn.k_proj": "k",
+    "self_attn.v_proj": "v",
+    "self_attn.o_proj": "o",
+    "mlp.gate_proj": "gate",
+    "mlp.up_proj": "up",
+    "mlp.down_proj": "down",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class BaseModel:
+    """A loaded base and what identifies it."""
+
+    decoder: Decoder
+    digest: str  # sha256 over config.json and the safetensors files
+
+
+def pick_device(device: Device) -> torch.device:
+    """Resolve `auto`: the GPU if there is one.
+
+    Raises:
+        ResourceError: CUDA was asked for and is not there.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ResourceError("expected a CUDA device, got none", hint="use --device cpu")
+    return torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def pick_dtype(dtype: Dtype, device: torch.device) -> torch.dtype:
+    """Resolve `auto`: bf16 weights on CUDA, fp32 on CPU."""
+    if dtype == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    return DTYPES[dtype]
+
+
+def load_model(
+    folder: Path,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    rank_columns: dict[str, int] | None = None,
+) -> BaseModel:
+    """Load a base model, with room for adapters.
+
+    Args:
+        folder: Hugging Face model folder with safetensors.
+        device: Where the weights go.
+        dtype: What they are converted to.
+        rank_columns: The most LoRA columns each module will need.
+
+    Raises:
+        ModelError: Files are missing or malformed, or tensors do not fit the config.
+    """
+    config = read_config(folder)
+    files = tensor_files(folder)
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        paths = [folder / "config.json", *set(files.values())]
+        digest = pool.submit(digest_files, paths)
+        decoder = Decoder(config, rank_columns=rank_columns or {}, dtype=dtype, device=device)
+        _fill(decoder, files, folder)
+        return BaseModel(decoder, digest.result())
+
+
+def _fill(decoder: Decoder, files: dict[str, Path], folder: Path) -> None:
+    places = _destinations(decoder)
+    ignored = {"lm_head.weight"} if decoder.config.tied else set()
+    unexpected = [n for n in files if n not in places and n not in ignored and "rotary_emb" not in n]
+    missing = [name for name in places if name not in files]
+    for problem, names in (("no", missing), ("an unexpected", unexpected)):
+        if names:
+            raise ModelError(
+                f"expected the tensors of a {decoder.config.model_type} model, got {problem} "
+                f"{names[0]}{f' (and {len(names) - 1} more)' if len(names) > 1 else ''}",
+                where=str(folder),
+            )
+    for name, tensor in stream({name: files[name] for name in places}):
+        shape, put = places[name]
+        if tuple(tensor.shape) != shape:
+            raise ModelError(
+                f"expected {name} of shape {shape}, got: {tuple(tensor.shape)}", where=str(files[name])
+            )
+        if not tensor.is_floating_point():
+            raise ModelError(f"expected floats in {name}, got: {tensor.dtype}", where=str(files[name]))
+        put(tensor)
+
+
+def _destinations(decoder: Decoder) -> dict[str, tuple[tuple[int, ...], Callable[[Tensor], object]]]:
+    """Map every tensor name of the checkpoint to its shape and to what puts it in place."""
+    places: dict[str, tuple[tuple[int, ...], Callable[[Tensor], object]]] = {}
+
+    def plain(name: str, target: Tensor | None) -> None:
+        if target is not None:
+            places[name] = (tuple(target.shape), target.copy_)
+
+    plain("model.embed_tokens.weight", decoder.table)
+    plain("model.norm.weight", decoder.norm)
+    if not decoder.config.tied:
+        plain("lm_head.weight", decoder.head)
+    for i, layer in enumerate(decoder.layers):
+        prefix = f"model.layers.{i}"
+        plain(f"{prefix}.input_layernorm.weight", layer.input_norm)
+        plain(f"{prefix}.post_attention_layernorm.weight", layer.post_norm)
+        plain(f"{prefix}.self_attn.q_norm.weight", layer.q_norm)
+        plain(f"{prefix}.self_attn.k_norm.weight", layer.k_norm)
+        by_name = {m.name: (p, m) for p in layer.projections for m in p.members}
+        for place, name in PLACES.items():
+            projection, member = by_name[name]
+            n = member.rows.stop - member.rows.start
+            parts = {"weight": (n, projection.columns.features)}
+            if projection.columns.bias:
+                parts["bias"] = (n,)  # type: ignore[assignment]
+            for part, shape in parts.items():
+
+                def put(tensor: Tensor, p=projection, name=name, part=part) -> None:  # type: ignore[no-untyped-def]
+                    p.load(name, part, tensor)
+
+                places[f"{prefix}.{place}.{part}"] = (shape, put)
+    return places

@@ -1,0 +1,116 @@
+"""The frozen projections of a layer, grouped by shared input, each with room for an adapter."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cqa.kernels.aug_linear import LoraRows, aug_linear
+from cqa.kernels.philox import Dropout
+from cqa.kernels.shrink import AugColumns, Shrink
+
+MODULES = ("q", "k", "v", "o", "gate", "up", "down")
+GROUPS = (("q", "k", "v"), ("o",), ("gate", "up"), ("down",))
+
+
+def module_number(layer: int, module: str) -> int:
+    """Number a module within the model, for its random streams."""
+    return layer * len(MODULES) + MODULES.index(module)
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One projection of a group: its name and its rows of the stacked weight."""
+
+    name: str
+    rows: slice
+
+
+class Projection:
+    """A group of projections as one weight [W | bias | scaling·B], shape (N, K_aug).
+
+    An adapter is attached by writing its B columns in place and keeping a reference to its A;
+    the columns of an absent or smaller adapter are not read.
+    """
+
+    def __init__(
+        self,
+        layer: int,
+        outputs: Mapping[str, int],
+        in_features: int,
+        *,
+        bias: bool,
+        rank_columns: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        """Allocate the weight; `rank_columns` is the most that any adapter will need."""
+        self.layer = layer
+        self.multiple = 64 if device.type == "cuda" else 16
+        self.columns = AugColumns(in_features, bias, 0, self.multiple)
+        widest = AugColumns(in_features, bias, rank_columns, self.multiple)
+        self.rank_columns = rank_columns
+        stops = torch.tensor(list(outputs.values())).cumsum(0).tolist()
+        starts = [0, *stops[:-1]]
+        self.members = tuple(
+            Member(name, slice(a, b)) for name, a, b in zip(outputs, starts, stops, strict=True)
+        )
+        self.weight = torch.zeros(stops[-1], widest.total, dtype=dtype, device=device)
+        self._lora_a: Tensor | None = None
+        self._modules: tuple[int, ...] = ()
+        self._rows: tuple[LoraRows, ...] = ()
+        self._scaling = 1.0
+
+    def load(self, name: str, part: str, tensor: Tensor) -> None:
+        """Copy a checkpoint tensor (`part` is "weight" or "bias") to its place."""
+        rows = next(member.rows for member in self.members if member.name == name)
+        k = self.columns.features
+        target = self.weight[rows, :k] if part == "weight" else self.weight[rows, k]
+        target.copy_(tensor)
+
+    def attach(
+        self, lora_a: Tensor, lora_b: Sequence[Tensor], modules: Sequence[str], scaling: float
+    ) -> None:
+        """Attach an adapter: A of the adapted members stacked (G·R, K), and B of each (n, R)."""
+        k, bias = self.columns.features, self.columns.bias
+        self.columns = AugColumns(k, bias, lora_a.shape[0], self.multiple)
+        rank = lora_a.shape[0] // len(modules)
+        rows = {member.name: member.rows for member in self.members}
+        first = self.columns.base
+        self._lora_a, self._scaling = lora_a, scaling
+        self._modules = tuple(module_number(self.layer, name) for name in modules)
+        self._rows = tuple(
+            LoraRows(rows[name], slice(first + g * rank, first + (g + 1) * rank), b)
+            for g, (name, b) in enumerate(zip(modules, lora_b, strict=True))
+        )
+        self.weight[:, self.columns.base :].zero_()
+        self.write_b()
+
+    def write_b(self) -> None:
+        """Copy scaling·B of every adapted member into its block of the weight."""
+        with torch.no_grad():
+            for member in self._rows:
+                self.weight[member.rows, member.columns] = member.lora_b * self._scaling
+
+    def detach(self) -> None:
+        """Go back to the base: the adapter columns are no longer read."""
+        self.columns = AugColumns(self.columns.features, self.columns.bias, 0, self.multiple)
+        self._lora_a, self._modules, self._rows = None, (), ()
+
+    def shrink(self, dropout: Dropout | None = None) -> Shrink | None:
+        """Return the LoRA side of this group's input, or None without an adapter."""
+        return None if self._lora_a is None else Shrink(self._lora_a, self._modules, dropout)
+
+    def __call__(self, x_aug: Tensor, residual: Tensor | None = None) -> Tensor:
+        """Project an augmented input (M, K_aug) to (M, N), residual added."""
+        return aug_linear(
+            x_aug,
+            self.weight,
+            self.columns,
+            self._rows,
+            scaling=self._scaling,
+            residual=residual,
+        )

@@ -1,0 +1,1 @@
+"""Items to scores: the scorer, and the statistics of the paper."""

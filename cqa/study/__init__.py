@@ -1,0 +1,1 @@
+"""What needs both training and scoring."""

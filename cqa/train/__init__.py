@@ -1,0 +1,1 @@
+"""Samples to adapters: the training loop."""

@@ -1,0 +1,110 @@
+"""Settings of a training run; the defaults are the paper's recipe (section 3.4)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from cqa.config import option, require
+
+TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "paper": {
+        "epochs": 12,
+        "micro_batch": 1,
+        "grad_accum": 2,
+        "lr": 2e-4,
+        "warmup_ratio": 0.1,
+        "max_grad_norm": 1.0,
+        "weight_decay": 0.0,
+        "rank": 32,
+        "alpha": 32.0,
+        "rslora": True,
+        "dropout": 0.05,
+        "neftune_alpha": 5.0,
+        "targets": TARGETS,
+        "validation": "0.1",
+    }
+}
+_PAPER = PRESETS["paper"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """One training run."""
+
+    model: str = option("Base model: a folder in Hugging Face format, or a hub id.")
+    data: Path = option(
+        "Training samples, JSON Lines: prompt/response, alpaca, sharegpt, messages or dialogue."
+    )
+    out: Path = option("Folder of the run.")
+    epochs: int = option("Passes over the samples; every epoch's adapter is kept.", _PAPER["epochs"])
+    micro_batch: int = option("Samples per micro-batch.", _PAPER["micro_batch"])
+    grad_accum: int = option(
+        "Micro-batches per optimizer step; the whole window is packed.", _PAPER["grad_accum"]
+    )
+    lr: float = option("Peak learning rate of the cosine schedule.", _PAPER["lr"])
+    warmup_ratio: float = option("Share of steps with rising learning rate.", _PAPER["warmup_ratio"])
+    max_grad_norm: float = option("Gradient norm to clip at; 0 is never.", _PAPER["max_grad_norm"])
+    weight_decay: float = option("AdamW's decoupled weight decay.", _PAPER["weight_decay"])
+    rank: int = option("LoRA rank.", _PAPER["rank"])
+    alpha: float = option("LoRA alpha.", _PAPER["alpha"])
+    rslora: bool = option("Scale by alpha / sqrt(rank) instead of alpha / rank.", _PAPER["rslora"])
+    dropout: float = option("LoRA dropout, a mask of its own per module.", _PAPER["dropout"])
+    neftune_alpha: float = option("Embedding noise; 0 is none.", _PAPER["neftune_alpha"])
+    targets: tuple[str, ...] = option("Adapted projections.", _PAPER["targets"])
+    validation: str = option(
+        "Held-out share of the samples, or a file of them, or 0.", _PAPER["validation"]
+    )
+    loss_on: Literal["response", "whole-text"] = option("Which tokens are learned.", "response")
+    template: str = option(
+        "How samples become text: plain, chat (the tokenizer's template) or a Jinja file.", "plain"
+    )
+    seed: int = option("Seed of everything random.", 0)
+    too_long: Literal["refuse", "drop", "truncate"] = option(
+        "What to do with samples over --max-tokens.", "refuse"
+    )
+    max_tokens: int | None = option("Longest sample, in tokens; the model's own limit.", None)
+    pass_tokens: int = option(
+        "Most tokens in one pass; a larger window is split, with the same result.", 16_384
+    )
+    device: Literal["auto", "cpu", "cuda"] = option("Where to compute.", "auto")
+    dtype: Literal["auto", "fp32", "bf16"] = option(
+        "Compute dtype; auto is bf16 on CUDA and fp32 on CPU.", "auto"
+    )
+    recompute: bool = option("Recompute activations in backward, to save memory.", False)
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range."""
+        for name in ("epochs", "micro_batch", "grad_accum", "rank", "pass_tokens"):
+            value = getattr(self, name)
+            require(value >= 1, f"{name.replace('_', '-')} to be at least 1", value)
+        require(self.lr > 0, "lr to be positive", self.lr)
+        require(self.alpha > 0, "alpha to be positive", self.alpha)
+        require(0 <= self.warmup_ratio < 1, "warmup-ratio from 0 to below 1", self.warmup_ratio)
+        require(0 <= self.dropout < 1, "dropout from 0 to below 1", self.dropout)
+        require(self.max_grad_norm >= 0, "max-grad-norm of at least 0", self.max_grad_norm)
+        require(self.weight_decay >= 0, "weight-decay of at least 0", self.weight_decay)
+        require(self.neftune_alpha >= 0, "neftune-alpha of at least 0", self.neftune_alpha)
+        require(0 <= self.seed < 2**64, "seed from 0 to below 2^64", self.seed)
+        known = bool(self.targets) and set(self.targets) <= set(TARGETS)
+        require(known, f"targets among {','.join(TARGETS)}", ",".join(self.targets))
+        if self.max_tokens is not None:
+            require(self.max_tokens >= 2, "max-tokens of at least 2", self.max_tokens)
+        if self.validation_share is not None:
+            require(0 <= self.validation_share < 1, "validation from 0 to below 1", self.validation)
+
+    @property
+    def validation_share(self) -> float | None:
+        """The held-out share, or None when `validation` names a file."""
+        try:
+            return float(self.validation)
+        except ValueError:
+            return None
+
+    @property
+    def window(self) -> int:
+        """Samples per optimizer step."""
+        return self.micro_batch * self.grad_accum

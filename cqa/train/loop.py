@@ -1,0 +1,194 @@
+"""The training loop, top to bottom."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cqa.data.samples import EncodedSample
+from cqa.errors import NumericsError
+from cqa.files import locked
+from cqa.interrupt import Interrupt
+from cqa.kernels.adamw import adamw_step, clip_gradient
+from cqa.kernels.embed import Noise
+from cqa.kernels.philox import Dropout
+from cqa.kernels.token_logprobs import token_logprobs
+from cqa.layout import PackedBatch, pack_documents
+from cqa.model.decoder import Decoder
+from cqa.model.load import load_model, pick_device, pick_dtype
+from cqa.model.lora import TrainableLora
+from cqa.train.checkpoint import Log, load_state, open_run, save_epoch, save_state, write_run
+from cqa.train.config import TrainConfig
+from cqa.train.plan import Plan, make_plan, split_passes
+
+Event = dict[str, Any]
+
+
+def train(
+    config: TrainConfig, *, resume: bool = False, on_event: Callable[[Event], None] = lambda _: None
+) -> None:
+    """Train a LoRA; keep every epoch's adapter, and log loss and eval_loss.
+
+    Args:
+        config: The settings.
+        resume: Continue the run in `config.out` from its last complete state.
+        on_event: Called with every logged event, and first with {"event": "start", …}.
+
+    Raises:
+        CqaError: Anything that the user can mend; see cqa.errors.
+    """
+    plan = make_plan(config)
+    device = pick_device(config.device)
+    dtype = pick_dtype(config.dtype, device)
+    with locked(config.out), Interrupt() as interrupt:
+        last_step = open_run(plan, resume=resume)
+        if last_step == plan.total_steps:
+            on_event({"event": "finished", "step": last_step})
+            return
+        base = load_model(
+            plan.folder, device=device, dtype=dtype, rank_columns=plan.spec.rank_columns()
+        )
+        lora = TrainableLora(base.decoder, plan.spec, config.seed)
+        if last_step:
+            load_state(plan, lora)
+        else:
+            write_run(plan, model_digest=base.digest, lora=lora, dtype=dtype)
+            save_epoch(plan, lora, "init")
+        log = Log(config.out, last_step, plan.steps_per_epoch)
+        on_event(_start_event(plan, lora, last_step))
+        try:
+            for event in _steps(plan, lora, last_step, interrupt):
+                log.write(event)
+                on_event(event)
+        finally:
+            log.close()
+
+
+def _steps(
+    plan: Plan, lora: TrainableLora, last_step: int, interrupt: Interrupt
+) -> Iterator[Event]:
+    """Run the remaining steps, yielding their events; state is saved after each epoch."""
+    config = plan.config
+    for step in range(last_step + 1, plan.total_steps + 1):
+        yield take_step(plan, lora, step)
+        if plan.ends_epoch(step):
+            epoch = plan.epoch_of(step)
+            if plan.validation:
+                yield evaluate(plan, lora.decoder, epoch)
+            save_epoch(plan, lora, f"epoch-{epoch:02d}")
+            save_state(plan, lora, step)
+        if interrupt.requested:
+            if not plan.ends_epoch(step):
+                save_state(plan, lora, step)
+            interrupt.stop(f"stopped after step {step}; continue with --resume --out {config.out}")
+
+
+def take_step(plan: Plan, lora: TrainableLora, step: int) -> Event:
+    """Take one optimizer step over one accumulation window; return its log event."""
+    config = plan.config
+    started = time.perf_counter()
+    window = plan.window(step)
+    n_labels = sum(sample.n_labels for sample in window)
+    loss = backward_window(plan, lora.decoder, window, step, n_labels)
+    grad_norm = float(clip_gradient(lora.state, config.max_grad_norm))
+    if not math.isfinite(loss) or not math.isfinite(grad_norm):
+        raise NumericsError(
+            f"expected a finite loss and gradient at step {step}, got {loss} and {grad_norm} "
+            f"for samples {', '.join(sample.id for sample in window)}",
+            hint="a lower --lr, or look at these samples; the last complete state is intact",
+        )
+    lr = plan.learning_rate(step)
+    adamw_step(lora.state, lr=lr, step=step, weight_decay=config.weight_decay)
+    lora.after_step()
+    n_tokens = sum(len(sample.ids) for sample in window)
+    seconds = time.perf_counter() - started
+    return {
+        "event": "step",
+        "step": step,
+        "epoch": plan.epoch_of(step),
+        "loss_nats": loss,
+        "lr": lr,
+        "grad_norm": grad_norm,
+        "sample_ids": [sample.id for sample in window],
+        "n_tokens": n_tokens,
+        "n_labels": n_labels,
+        "step_s": round(seconds, 6),
+        "tokens_per_s": round(n_tokens / seconds, 1),
+    }
+
+
+def backward_window(
+    plan: Plan, decoder: Decoder, window: Sequence[EncodedSample], step: int, n_labels: int
+) -> float:
+    """Add the window's gradient to the flat buffer; return the mean loss in nats per token.
+
+    The loss is summed over the whole window and divided once, so neither the split into
+    micro-batches nor into passes changes it.
+    """
+    config = plan.config
+    loss = torch.zeros((), dtype=torch.float64, device=decoder.device)
+    first_row = 0
+    for part in split_passes(list(window), config.pass_tokens):
+        batch = _packed(part, decoder)
+        rows = torch.arange(first_row, first_row + batch.n_rows, device=decoder.device)
+        hidden = decoder.hidden(
+            batch,
+            dropout=Dropout(config.dropout, config.seed, step, rows) if config.dropout else None,
+            noise=_noise(plan, batch, step, rows),
+            recompute=config.recompute,
+        )
+        part_loss = -token_logprobs(hidden, decoder.head, batch.target).sum() / n_labels
+        part_loss.backward()  # type: ignore[no-untyped-call]
+        loss += part_loss.detach()
+        first_row += batch.n_rows
+    return float(loss)
+
+
+def _noise(plan: Plan, batch: PackedBatch, step: int, rows: Tensor) -> Noise | None:
+    alpha = plan.config.neftune_alpha
+    return Noise(alpha, plan.config.seed, step, rows, batch.lengths) if alpha else None
+
+
+def _packed(samples: Sequence[EncodedSample], decoder: Decoder) -> PackedBatch:
+    return pack_documents([(s.ids, s.learned) for s in samples]).to(decoder.device)
+
+
+@torch.no_grad()
+def evaluate(plan: Plan, decoder: Decoder, epoch: int) -> Event:
+    """Return the mean loss over all learned validation tokens: a diagnostic that selects nothing."""
+    started = time.perf_counter()
+    total, n_labels = 0.0, 0
+    for part in split_passes(list(plan.validation), plan.config.pass_tokens):
+        batch = _packed(part, decoder)
+        logp = token_logprobs(decoder.hidden(batch), decoder.head, batch.target)
+        total -= float(logp.double().sum())
+        n_labels += batch.n_targets
+    loss = total / n_labels
+    if not math.isfinite(loss):
+        raise NumericsError(f"expected a finite eval_loss after epoch {epoch}, got {loss}")
+    return {
+        "event": "eval",
+        "epoch": epoch,
+        "eval_loss_nats": loss,
+        "n_labels": n_labels,
+        "eval_s": round(time.perf_counter() - started, 6),
+    }
+
+
+def _start_event(plan: Plan, lora: TrainableLora, last_step: int) -> Event:
+    return {
+        "event": "start",
+        "step": last_step,
+        "total_steps": plan.total_steps,
+        "steps_per_epoch": plan.steps_per_epoch,
+        "n_train": len(plan.train),
+        "n_validation": len(plan.validation),
+        "n_parameters": lora.n_params,
+        "device": str(lora.decoder.device),
+        "dtype": str(lora.decoder.dtype).removeprefix("torch."),
+    }

@@ -1,0 +1,131 @@
+"""What a run will do, decided before any weight is loaded: samples, split, order, steps."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from cqa.data.samples import EncodedSample, encode_sample, fit_lengths, read_samples
+from cqa.data.tokenizer import Tokenizer
+from cqa.errors import DataError
+from cqa.kernels.philox import ORDER, SPLIT, permutation, stream_of
+from cqa.model.checkpoint import locate
+from cqa.model.config import DecoderConfig, read_config
+from cqa.model.lora import LoraSpec
+from cqa.train.config import TARGETS, TrainConfig
+from cqa.train.schedule import learning_rate, warmup_steps
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A run's samples and steps; everything random in it follows from the seed."""
+
+    config: TrainConfig
+    folder: Path  # of the base model
+    shape: DecoderConfig
+    tokenizer: Tokenizer
+    format: str
+    train: tuple[EncodedSample, ...]
+    validation: tuple[EncodedSample, ...]
+    touched: tuple[str, ...]  # ids that --too-long dropped or cut
+    data_digest: str
+
+    @property
+    def spec(self) -> LoraSpec:
+        """The adapter to train."""
+        c = self.config
+        targets = tuple(name for name in TARGETS if name in c.targets)
+        return LoraSpec(c.rank, c.alpha, c.rslora, targets)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Windows per epoch; a last partial one is stepped too."""
+        return math.ceil(len(self.train) / self.config.window)
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the run."""
+        return self.steps_per_epoch * self.config.epochs
+
+    def epoch_of(self, step: int) -> int:
+        """The epoch, from 1, that step 1 … total belongs to."""
+        return (step - 1) // self.steps_per_epoch + 1
+
+    def ends_epoch(self, step: int) -> bool:
+        """Whether an epoch is complete after this step."""
+        return step % self.steps_per_epoch == 0
+
+    def window(self, step: int) -> list[EncodedSample]:
+        """Return the samples of one step, in the epoch's own random order."""
+        epoch, size = self.epoch_of(step), self.config.window
+        order = permutation(self.config.seed, epoch, stream_of(ORDER), len(self.train))
+        first = (step - 1) % self.steps_per_epoch * size
+        return [self.train[i] for i in order[first : first + size]]
+
+    def learning_rate(self, step: int) -> float:
+        """Return the learning rate of a step."""
+        warmup = warmup_steps(self.total_steps, self.config.warmup_ratio)
+        return learning_rate(step, self.total_steps, peak=self.config.lr, warmup=warmup)
+
+
+def make_plan(config: TrainConfig) -> Plan:
+    """Read model config, tokenizer and data, and lay out the run.
+
+    Raises:
+        DataError: The data is malformed, too long, or too little.
+        ModelError: Config or tokenizer cannot be used.
+    """
+    folder = locate(config.model)
+    shape = read_config(folder)
+    tokenizer = Tokenizer(folder, template=config.template)
+    limit = min(config.max_tokens or shape.max_positions, shape.max_positions)
+
+    def load(path: Path) -> tuple[str, list[EncodedSample], list[str]]:
+        samples = read_samples(path)
+        encoded = [
+            encode_sample(s, tokenizer, whole_text=config.loss_on == "whole-text") for s in samples
+        ]
+        return samples[0].format, *fit_lengths(encoded, limit, config.too_long)
+
+    kind, samples, touched = load(config.data)
+    digests = [config.data]
+    share = config.validation_share
+    if share is None:
+        path = Path(config.validation)
+        digests.append(path)
+        train, (_, validation, more) = samples, load(path)
+        touched += more
+    else:
+        train, validation = split(samples, share, config.seed)
+    if not train:
+        raise DataError("expected at least one sample to train on, got none", where=str(config.data))
+    return Plan(
+        config, folder, shape, tokenizer, kind, tuple(train), tuple(validation), tuple(touched),
+        hashlib.sha256(b"".join(path.read_bytes() for path in digests)).hexdigest(),
+    )  # fmt: skip
+
+
+def split(
+    samples: list[EncodedSample], share: float, seed: int
+) -> tuple[list[EncodedSample], list[EncodedSample]]:
+    """Hold out ceil(share · n) samples at random; both parts keep the file's order."""
+    n_held = math.ceil(share * len(samples))
+    order = permutation(seed, 0, stream_of(SPLIT), len(samples))
+    held = set(order[:n_held])
+    train = [s for i, s in enumerate(samples) if i not in held]
+    return train, [s for i, s in enumerate(samples) if i in held]
+
+
+def split_passes(window: list[EncodedSample], pass_tokens: int) -> list[list[EncodedSample]]:
+    """Split a window into passes of at most `pass_tokens` tokens, a longer sample alone."""
+    passes: list[list[EncodedSample]] = []
+    room = 0
+    for sample in window:
+        if not passes or len(sample.ids) > room:
+            passes.append([])
+            room = pass_tokens
+        passes[-1].append(sample)
+        room -= len(sample.ids)
+    return passes

@@ -1,0 +1,67 @@
+"""What several test files need: sample folders, tiny checkpoints, and the accuracy rule."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parent.parent
+DEMO = ROOT / "cqa" / "assets" / "demo"
+SHARED = ROOT.parent / "shared"  # real data and models by others; not part of the project
+
+
+def shared(name: str) -> Path:
+    """Return a file or folder of the real data, or skip the test."""
+    path = SHARED / name
+    if not path.exists():
+        pytest.skip(f"real data not at hand: {name}")
+    return path
+
+
+def write_lines(path: Path, records: list[dict]) -> Path:
+    """Write records as JSON Lines."""
+    path.write_text(
+        "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records), encoding="utf-8"
+    )
+    return path
+
+
+def read_lines(path: Path) -> list[dict]:
+    """Read JSON Lines."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+TINY = {
+    "hidden_size": 48,
+    "intermediate_size": 80,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "vocab_size": 211,
+    "max_position_embeddings": 256,
+}
+
+
+def tiny_checkpoint(folder: Path, architecture: str, **changes) -> Path:
+    """Write a random checkpoint of an architecture in Hugging Face format."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    settings = {**TINY, **changes}
+    config = AutoConfig.for_model(architecture, **settings)
+    torch.manual_seed(7)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    with torch.no_grad():  # wide enough that logits are far from uniform, norms and biases not 1, 0
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    model.save_pretrained(folder)
+    return folder
+
+
+def assert_as_accurate(name, actual, naive, truth, *, factor=2.0):
+    """Allow `actual` `factor` times the error of plain PyTorch in the same dtype, plus rounding."""
+    floor = 4 * torch.finfo(actual.dtype).eps * truth.abs().max().item()
+    naive_error = (naive.double() - truth).abs().max().item()
+    error = (actual.double() - truth).abs().max().item()  # NaN fails the comparison below
+    allowed = factor * naive_error + floor
+    assert error <= allowed, f"{name}: max error {error:.2e}, allowed {allowed:.2e}"
