@@ -15,8 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cqa.kernels.shrink import AugColumns
-
 
 @dataclass(frozen=True, slots=True)
 class LoraRows:
@@ -62,26 +60,24 @@ def aug_linear_ref(x_aug: Tensor, weight: Tensor, residual: Tensor | None) -> Te
 
 
 def aug_linear(
-    x_aug: Tensor,  # (M, columns.total) or (M, columns.base)
-    weight: Tensor,  # (N, columns.total)
-    columns: AugColumns,
+    x_aug: Tensor,  # (M, K_aug)
+    weight: Tensor,  # (N, at least K_aug)
     members: tuple[LoraRows, ...] = (),
     *,
     scaling: float = 1.0,
     residual: Tensor | None = None,  # (M, N)
 ) -> Tensor:  # (M, N)
-    """Project an augmented input; without low-rank columns in it, by the base part of the weight.
+    """Project an augmented input by the columns of the weight that it has.
 
     Args:
         x_aug: [X | 1 | S], or its base part [X | 1].
-        weight: [W | bias | scaling·B], frozen but for B.
-        columns: Layout of both.
+        weight: [W | bias | scaling·B], frozen but for B; further columns are not read.
         members: The adapted members; their `lora_b` receive gradients, their values come from
             `weight`.
         scaling: LoRA's factor, for dB.
         residual: Added to the result.
     """
-    weight = weight[:, : x_aug.shape[1]] if x_aug.shape[1] < columns.total else weight
+    weight = weight[:, : x_aug.shape[1]]
     lora_b = tuple(member.lora_b for member in members)
     return _AugLinear.apply(  # type: ignore[no-any-return]
         x_aug, residual, weight, scaling, members, *lora_b

@@ -109,7 +109,6 @@ class Projection:
         return aug_linear(
             x_aug,
             self.weight,
-            self.columns,
             self._rows,
             scaling=self._scaling,
             residual=residual,

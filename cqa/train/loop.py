@@ -31,13 +31,16 @@ Event = dict[str, Any]
 
 def train(
     config: TrainConfig, *, resume: bool = False, on_event: Callable[[Event], None] = lambda _: None
-) -> None:
+) -> Event:
     """Train a LoRA; keep every epoch's adapter, and log loss and eval_loss.
 
     Args:
         config: The settings.
         resume: Continue the run in `config.out` from its last complete state.
         on_event: Called with every logged event, and first with {"event": "start", …}.
+
+    Returns:
+        {"run", "total_steps", "epochs": the adapter folders in order}.
 
     Raises:
         CqaError: Anything that the user can mend; see cqa.errors.
@@ -49,7 +52,7 @@ def train(
         last_step = open_run(plan, resume=resume)
         if last_step == plan.total_steps:
             on_event({"event": "finished", "step": last_step})
-            return
+            return _result(plan)
         base = load_model(
             plan.folder, device=device, dtype=dtype, rank_columns=plan.spec.rank_columns()
         )
@@ -67,6 +70,7 @@ def train(
                 on_event(event)
         finally:
             log.close()
+    return _result(plan)
 
 
 def _steps(
@@ -178,6 +182,11 @@ def evaluate(plan: Plan, decoder: Decoder, epoch: int) -> Event:
         "n_labels": n_labels,
         "eval_s": round(time.perf_counter() - started, 6),
     }
+
+
+def _result(plan: Plan) -> Event:
+    folders = [f"epoch-{epoch:02d}" for epoch in range(1, plan.config.epochs + 1)]
+    return {"run": str(plan.config.out), "total_steps": plan.total_steps, "epochs": folders}
 
 
 def _start_event(plan: Plan, lora: TrainableLora, last_step: int) -> Event:

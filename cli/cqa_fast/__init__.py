@@ -1,0 +1,1 @@
+"""The command; `python -m cqa_fast` is `cqa-fast`."""

@@ -1,0 +1,5 @@
+"""Run the command as a module."""
+
+from cqa_fast.main import main
+
+main()

@@ -1,0 +1,148 @@
+"""Progress on standard error: a bar on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+Event = dict[str, Any]
+
+
+class _Display:
+    """A rich bar on a terminal; without one, only the lines."""
+
+    def __init__(self) -> None:
+        self.console = Console(file=sys.stderr, highlight=False)
+        self._bar: Progress | None = None
+        self._task: Any = None
+
+    def start(self, total: int, done: int = 0) -> None:
+        if self.console.is_terminal:
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+                console=self.console,
+                transient=True,
+            )
+            self._bar.start()
+            self._task = self._bar.add_task("", total=total, completed=done)
+
+    def advance(self, n: int, description: str) -> None:
+        if self._bar is not None:
+            self._bar.update(self._task, advance=n, description=description)
+
+    def line(self, text: str) -> None:
+        self.console.print(text, soft_wrap=True, markup=False)
+
+    def stop(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+
+class _Closing:
+    def __init__(self) -> None:
+        self.display = _Display()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.display.stop()
+
+
+class TrainProgress(_Closing):
+    """Shows a training run's events."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._start: Event = {}
+        self._losses: list[float] = []
+        self._tokens = 0
+        self._seconds = 0.0
+
+    def __enter__(self) -> TrainProgress:
+        return self
+
+    def __call__(self, event: Event) -> None:
+        """Take one event of `cqa.train.loop.train`."""
+        kind = event["event"]
+        if kind == "start":
+            self._begin(event)
+        elif kind == "step":
+            self._step(event)
+        elif kind == "eval":
+            self.display.line(f"         eval_loss {event['eval_loss_nats']:.4f} nats/token")
+        elif kind == "finished":
+            self.display.line("this run is finished; nothing to do")
+
+    def _begin(self, event: Event) -> None:
+        self._start = event
+        self.display.line(
+            f"training {event['n_parameters']:,} LoRA parameters on {event['n_train']} samples "
+            f"({event['n_validation']} held out), {event['total_steps']} steps, "
+            f"{event['dtype']} on {event['device']}"
+        )
+        if event["step"]:
+            self.display.line(f"resuming after step {event['step']}")
+        self.display.start(event["total_steps"], event["step"])
+
+    def _step(self, event: Event) -> None:
+        self._losses.append(event["loss_nats"])
+        self._tokens += event["n_tokens"]
+        self._seconds += event["step_s"]
+        speed = self._tokens / self._seconds
+        text = f"epoch {event['epoch']:>2}  loss {event['loss_nats']:.3f}  {speed:,.0f} tokens/s"
+        self.display.advance(1, text)
+        if event["step"] % self._start["steps_per_epoch"] == 0:
+            mean = sum(self._losses) / len(self._losses)
+            self.display.line(f"epoch {event['epoch']:>2} loss {mean:.4f} nats/token, {speed:,.0f} tokens/s")
+            self._losses.clear()
+
+
+class ScoreProgress(_Closing):
+    """Shows a scoring run's events."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._name = ""
+        self._tokens = 0
+        self._items = 0
+        self._since = time.perf_counter()
+
+    def __enter__(self) -> ScoreProgress:
+        return self
+
+    def __call__(self, event: Event) -> None:
+        """Take one event of `cqa.score.run.score`."""
+        kind = event["event"]
+        if kind == "start":
+            n_models = event["n_models"]
+            self.display.line(
+                f"scoring {event['n_items']} items under {n_models} model{'s' * (n_models > 1)}"
+            )
+            self.display.start(event["n_items"] * n_models)
+        elif kind == "model":
+            self._name = event["adapter"] or "base"
+            self._tokens, self._items, self._since = 0, 0, time.perf_counter()
+        elif kind == "rows":
+            self._tokens += event["n_tokens"]
+            self._items += event["n"]
+            self.display.advance(event["n"], f"{self._name}  {self._speed():,.0f} tokens/s")
+        elif kind == "scored":
+            self.display.line(
+                f"{self._name:<10} {self._items} items, {self._tokens:,} tokens, "
+                f"{self._speed():,.0f} tokens/s"
+            )
+
+    def _speed(self) -> float:
+        return self._tokens / max(1e-9, time.perf_counter() - self._since)

@@ -1,0 +1,46 @@
+"""Settings of a scoring run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from cqa.config import option, require
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreConfig:
+    """One scoring run: the base once, then every adapter on the same resident base."""
+
+    model: str = option("Base model: a folder in Hugging Face format, or a hub id.")
+    out: Path = option("Folder for scores.jsonl, items.jsonl, meta.json and summary.json.")
+    adapter: tuple[Path, ...] = option("PEFT adapter to score beside the base.", (), repeat=True)
+    run: Path | None = option("Training run whose epochs are scored.", None)
+    epochs: tuple[int, ...] = option("Epochs of --run, such as 2,3,5; all of them.", ())
+    pairs: tuple[Path, ...] = option("JSON Lines of pairs or several options.", (), repeat=True)
+    continuations: tuple[Path, ...] = option("JSON Lines of continuations.", (), repeat=True)
+    boundary: Literal["split", "joint"] = option(
+        "How context and option meet: encoded separately, or at once (a sensitivity check).", "split"
+    )
+    null_token: str | None = option(
+        "Token that stands for no context; BOS, else <|endoftext|>, else EOS.", None
+    )
+    template: str = option(
+        "How contexts become text: plain, chat (the tokenizer's template) or a Jinja file.", "plain"
+    )
+    score_eos: bool = option("Score the end token after each option too.", False)
+    tokens: bool = option("Write per-token ids and log-probabilities.", False)
+    batch_tokens: int = option("Token budget of one pass; changes no digit of a result.", 4096)
+    device: Literal["auto", "cpu", "cuda"] = option("Where to compute.", "auto")
+    dtype: Literal["auto", "fp32", "bf16"] = option(
+        "Weights' dtype; auto is bf16 on CUDA and fp32 on CPU.", "auto"
+    )
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range."""
+        require(bool(self.pairs or self.continuations), "--pairs or --continuations", "neither")
+        require(self.batch_tokens >= 1, "batch-tokens of at least 1", self.batch_tokens)
+        require(self.run is not None or not self.epochs, "--run with --epochs", "no --run")
+        require(all(e >= 1 for e in self.epochs), "epochs from 1", self.epochs)
+        require(len(set(self.epochs)) == len(self.epochs), "each epoch once", self.epochs)

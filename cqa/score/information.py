@@ -1,0 +1,35 @@
+"""Sums of log-probabilities to the paper's quantities. Nats throughout.
+
+    I(x; y) = S(x|y) - S(x|∅)          pointwise mutual information
+    dI      = I(good) - I(bad)          several options: I(right) - mean I(wrong)
+Source: the paper's section 4.1.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+
+def delta_i(pmi_nats: Sequence[float], answer: int) -> float:
+    """Return dI: the right option's pointwise mutual information minus the wrong ones' mean."""
+    wrong = [value for k, value in enumerate(pmi_nats) if k != answer]
+    return pmi_nats[answer] - math.fsum(wrong) / len(wrong)
+
+
+def delta_i_best_wrong(pmi_nats: Sequence[float], answer: int) -> float:
+    """Return dI against the strongest wrong option."""
+    return pmi_nats[answer] - max(value for k, value in enumerate(pmi_nats) if k != answer)
+
+
+def softmax(values: Sequence[float]) -> list[float]:
+    """Return probabilities proportional to exp(values)."""
+    top = max(values)
+    weights = [math.exp(value - top) for value in values]
+    total = math.fsum(weights)
+    return [weight / total for weight in weights]
+
+
+def rank_prob(logp_nats: Sequence[float], n_bytes: Sequence[int], answer: int) -> float:
+    """Return the right option's share of the softmax over log-probability per byte (§4.2)."""
+    return softmax([s / n for s, n in zip(logp_nats, n_bytes, strict=True)])[answer]

@@ -1,0 +1,133 @@
+"""The result folder: rows appended a pass at a time, and found again when a run is resumed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from cqa.data.items import Item
+from cqa.data.jsonl import read_jsonl
+from cqa.errors import DataError
+from cqa.files import reported
+
+SCORES, ITEMS, META, SUMMARY = "scores.jsonl", "items.jsonl", "meta.json", "summary.json"
+Row = dict[str, Any]
+
+
+def digest_json(value: Any) -> str:
+    """Return a short sha256 of a JSON value: 16 hexadecimal digits."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def item_key(item: Item) -> str:
+    """Identify an item by its texts, so that a changed text is never taken for the old one."""
+    return digest_json([item.kind, item.context, item.options, item.answer])
+
+
+class Results:
+    """scores.jsonl and items.jsonl of one folder, append-only.
+
+    A row is known by (item id, model key). A partial last line, left by a kill, is cut off.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Open the folder and read which rows it holds.
+
+        Raises:
+            DataError: A complete line of an earlier run is damaged.
+        """
+        self._scores, self._items = folder / SCORES, folder / ITEMS
+        for path in (self._scores, self._items):
+            _cut_partial_line(path)
+        self._done = {(row["id"], row["model_key"]) for row in _rows(self._scores)}
+        self._keys = {row["id"]: row["item_key"] for row in _rows(self._items)}
+        with reported(folder):
+            self._file = self._scores.open("ab")
+
+    def has(self, item: Item, model_key: str) -> bool:
+        """Whether this item's row under a model is there already."""
+        return (item.id, model_key) in self._done
+
+    def write_items(self, items: Iterable[Item]) -> None:
+        """Append the texts of items that are not there yet.
+
+        Raises:
+            DataError: An id is there with another text.
+        """
+        with reported(self._items), self._items.open("ab") as file:
+            for item in items:
+                key = item_key(item)
+                if item.id not in self._keys:
+                    self._keys[item.id] = key
+                    file.write(_line(_item_record(item, key)))
+                elif self._keys[item.id] != key:
+                    raise DataError(
+                        f"expected item `{item.id}` as this folder holds it, got other texts",
+                        where=item.where,
+                        hint="name another --out",
+                    )
+            _flush(file)
+
+    def append(self, rows: Iterable[Row]) -> None:
+        """Append the rows of one pass, all of them on disk when this returns."""
+        rows = list(rows)
+        with reported(self._scores):
+            self._file.write(b"".join(map(_line, rows)))
+            _flush(self._file)
+        self._done.update((row["id"], row["model_key"]) for row in rows)
+
+    def rows(self, model_keys: set[str]) -> Iterator[Row]:
+        """Yield the rows of some models, in the order in which they were written."""
+        return (row for row in _rows(self._scores) if row["model_key"] in model_keys)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def _item_record(item: Item, key: str) -> Row:
+    return {
+        "id": item.id,
+        "item_key": key,
+        "kind": item.kind,
+        "context": item.context,
+        "options": list(item.options),
+        "answer": item.answer,
+        **item.labels,
+        **item.extra,
+    }
+
+
+def _rows(path: Path) -> Iterator[Row]:
+    return (row for _, row in read_jsonl(path)) if path.exists() else iter(())
+
+
+def _line(record: Row) -> bytes:
+    return json.dumps(record, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+
+
+def _flush(file: Any) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _cut_partial_line(path: Path) -> None:
+    if not path.exists():
+        return
+    with reported(path), path.open("rb+") as file:
+        size = file.seek(0, os.SEEK_END)
+        keep, step = size, 1 << 16
+        while keep > 0:
+            start = max(0, keep - step)
+            file.seek(start)
+            newline = file.read(keep - start).rfind(b"\n")
+            if newline >= 0:
+                keep = start + newline + 1
+                break
+            keep = start
+        file.truncate(keep)

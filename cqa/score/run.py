@@ -1,0 +1,225 @@
+"""A scoring run: base once, adapters swapped in place, rows appended as they are ready."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cqa import __version__
+from cqa.config import describe
+from cqa.data.items import Item, check_ids, read_items
+from cqa.data.tokenizer import Tokenizer
+from cqa.errors import ModelError
+from cqa.files import locked, write_json
+from cqa.interrupt import Interrupt
+from cqa.model.checkpoint import digest_files, locate
+from cqa.model.config import read_config
+from cqa.model.decoder import Decoder
+from cqa.model.load import load_model, pick_device, pick_dtype
+from cqa.model.lora import CONFIG, WEIGHTS, LoraSpec, attach, read_adapter, read_spec, widest
+from cqa.score.config import ScoreConfig
+from cqa.score.forest import EncodedItem, encode_item, passes
+from cqa.score.results import META, SUMMARY, Results, digest_json, item_key
+from cqa.score.scorer import item_row, run_forest
+from cqa.score.summary import Scores, summarise
+
+NUMERICS = 1  # raised with every change that can move a digit of a score
+Event = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterFolder:
+    """An adapter to score, by the name it has in the results."""
+
+    name: str
+    folder: Path
+    spec: LoraSpec
+
+
+class Items:
+    """The items of a run, read and encoded anew on every pass over them, never all in memory."""
+
+    def __init__(self, config: ScoreConfig, tokenizer: Tokenizer, max_positions: int) -> None:
+        self.config, self.tokenizer, self.max_positions = config, tokenizer, max_positions
+
+    def __iter__(self) -> Iterator[Item]:
+        yield from read_items(self.config.pairs)
+        yield from read_items(self.config.continuations, continuations=True)
+
+    def encoded(self) -> Iterator[EncodedItem]:
+        """Yield the items as token ids."""
+        for item in self:
+            yield encode_item(
+                item,
+                self.tokenizer,
+                self.config.boundary,
+                score_eos=self.config.score_eos,
+                max_positions=self.max_positions,
+            )
+
+    def check(self) -> int:
+        """Read everything once before any work; return how many items there are."""
+        return check_ids(encoded.item for encoded in self.encoded())
+
+
+def score(
+    config: ScoreConfig, *, on_event: Callable[[Event], None] = lambda _: None
+) -> dict[str, Any]:
+    """Score items under the base and under every adapter; return the summary.
+
+    Rows that `config.out` already holds for the same texts and models are not computed again.
+
+    Args:
+        config: The settings.
+        on_event: Called with {"event": "start" | "model" | "rows" | "scored", …} for progress.
+
+    Raises:
+        CqaError: Anything that the user can mend; see cqa.errors.
+    """
+    folder = locate(config.model)
+    adapters = find_adapters(config)
+    tokenizer = Tokenizer(folder, null_token=config.null_token, template=config.template)
+    items = Items(config, tokenizer, read_config(folder).max_positions)
+    n_items = items.check()
+    device = pick_device(config.device)
+    dtype = pick_dtype(config.dtype, device)
+    with locked(config.out), Interrupt() as interrupt:
+        results = Results(config.out)
+        results.write_items(items)
+        base = load_model(
+            folder, device=device, dtype=dtype, rank_columns=widest([a.spec for a in adapters])
+        )
+        shared = {
+            **_conventions(config, tokenizer),
+            "model": base.digest,
+            "device": device.type,
+            "dtype": str(dtype).removeprefix("torch."),
+        }
+        on_event({"event": "start", "n_items": n_items, "n_models": 1 + len(adapters)})
+        models = []
+        for adapter in (None, *adapters):
+            identity = {**shared, "adapter_digest": _attach(base.decoder, adapter)}
+            model_key, name = digest_json(identity), adapter.name if adapter else None
+            on_event({"event": "model", "adapter": name})
+            speed = _score_model(
+                items, results, base.decoder, name, model_key, interrupt, on_event
+            )
+            on_event({"event": "scored", "adapter": name})
+            models.append({"model_key": model_key, "adapter": name, **identity, **speed})
+        results.close()
+        summary = summarise(Scores(results.rows({model["model_key"] for model in models})))
+        write_json(config.out / META, {**_environment(config, device), "models": models})
+        write_json(config.out / SUMMARY, summary)
+    return summary
+
+
+def _score_model(
+    items: Items,
+    results: Results,
+    decoder: Decoder,
+    adapter: str | None,
+    model_key: str,
+    interrupt: Interrupt,
+    on_event: Callable[[Event], None],
+) -> dict[str, float]:
+    """Append the missing rows of one model; return its throughput."""
+    config, tokenizer = items.config, items.tokenizer
+    started, n_tokens = time.perf_counter(), 0
+    todo = (encoded for encoded in items.encoded() if not results.has(encoded.item, model_key))
+    for group, forest in passes(todo, tokenizer, config.batch_tokens):
+        branches = run_forest(decoder, forest)
+        results.append(
+            item_row(
+                encoded,
+                branches,
+                tokenizer,
+                adapter=adapter,
+                model_key=model_key,
+                item_key=item_key(encoded.item),
+                tokens=config.tokens,
+            )
+            for encoded in group
+        )
+        n_tokens += forest.n_rows
+        on_event({"event": "rows", "n": len(group), "n_tokens": forest.n_rows})
+        if interrupt.requested:
+            interrupt.stop("stopped between two passes; the same command continues")
+    seconds = time.perf_counter() - started
+    return {"n_tokens": n_tokens, "seconds": round(seconds, 6)}
+
+
+def find_adapters(config: ScoreConfig) -> list[AdapterFolder]:
+    """Return the adapters that the settings name, each under a name of its own.
+
+    Raises:
+        ModelError: An adapter folder is missing or malformed, or --run holds no such epoch.
+    """
+    folders = list(config.adapter)
+    if config.run is not None:
+        folders += _epoch_folders(config.run, config.epochs)
+    names = [folder.resolve().name for folder in folders]
+    for i, folder in enumerate(folders):
+        if names.count(folder.resolve().name) > 1 or names[i] == "base":
+            names[i] = "/".join(folder.resolve().parts[-2:])
+    if len(set(names)) != len(names):
+        raise ModelError("expected each adapter once, got one twice", where=str(folders[-1]))
+    return [
+        AdapterFolder(name, folder, read_spec(folder))
+        for name, folder in zip(names, folders, strict=True)
+    ]
+
+
+def _epoch_folders(run: Path, epochs: tuple[int, ...]) -> list[Path]:
+    found = sorted(path for path in run.glob("epoch-[0-9][0-9]*") if path.is_dir())
+    if not found:
+        raise ModelError("expected a training run with epoch folders, got none", where=str(run))
+    if not epochs:
+        return found
+    by_number = {int(path.name.removeprefix("epoch-")): path for path in found}
+    for epoch in epochs:
+        if epoch not in by_number:
+            held = ", ".join(map(str, by_number))
+            raise ModelError(f"expected epoch {epoch}, got epochs {held}", where=str(run))
+    return [by_number[epoch] for epoch in epochs]
+
+
+def _attach(decoder: Decoder, adapter: AdapterFolder | None) -> str | None:
+    """Make the decoder the base or base + adapter; return the adapter's digest."""
+    if adapter is None:
+        decoder.detach_adapter()
+        return None
+    attach(decoder, read_adapter(adapter.folder, decoder))
+    return digest_files([adapter.folder / CONFIG, adapter.folder / WEIGHTS])
+
+
+def _conventions(config: ScoreConfig, tokenizer: Tokenizer) -> dict[str, Any]:
+    """Everything but the weights that decides a score's digits."""
+    return {
+        "tokenizer": tokenizer.digest,
+        "template": tokenizer.chat_template,
+        "boundary": config.boundary,
+        "null_ids": list(tokenizer.null_ids),
+        "null2_ids": list(tokenizer.null2_ids),
+        "score_eos": config.score_eos,
+        "numerics": NUMERICS,
+    }
+
+
+def _environment(config: ScoreConfig, device: torch.device) -> dict[str, Any]:
+    on_cuda = device.type == "cuda"
+    return {
+        "settings": describe(config),
+        "device": torch.cuda.get_device_name() if on_cuda else platform.machine(),
+        "n_threads": torch.get_num_threads(),
+        "versions": {
+            "cqa_fast": __version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+        },
+    }

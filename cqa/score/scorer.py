@@ -1,0 +1,132 @@
+"""One pass: trees through the decoder, token statistics out, rows of scores."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from cqa.data.tokenizer import Tokenizer
+from cqa.errors import NumericsError
+from cqa.kernels.token_logprobs import token_stats
+from cqa.layout import pack_trees
+from cqa.model.decoder import BLOCK_ROWS, Decoder
+from cqa.score.forest import EncodedItem, Forest, Ids
+from cqa.score.information import delta_i, delta_i_best_wrong, rank_prob
+
+Row = dict[str, Any]
+
+
+class BranchStats:
+    """Log-probability and entropy of every option token after a context, nats, as floats."""
+
+    def __init__(self, logp: list[float], entropy: list[float]) -> None:
+        self.logp, self.entropy = logp, entropy
+
+    @property
+    def total(self) -> float:
+        """S(x|c): the exactly rounded sum of the tokens' log-probabilities."""
+        return math.fsum(self.logp)
+
+    @property
+    def total_entropy(self) -> float:
+        """The sum of the next-token entropies at the option's tokens."""
+        return math.fsum(self.entropy)
+
+
+@torch.no_grad()
+def run_forest(decoder: Decoder, forest: Forest) -> dict[tuple[Ids, Ids], BranchStats]:
+    """Score every branch of a forest in one pass; no result depends on what else is in it."""
+    trees = forest.trees()
+    batch, places = pack_trees(trees)
+    batch = batch.to(decoder.device)
+    hidden = decoder.hidden(batch, block_rows=BLOCK_ROWS)
+    stats = token_stats(hidden, decoder.head, batch.target)
+    logp, entropy = stats.logp.double().tolist(), stats.entropy.double().tolist()
+    return {
+        (tree.context, option): BranchStats(logp[place], entropy[place])
+        for tree, slices in zip(trees, places, strict=True)
+        for option, place in zip(tree.options, slices, strict=True)
+    }
+
+
+def item_row(
+    encoded: EncodedItem,
+    branches: dict[tuple[Ids, Ids], BranchStats],
+    tokenizer: Tokenizer,
+    *,
+    adapter: str | None,
+    model_key: str,
+    item_key: str,
+    tokens: bool,
+) -> Row:
+    """Return an item's line of scores.jsonl.
+
+    Raises:
+        NumericsError: A score is not finite.
+    """
+    item = encoded.item
+    options = [_option(encoded, k, branches, tokenizer, tokens) for k in range(len(item.options))]
+    for option in options:
+        if not math.isfinite(option["logp_given_context_nats"] + option["logp_null_nats"]):
+            raise NumericsError(f"expected finite scores, got others in item `{item.id}`", where=item.where)
+    return {
+        "id": item.id,
+        "group": item.group,
+        "domain": item.labels.get("domain"),
+        "lang": item.labels.get("lang"),
+        "source_id": item.labels.get("source_id"),
+        "published_at": item.labels.get("published_at"),
+        "kind": item.kind,
+        "answer": item.answer,
+        "adapter": adapter,
+        "model_key": model_key,
+        "item_key": item_key,
+        "options": options,
+        **_contrasts(options, item.answer),
+    }
+
+
+def _option(
+    encoded: EncodedItem,
+    index: int,
+    branches: dict[tuple[Ids, Ids], BranchStats],
+    tokenizer: Tokenizer,
+    tokens: bool,
+) -> Row:
+    text, ids = encoded.item.options[index], encoded.options[index]
+    given = branches[ids.context_ids, ids.option_ids]
+    null = branches[tokenizer.null_ids, ids.option_ids]
+    null2 = branches[tokenizer.null2_ids, ids.option_ids]
+    row: Row = {
+        "role": encoded.item.role(index),
+        "logp_given_context_nats": given.total,
+        "logp_null_nats": null.total,
+        "logp_null2_nats": null2.total,
+        "pmi_nats": given.total - null.total,
+        "entropy_given_context_nats": given.total_entropy,
+        "entropy_null_nats": null.total_entropy,
+        "n_tokens": len(ids.option_ids),
+        "n_bytes": len(text.encode()),
+        "n_chars": len(text),
+        "boundary_merge": ids.boundary_merge,
+    }
+    if tokens:
+        row["token_ids"] = list(ids.option_ids)
+        row["token_logp_given_context_nats"] = given.logp
+        row["token_logp_null_nats"] = null.logp
+    return row
+
+
+def _contrasts(options: Sequence[Row], answer: int | None) -> Row:
+    if answer is None:
+        return {"delta_i_nats": None, "delta_i_best_wrong_nats": None, "rank_prob": None}
+    pmi = [option["pmi_nats"] for option in options]
+    logp = [option["logp_given_context_nats"] for option in options]
+    return {
+        "delta_i_nats": delta_i(pmi, answer),
+        "delta_i_best_wrong_nats": delta_i_best_wrong(pmi, answer),
+        "rank_prob": rank_prob(logp, [option["n_bytes"] for option in options], answer),
+    }

@@ -1,0 +1,88 @@
+"""The summary as text: one table per group, units in the headings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+Row = dict[str, Any]
+
+
+def summary_text(summary: Row) -> str:
+    """Return Table 1 for every group of pairs, and Table 2 for every group of continuations."""
+    parts = [
+        _items_table(group, summary["base"][group], models)
+        for group, models in summary["groups"].items()
+    ]
+    parts += [_texts_table(group, models) for group, models in summary["continuations"].items()]
+    if any(summary["groups"].values()):
+        parts.append(
+            "dI = I(good) - I(bad); ddI = dI of the adapter - dI of the base = d_cond - d_prior;\n"
+            "p is one-sided (greater), from the exact signed-rank distribution; intervals are t, 95 %."
+        )
+    return "\n\n".join(parts)
+
+
+def _items_table(group: str, base: Row, models: dict[str, Row]) -> str:
+    head = ["model", "dI nats", "sign acc.", "ddI nats", "95 % CI", "d_cond", "d_prior", "W+", "p", "d_z"]
+    rows = [["base", _signed(base["mean_delta_i_nats"]), _share(base["sign_accuracy"])]]
+    for name, entry in models.items():
+        test = entry["wilcoxon"]
+        rows.append(
+            [
+                name,
+                _signed(entry["mean_delta_i_nats"]),
+                _share(entry["sign_accuracy"]),
+                _signed(entry["mean_ddi_nats"]),
+                _interval(entry["ci95_nats"]),
+                _signed(entry["mean_d_cond_nats"]),
+                _signed(entry["mean_d_prior_nats"]),
+                f"{test['w_plus']:g}",
+                f"{test['p']:.3f}",
+                _signed(entry["d_z"]),
+            ]
+        )
+    return f"{group}: {base['n']} items\n" + _aligned(head, rows)
+
+
+def _texts_table(group: str, models: dict[str, Row]) -> str:
+    head = ["model", "texts", "n", "log P nats/token", "change", "95 % CI", "bits/byte"]
+    rows = []
+    for name, entry in models.items():
+        parts = [("all", entry), *entry["domains"].items()]
+        if len(parts) == 2:
+            parts = parts[:1]
+        for domain, part in parts:
+            changed = [] if name == "base" else [
+                _signed(part["mean_dlogp_per_token_nats"]), _interval(part["ci95_nats"])
+            ]  # fmt: skip
+            cells = [name, domain, str(part["n"]), f"{part['mean_logp_per_token_nats']:.3f}"]
+            cells += changed or ["", ""]
+            rows.append([*cells, f"{-part['mean_logp_per_byte_bits']:.3f}"])
+    return f"{group}: continuations\n" + _aligned(head, rows)
+
+
+def _aligned(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    filled = [[*row, *[""] * (len(head) - len(row))] for row in rows]
+    used = [k for k in range(len(head)) if any(row[k] for row in filled)]
+    lines = [[head[k] for k in used], *([row[k] for k in used] for row in filled)]
+    widths = [max(len(line[k]) for line in lines) for k in range(len(used))]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if k == 0 else cell.rjust(width)
+            for k, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    )
+
+
+def _signed(value: float | None) -> str:
+    return "n/a" if value is None else f"{value:+.2f}"
+
+
+def _share(value: float) -> str:
+    return f"{100 * value:.0f} %"
+
+
+def _interval(bounds: Sequence[float] | None) -> str:
+    return "n/a" if bounds is None else f"[{bounds[0]:+.2f}, {bounds[1]:+.2f}]"

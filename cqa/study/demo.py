@@ -1,0 +1,48 @@
+"""The main job on the embedded model and data: train, then score base and every epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from cqa.score.config import ScoreConfig
+from cqa.score.run import score
+from cqa.train.config import TrainConfig
+from cqa.train.loop import train
+
+ASSETS = Path(__file__).parent.parent / "assets" / "demo"
+
+
+def run_demo(
+    out: Path,
+    epochs: int,
+    *,
+    on_train: Callable[[dict[str, Any]], None] = lambda _: None,
+    on_score: Callable[[dict[str, Any]], None] = lambda _: None,
+) -> dict[str, Any]:
+    """Train the paper's recipe for a few epochs and return the score summary.
+
+    Args:
+        out: Folder; the run goes to `out/run`, the scores to `out/scores`.
+        epochs: Epochs to train.
+        on_train: Called with the training events.
+        on_score: Called with the scoring events.
+    """
+    model = str(ASSETS / "model")
+    run = out / "run"
+    train(
+        TrainConfig(model=model, data=ASSETS / "train.jsonl", out=run, epochs=epochs),
+        resume=True,
+        on_event=on_train,
+    )
+    return score(
+        ScoreConfig(
+            model=model,
+            run=run,
+            pairs=(ASSETS / "literary.jsonl", ASSETS / "factual.jsonl"),
+            continuations=(ASSETS / "continuations.jsonl",),
+            out=out / "scores",
+        ),
+        on_event=on_score,
+    )

@@ -1,0 +1,5 @@
+"""Build step; everything declarative is in pyproject.toml."""
+
+from setuptools import setup
+
+setup()

@@ -1,0 +1,204 @@
+"""Log-probability, entropy, rank and log-sum-exp of target tokens, against float64 log_softmax."""
+
+import math
+from dataclasses import astuple
+
+import pytest
+import torch
+from helpers import assert_as_accurate
+from torch import Tensor
+
+from cqa.kernels.token_logprobs import CHUNK_ROWS, token_logprobs, token_stats
+
+D, V = 40, 211
+
+
+@pytest.fixture(autouse=True)
+def _same_numbers_every_run() -> None:
+    torch.manual_seed(0)
+
+
+def inputs(kind: str, m: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:
+    """Hidden states, head and targets; the last rows ask for the arg-max and for the last id."""
+    scale = {"normal": 0.3, "peaked": 5.0, "flat": 0.0, "offset": 0.3}[kind]
+    hidden, head = torch.randn(m, D) * scale, torch.randn(V, D)
+    if kind == "offset":
+        hidden[:, -1] = 1
+        head[:, -1] = 1e4
+    target = torch.randint(V, (m,))
+    target[-1:] = V - 1
+    target[-3:-1] = (hidden @ head.T)[-3:-1].argmax(1)
+    return hidden.to(dtype), head.to(dtype), target
+
+
+def reference(hidden: Tensor, head: Tensor, target: Tensor) -> dict[str, Tensor]:
+    """The same in plain PyTorch, with all logits at once."""
+    z = hidden @ head.T
+    z = z.to(torch.promote_types(z.dtype, torch.float32))
+    logp = z.log_softmax(1)
+    return {
+        "logp": logp.gather(1, target[:, None]).squeeze(1),
+        "entropy": -(logp.exp() * logp).sum(1),
+        "lse": z.logsumexp(1),
+    }
+
+
+def wide(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """As fp32: the logits of 16-bit inputs are accumulated in fp32."""
+    return tuple(t.float() if t.is_floating_point() else t for t in tensors)
+
+
+def double(*tensors: Tensor) -> tuple[Tensor, ...]:
+    return tuple(t.double() if t.is_floating_point() else t for t in tensors)
+
+
+KINDS = pytest.mark.parametrize("kind", ["normal", "peaked", "flat", "offset"])
+ROWS = pytest.mark.parametrize("m", [1, 127, 128, 129, 300])
+DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+
+
+@KINDS
+@ROWS
+@DTYPES
+def test_statistics_are_as_accurate_as_log_softmax(kind, m, dtype):
+    given = inputs(kind, m, dtype)
+    stats = token_stats(*given)
+    naive, truth = reference(*wide(*given)), reference(*double(*given))
+    for name in truth:
+        assert_as_accurate(name, getattr(stats, name), naive[name], truth[name])
+
+
+@KINDS
+@ROWS
+@DTYPES
+def test_gradient_of_hidden_is_as_accurate_as_autograd(kind, m, dtype):
+    hidden, head, target = inputs(kind, m, dtype)
+    weights = torch.randn(m)
+
+    def gradient(logp_of, hidden: Tensor, head: Tensor) -> Tensor:
+        leaf = hidden.detach().requires_grad_()
+        logp = logp_of(leaf, head, target)
+        return torch.autograd.grad(logp, leaf, weights.to(logp.dtype))[0]
+
+    actual = gradient(token_logprobs, hidden, head)
+    naive = gradient(lambda *given: reference(*given)["logp"], hidden, head)
+    truth = gradient(lambda *given: reference(*given)["logp"], hidden.double(), head.double())
+    assert actual.dtype == dtype
+    assert_as_accurate("dhidden", actual, naive, truth)
+
+
+@KINDS
+@ROWS
+@DTYPES
+def test_log_probability_in_training_is_as_accurate_as_log_softmax(kind, m, dtype):
+    hidden, head, target = inputs(kind, m, dtype)
+    naive = reference(*wide(hidden, head, target))["logp"]
+    truth = reference(*double(hidden, head, target))["logp"]
+    trained = token_logprobs(hidden.requires_grad_(), head, target)
+    assert trained.requires_grad
+    assert_as_accurate("logp", trained.detach(), naive, truth)
+
+
+def test_without_gradient_the_log_probability_is_that_of_scoring():
+    hidden, head, target = inputs("normal", 129)
+    expected = token_stats(hidden, head, target).logp
+    assert torch.equal(token_logprobs(hidden, head, target), expected)
+    with torch.no_grad():
+        assert torch.equal(token_logprobs(hidden.requires_grad_(), head, target), expected)
+
+
+@pytest.mark.parametrize("v", [1, 2, 7, 128, 1003])
+def test_rank_counts_the_strictly_more_probable_tokens(v):
+    hidden = torch.randint(-2, 3, (150, 8)).float()  # whole numbers: exact logits, many ties
+    head = torch.randint(-2, 3, (v, 8)).float()
+    z = hidden @ head.T
+    target = torch.randint(v, (150,))
+    target[:20] = v - 1
+    target[20:40] = z[20:40].argmax(1)
+    rank = token_stats(hidden, head, target).rank
+    expected = [
+        sum(other > row[t] for other in row)
+        for row, t in zip(z.tolist(), target.tolist(), strict=True)
+    ]
+    assert rank.tolist() == expected
+    assert rank[20:40].eq(0).all()
+
+
+def test_equal_logits_give_the_uniform_distribution():
+    stats = token_stats(torch.zeros(3, D), torch.randn(V, D), torch.tensor([0, 100, V - 1]))
+    for field in (-stats.logp, stats.entropy, stats.lse):
+        torch.testing.assert_close(field, torch.full((3,), math.log(V)), rtol=1e-7, atol=0)
+    assert stats.rank.tolist() == [0, 0, 0]
+
+
+def test_certainty_has_no_surprise_no_entropy_and_no_gradient():
+    head = torch.eye(5) * 1000
+    hidden = head[[3]].clone().requires_grad_()
+    stats = token_stats(hidden.detach(), head, torch.tensor([3]))
+    assert (stats.logp.item(), stats.entropy.item(), stats.rank.item()) == (0, 0, 0)
+    logp = token_logprobs(hidden, head, torch.tensor([3]))
+    assert torch.equal(torch.autograd.grad(logp.sum(), hidden)[0], torch.zeros(1, 5))
+
+
+def test_impossible_targets_stay_finite():
+    head = torch.eye(5) * 1000
+    stats = token_stats(head[[3]], head, torch.tensor([1]))
+    assert stats.logp.item() == -1e6
+    assert stats.rank.item() == 1
+
+
+@pytest.mark.parametrize("v", [2, 211, 1003])
+@pytest.mark.parametrize("scale", [0.0, 0.3, 5.0])
+def test_probabilities_of_all_targets_sum_to_one(v, scale):
+    hidden, head = torch.randn(1, D) * scale, torch.randn(v, D)
+    stats = token_stats(hidden.expand(v, D), head, torch.arange(v))
+    assert stats.logp.double().exp().sum().item() == pytest.approx(1, abs=2e-6)
+    surprise = -(stats.logp.double().exp() * stats.logp.double()).sum()
+    assert stats.entropy[0].item() == pytest.approx(surprise.item(), abs=1e-5)
+    assert sorted(stats.rank.tolist()) == list(range(v)) or scale == 0
+
+
+def test_no_rows_give_no_statistics():
+    hidden, head, target = torch.empty(0, D), torch.randn(V, D), torch.empty(0, dtype=torch.int64)
+    stats = token_stats(hidden, head, target)
+    assert all(field.shape == (0,) for field in astuple(stats))
+    assert stats.rank.dtype == torch.int64
+    hidden.requires_grad_()
+    logp = token_logprobs(hidden, head, target)
+    assert torch.autograd.grad(logp.sum(), hidden)[0].shape == (0, D)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_statistics_are_fp32_or_wider(dtype):
+    stats = token_stats(*inputs("normal", 5, dtype))
+    expected = torch.float64 if dtype == torch.float64 else torch.float32
+    assert {stats.logp.dtype, stats.entropy.dtype, stats.lse.dtype} == {expected}
+
+
+@pytest.mark.parametrize(("v", "d"), [(211, 48), (1003, 64), (4096, 192)])
+def test_bits_of_a_row_do_not_depend_on_the_other_rows(v, d):
+    hidden, head, target = torch.randn(300, d), torch.randn(v, d) / 4, torch.randint(v, (300,))
+    together = astuple(token_stats(hidden, head, target))
+    groups = {
+        "reversed": torch.arange(299, -1, -1),
+        "shuffled": torch.randperm(300),
+        "half": torch.randperm(300)[:150],
+        "one chunk": torch.arange(CHUNK_ROWS),
+        "one chunk and one": torch.arange(CHUNK_ROWS + 1),
+        "repeated": torch.tensor([17, 17, 255, 17]),
+        **{f"row {i} alone": torch.tensor([i]) for i in (0, 17, 127, 128, 255, 299)},
+    }
+    for name, rows in groups.items():
+        apart = astuple(token_stats(hidden[rows], head, target[rows]))
+        for whole, part in zip(together, apart, strict=True):
+            assert torch.equal(whole[rows], part), name
+
+
+def test_bits_of_a_row_do_not_depend_on_its_memory_layout():
+    hidden, head, target = torch.randn(150, 64), torch.randn(1003, 64), torch.randint(1003, (150,))
+    strided = torch.randn(150, 80)[:, :64].copy_(hidden)
+    expected = token_stats(hidden, head, target)
+    for whole, other in zip(
+        astuple(expected), astuple(token_stats(strided, head, target)), strict=True
+    ):
+        assert torch.equal(whole, other)

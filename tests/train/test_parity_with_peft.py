@@ -1,0 +1,311 @@
+"""Training equals an independent loop of transformers, PEFT and torch.optim on the demo model."""
+
+import math
+import re
+from collections.abc import Iterator
+from itertools import accumulate
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import DEMO, read_lines, write_lines
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from transformers import AutoModelForCausalLM, AutoTokenizer, get_cosine_schedule_with_warmup
+
+from cqa.data.samples import EncodedSample
+from cqa.kernels.embed import Noise
+from cqa.kernels.philox import Dropout
+from cqa.model.load import load_model
+from cqa.model.lora import TrainableLora, write_adapter
+from cqa.model.projection import module_number
+from cqa.train.config import TrainConfig
+from cqa.train.loop import backward_window, take_step, train
+from cqa.train.plan import Plan, make_plan
+
+pytestmark = pytest.mark.filterwarnings(  # PEFT asks transformers by an older name
+    "ignore:`is_gradient_checkpointing`:FutureWarning"
+)
+
+MODEL = DEMO / "model"
+RECIPE = {
+    "epochs": 3,
+    "rank": 8,
+    "alpha": 16.0,
+    "lr": 1e-3,
+    "dropout": 0.0,
+    "neftune_alpha": 0.0,
+    "validation": "0",
+    "seed": 5,
+    "device": "cpu",
+    "dtype": "fp32",
+}
+RUNS = {
+    "recipe": (21, {}),
+    "plain-scaling": (
+        7,
+        {
+            "rslora": False,
+            "targets": ("q", "v", "down"),
+            "weight_decay": 0.1,
+            "max_grad_norm": 0.0,
+            "micro_batch": 2,
+            "warmup_ratio": 0.0,
+        },
+    ),
+}
+DROPPED = {"dropout": 0.05, "neftune_alpha": 5.0, "grad_accum": 3}
+STEP = 4
+
+
+def demo_samples(n: int) -> list[dict]:
+    return read_lines(DEMO / "train.jsonl")[:n]
+
+
+def peft_model(adapter: Path | None = None, config: TrainConfig | None = None) -> PeftModel:
+    """A fresh base in fp32 with a trainable adapter: of our folder, in a LoraConfig of our settings."""
+    base = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32)
+    lora = LoraConfig(
+        r=config.rank,
+        lora_alpha=config.alpha,
+        use_rslora=config.rslora,
+        target_modules=[f"{name}_proj" for name in config.targets],
+        task_type="CAUSAL_LM",
+    )
+    model = get_peft_model(base, lora)
+    model.load_adapter(str(adapter), "default", is_trainable=True)
+    return model
+
+
+class Reference:
+    """The training loop as a reader of the paper would write it, over the logged sample order."""
+
+    def __init__(self, config: TrainConfig, samples: list[dict], steps: list[dict]) -> None:
+        self.config = config
+        self.samples = {sample["id"]: sample for sample in samples}
+        self.tokenizer = AutoTokenizer.from_pretrained(MODEL)
+        self.model = peft_model(config.out / "init", config)
+        self.steps = [*self._run([step["sample_ids"] for step in steps])]
+        self.adapter = {k: v.clone() for k, v in get_peft_model_state_dict(self.model).items()}
+
+    def _run(self, windows: list[list[str]]) -> Iterator[dict]:
+        config = self.config
+        trained = [p for p in self.model.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(
+            trained, config.lr, betas=(0.9, 0.999), eps=1e-8, weight_decay=config.weight_decay
+        )
+        warmup = math.ceil(config.warmup_ratio * len(windows))
+        schedule = get_cosine_schedule_with_warmup(optimizer, warmup, len(windows))
+        for window in windows:
+            encoded = [self._encode(self.samples[name]) for name in window]
+            n_labels = sum(len(response) for _, response in encoded)
+            loss = sum(self._summed_loss(*sample) for sample in encoded) / n_labels
+            loss.backward()
+            limit = config.max_grad_norm or math.inf
+            norm = torch.nn.utils.clip_grad_norm_(trained, limit)
+            lr = schedule.get_last_lr()[0]
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
+            yield {"loss_nats": loss.item(), "grad_norm": norm.item(), "lr": lr} | {
+                "n_labels": n_labels,
+                "n_tokens": sum(len(prompt) + len(response) for prompt, response in encoded),
+            }
+
+    def _encode(self, sample: dict) -> tuple[list[int], list[int]]:
+        prompt, response = (self.tokenizer(sample[k]).input_ids for k in ("prompt", "response"))
+        return prompt, [*response, self.tokenizer.convert_tokens_to_ids("<|endoftext|>")]
+
+    def _summed_loss(self, prompt: list[int], response: list[int]) -> Tensor:
+        logits = self.model(torch.tensor([prompt + response])).logits[0]
+        return cross_entropy(logits[len(prompt) - 1 : -1], torch.tensor(response), reduction="sum")
+
+
+@pytest.fixture(scope="module", params=RUNS)
+def pair(request, tmp_path_factory) -> tuple[TrainConfig, list[dict], Reference]:
+    """One run of ours, its step events, and the reference that followed the same order."""
+    n, changes = RUNS[request.param]
+    folder = tmp_path_factory.mktemp(request.param)
+    samples = demo_samples(n)
+    data = write_lines(folder / "train.jsonl", samples)
+    settings = {**RECIPE, **changes}
+    config = TrainConfig(model=str(MODEL), data=data, out=folder / "run", **settings)
+    train(config)
+    steps = [e for e in read_lines(config.out / "log.jsonl") if e["event"] == "step"]
+    return config, steps, Reference(config, samples, steps)
+
+
+def relative(actual: Tensor, expected: Tensor) -> float:
+    return float((actual - expected).norm() / expected.norm())
+
+
+@pytest.mark.parametrize(
+    ("field", "tolerance"),
+    [("loss_nats", 1e-5), ("grad_norm", 1e-4), ("lr", 1e-12), ("n_labels", 0), ("n_tokens", 0)],
+)
+def test_every_step_equals_the_reference_in(pair, field, tolerance):
+    _, steps, reference = pair
+    actual = [step[field] for step in steps]
+    expected = [step[field] for step in reference.steps]
+    assert actual == pytest.approx(expected, rel=tolerance, abs=0)
+
+
+def test_final_adapter_equals_the_reference(pair):
+    config, _, reference = pair
+    ours = load_file(config.out / "epoch-03" / "adapter_model.safetensors")
+    assert ours.keys() == reference.adapter.keys()
+    worst = max(relative(ours[name], reference.adapter[name]) for name in ours)
+    assert worst <= 1e-4
+
+
+def test_training_moved_every_tensor_further_than_the_tolerance(pair):
+    config, _, _ = pair
+    first, last = (
+        load_file(config.out / name / "adapter_model.safetensors") for name in ("init", "epoch-03")
+    )
+    assert min(relative(first[name], last[name]) for name in first) > 1e-3
+
+
+def test_runs_hold_a_partial_window_clipped_steps_and_a_first_step_at_rate_zero(pair):
+    config, steps, _ = pair
+    sizes = {len(step["sample_ids"]) for step in steps}
+    assert len(sizes) == 2
+    assert max(sizes) == config.window
+    if config.max_grad_norm:
+        assert max(step["grad_norm"] for step in steps) > config.max_grad_norm
+    assert (steps[0]["lr"] == 0) == (config.warmup_ratio > 0)
+
+
+@pytest.fixture(scope="module")
+def lora() -> TrainableLora:
+    """An adapter away from its start: with B zero, A would have no gradient."""
+    plan = plan_of()
+    base = load_model(
+        MODEL,
+        device=torch.device("cpu"),
+        dtype=torch.float32,
+        rank_columns=plan.spec.rank_columns(),
+    )
+    lora = TrainableLora(base.decoder, plan.spec, plan.config.seed)
+    generator = torch.Generator().manual_seed(3)
+    lora.state.param.add_(torch.randn(lora.n_params, generator=generator), alpha=0.02)
+    lora.after_step()
+    return lora
+
+
+def plan_of(**changes) -> Plan:
+    settings = {**RECIPE, **DROPPED, **changes}
+    data = DEMO / "train.jsonl"
+    return make_plan(TrainConfig(model=str(MODEL), data=data, out=Path("unused"), **settings))
+
+
+def tensor_key(name: str) -> tuple[int, str, int]:
+    """Layer, module and 0 for A, 1 for B, of PEFT's name of a tensor."""
+    layer, module, ab = re.search(r"layers\.(\d+)\.\w+\.(\w+)_proj\.lora_([AB])\.", name).groups()
+    return int(layer), module, "AB".index(ab)
+
+
+def our_gradient(lora: TrainableLora, **changes) -> tuple[float, Tensor]:
+    plan = plan_of(**changes)
+    window = plan.window(STEP)
+    lora.state.grad.zero_()
+    n_labels = sum(sample.n_labels for sample in window)
+    loss = backward_window(plan, lora.decoder, window, STEP, n_labels)
+    return loss, lora.state.grad.clone()
+
+
+class Masked(torch.nn.Module):
+    """Dropout with a given mask, in the place of one `lora_dropout` of PEFT."""
+
+    def __init__(self, number: int, n_cols: int) -> None:
+        super().__init__()
+        self.number, self.n_cols = number, n_cols
+        self.dropout: Dropout
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.dropout.keep(self.number, self.n_cols) * self.dropout.scale
+
+
+def masked_loss(model: PeftModel, config: TrainConfig, window: list[EncodedSample]) -> Tensor:
+    """The window's loss sample by sample, noise and masks drawn for their rows in the window."""
+    table = model.get_input_embeddings().weight
+    starts = accumulate((len(sample.ids) for sample in window), initial=0)
+    loss = torch.zeros(())
+    for sample, start in zip(window, starts, strict=False):
+        length = len(sample.ids)
+        rows, ids = torch.arange(start, start + length), torch.tensor(sample.ids)
+        for module in model.modules():
+            if isinstance(module, Masked):
+                module.dropout = Dropout(config.dropout, config.seed, STEP, rows)
+        noise = Noise(config.neftune_alpha, config.seed, STEP, rows, torch.full((length,), length))
+        magnitude = config.neftune_alpha / math.sqrt(length * table.shape[1])
+        embeds = table[ids] + magnitude * noise.uniform(table.shape[1])
+        logits = model(inputs_embeds=embeds[None]).logits[0, :-1]
+        learned = torch.tensor(sample.learned[1:])
+        loss = loss + cross_entropy(logits[learned], ids[1:][learned], reduction="sum")
+    return loss / sum(sample.n_labels for sample in window)
+
+
+def test_dropout_and_noise_give_the_gradients_of_peft_with_the_same_masks(lora, tmp_path):
+    plan = plan_of()
+    write_adapter(tmp_path, lora.spec, lora.weights, "base", 0.0)
+    model = peft_model(tmp_path, plan.config)
+    for name, module in model.named_modules():
+        if hasattr(module, "lora_dropout"):
+            layer, projection, _ = tensor_key(f"{name}.lora_A.")
+            number = module_number(layer, projection)
+            module.lora_dropout["default"] = Masked(number, module.in_features)
+    loss = masked_loss(model, plan.config, plan.window(STEP))
+    loss.backward()
+
+    our_loss, grad = our_gradient(lora)
+    assert our_loss == pytest.approx(loss.item(), rel=1e-5)
+    trained = {tensor_key(n): p.grad for n, p in model.named_parameters() if p.requires_grad}
+    assert len(trained) == 2 * len(lora.weights)
+    for (layer, name, ab), expected in trained.items():
+        tensor = lora.weights[layer, name][ab]
+        start = tensor.storage_offset()
+        actual = grad[start : start + tensor.numel()].view(tensor.shape)
+        assert relative(actual, expected) <= 1e-4, (layer, name, ab)
+
+
+@pytest.mark.parametrize("changes", [{"dropout": 0.0}, {"neftune_alpha": 0.0}], ids=str)
+def test_dropout_and_noise_each_change_the_gradient(lora, changes):
+    _, with_both = our_gradient(lora)
+    _, with_one = our_gradient(lora, **changes)
+    assert relative(with_one, with_both) > 1e-2
+
+
+@pytest.mark.parametrize("pass_tokens", [1, 900], ids=["alone", "two-and-one"])
+def test_splitting_a_window_into_passes_changes_only_rounding(lora, pass_tokens):
+    loss, whole = our_gradient(lora)
+    split_loss, split = our_gradient(lora, pass_tokens=pass_tokens)
+    assert split_loss == pytest.approx(loss, rel=1e-6)
+    assert relative(split, whole) <= 1e-5
+
+
+def test_recomputing_activations_gives_the_same_gradient(lora):
+    loss, kept = our_gradient(lora)
+    again_loss, again = our_gradient(lora, recompute=True)
+    assert again_loss == loss
+    assert torch.equal(again, kept)
+
+
+def test_micro_batches_of_a_window_do_not_change_its_gradient(lora):
+    loss, one = our_gradient(lora)
+    other_loss, other = our_gradient(lora, micro_batch=3, grad_accum=1)
+    assert other_loss == loss
+    assert torch.equal(other, one)
+
+
+def test_the_first_step_at_rate_zero_changes_no_parameter(lora):
+    plan = plan_of()
+    before = lora.state.param.clone()
+    lora.state.grad.zero_()
+    event = take_step(plan, lora, 1)
+    assert event["lr"] == 0
+    assert event["grad_norm"] > 0
+    assert torch.equal(lora.state.param, before)
+    assert not lora.state.grad.any()
