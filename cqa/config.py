@@ -126,11 +126,15 @@ def read_settings(path: Path) -> dict[str, Any]:
     try:
         settings = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(f"expected a settings file, got: {error.strerror}", where=str(path)) from None
+        raise ConfigError(
+            f"expected a settings file, got: {error.strerror}", where=str(path)
+        ) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}:{mark.line + 1}" if mark else str(path)
-        raise ConfigError("expected YAML settings, got text that is not YAML", where=where) from error
+        raise ConfigError(
+            "expected YAML settings, got text that is not YAML", where=where
+        ) from error
     if settings is None:
         return {}
     if not isinstance(settings, dict):

@@ -39,7 +39,9 @@ def main() -> None:
 @main.command()
 @takes(TrainConfig, PRESETS)
 @click.option("--resume", is_flag=True, help="Continue the run in --out from its last state.")
-@click.option("--dry-run", is_flag=True, help="Show steps, tokens, a sample and memory; train nothing.")
+@click.option(
+    "--dry-run", is_flag=True, help="Show steps, tokens, a sample and memory; train nothing."
+)
 @_JSON
 def train(config: TrainConfig, resume: bool, dry_run: bool, as_json: bool) -> None:
     """Fine-tune a LoRA; the defaults are the paper's recipe.
@@ -93,7 +95,9 @@ def score(config: ScoreConfig, as_json: bool) -> None:
     show_default=True,
     help="Folder for the run and the scores.",
 )
-@click.option("--epochs", type=click.IntRange(1), default=3, show_default=True, help="Epochs to train.")
+@click.option(
+    "--epochs", type=click.IntRange(1), default=3, show_default=True, help="Epochs to train."
+)
 @_JSON
 def demo(out: Path, epochs: int, as_json: bool) -> None:
     """Train and score the embedded 3.2 M-parameter model on the embedded data."""

@@ -104,7 +104,9 @@ class ErrorsAsMessages(click.Group):
 
         near = get_close_matches(args[0], self.commands, n=1)
         if args[0] not in self.commands and near:
-            raise ConfigError(f"expected a command, got: {args[0]}", hint=f"did you mean `{near[0]}`?")
+            raise ConfigError(
+                f"expected a command, got: {args[0]}", hint=f"did you mean `{near[0]}`?"
+            )
         return super().resolve_command(ctx, args)
 
 

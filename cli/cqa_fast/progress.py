@@ -105,7 +105,9 @@ class TrainProgress(_Closing):
         self.display.advance(1, text)
         if event["step"] % self._start["steps_per_epoch"] == 0:
             mean = sum(self._losses) / len(self._losses)
-            self.display.line(f"epoch {event['epoch']:>2} loss {mean:.4f} nats/token, {speed:,.0f} tokens/s")
+            self.display.line(
+                f"epoch {event['epoch']:>2} loss {mean:.4f} nats/token, {speed:,.0f} tokens/s"
+            )
             self._losses.clear()
 
 

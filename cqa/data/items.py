@@ -93,7 +93,9 @@ def parse_continuation(record: dict[str, Any], where: str) -> Item:
     """Parse {"id", "context", "continuation"}."""
     if "good" in record or "options" in record:
         raise DataError(
-            "expected a `continuation`, got a pair", where=where, hint="give pair files with --pairs"
+            "expected a `continuation`, got a pair",
+            where=where,
+            hint="give pair files with --pairs",
         )
     text = take_text(record, "continuation", where)
     return _item(record, "continuation", (text,), None, ("continuation",), where)

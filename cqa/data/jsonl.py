@@ -35,7 +35,9 @@ def read_jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                     where = f"{path}:{number}"
                     yield where, parse_object(line, where)
         except OSError as error:
-            raise DataError(f"expected a readable file, got: {error.strerror}", where=str(path)) from None
+            raise DataError(
+                f"expected a readable file, got: {error.strerror}", where=str(path)
+            ) from None
 
 
 def parse_object(line: bytes, where: str) -> dict[str, Any]:
@@ -56,10 +58,12 @@ def parse_object(line: bytes, where: str) -> dict[str, Any]:
         text = line.decode("utf-8")
         record = json.loads(text, object_pairs_hook=no_duplicates, parse_constant=no_constants)
     except UnicodeDecodeError as error:
-        raise DataError(f"expected UTF-8, got byte {error.object[error.start]:#04x}", where=where) from None
+        raise DataError(
+            f"expected UTF-8, got byte {error.object[error.start]:#04x}", where=where
+        ) from None
     except json.JSONDecodeError as error:
         raise DataError(
-            f"expected one JSON object, got text that is not JSON: {error.msg}, column {error.colno}",
+            f"expected one JSON object, got other text: {error.msg} at column {error.colno}",
             where=where,
             hint=_hint(line),
         ) from None
@@ -97,7 +101,9 @@ def check_text(value: str, key: str, where: str) -> None:
     try:
         value.encode("utf-8")
     except UnicodeEncodeError:
-        raise DataError(f"expected Unicode in `{key}`, got: a lone surrogate", where=where) from None
+        raise DataError(
+            f"expected Unicode in `{key}`, got: a lone surrogate", where=where
+        ) from None
 
 
 def _type_name(value: Any) -> str:

@@ -125,11 +125,15 @@ def _alpaca_turns(record: dict[str, Any], where: str) -> Iterator[Turn]:
     if record.get("system"):
         yield Turn("system", take_text(record, "system", where))
     history = record.get("history") or []
-    if not isinstance(history, list) or not all(isinstance(h, list) and len(h) == 2 for h in history):
+    if not isinstance(history, list) or not all(
+        isinstance(h, list) and len(h) == 2 for h in history
+    ):
         raise DataError("expected `history` to be an array of [question, answer]", where=where)
     for i, (question, answer) in enumerate(history):
         yield Turn("user", take_text({"history": question}, "history", f"{where} (turn {i + 1})"))
-        yield Turn("assistant", take_text({"history": answer}, "history", f"{where} (turn {i + 1})"))
+        yield Turn(
+            "assistant", take_text({"history": answer}, "history", f"{where} (turn {i + 1})")
+        )
     question = take_text(record, "instruction", where)
     if record.get("input"):
         question += "\n" + take_text(record, "input", where)
@@ -149,7 +153,8 @@ def _list_of_turns(
         role = turn.get(names[0])
         if role not in roles:
             raise DataError(
-                f"expected `{key}[{i}].{names[0]}` to be {' | '.join(roles)}, got: {role!r}", where=where
+                f"expected `{key}[{i}].{names[0]}` to be {' | '.join(roles)}, got: {role!r}",
+                where=where,
             )
         yield Turn(roles[role], take_text(turn, names[1], f"{where} ({key}[{i}])"))
 
@@ -233,7 +238,9 @@ def encode_sample(
     Raises:
         DataError: No token would be learned, or the ids do not decode to the text.
     """
-    parts = plain_parts(sample) if tokenizer.chat_template is None else chat_parts(sample, tokenizer)
+    parts = (
+        plain_parts(sample) if tokenizer.chat_template is None else chat_parts(sample, tokenizer)
+    )
     ids: list[int] = []
     flags: list[bool] = []
     for k, (text, learned) in enumerate(parts):
@@ -247,7 +254,9 @@ def encode_sample(
         flags.append(True)
     encoded = EncodedSample(sample.id, tuple(ids), tuple(flags), sample.where)
     if encoded.n_labels < 2:
-        raise DataError("expected a text to learn, got a sample without a labelled token", where=sample.where)
+        raise DataError(
+            "expected a text to learn, got a sample without a labelled token", where=sample.where
+        )
     return encoded
 
 
@@ -272,7 +281,7 @@ def fit_lengths(
         first = sample.learned.index(True)
         if policy == "refuse" or (policy == "truncate" and excess >= first):
             raise DataError(
-                f"expected at most {max_tokens} tokens, got {len(sample.ids)} in sample `{sample.id}`",
+                f"expected at most {max_tokens} tokens, got {len(sample.ids)} in `{sample.id}`",
                 where=sample.where,
                 hint="--too-long drop leaves such samples out, --too-long truncate cuts prompts at "
                 "the start; nothing is ever cut without being asked for",

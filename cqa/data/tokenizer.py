@@ -23,7 +23,7 @@ END_OF_TEXT = "<|endoftext|>"
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """An option's ids after its context: `context_ids` starts with BOS if the tokenizer adds one."""
+    """An option's ids after its context, which starts with BOS if the tokenizer adds one."""
 
     context_ids: tuple[int, ...]
     option_ids: tuple[int, ...]
@@ -146,7 +146,9 @@ class Tokenizer:
         end = self._whole.token_to_id(END_OF_TEXT)
         end = self.hf.eos_token_id if end is None else end
         if end is None:
-            raise ModelError(f"expected a tokenizer with {END_OF_TEXT} or an EOS token, got neither")
+            raise ModelError(
+                f"expected a tokenizer with {END_OF_TEXT} or an EOS token, got neither"
+            )
         return int(end)
 
     def _null_id(self, named: str | None) -> int:
@@ -173,7 +175,9 @@ def _load_fast(folder: Path) -> Any:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(f"expected a tokenizer, got: {reason}", where=str(folder)) from error
     if not hf.is_fast:
-        raise ModelError("expected a fast tokenizer (tokenizer.json), got a slow one", where=str(folder))
+        raise ModelError(
+            "expected a fast tokenizer (tokenizer.json), got a slow one", where=str(folder)
+        )
     return hf
 
 
@@ -190,7 +194,9 @@ def _chat_template(hf: Any, template: str) -> str | None:
     try:
         return Path(template).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
-        raise ConfigError(f"expected --template plain, chat or a Jinja file, got: {template}") from None
+        raise ConfigError(
+            f"expected --template plain, chat or a Jinja file, got: {template}"
+        ) from None
 
 
 def _refuse_remote_code(folder: Path) -> None:

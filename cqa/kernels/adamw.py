@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 BETA1, BETA2, EPS = 0.9, 0.999, 1e-8
@@ -32,7 +33,7 @@ def clip_gradient(state: AdamState, max_norm: float) -> Tensor:
     Returns:
         The norm before, a scalar tensor; the caller checks that it is finite before stepping.
     """
-    norm = state.grad.norm()
+    norm: Tensor = torch.linalg.vector_norm(state.grad)
     if max_norm > 0:
         state.grad.mul_((max_norm / (norm + 1e-6)).clamp(max=1.0))
     return norm

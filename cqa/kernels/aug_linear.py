@@ -56,7 +56,9 @@ def aug_linear_ref(x_aug: Tensor, weight: Tensor, residual: Tensor | None) -> Te
     """The definition: x_aug (M, K_aug), weight (N, K_aug) to (M, N), residual added."""
     if residual is None:
         return x_aug @ weight.T
-    return torch.addmm(residual, x_aug, weight.T)
+    if residual.dtype == weight.dtype:
+        return torch.addmm(residual, x_aug, weight.T)
+    return residual + x_aug @ weight.T
 
 
 def aug_linear(
@@ -75,10 +77,9 @@ def aug_linear(
         members: The adapted members; their `lora_b` receive gradients, their values come from
             `weight`.
         scaling: LoRA's factor, for dB.
-        residual: Added to the result.
+        residual: Added to the result; it may be of a wider dtype, which the result then has.
     """
     weight = weight[:, : x_aug.shape[1]]
     lora_b = tuple(member.lora_b for member in members)
-    return _AugLinear.apply(  # type: ignore[no-any-return]
-        x_aug, residual, weight, scaling, members, *lora_b
-    )
+    out: Tensor = _AugLinear.apply(x_aug, residual, weight, scaling, members, *lora_b)  # type: ignore[no-untyped-call]
+    return out

@@ -19,10 +19,8 @@ from cqa.kernels.shrink import (
 
 class _CopyShrink(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, lora_a: Tensor, columns: AugColumns, shrink: Shrink
-    ) -> Tensor:
-        x_aug = augmented(x, columns)
+    def forward(ctx: Any, x: Tensor, lora_a: Tensor, columns: AugColumns, shrink: Shrink) -> Tensor:
+        x_aug = augmented(x, columns, x.dtype)
         copied = x_aug[:, : columns.features]
         copied.copy_(x)
         masks = shrink_forward_ref(
@@ -51,4 +49,5 @@ def copy_shrink(
     """Append the constant and low-rank columns to X; see `norm_shrink` for the layout."""
     if shrink is None:
         return with_constants(x, columns)
-    return _CopyShrink.apply(x, shrink.lora_a, columns, shrink)  # type: ignore[no-any-return]
+    out: Tensor = _CopyShrink.apply(x, shrink.lora_a, columns, shrink)  # type: ignore[no-untyped-call]
+    return out

@@ -53,7 +53,7 @@ def philox_words_ref(seed: int, step: int, stream: int, index: Words64) -> Words
 def row_words_ref(seed: int, step: int, stream: int, rows: Tensor, calls: int) -> Words32:
     """Return the words of `calls` counters a row, shape (len(rows), 4 * calls)."""
     first = rows.cpu().numpy().astype(np.uint64) * np.uint64(calls)
-    index = (first[:, None] + np.arange(calls, dtype=np.uint64)).reshape(-1)
+    index = np.add.outer(first, np.arange(calls, dtype=np.uint64)).reshape(-1)
     return philox_words_ref(seed, step, stream, index).reshape(len(rows), 4 * calls)
 
 

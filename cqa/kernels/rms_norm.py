@@ -2,7 +2,7 @@
 
     rms_norm(x) = x · rsqrt(mean(x²) + eps) · weight
 
-Normalised in fp32 (or wider) and rounded once. Source: arXiv:1910.07467, eq. 4.
+Source: arXiv:1910.07467, eq. 4.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cqa.kernels.precision import wider
 from cqa.kernels.shrink import (
     AugColumns,
     Shrink,
@@ -22,15 +23,15 @@ from cqa.kernels.shrink import (
 
 
 def rms_norm_ref(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """The definition, differentiable: x (..., D), weight (D,) to (..., D) in x's dtype."""
-    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    """The definition, differentiable: x (..., D), weight (D,) to (..., D) in the weight's dtype."""
+    wide = x.to(wider(weight.dtype))
     rstd = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
-    return (wide * rstd * weight.to(wide.dtype)).to(x.dtype)
+    return (wide * rstd * weight.to(wide.dtype)).to(weight.dtype)
 
 
 def _rms_norm_backward_ref(dy: Tensor, x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """Return dx; with n = x · rstd and g = dy · weight: dx = rstd · (g - n · mean(g · n))."""
-    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    wide = x.to(wider(weight.dtype))
     rstd = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
     normed = wide * rstd
     g = dy.to(wide.dtype) * weight.to(wide.dtype)
@@ -48,7 +49,7 @@ class _NormShrink(torch.autograd.Function):
         columns: AugColumns,
         shrink: Shrink,
     ) -> Tensor:
-        x_aug = augmented(x, columns)
+        x_aug = augmented(x, columns, weight.dtype)
         normed = x_aug[:, : columns.features]
         normed.copy_(rms_norm_ref(x, weight, eps))
         masks = shrink_forward_ref(
@@ -80,8 +81,8 @@ def norm_shrink(
     """Normalise, and append the constant and low-rank columns of the projections that follow.
 
     Args:
-        x: Hidden states, shape (M, K).
-        weight: Scale of the norm, shape (K,); frozen.
+        x: Hidden states, shape (M, K), of the weight's dtype or wider.
+        weight: Scale of the norm, shape (K,); frozen. Its dtype is the result's.
         eps: Added to the mean square.
         columns: Layout of the result.
         shrink: LoRA's A and dropout; None gives the base part [X | 1] alone.
@@ -91,7 +92,8 @@ def norm_shrink(
     """
     if shrink is None:
         return with_constants(rms_norm_ref(x, weight, eps), columns)
-    return _NormShrink.apply(x, weight, shrink.lora_a, eps, columns, shrink)  # type: ignore[no-any-return]
+    out: Tensor = _NormShrink.apply(x, weight, shrink.lora_a, eps, columns, shrink)  # type: ignore[no-untyped-call]
+    return out
 
 
 def with_constants(x: Tensor, columns: AugColumns) -> Tensor:

@@ -12,10 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cqa.kernels.precision import wider
+
 
 def rope_ref(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """The definition: x (M, H, D); cos, sin (M, D / 2) fp32; computed in fp32 or wider."""
-    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    """The definition: x (M, H, D); cos, sin (M, D / 2) fp32."""
+    wide = x.to(wider(x.dtype))
     x1, x2 = wide.chunk(2, dim=-1)
     cos, sin = cos[:, None].to(wide.dtype), sin[:, None].to(wide.dtype)
     return torch.cat((x1 * cos - x2 * sin, x2 * cos + x1 * sin), dim=-1).to(x.dtype)
@@ -39,4 +41,5 @@ def rope(
     sin: Tensor,  # (M, D / 2) fp32
 ) -> Tensor:  # (M, H, D)
     """Rotate every head of every row by the angles of its position."""
-    return _Rope.apply(x, cos, sin)  # type: ignore[no-any-return]
+    out: Tensor = _Rope.apply(x, cos, sin)  # type: ignore[no-untyped-call]
+    return out

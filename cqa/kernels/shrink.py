@@ -107,16 +107,11 @@ def shrink_backward_ref(
     return da
 
 
-def augmented(x: Tensor, columns: AugColumns) -> Tensor:
+def augmented(x: Tensor, columns: AugColumns, dtype: torch.dtype) -> Tensor:
     """Allocate (M, total) beside x, with the constant column and the padding filled in."""
-    out = x.new_empty(x.shape[0], columns.total)
-    fill_constants(out, columns)
-    return out
-
-
-def fill_constants(out: Tensor, columns: AugColumns) -> None:
-    """Write what does not depend on X: zeros in the padding, one in the bias column."""
+    out = torch.empty(x.shape[0], columns.total, dtype=dtype, device=x.device)
     if columns.bias:
         out[:, columns.features : columns.base] = 0
         out[:, columns.features] = 1
     out[:, columns.ranks.stop :] = 0
+    return out

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cqa.kernels.precision import wider
 from cqa.kernels.rms_norm import with_constants
 from cqa.kernels.shrink import (
     AugColumns,
@@ -23,19 +24,19 @@ from cqa.kernels.shrink import (
 
 
 def swiglu_ref(gate_up: Tensor) -> Tensor:
-    """The definition: gate_up (M, 2I) to (M, I), computed in fp32 or wider.
+    """The definition: gate_up (M, 2I) to (M, I).
 
     The sigmoid is written with exp: torch's silu rounds differently at the end of a vector, which
     would make a row's result depend on its place.
     """
-    wide = gate_up.to(torch.promote_types(gate_up.dtype, torch.float32))
+    wide = gate_up.to(wider(gate_up.dtype))
     gate, up = wide.chunk(2, dim=1)
     return (gate / (torch.exp(-gate) + 1) * up).to(gate_up.dtype)
 
 
 def _swiglu_backward_ref(dact: Tensor, gate_up: Tensor) -> Tensor:
     """Return d(gate_up); silu'(z) = s + z · s · (1 - s) with s = sigmoid(z)."""
-    wide = gate_up.to(torch.promote_types(gate_up.dtype, torch.float32))
+    wide = gate_up.to(wider(gate_up.dtype))
     gate, up = wide.chunk(2, dim=1)
     dwide = dact.to(wide.dtype)
     s = torch.sigmoid(gate)
@@ -52,7 +53,7 @@ class _SwigluShrink(torch.autograd.Function):
     def forward(
         ctx: Any, gate_up: Tensor, lora_a: Tensor, columns: AugColumns, shrink: Shrink
     ) -> Tensor:
-        act_aug = augmented(gate_up, columns)
+        act_aug = augmented(gate_up, columns, gate_up.dtype)
         act = act_aug[:, : columns.features]
         act.copy_(swiglu_ref(gate_up))
         masks = shrink_forward_ref(
@@ -91,5 +92,7 @@ def swiglu_shrink(
 ) -> Tensor:  # (M, columns.total)
     """Gate, and append the low-rank columns of down; see `norm_shrink` for the layout."""
     if shrink is None:
-        return with_constants(_Swiglu.apply(gate_up), columns)
-    return _SwigluShrink.apply(gate_up, shrink.lora_a, columns, shrink)  # type: ignore[no-any-return]
+        act: Tensor = _Swiglu.apply(gate_up)  # type: ignore[no-untyped-call]
+        return with_constants(act, columns)
+    out: Tensor = _SwigluShrink.apply(gate_up, shrink.lora_a, columns, shrink)  # type: ignore[no-untyped-call]
+    return out

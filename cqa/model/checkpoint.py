@@ -59,7 +59,7 @@ def tensor_files(folder: Path) -> dict[str, Path]:
     pickles = [path.name for pattern in PICKLES for path in sorted(folder.glob(pattern))]
     if pickles:
         raise ModelError(
-            f"expected safetensors weights, got a pickle checkpoint: {pickles[0]}", where=str(folder),
+            f"expected safetensors weights, got a pickle: {pickles[0]}", where=str(folder),
             hint="a pickle can run code; convert it with a tool you trust",
         )  # fmt: skip
     raise ModelError(f"expected {SINGLE} or {INDEX}, got neither", where=str(folder))
@@ -70,10 +70,16 @@ def _from_index(index: Path) -> dict[str, Path]:
         names = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         items = list(names.items())
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelError(f"expected an index with a weight_map, got: {error!r}", where=str(index)) from None
+        raise ModelError(
+            f"expected an index with a weight_map, got: {error!r}", where=str(index)
+        ) from None
     files = {}
     for name, file in items:
-        if not isinstance(file, str) or Path(file).name != file or not (index.parent / file).is_file():
+        if (
+            not isinstance(file, str)
+            or Path(file).name != file
+            or not (index.parent / file).is_file()
+        ):
             raise ModelError(f"expected a file beside the index, got: {file!r}", where=str(index))
         files[name] = index.parent / file
     return files
@@ -96,7 +102,9 @@ def stream(files: Mapping[str, Path]) -> Iterator[tuple[str, Tensor]]:
             held = set(file.keys())
             for name in sorted(n for n, f in files.items() if f == path):
                 if name not in held:
-                    raise ModelError(f"expected tensor {name} as the index says, got none", where=str(path))
+                    raise ModelError(
+                        f"expected tensor {name} as the index says, got none", where=str(path)
+                    )
                 yield name, file.get_tensor(name)
 
 

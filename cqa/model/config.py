@@ -68,10 +68,13 @@ def _refuse_unsupported(raw: dict[str, Any], where: str) -> None:
     model_type = raw.get("model_type")
     if model_type not in ARCHITECTURES:
         raise ModelError(
-            f"expected one of {', '.join(ARCHITECTURES)}, got architecture: {model_type}", where=where
+            f"expected one of {', '.join(ARCHITECTURES)}, got architecture: {model_type}",
+            where=where,
         )
     if "auto_map" in raw:
-        raise ModelError("expected an architecture of its own, got one that wants remote code", where=where)
+        raise ModelError(
+            "expected an architecture of its own, got one that wants remote code", where=where
+        )
     if raw.get("quantization_config"):
         raise ModelError("expected plain weights, got a quantised checkpoint", where=where)
     if raw.get("hidden_act", "silu") != "silu":
@@ -82,13 +85,20 @@ def _refuse_unsupported(raw: dict[str, Any], where: str) -> None:
         )
     rope_type = _rope(raw).get("rope_type")
     if rope_type not in ROPE_TYPES:
-        raise ModelError(f"expected rope type {' | '.join(ROPE_TYPES)}, got: {rope_type}", where=where)
-    if _rope(raw).get("partial_rotary_factor", 1.0) != 1.0 or raw.get("partial_rotary_factor", 1.0) != 1.0:
-        raise ModelError("expected rotation of whole heads, got a partial_rotary_factor", where=where)
+        raise ModelError(
+            f"expected rope type {' | '.join(ROPE_TYPES)}, got: {rope_type}", where=where
+        )
+    if (
+        _rope(raw).get("partial_rotary_factor", 1.0) != 1.0
+        or raw.get("partial_rotary_factor", 1.0) != 1.0
+    ):
+        raise ModelError(
+            "expected rotation of whole heads, got a partial_rotary_factor", where=where
+        )
 
 
 def _rope(raw: dict[str, Any]) -> dict[str, Any]:
-    """Return rope parameters from either spelling: rope_parameters, or rope_theta + rope_scaling."""
+    """Return rope parameters from either spelling: rope_parameters or rope_scaling."""
     rope = dict(raw.get("rope_parameters") or raw.get("rope_scaling") or {})
     rope.setdefault("rope_type", rope.get("type", "default"))
     rope.setdefault("rope_theta", raw.get("rope_theta", 10_000.0))
@@ -96,7 +106,11 @@ def _rope(raw: dict[str, Any]) -> dict[str, Any]:
 
 
 def _parse(raw: dict[str, Any]) -> DecoderConfig:
-    model_type, n_layers, n_heads = raw["model_type"], raw["num_hidden_layers"], raw["num_attention_heads"]
+    model_type, n_layers, n_heads = (
+        raw["model_type"],
+        raw["num_hidden_layers"],
+        raw["num_attention_heads"],
+    )
     hidden_size = raw["hidden_size"]
     bias = bool(raw.get("attention_bias", False)) and model_type in ("llama", "qwen3")
     head_dim = raw.get("head_dim") or (128 if model_type == "qwen3" else hidden_size // n_heads)
@@ -128,7 +142,7 @@ def _parse(raw: dict[str, Any]) -> DecoderConfig:
 
 
 def _windows(raw: dict[str, Any], n_layers: int) -> tuple[int | None, ...]:
-    """Return each layer's sliding window: Mistral's is global, Qwen's by layer and off by default."""
+    """Return each layer's window: Mistral's is global, Qwen's by layer and off by default."""
     window = raw.get("sliding_window")
     if raw["model_type"] == "mistral":
         return (window,) * n_layers

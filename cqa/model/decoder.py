@@ -2,13 +2,16 @@
 
 Training runs every op over all rows at once. Scoring (`block_rows`) runs every GEMM on blocks of
 exactly that many rows, the last one padded: a row's result then depends on its own segment alone,
-not on how many rows share the pass, and intermediates stay the size of a block.
+not on how many rows share the pass, and intermediates stay the size of a block. Scoring also keeps
+the residual stream one precision wider than the weights: a sum over hundreds of tokens shows what
+rounding it at every layer loses.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -18,6 +21,7 @@ from cqa.kernels.attention import AttentionSpan, attention
 from cqa.kernels.copy_shrink import copy_shrink
 from cqa.kernels.embed import Noise, embed
 from cqa.kernels.philox import Dropout
+from cqa.kernels.precision import wider
 from cqa.kernels.rms_norm import norm_shrink, rms_norm_ref
 from cqa.kernels.rope import rope
 from cqa.kernels.swiglu_shrink import swiglu_shrink
@@ -130,15 +134,18 @@ class Decoder:
             for s in batch.segments
         )
         h = embed(batch.input_ids, self.table, noise)
+        if block_rows is not None:
+            h = h.to(wider(self.dtype))
         for layer in self.layers[:-1]:
             if recompute and torch.is_grad_enabled():
-                h = checkpoint(  # type: ignore[no-untyped-call]
+                h = checkpoint(
                     self._run_layer, layer, h, cos, sin, spans, dropout, run, use_reentrant=False
                 )
             else:
                 h = self._run_layer(layer, h, cos, sin, spans, dropout, run)
         h = self._run_last_layer(batch, h, cos, sin, dropout, run)
-        normed = run(lambda rows: rms_norm_ref(rows, self.norm, self.config.rms_norm_eps), h)
+        norm = partial(rms_norm_ref, weight=self.norm, eps=self.config.rms_norm_eps)
+        normed = run.one(norm, h)
         return normed[batch.wanted]
 
     def _run_layer(
@@ -151,9 +158,9 @@ class Decoder:
         dropout: Dropout | None,
         run: _Blocks,
     ) -> Tensor:
-        q, k, v = run(lambda *rows: self._project(layer, *rows, dropout), h, cos, sin)
+        q, k, v = run.many(partial(self._project, layer, dropout), h, cos, sin)
         attended = attention(q, k, v, spans, window=layer.window)
-        return run(lambda *rows: self._finish(layer, *rows, dropout), h, attended.flatten(1))
+        return run.one(partial(self._finish, layer, dropout), h, attended.flatten(1))
 
     def _run_last_layer(
         self,
@@ -166,7 +173,7 @@ class Decoder:
     ) -> Tensor:
         """Run the last layer: keys and values of all rows, the rest for the kept rows alone."""
         layer = self.layers[-1]
-        q, k, v = run(lambda *rows: self._project(layer, *rows, dropout), h, cos, sin)
+        q, k, v = run.many(partial(self._project, layer, dropout), h, cos, sin)
         if batch.kept.shape[0] < batch.n_rows:
             q, h = q[batch.kept], h[batch.kept]
             dropout = dropout.select(batch.kept) if dropout else None
@@ -178,26 +185,22 @@ class Decoder:
                 spans.append(AttentionSpan((row, row + n_kept), own, prefix))
             row += n_kept
         attended = attention(q, k, v, tuple(spans), window=layer.window)
-        return run(lambda *rows: self._finish(layer, *rows, dropout), h, attended.flatten(1))
+        return run.one(partial(self._finish, layer, dropout), h, attended.flatten(1))
 
     def _project(
-        self, layer: Layer, h: Tensor, cos: Tensor, sin: Tensor, dropout: Dropout | None
+        self, layer: Layer, dropout: Dropout | None, h: Tensor, cos: Tensor, sin: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Norm, q/k/v projection, head norms and rotation: (M, D) to three (M, heads, head_dim)."""
         c, qkv = self.config, layer.qkv
-        x_aug = norm_shrink(
-            h, layer.input_norm, c.rms_norm_eps, qkv.columns, qkv.shrink(dropout)
-        )
-        heads = qkv(x_aug).unflatten(1, (-1, c.head_dim))
+        x_aug = norm_shrink(h, layer.input_norm, c.rms_norm_eps, qkv.columns, qkv.shrink(dropout))
+        heads = qkv(x_aug).view(h.shape[0], -1, c.head_dim)
         q, k, v = heads.split((c.n_heads, c.n_kv_heads, c.n_kv_heads), dim=1)
         if layer.q_norm is not None and layer.k_norm is not None:
             q = rms_norm_ref(q, layer.q_norm, c.rms_norm_eps)
             k = rms_norm_ref(k, layer.k_norm, c.rms_norm_eps)
         return rope(q, cos, sin), rope(k, cos, sin), v
 
-    def _finish(
-        self, layer: Layer, h: Tensor, attended: Tensor, dropout: Dropout | None
-    ) -> Tensor:
+    def _finish(self, layer: Layer, dropout: Dropout | None, h: Tensor, attended: Tensor) -> Tensor:
         """Output projection and MLP, each added to the residual: (M, D) to (M, D)."""
         o, gate_up, down = layer.o, layer.gate_up, layer.down
         h = o(copy_shrink(attended, o.columns, o.shrink(dropout)), residual=h)
@@ -227,24 +230,27 @@ class _Blocks:
     def __init__(self, height: int | None) -> None:
         self.height = height
 
-    def __call__(self, function: Callable[..., Tensor | tuple[Tensor, ...]], *rows: Tensor):  # type: ignore[no-untyped-def]  # noqa: ANN204
-        """Call `function` on row tensors (M, …); its results are row tensors too."""
+    def one(self, function: Callable[..., Tensor], *rows: Tensor) -> Tensor:
+        """Call a function of row tensors (M, …) that returns one row tensor."""
+        if self.height is None:
+            return function(*rows)
+        return self.many(lambda *block: (function(*block),), *rows)[0]
+
+    def many(
+        self, function: Callable[..., tuple[Tensor, ...]], *rows: Tensor
+    ) -> tuple[Tensor, ...]:
+        """Call a function of row tensors (M, …) that returns several."""
         height, n_rows = self.height, rows[0].shape[0]
         if height is None:
             return function(*rows)
-        outs: tuple[Tensor, ...] | None = None
-        single = False
+        outs: tuple[Tensor, ...] = ()
         for start in range(0, n_rows, height):
             n = min(height, n_rows - start)
             block = [r[start : start + n] for r in rows]
             if n < height:
                 block = [torch.cat((r, r.new_zeros(height - n, *r.shape[1:]))) for r in block]
-            result = function(*block)
-            single = isinstance(result, Tensor)
-            results: tuple[Tensor, ...] = (result,) if isinstance(result, Tensor) else result
-            if outs is None:
-                outs = tuple(r.new_empty(n_rows, *r.shape[1:]) for r in results)
+            results = function(*block)
+            outs = outs or tuple(r.new_empty(n_rows, *r.shape[1:]) for r in results)
             for out, r in zip(outs, results, strict=True):
                 out[start : start + n] = r[:n]
-        assert outs is not None, "a batch has at least one row"
-        return outs[0] if single else outs
+        return outs

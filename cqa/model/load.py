@@ -13,7 +13,7 @@ from torch import Tensor
 
 from cqa.errors import ModelError, ResourceError
 from cqa.model.checkpoint import digest_files, stream, tensor_files
-from cqa.model.config import DecoderConfig, read_config
+from cqa.model.config import read_config
 from cqa.model.decoder import Decoder
 
 Device = Literal["auto", "cpu", "cuda"]
@@ -87,7 +87,9 @@ def load_model(
 def _fill(decoder: Decoder, files: dict[str, Path], folder: Path) -> None:
     places = _destinations(decoder)
     ignored = {"lm_head.weight"} if decoder.config.tied else set()
-    unexpected = [n for n in files if n not in places and n not in ignored and "rotary_emb" not in n]
+    unexpected = [
+        n for n in files if n not in places and n not in ignored and "rotary_emb" not in n
+    ]
     missing = [name for name in places if name not in files]
     for problem, names in (("no", missing), ("an unexpected", unexpected)):
         if names:
@@ -100,14 +102,19 @@ def _fill(decoder: Decoder, files: dict[str, Path], folder: Path) -> None:
         shape, put = places[name]
         if tuple(tensor.shape) != shape:
             raise ModelError(
-                f"expected {name} of shape {shape}, got: {tuple(tensor.shape)}", where=str(files[name])
+                f"expected {name} of shape {shape}, got: {tuple(tensor.shape)}",
+                where=str(files[name]),
             )
         if not tensor.is_floating_point():
-            raise ModelError(f"expected floats in {name}, got: {tensor.dtype}", where=str(files[name]))
+            raise ModelError(
+                f"expected floats in {name}, got: {tensor.dtype}", where=str(files[name])
+            )
         put(tensor)
 
 
-def _destinations(decoder: Decoder) -> dict[str, tuple[tuple[int, ...], Callable[[Tensor], object]]]:
+def _destinations(
+    decoder: Decoder,
+) -> dict[str, tuple[tuple[int, ...], Callable[[Tensor], object]]]:
     """Map every tensor name of the checkpoint to its shape and to what puts it in place."""
     places: dict[str, tuple[tuple[int, ...], Callable[[Tensor], object]]] = {}
 

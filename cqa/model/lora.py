@@ -37,7 +37,7 @@ class LoraSpec:
 
     @property
     def scaling(self) -> float:
-        """alpha / sqrt(rank) with rank stabilisation (arXiv:2312.03732), else alpha / rank."""
+        """Alpha / sqrt(rank) with rank stabilisation (arXiv:2312.03732), else alpha / rank."""
         return self.alpha / (self.rank**0.5 if self.rslora else self.rank)
 
     def rank_columns(self) -> dict[str, int]:
@@ -129,7 +129,11 @@ def _width(projection: Projection, name: str) -> int:
 
 
 def write_adapter(
-    folder: Path, spec: LoraSpec, weights: Mapping[Key, tuple[Tensor, Tensor]], base: str, dropout: float
+    folder: Path,
+    spec: LoraSpec,
+    weights: Mapping[Key, tuple[Tensor, Tensor]],
+    base: str,
+    dropout: float,
 ) -> None:
     """Write an adapter in PEFT's format into an existing folder.
 
@@ -178,7 +182,9 @@ def read_spec(folder: Path) -> LoraSpec:
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ModelError(f"expected an adapter folder with {CONFIG}, got none", where=str(folder)) from None
+        raise ModelError(
+            f"expected an adapter folder with {CONFIG}, got none", where=str(folder)
+        ) from None
     except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"expected a JSON config, got: {error}", where=where) from None
     if not isinstance(raw, dict):
@@ -241,9 +247,17 @@ def read_adapter(folder: Path, decoder: Decoder) -> Adapter:
     for projection in decoder.projections():
         for name in adapted_members(projection, spec):
             prefix = f"{PEFT_PREFIX}.{projection.layer}.{PARENTS[name]}.{name}_proj"
-            shapes = ((spec.rank, projection.columns.features), (_width(projection, name), spec.rank))
+            shapes = (
+                (spec.rank, projection.columns.features),
+                (_width(projection, name), spec.rank),
+            )
             a, b = (
-                _checked(tensors.pop(f"{prefix}.lora_{ab}.weight", None), shape, f"{prefix}.lora_{ab}", path)
+                _checked(
+                    tensors.pop(f"{prefix}.lora_{ab}.weight", None),
+                    shape,
+                    f"{prefix}.lora_{ab}",
+                    path,
+                )
                 for ab, shape in zip("AB", shapes, strict=True)
             )
             weights[projection.layer, name] = (a, b)
@@ -251,7 +265,8 @@ def read_adapter(folder: Path, decoder: Decoder) -> Adapter:
         raise ModelError(f"expected no tensor {next(iter(tensors))}", where=str(path))
     if not any(bool(b.any()) and bool(a.any()) for a, b in weights.values()):
         raise ModelError(
-            "expected an adapter that changes the model, got one whose B is all zero", where=str(path)
+            "expected an adapter that changes the model, got one whose B is all zero",
+            where=str(path),
         )
     return Adapter(spec, weights)
 
@@ -262,7 +277,9 @@ def _checked(tensor: Tensor | None, shape: tuple[int, int], name: str, path: Pat
         raise ModelError(f"expected {name}, got none", where=str(path), hint=hint)
     if tuple(tensor.shape) != shape:
         raise ModelError(
-            f"expected {name} of shape {shape}, got: {tuple(tensor.shape)}", where=str(path), hint=hint
+            f"expected {name} of shape {shape}, got: {tuple(tensor.shape)}",
+            where=str(path),
+            hint=hint,
         )
     if not tensor.is_floating_point() or not bool(torch.isfinite(tensor).all()):
         raise ModelError(f"expected finite floats in {name}, got others", where=str(path))

@@ -16,8 +16,9 @@ from torch import Tensor
 
 def inverse_frequencies(rope: dict[str, Any], head_dim: int) -> tuple[Tensor, float]:
     """Return (inv_freq of shape (head_dim / 2,) fp32, factor on cos and sin)."""
+    theta: float = rope["rope_theta"]
     exponent = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
-    inv_freq = 1.0 / (rope["rope_theta"] ** exponent)
+    inv_freq: Tensor = 1.0 / (theta**exponent)
     kind = rope["rope_type"]
     if kind == "linear":
         return inv_freq / rope["factor"], 1.0
@@ -30,10 +31,11 @@ def inverse_frequencies(rope: dict[str, Any], head_dim: int) -> tuple[Tensor, fl
 
 def _llama3(inv_freq: Tensor, rope: dict[str, Any]) -> Tensor:
     """Long wavelengths are stretched by `factor`, short ones kept, those between interpolated."""
-    low, high = rope["low_freq_factor"], rope["high_freq_factor"]
+    low, high, stretch = rope["low_freq_factor"], rope["high_freq_factor"], rope["factor"]
     turns = rope["original_max_position_embeddings"] / (2 * math.pi / inv_freq)
     share_kept = ((turns - low) / (high - low)).clamp(0, 1)
-    return (1 - share_kept) * inv_freq / rope["factor"] + share_kept * inv_freq
+    mixed: Tensor = (1 - share_kept) * inv_freq / stretch + share_kept * inv_freq
+    return mixed
 
 
 def _yarn(inv_freq: Tensor, rope: dict[str, Any], head_dim: int) -> tuple[Tensor, float]:
@@ -41,7 +43,9 @@ def _yarn(inv_freq: Tensor, rope: dict[str, Any], head_dim: int) -> tuple[Tensor
     factor, length = rope["factor"], rope["original_max_position_embeddings"]
 
     def dimension(turns: float) -> float:
-        return head_dim * math.log(length / (turns * 2 * math.pi)) / (2 * math.log(rope["rope_theta"]))
+        return (
+            head_dim * math.log(length / (turns * 2 * math.pi)) / (2 * math.log(rope["rope_theta"]))
+        )
 
     low, high = dimension(rope.get("beta_fast") or 32), dimension(rope.get("beta_slow") or 1)
     if rope.get("truncate", True):
@@ -65,9 +69,7 @@ def _yarn_attention_factor(rope: dict[str, Any], factor: float) -> float:
     return mscale(1.0)
 
 
-def rope_tables(
-    inv_freq: Tensor, factor: float, positions: Tensor
-) -> tuple[Tensor, Tensor]:
+def rope_tables(inv_freq: Tensor, factor: float, positions: Tensor) -> tuple[Tensor, Tensor]:
     """Return cos and sin of each row's angles, shape (M, head_dim / 2), fp32."""
     angles = positions.to(torch.float32)[:, None] * inv_freq
     return angles.cos() * factor, angles.sin() * factor

@@ -21,7 +21,8 @@ class ScoreConfig:
     pairs: tuple[Path, ...] = option("JSON Lines of pairs or several options.", (), repeat=True)
     continuations: tuple[Path, ...] = option("JSON Lines of continuations.", (), repeat=True)
     boundary: Literal["split", "joint"] = option(
-        "How context and option meet: encoded separately, or at once (a sensitivity check).", "split"
+        "How context and option meet: encoded separately, or at once (a sensitivity check).",
+        "split",
     )
     null_token: str | None = option(
         "Token that stands for no context; BOS, else <|endoftext|>, else EOS.", None

@@ -57,7 +57,7 @@ def encode_item(
 
 @dataclass(slots=True)
 class Forest:
-    """The distinct branches of some items: every context computed once, every option once after it."""
+    """The distinct branches of some items: every context once, every option once after it."""
 
     branches: dict[Ids, dict[Ids, None]] = field(default_factory=dict)
     n_rows: int = 0

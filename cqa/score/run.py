@@ -107,9 +107,7 @@ def score(
             identity = {**shared, "adapter_digest": _attach(base.decoder, adapter)}
             model_key, name = digest_json(identity), adapter.name if adapter else None
             on_event({"event": "model", "adapter": name})
-            speed = _score_model(
-                items, results, base.decoder, name, model_key, interrupt, on_event
-            )
+            speed = _score_model(items, results, base.decoder, name, model_key, interrupt, on_event)
             on_event({"event": "scored", "adapter": name})
             models.append({"model_key": model_key, "adapter": name, **identity, **speed})
         results.close()

@@ -44,7 +44,7 @@ def run_forest(decoder: Decoder, forest: Forest) -> dict[tuple[Ids, Ids], Branch
     batch = batch.to(decoder.device)
     hidden = decoder.hidden(batch, block_rows=BLOCK_ROWS)
     stats = token_stats(hidden, decoder.head, batch.target)
-    logp, entropy = stats.logp.double().tolist(), stats.entropy.double().tolist()
+    logp, entropy = stats.logp.tolist(), stats.entropy.tolist()
     return {
         (tree.context, option): BranchStats(logp[place], entropy[place])
         for tree, slices in zip(trees, places, strict=True)
@@ -71,7 +71,9 @@ def item_row(
     options = [_option(encoded, k, branches, tokenizer, tokens) for k in range(len(item.options))]
     for option in options:
         if not math.isfinite(option["logp_given_context_nats"] + option["logp_null_nats"]):
-            raise NumericsError(f"expected finite scores, got others in item `{item.id}`", where=item.where)
+            raise NumericsError(
+                f"expected finite scores, got others in item `{item.id}`", where=item.where
+            )
     return {
         "id": item.id,
         "group": item.group,

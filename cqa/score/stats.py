@@ -116,12 +116,15 @@ def d_z_interval(d_z: float, n: int, level: float = 0.95) -> tuple[float, float]
     Source: Cumming & Finch 2001, "A primer on the understanding, use, and calculation of
     confidence intervals that are based on central and noncentral distributions".
     """
+    if d_z < 0:  # the law is computed reliably in its upper half
+        low, high = d_z_interval(-d_z, n, level)
+        return -high, -low
     t, df = d_z * math.sqrt(n), n - 1
 
     def noncentrality(tail: float) -> float:
         width = 10 + abs(t)
         return float(
-            optimize.brentq(lambda nc: special.nctdtr(df, nc, t) - tail, t - width, t + width)
+            optimize.brentq(lambda nc: stats.nct.cdf(t, df, nc) - tail, t - width, t + width)
         )
 
     tail = (1 - level) / 2

@@ -109,7 +109,9 @@ def compare_items(base: Mapping[str, ItemScore], adapted: Mapping[str, ItemScore
         "mean_d_cond_nats": _mean(
             [y.conditional_nats - x.conditional_nats for x, y in zip(a, b, strict=True)]
         ),
-        "mean_d_prior_nats": _mean([y.prior_nats - x.prior_nats for x, y in zip(a, b, strict=True)]),
+        "mean_d_prior_nats": _mean(
+            [y.prior_nats - x.prior_nats for x, y in zip(a, b, strict=True)]
+        ),
         "sign_accuracy_base": _mean([float(x.delta_i_nats > 0) for x in a]),
         "sign_accuracy": _mean([float(y.delta_i_nats > 0) for y in b]),
         "wilcoxon": asdict(wilcoxon(ddi)),

@@ -18,13 +18,24 @@ def summary_text(summary: Row) -> str:
     if any(summary["groups"].values()):
         parts.append(
             "dI = I(good) - I(bad); ddI = dI of the adapter - dI of the base = d_cond - d_prior;\n"
-            "p is one-sided (greater), from the exact signed-rank distribution; intervals are t, 95 %."
+            "p is one-sided (greater), exact signed-rank distribution; intervals are t, 95 %."
         )
     return "\n\n".join(parts)
 
 
 def _items_table(group: str, base: Row, models: dict[str, Row]) -> str:
-    head = ["model", "dI nats", "sign acc.", "ddI nats", "95 % CI", "d_cond", "d_prior", "W+", "p", "d_z"]
+    head = [
+        "model",
+        "dI nats",
+        "sign acc.",
+        "ddI nats",
+        "95 % CI",
+        "d_cond",
+        "d_prior",
+        "W+",
+        "p",
+        "d_z",
+    ]
     rows = [["base", _signed(base["mean_delta_i_nats"]), _share(base["sign_accuracy"])]]
     for name, entry in models.items():
         test = entry["wilcoxon"]

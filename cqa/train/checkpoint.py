@@ -113,7 +113,9 @@ def save_state(plan: Plan, lora: TrainableLora, step: int) -> None:
     state = lora.state
     tensors = {"param": state.param, "exp_avg": state.exp_avg, "exp_avg_sq": state.exp_avg_sq}
     with new_folder(plan.config.out / STATE) as folder:
-        save_file({name: t.detach().cpu() for name, t in tensors.items()}, folder / "state.safetensors")
+        save_file(
+            {name: t.detach().cpu() for name, t in tensors.items()}, folder / "state.safetensors"
+        )
         text = json.dumps({"step": step, "finished": step == plan.total_steps}) + "\n"
         (folder / "state.json").write_text(text, encoding="utf-8")
 
@@ -135,7 +137,7 @@ def load_state(plan: Plan, lora: TrainableLora) -> None:
 
 
 class Log:
-    """log.jsonl: appended and flushed a line at a time; a resumed run cuts what came after its state."""
+    """log.jsonl, flushed a line at a time; a resumed run cuts what came after its state."""
 
     def __init__(self, folder: Path, last_step: int, steps_per_epoch: int) -> None:
         """Open the log for appending after `last_step`."""
@@ -154,7 +156,9 @@ class Log:
     def write(self, event: dict[str, Any]) -> None:
         """Append one event."""
         with reported(self.path):
-            self._file.write(json.dumps(event, ensure_ascii=False, allow_nan=False).encode() + b"\n")
+            self._file.write(
+                json.dumps(event, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+            )
             self._file.flush()
 
     def close(self) -> None:

@@ -40,13 +40,17 @@ class TrainConfig:
         "Training samples, JSON Lines: prompt/response, alpaca, sharegpt, messages or dialogue."
     )
     out: Path = option("Folder of the run.")
-    epochs: int = option("Passes over the samples; every epoch's adapter is kept.", _PAPER["epochs"])
+    epochs: int = option(
+        "Passes over the samples; every epoch's adapter is kept.", _PAPER["epochs"]
+    )
     micro_batch: int = option("Samples per micro-batch.", _PAPER["micro_batch"])
     grad_accum: int = option(
         "Micro-batches per optimizer step; the whole window is packed.", _PAPER["grad_accum"]
     )
     lr: float = option("Peak learning rate of the cosine schedule.", _PAPER["lr"])
-    warmup_ratio: float = option("Share of steps with rising learning rate.", _PAPER["warmup_ratio"])
+    warmup_ratio: float = option(
+        "Share of steps with rising learning rate.", _PAPER["warmup_ratio"]
+    )
     max_grad_norm: float = option("Gradient norm to clip at; 0 is never.", _PAPER["max_grad_norm"])
     weight_decay: float = option("AdamW's decoupled weight decay.", _PAPER["weight_decay"])
     rank: int = option("LoRA rank.", _PAPER["rank"])

@@ -65,10 +65,10 @@ def plan_text(plan: Plan, described: dict[str, Any]) -> str:
     d, memory = described, described["memory_bytes"]
     touched = ", ".join(d["too_long_ids"])
     lines = [
-        f"samples    {d['n_train']} to train on, {d['n_validation']} held out; format {d['format']}",
+        f"samples    {d['n_train']} to train on, {d['n_validation']} held out, {d['format']}",
         f"steps      {d['total_steps']} ({d['steps_per_epoch']} an epoch, "
         f"{d['warmup_steps']} of warm-up)",
-        f"tokens     {d['tokens_per_epoch']:,} an epoch, {d['labels_per_epoch']:,} of them learned; "
+        f"tokens     {d['tokens_per_epoch']:,} an epoch, {d['labels_per_epoch']:,} learned; "
         f"longest sample {d['longest_sample_tokens']:,}, longest pass {d['longest_pass_tokens']:,}",
         f"adapter    rank {plan.spec.rank}, scaling {d['scaling']:.3f}, "
         f"on {','.join(plan.spec.targets)}",
@@ -84,7 +84,9 @@ def plan_text(plan: Plan, described: dict[str, Any]) -> str:
 
 def marked_text(plan: Plan) -> str:
     """Return the first sample's text with its learned runs between ⟦ and ⟧."""
-    sample, pieces, run = plan.train[0], [], []
+    sample = plan.train[0]
+    pieces: list[str] = []
+    run: list[int] = []
     flags = [*sample.learned, not sample.learned[-1]]
     ids = [*sample.ids, 0]
     previous = flags[0]

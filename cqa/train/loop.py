@@ -147,7 +147,7 @@ def backward_window(
             recompute=config.recompute,
         )
         part_loss = -token_logprobs(hidden, decoder.head, batch.target).sum() / n_labels
-        part_loss.backward()  # type: ignore[no-untyped-call]
+        part_loss.backward()
         loss += part_loss.detach()
         first_row += batch.n_rows
     return float(loss)
@@ -164,7 +164,7 @@ def _packed(samples: Sequence[EncodedSample], decoder: Decoder) -> PackedBatch:
 
 @torch.no_grad()
 def evaluate(plan: Plan, decoder: Decoder, epoch: int) -> Event:
-    """Return the mean loss over all learned validation tokens: a diagnostic that selects nothing."""
+    """Return the mean loss over the learned validation tokens: a diagnostic, selecting nothing."""
     started = time.perf_counter()
     total, n_labels = 0.0, 0
     for part in split_passes(list(plan.validation), plan.config.pass_tokens):

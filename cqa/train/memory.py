@@ -23,9 +23,7 @@ class MemoryEstimate:
     @property
     def total_bytes(self) -> int:
         """The sum of the parts."""
-        return (
-            self.weights_bytes + self.adapter_bytes + self.activations_bytes + self.logits_bytes
-        )
+        return self.weights_bytes + self.adapter_bytes + self.activations_bytes + self.logits_bytes
 
 
 def estimate_memory(

@@ -100,7 +100,9 @@ def make_plan(config: TrainConfig) -> Plan:
     else:
         train, validation = split(samples, share, config.seed)
     if not train:
-        raise DataError("expected at least one sample to train on, got none", where=str(config.data))
+        raise DataError(
+            "expected at least one sample to train on, got none", where=str(config.data)
+        )
     return Plan(
         config, folder, shape, tokenizer, kind, tuple(train), tuple(validation), tuple(touched),
         hashlib.sha256(b"".join(path.read_bytes() for path in digests)).hexdigest(),

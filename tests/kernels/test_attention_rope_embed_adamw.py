@@ -1,4 +1,4 @@
-"""Attention over spans, rotation, embedding noise and the optimizer, each against its definition."""
+"""Attention over spans, rotation, embedding noise and optimizer, each against its definition."""
 
 import math
 
@@ -46,7 +46,7 @@ LAYOUTS = {
         AttentionSpan((4, 6), (13, 22), NOTHING),
     ],
 }
-WINDOWS = pytest.mark.parametrize("window", [None, 1, 4, 10, 100])
+WINDOWS = pytest.mark.parametrize("window", [None, 2, 4, 10, 100])
 HEADS = pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (6, 2), (3, 1)])
 
 
@@ -92,6 +92,12 @@ def test_attention_and_gradients_equal_dense_masked_softmax(layout, window, head
     truth = values_and_gradients(lambda t: dense(t, spans, window), [t.double() for t in qkv], dout)
     for name, *values in zip(("out", "dq", "dk", "dv"), actual, naive, truth, strict=True):
         assert_as_accurate(name, *values)
+
+
+def test_a_window_of_one_sees_only_the_own_row():
+    spans = LAYOUTS["tree"]
+    q, k, v = random_qkv(spans, 4, 4)
+    torch.testing.assert_close(attention(q, k, v, tuple(spans), window=1), v)
 
 
 def test_prefix_and_own_rows_are_one_text():
@@ -261,7 +267,7 @@ def test_twenty_clipped_steps_equal_those_of_torch(weight_decay):
     truth = theirs(start.double(), weight_decay)
     torch.testing.assert_close(ours(start.double(), weight_decay), truth, rtol=1e-13, atol=1e-13)
     assert_as_accurate("param", ours(start, weight_decay), theirs(start, weight_decay), truth)
-    assert (truth - start).abs().min() > 1e-3
+    assert (truth - start).abs().mean() > 1e-2
 
 
 @pytest.mark.parametrize(

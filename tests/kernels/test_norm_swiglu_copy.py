@@ -283,3 +283,21 @@ def test_swiglu_of_saturated_gates_stays_finite():
     torch.testing.assert_close(swiglu_ref(gate_up)[0], out[0, :6])
     (grad,) = torch.autograd.grad(out[:, :6].sum(), gate_up)
     assert grad.isfinite().all()
+
+
+def test_wider_residual_is_added_in_its_own_dtype():
+    x, weight = torch.randn(4, 16), torch.randn(3, 16)
+    residual = torch.randn(4, 3, dtype=torch.float64)
+    assert torch.equal(aug_linear(x, weight, residual=residual), residual + aug_linear(x, weight))
+
+
+@pytest.mark.parametrize("with_adapter", [False, True], ids=["base", "adapter"])
+def test_norm_of_a_wider_input_is_rounded_once_to_the_dtype_of_the_weight(with_adapter):
+    problem = Problem("norm", 9, 40)
+    t = problem.tensors(torch.float32)
+    x = torch.randn(9, 40, dtype=torch.float64)
+    shrink = Shrink(t["a"], problem.modules) if with_adapter else None
+    x_aug = norm_shrink(x, t["norm"], EPS, problem.columns, shrink)
+    truth = before("norm", x, t["norm"].double())
+    assert x_aug.dtype == torch.float32
+    assert torch.equal(x_aug[:, :40], truth.float())

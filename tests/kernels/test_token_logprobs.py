@@ -18,16 +18,16 @@ def _same_numbers_every_run() -> None:
     torch.manual_seed(0)
 
 
-def inputs(kind: str, m: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:
-    """Hidden states, head and targets; the last rows ask for the arg-max and for the last id."""
+def inputs(kind: str, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:
+    """300 hidden states, a head, and targets of which some are the arg-max or the last id."""
     scale = {"normal": 0.3, "peaked": 5.0, "flat": 0.0, "offset": 0.3}[kind]
-    hidden, head = torch.randn(m, D) * scale, torch.randn(V, D)
+    hidden, head = torch.randn(300, D) * scale, torch.randn(V, D)
     if kind == "offset":
         hidden[:, -1] = 1
         head[:, -1] = 1e4
-    target = torch.randint(V, (m,))
-    target[-1:] = V - 1
-    target[-3:-1] = (hidden @ head.T)[-3:-1].argmax(1)
+    target = torch.randint(V, (300,))
+    target[::7] = V - 1
+    target[::3] = (hidden @ head.T)[::3].argmax(1)
     return hidden.to(dtype), head.to(dtype), target
 
 
@@ -53,58 +53,62 @@ def double(*tensors: Tensor) -> tuple[Tensor, ...]:
 
 
 KINDS = pytest.mark.parametrize("kind", ["normal", "peaked", "flat", "offset"])
-ROWS = pytest.mark.parametrize("m", [1, 127, 128, 129, 300])
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+PARTS = pytest.mark.parametrize("m", [0, 1, 127, 128, 129], ids=lambda m: f"{m}-and-{300 - m}-rows")
 
 
 @KINDS
-@ROWS
+@PARTS
 @DTYPES
 def test_statistics_are_as_accurate_as_log_softmax(kind, m, dtype):
-    given = inputs(kind, m, dtype)
-    stats = token_stats(*given)
+    hidden, head, target = given = inputs(kind, dtype)
+    parts = [token_stats(hidden[rows], head, target[rows]) for rows in (slice(m), slice(m, 300))]
     naive, truth = reference(*wide(*given)), reference(*double(*given))
     for name in truth:
-        assert_as_accurate(name, getattr(stats, name), naive[name], truth[name])
+        actual = torch.cat([getattr(part, name) for part in parts])
+        assert_as_accurate(name, actual, naive[name], truth[name])
 
 
 @KINDS
-@ROWS
+@PARTS
 @DTYPES
-def test_gradient_of_hidden_is_as_accurate_as_autograd(kind, m, dtype):
-    hidden, head, target = inputs(kind, m, dtype)
-    weights = torch.randn(m)
+def test_log_probability_and_gradient_in_training_are_as_accurate_as_autograd(kind, m, dtype):
+    hidden, head, target = inputs(kind, dtype)
+    weights = torch.randn(300)
 
-    def gradient(logp_of, hidden: Tensor, head: Tensor) -> Tensor:
+    def plain(hidden: Tensor, head: Tensor, target: Tensor) -> Tensor:
+        return reference(hidden, head, target)["logp"]
+
+    def logp_and_gradient(logp_of, hidden: Tensor, head: Tensor, parts: int) -> tuple[Tensor, ...]:
         leaf = hidden.detach().requires_grad_()
-        logp = logp_of(leaf, head, target)
-        return torch.autograd.grad(logp, leaf, weights.to(logp.dtype))[0]
+        rows = [slice(m), slice(m, 300)] if parts == 2 else [slice(300)]
+        logp = torch.cat([logp_of(leaf[part], head, target[part]) for part in rows])
+        return logp.detach(), torch.autograd.grad(logp, leaf, weights.to(logp.dtype))[0]
 
-    actual = gradient(token_logprobs, hidden, head)
-    naive = gradient(lambda *given: reference(*given)["logp"], hidden, head)
-    truth = gradient(lambda *given: reference(*given)["logp"], hidden.double(), head.double())
-    assert actual.dtype == dtype
-    assert_as_accurate("dhidden", actual, naive, truth)
-
-
-@KINDS
-@ROWS
-@DTYPES
-def test_log_probability_in_training_is_as_accurate_as_log_softmax(kind, m, dtype):
-    hidden, head, target = inputs(kind, m, dtype)
-    naive = reference(*wide(hidden, head, target))["logp"]
-    truth = reference(*double(hidden, head, target))["logp"]
-    trained = token_logprobs(hidden.requires_grad_(), head, target)
-    assert trained.requires_grad
-    assert_as_accurate("logp", trained.detach(), naive, truth)
+    actual = logp_and_gradient(token_logprobs, hidden, head, 2)
+    naive = logp_and_gradient(plain, hidden, head, 1)
+    truth = logp_and_gradient(plain, hidden.double(), head.double(), 1)
+    assert actual[1].dtype == dtype
+    for name, *values in zip(("logp", "dhidden"), actual, naive, truth, strict=True):
+        assert_as_accurate(name, *values)
 
 
 def test_without_gradient_the_log_probability_is_that_of_scoring():
-    hidden, head, target = inputs("normal", 129)
-    expected = token_stats(hidden, head, target).logp
+    hidden, head, target = inputs("normal")
+    expected = token_stats(hidden, head, target).logp.float()
     assert torch.equal(token_logprobs(hidden, head, target), expected)
     with torch.no_grad():
         assert torch.equal(token_logprobs(hidden.requires_grad_(), head, target), expected)
+
+
+@KINDS
+@DTYPES
+def test_no_probability_exceeds_one_and_no_entropy_is_negative(kind, dtype):
+    hidden, head, _ = inputs(kind, dtype)
+    target = (hidden.double() @ head.double().T).argmax(1)
+    stats = token_stats(hidden, head, target)
+    assert stats.logp.max() <= 1e-15  # a rounding of fp64
+    assert stats.entropy.min() >= -1e-15
 
 
 @pytest.mark.parametrize("v", [1, 2, 7, 128, 1003])
@@ -127,7 +131,7 @@ def test_rank_counts_the_strictly_more_probable_tokens(v):
 def test_equal_logits_give_the_uniform_distribution():
     stats = token_stats(torch.zeros(3, D), torch.randn(V, D), torch.tensor([0, 100, V - 1]))
     for field in (-stats.logp, stats.entropy, stats.lse):
-        torch.testing.assert_close(field, torch.full((3,), math.log(V)), rtol=1e-7, atol=0)
+        torch.testing.assert_close(field, torch.full((3,), math.log(V)).double(), rtol=1e-7, atol=0)
     assert stats.rank.tolist() == [0, 0, 0]
 
 
@@ -169,10 +173,13 @@ def test_no_rows_give_no_statistics():
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
-def test_statistics_are_fp32_or_wider(dtype):
-    stats = token_stats(*inputs("normal", 5, dtype))
+def test_statistics_are_fp64_and_training_is_fp32_or_wider(dtype):
+    hidden, head, target = inputs("normal", dtype)
+    stats = token_stats(hidden, head, target)
+    assert {stats.logp.dtype, stats.entropy.dtype, stats.lse.dtype} == {torch.float64}
     expected = torch.float64 if dtype == torch.float64 else torch.float32
-    assert {stats.logp.dtype, stats.entropy.dtype, stats.lse.dtype} == {expected}
+    assert token_logprobs(hidden, head, target).dtype == expected
+    assert token_logprobs(hidden.requires_grad_(), head, target).dtype == expected
 
 
 @pytest.mark.parametrize(("v", "d"), [(211, 48), (1003, 64), (4096, 192)])

@@ -1,0 +1,398 @@
+"""Training files: five formats, what is learned of them, over-long samples, and what is refused."""
+
+import json
+from itertools import groupby
+from pathlib import Path
+
+import pytest
+from helpers import DEMO, shared, write_lines
+
+from cqa.data.samples import (
+    EncodedSample,
+    Turn,
+    encode_sample,
+    fit_lengths,
+    plain_parts,
+    read_samples,
+)
+from cqa.data.tokenizer import Tokenizer
+from cqa.errors import ConfigError, DataError
+
+END = "<|endoftext|>"
+PROMPT = {"prompt": "Q: why?", "response": " Because."}
+ALPACA = {
+    "system": "Judge.",
+    "history": [["Who?", "Ann."], ["When?", "Now."]],
+    "instruction": "Why?",
+    "input": "A text.",
+    "output": "Because.",
+}
+SHAREGPT = {
+    "system": "Judge.",
+    "conversations": [
+        {"from": "human", "value": "Who?"},
+        {"from": "gpt", "value": "Ann."},
+        {"from": "user", "value": "Why?"},
+        {"from": "assistant", "value": "Because."},
+    ],
+}
+MESSAGES = {
+    "messages": [
+        {"role": "system", "content": "Judge."},
+        {"role": "user", "content": "Who?"},
+        {"role": "assistant", "content": "Ann."},
+    ]
+}
+DIALOGUE = {
+    "dialogue": [
+        {"role": "B", "text": "Who?"},
+        {"role": "C", "text": "Ann."},
+        {"role": "B", "text": "Why?"},
+        {"role": "C", "text": "Because."},
+        {"role": "B", "text": "Thanks."},
+    ]
+}
+FORMATS = {
+    "prompt": PROMPT,
+    "alpaca": ALPACA,
+    "sharegpt": SHAREGPT,
+    "messages": MESSAGES,
+    "dialogue": DIALOGUE,
+}
+TURNS = {
+    "prompt": ["user: Q: why?", "assistant:  Because."],
+    "alpaca": [
+        "system: Judge.", "user: Who?", "assistant: Ann.", "user: When?", "assistant: Now.",
+        "user: Why?\nA text.", "assistant: Because.",
+    ],
+    "sharegpt": [
+        "system: Judge.", "user: Who?", "assistant: Ann.", "user: Why?", "assistant: Because.",
+    ],
+    "messages": ["system: Judge.", "user: Who?", "assistant: Ann."],
+    "dialogue": [
+        "user: Who?", "assistant: Ann.", "user: Why?", "assistant: Because.", "user: Thanks.",
+    ],
+}  # fmt: skip
+PLAIN = {  # text before a learned part, then that part, and so on
+    "prompt": ["Q: why?", " Because."],
+    "alpaca": ["Judge.\nWho?\n", "Ann.", "\nWhen?\n", "Now.", "\nWhy?\nA text.\n", "Because."],
+    "sharegpt": ["Judge.\nWho?\n", "Ann.", "\nWhy?\n", "Because."],
+    "messages": ["Judge.\nWho?\n", "Ann."],
+    "dialogue": ["B: Who?\nC:", " Ann.", "\nB: Why?\nC:", " Because."],
+}
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return Tokenizer(DEMO / "model")
+
+
+@pytest.fixture
+def file(tmp_path) -> Path:
+    return tmp_path / "train.jsonl"
+
+
+def encode(file: Path, record: dict, tokenizer: Tokenizer, **options) -> EncodedSample:
+    (sample,) = read_samples(write_lines(file, [record]))
+    return encode_sample(sample, tokenizer, **options)
+
+
+def runs_of(encoded: EncodedSample, tokenizer: Tokenizer) -> list[tuple[str, bool]]:
+    """The text of each run of ids that are all learned, or all not."""
+    flagged = zip(encoded.ids, encoded.learned, strict=True)
+    return [
+        (tokenizer.decode([token for token, _ in run]), learned)
+        for learned, run in groupby(flagged, key=lambda pair: pair[1])
+    ]
+
+
+def alternating(texts: list[str]) -> list[tuple[str, bool]]:
+    return [(text, i % 2 == 1) for i, text in enumerate(texts)]
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_turns_of(kind, file):
+    (sample,) = read_samples(write_lines(file, [FORMATS[kind]]))
+    assert sample.format == kind
+    assert [f"{turn.role}: {turn.text}" for turn in sample.turns] == TURNS[kind]
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_plain_text_of(kind, file):
+    (sample,) = read_samples(write_lines(file, [FORMATS[kind]]))
+    assert plain_parts(sample) == alternating(PLAIN[kind])
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_answers_and_one_end_token_are_learned_of(kind, file, tokenizer):
+    *parts, last = PLAIN[kind]
+    encoded = encode(file, FORMATS[kind], tokenizer)
+    assert runs_of(encoded, tokenizer) == alternating([*parts, last + END])
+    assert encoded.ids[-1] == tokenizer.end_id
+    assert encoded.ids.count(tokenizer.end_id) == 1
+
+
+def test_ids_and_labels_of_a_sample_by_hand(file, tokenizer):
+    encoded = encode(file, PROMPT, tokenizer)
+    assert encoded.ids == (48, 25, 1447, 30, 410, 1474, 809, 13, 4093)
+    assert encoded.learned == (False,) * 4 + (True,) * 5
+    assert encoded.n_labels == 5
+
+
+def test_whole_text_is_learned_on_request_but_for_the_first_token(file, tokenizer):
+    encoded = encode(file, PROMPT, tokenizer, whole_text=True)
+    assert encoded.ids == encode(file, PROMPT, tokenizer).ids
+    assert all(encoded.learned)
+    assert encoded.n_labels == len(encoded.ids) - 1
+
+
+def test_one_bos_in_front_and_no_space_inside_where_the_tokenizer_would_add_them(file):
+    tokenizer = Tokenizer(shared("models/stories260k"))
+    encoded = encode(file, PROMPT, tokenizer)
+    tokens = tokenizer.hf.convert_ids_to_tokens(encoded.ids)
+    n_prompt = encoded.learned.index(True)
+    assert "".join(tokens[:n_prompt]) == "<s>▁Q:▁why?"
+    assert "".join(tokens[n_prompt:]) == "▁Because.</s>"
+    assert all(encoded.learned[n_prompt:])
+
+
+def test_answer_alone_is_learned_without_anything_before_it(file, tokenizer):
+    record = {"messages": [{"role": "assistant", "content": "Ann said so."}]}
+    encoded = encode(file, record, tokenizer)
+    assert runs_of(encoded, tokenizer) == [(f"Ann said so.{END}", True)]
+    assert encoded.n_labels == len(encoded.ids) - 1
+
+
+@pytest.mark.parametrize("key", ["system", "input", "history"])
+@pytest.mark.parametrize("value", [None, "", "absent"], ids=["null", "empty", "absent"])
+def test_optional_alpaca_field_may_be_left_out(key, value, file):
+    record = {k: v for k, v in {**ALPACA, key: value}.items() if v != "absent"}
+    (sample,) = read_samples(write_lines(file, [record]))
+    (full,) = read_samples(write_lines(file, [ALPACA]))
+    assert len("".join(t.text for t in sample.turns)) < len("".join(t.text for t in full.turns))
+    assert sample.turns[-1] == Turn("assistant", "Because.")
+
+
+def test_ids_tags_and_unknown_keys(file):
+    records = [{**PROMPT, "id": "a", "tags": ["x", "y"], "author": 7}, PROMPT]
+    first, second = read_samples(write_lines(file, records))
+    assert (first.id, first.tags) == ("a", ("x", "y"))
+    assert (second.id, second.tags) == ("line-2", ())
+    assert second.where == f"{file}:2"
+
+
+def test_unnamed_sample_is_named_by_its_line(file):
+    file.write_text("\n\n" + json.dumps(PROMPT) + "\n")
+    (sample,) = read_samples(file)
+    assert (sample.id, sample.where) == ("line-3", f"{file}:3")
+
+
+TEMPLATE = """\
+{%- for m in messages %}
+<{{ m.role }}>{{ m.content }}</>
+{% endfor %}
+{%- if add_generation_prompt %}<assistant>{% endif %}"""
+
+
+def chat_tokenizer(tmp_path: Path, template: str) -> Tokenizer:
+    path = tmp_path / "chat.jinja"
+    path.write_text(template)
+    return Tokenizer(DEMO / "model", template=str(path))
+
+
+def test_jinja_file_renders_the_turns_and_closes_the_learned_ones_itself(file, tmp_path):
+    tokenizer = chat_tokenizer(tmp_path, TEMPLATE)
+    encoded = encode(file, SHAREGPT, tokenizer)
+    assert runs_of(encoded, tokenizer) == [
+        ("<system>Judge.</>\n<user>Who?</>\n<assistant>", False),
+        ("Ann.</>\n", True),
+        ("<user>Why?</>\n<assistant>", False),
+        ("Because.</>\n", True),
+    ]
+
+
+def test_plain_is_the_default_template(file, tmp_path, tokenizer):
+    plain = Tokenizer(DEMO / "model", template="plain")
+    assert encode(file, SHAREGPT, plain) == encode(file, SHAREGPT, tokenizer)
+
+
+@pytest.mark.parametrize(
+    "template",
+    ["{{ messages | length }}" + TEMPLATE, "{{ messages[-1].content }}"],
+    ids=["counts-turns", "last-turn-only"],
+)
+def test_template_that_rewrites_earlier_turns_is_refused(file, tmp_path, template):
+    with pytest.raises(DataError, match=f"^{file}:1: expected a chat template that only appends"):
+        encode(file, SHAREGPT, chat_tokenizer(tmp_path, template))
+
+
+def test_missing_template_file_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="expected --template plain, chat or a Jinja file"):
+        Tokenizer(DEMO / "model", template=str(tmp_path / "absent.jinja"))
+
+
+def sample_of(name: str, n_prompt: int, n_learned: int) -> EncodedSample:
+    n = n_prompt + n_learned
+    learned = (False,) * n_prompt + (True,) * n_learned
+    return EncodedSample(name, tuple(range(n)), learned, f"train.jsonl:{n}")
+
+
+LENGTHS = [sample_of("short", 2, 2), sample_of("fits", 4, 4), sample_of("long", 7, 4)]
+
+
+def test_over_long_sample_is_refused_by_name(tokenizer):
+    with pytest.raises(DataError, match="at most 8 tokens, got 11 in sample `long`") as caught:
+        fit_lengths(LENGTHS, 8, "refuse")
+    assert caught.value.where == "train.jsonl:11"
+    assert "--too-long drop" in str(caught.value.hint)
+
+
+def test_over_long_sample_is_dropped_and_named():
+    assert fit_lengths(LENGTHS, 8, "drop") == (LENGTHS[:2], ["long"])
+
+
+def test_over_long_sample_loses_the_start_of_its_prompt_and_is_named():
+    kept, touched = fit_lengths(LENGTHS, 8, "truncate")
+    assert kept[:2] == LENGTHS[:2]
+    assert touched == ["long"]
+    assert kept[2].ids == tuple(range(3, 11))
+    assert kept[2].learned == (False,) * 4 + (True,) * 4
+
+
+@pytest.mark.parametrize("max_tokens", [4, 3], ids=["no-prompt-left", "answer-too-long"])
+def test_truncation_never_cuts_the_answer_nor_all_of_the_prompt(max_tokens):
+    with pytest.raises(DataError, match="in sample `long`"):
+        fit_lengths([sample_of("long", 7, 4)], max_tokens, "truncate")
+    (kept,), _ = fit_lengths([sample_of("long", 7, 4)], 5, "truncate")
+    assert kept.learned == (False,) + (True,) * 4
+
+
+@pytest.mark.parametrize("policy", ["refuse", "drop", "truncate"])
+def test_samples_that_fit_are_left_alone(policy):
+    assert fit_lengths(LENGTHS, 11, policy) == (LENGTHS, [])
+
+
+def line(record: object) -> bytes:
+    return json.dumps(record).encode()
+
+
+def without(record: dict, key: str) -> dict:
+    return {k: v for k, v in record.items() if k != key}
+
+
+def turns(key: str, *records: object) -> bytes:
+    return line({key: list(records)})
+
+
+MALFORMED = {
+    "no-response": (line(without(PROMPT, "response")), "text in `response`, got: no `response`"),
+    "number": (line({**PROMPT, "prompt": 5}), "text in `prompt`, got: `prompt` is a number"),
+    "null": (line({**PROMPT, "response": None}), "in `response`, got: `response` is null"),
+    "array": (line({**PROMPT, "response": ["a"]}), "`response` is an array"),
+    "empty-text": (line({**PROMPT, "response": ""}), "in `response`, got: an empty text"),
+    "id-number": (line({**PROMPT, "id": 5}), "text in `id`, got: `id` is a number"),
+    "tags-text": (line({**PROMPT, "tags": "x"}), "`tags` to be an array of texts"),
+    "tags-numbers": (line({**PROMPT, "tags": [1]}), "`tags` to be an array of texts"),
+    "no-output": (line(without(ALPACA, "output")), "text in `output`, got: no `output`"),
+    "system-number": (line({**ALPACA, "system": 5}), "`system` is a number"),
+    "history-text": (line({**ALPACA, "history": "x"}), r"array of \[question, answer\]"),
+    "history-flat": (line({**ALPACA, "history": ["a", "b"]}), r"array of \[question, answer\]"),
+    "history-triple": (line({**ALPACA, "history": [["a", "b", "c"]]}), r"of \[question, answer\]"),
+    "history-number": (line({**ALPACA, "history": [["a", 2]]}), r"\(turn 1\): expected text"),
+    "no-turns": (turns("messages"), "`messages` to be a non-empty array"),
+    "turns-text": (line({"conversations": "x"}), "`conversations` to be a non-empty array"),
+    "turn-text": (turns("messages", "x"), r"`messages\[0\]` to be an object"),
+    "no-role": (turns("dialogue", {"text": "x"}), r"`dialogue\[0\].role` to be B \| C, got: None"),
+    "other-role": (turns("messages", {"role": "tool", "content": "x"}), "got: 'tool'"),
+    "array-role": (turns("messages", {"role": ["user"], "content": "x"}), r"got: \['user'\]"),
+    "object-role": (turns("conversations", {"from": {}, "value": "x"}), "got: {}"),
+    "no-content": (turns("messages", {"role": "user"}), r"\(messages\[0\]\): .* `content`"),
+    "parts-of-content": (turns("messages", {"role": "user", "content": [{}]}), "is an array"),
+    "nothing-to-learn": (turns("dialogue", {"role": "B", "text": "x"}), "a turn to learn"),
+    "unknown-format": (line({"question": "a", "answer": "b"}), "one of the keys `prompt`, .* got:"),
+    "no-keys": (b"{}", "got: none"),
+    "not-json": (b'{"prompt": "a"', "text that is not JSON: .*, column 15"),
+    "two-objects": (line(PROMPT) + line(PROMPT), "text that is not JSON: Extra data"),
+    "literal": (b'"text"', "one JSON object, got: text"),
+    "array-file": (b"[{}]", r"one JSON object, got: an array\nhint: .* jq -c '.\[\]'"),
+    "opened-array-file": (b"[", r"not JSON: .*\nhint: .* jq -c '.\[\]'"),
+    "duplicate-key": (b'{"prompt": "a", "prompt": "b"}', "each key once, got `prompt` twice"),
+    "nested-duplicate-key": (b'{"x": {"y": 1, "y": 2}}', "each key once, got `y` twice"),
+    "nan": (b'{"prompt": "a", "response": "b", "x": NaN}', "JSON numbers, got: NaN"),
+    "infinity": (b'{"prompt": "a", "response": "b", "x": -Infinity}', "got: -Infinity"),
+    "huge-number": (b'{"x": ' + b"1" * 5000 + b"}", "plain JSON object, got: "),
+    "deep": (b'{"x": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "plain JSON object, got: "),
+    "surrogate": (b'{"prompt": "\\ud800", "response": "b"}', "in `prompt`, got: a lone surrogate"),
+    "nul": (b'{"prompt": "a", "response": "b\\u0000"}', "in `response`, got: a NUL character"),
+    "latin-1": ('{"prompt": "é"}'.encode("latin-1"), "expected UTF-8, got byte 0xe9"),
+    "utf-16": ("﻿{}".encode("utf-16-le"), "expected UTF-8, got byte 0xff"),
+    "raw-newline": (b'{"prompt": "a\nb", "response": "c"}', "text that is not JSON: "),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("bad", "message"), MALFORMED.values(), ids=MALFORMED)
+def test_malformed_line_is_refused_with_its_number(file, bad, message):
+    file.write_bytes(b"\n\n" + bad + b"\n")
+    with pytest.raises(DataError, match=message) as caught:
+        read_samples(file)
+    assert str(caught.value).startswith(f"{file}:3")
+    assert caught.value.exit_code == 3
+
+
+@pytest.mark.parametrize("kind", [name for name in FORMATS if name != "prompt"])
+def test_line_of_another_format_than_the_first_is_refused(file, kind):
+    write_lines(file, [PROMPT, FORMATS[kind]])
+    with pytest.raises(DataError, match=f"^{file}:2: expected text in `prompt`, got: no `prompt`"):
+        read_samples(file)
+
+
+def test_second_use_of_an_id_is_refused_and_the_first_named(file):
+    write_lines(file, [{**PROMPT, "id": "a"}, {**PROMPT, "id": "b"}, {**PROMPT, "id": "a"}])
+    message = f"^{file}:3: expected each id once, got `a` again\nhint: first seen at {file}:1$"
+    with pytest.raises(DataError, match=message):
+        read_samples(file)
+
+
+@pytest.mark.parametrize("content", [b"", b"\n \n", b"\xef\xbb\xbf"], ids=["empty", "blank", "BOM"])
+def test_file_without_samples_is_refused(file, content):
+    file.write_bytes(content)
+    with pytest.raises(DataError, match=f"^{file}: expected at least one sample"):
+        read_samples(file)
+
+
+def test_missing_file_is_refused(file):
+    with pytest.raises(DataError, match=f"^{file}: expected a readable .* No such file"):
+        read_samples(file)
+
+
+def test_byte_order_mark_is_skipped(file):
+    file.write_bytes(b"\xef\xbb\xbf" + line(PROMPT) + b"\n")
+    assert read_samples(file)[0].turns[0].text == "Q: why?"
+
+
+def test_carriage_returns_at_line_ends_are_skipped(file):
+    file.write_bytes(b"\r\n".join([line(PROMPT), b"", line({**PROMPT, "id": "b"}), b""]))
+    assert [sample.turns[1].text for sample in read_samples(file)] == [" Because."] * 2
+
+
+@pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\u0085", "\u000b", "\u001e"], ids=ascii)
+def test_unicode_separators_do_not_split_a_line(file, tokenizer, separator):
+    record = {"prompt": f"a{separator}b", "response": f" c{separator}d"}
+    encoded = encode(file, record, tokenizer)
+    assert runs_of(encoded, tokenizer) == alternating([record["prompt"], record["response"] + END])
+
+
+def test_last_line_needs_no_newline(file):
+    file.write_bytes(line(PROMPT))
+    assert len(read_samples(file)) == 1
+
+
+def test_accents_that_compose_across_the_boundary_are_refused(file, tokenizer):
+    record = {"prompt": "cafe\u0301", "response": "\u0323 noir"}
+    with pytest.raises(DataError, match=f"^{file}:1: expected token ids that decode to the text"):
+        encode(file, record, tokenizer)
+
+
+def test_accents_that_the_tokenizer_composes_within_a_part_are_accepted(file, tokenizer):
+    encoded = encode(file, {"prompt": "cafe\u0301", "response": " noir"}, tokenizer)
+    assert runs_of(encoded, tokenizer) == alternating(["caf\u00e9", f" noir{END}"])

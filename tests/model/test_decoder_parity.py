@@ -1,0 +1,326 @@
+"""The decoder equals transformers on every architecture, and itself in any packing."""
+
+import random
+from functools import cached_property
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import tiny_checkpoint
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from cqa.kernels.embed import Noise
+from cqa.kernels.philox import Dropout
+from cqa.kernels.token_logprobs import token_logprobs, token_stats
+from cqa.layout import PackedBatch, Tree, pack_documents, pack_trees
+from cqa.model.decoder import BLOCK_ROWS, Decoder
+from cqa.model.load import load_model
+from cqa.model.lora import Adapter, LoraSpec, TrainableLora, attach
+from cqa.model.projection import MODULES
+
+
+def rope(kind: str, **parameters) -> dict:
+    return {"rope_parameters": {"rope_type": kind, "rope_theta": 10_000.0, **parameters}}
+
+
+LINEAR = rope("linear", factor=3.0)
+LLAMA3 = rope(
+    "llama3",
+    factor=8.0,
+    low_freq_factor=1.0,
+    high_freq_factor=4.0,
+    original_max_position_embeddings=64,
+)
+YARN = rope("yarn", factor=4.0, original_max_position_embeddings=64)
+CASES = {
+    "qwen2": ("qwen2", {}),
+    "qwen2-tied": ("qwen2", {"tie_word_embeddings": True}),
+    "qwen2-sliding": (
+        "qwen2",
+        {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1},
+    ),
+    "qwen2-window-off": ("qwen2", {"use_sliding_window": False, "sliding_window": 8}),
+    "qwen2-yarn": ("qwen2", YARN),
+    "qwen3": ("qwen3", {"head_dim": 8}),
+    "qwen3-tied-wide-heads": ("qwen3", {"tie_word_embeddings": True, "head_dim": 20}),
+    "qwen3-default-head-dim": ("qwen3", {}),
+    "qwen3-biases": ("qwen3", {"attention_bias": True, "head_dim": 8}),
+    "llama": ("llama", {}),
+    "llama-tied": ("llama", {"tie_word_embeddings": True}),
+    "llama-biases": ("llama", {"attention_bias": True, "mlp_bias": True}),
+    "llama-attention-bias": ("llama", {"attention_bias": True}),
+    "llama-wide-heads": ("llama", {"head_dim": 12}),
+    "llama-no-groups": ("llama", {"num_key_value_heads": 6}),
+    "llama-one-layer": ("llama", {"num_hidden_layers": 1}),
+    "llama-theta": ("llama", rope("default") | {"rope_parameters": {"rope_theta": 500.0}}),
+    "llama-linear": ("llama", LINEAR),
+    "llama-llama3": ("llama", LLAMA3 | {"head_dim": 16}),
+    "llama-yarn": ("llama", YARN | {"head_dim": 16}),
+    "llama-yarn-factor-given": (
+        "llama",
+        rope("yarn", factor=4.0, original_max_position_embeddings=64, attention_factor=0.8),
+    ),
+    "mistral": ("mistral", {"sliding_window": None}),
+    "mistral-tied": ("mistral", {"sliding_window": None, "tie_word_embeddings": True}),
+    "mistral-sliding": ("mistral", {"sliding_window": 8}),
+    "mistral-wide-heads": ("mistral", {"sliding_window": 8, "head_dim": 16}),
+}
+
+
+class Pair:
+    """The same checkpoint here and in transformers."""
+
+    def __init__(self, ours: Decoder, theirs: torch.nn.Module) -> None:
+        self.ours, self.theirs = ours, theirs
+
+    def random_ids(self, count: int, seed: int) -> tuple[int, ...]:
+        return tuple(random.Random(seed).choices(range(self.ours.config.vocab_size), k=count))
+
+    @torch.no_grad()
+    def expected(self, ids: tuple[int, ...]) -> Tensor:
+        """Log-probability of every token but the first, by transformers."""
+        logits = self.theirs(torch.tensor([ids]), use_cache=False).logits[0, :-1]
+        logp = logits.float().log_softmax(1).gather(1, torch.tensor(ids[1:])[:, None])
+        return logp.squeeze(1).double()
+
+    @torch.no_grad()
+    def logp(self, batch: PackedBatch, block_rows: int | None) -> Tensor:
+        hidden = self.ours.hidden(batch, block_rows=block_rows)
+        return token_stats(hidden, self.ours.head, batch.target).logp
+
+    @cached_property
+    def documents(self) -> tuple[PackedBatch, Tensor]:
+        """Texts of several lengths, of which all, some or no tokens are asked for."""
+        documents, expected = [], []
+        for i, count in enumerate((2, 45, 1, 130, 30, 80)):
+            ids = self.random_ids(count, i)
+            learned = torch.tensor([i != 4 and (i != 3 or 40 < j < 90) for j in range(count)])
+            documents.append((ids, learned.tolist()))
+            if count > 1:
+                expected.append(self.expected(ids)[learned[1:]])
+        return pack_documents(documents), torch.cat(expected)
+
+    @cached_property
+    def trees(self) -> tuple[PackedBatch, Tensor]:
+        """Contexts of several lengths, each with options of several lengths."""
+        trees, expected = [], []
+        shapes = [(60, (1, 5, 70)), (1, (30, 2)), (90, (20,)), (9, (9, 9))]
+        for i, (depth, counts) in enumerate(shapes):
+            context = self.random_ids(depth, i)
+            options = tuple(self.random_ids(n, 100 * i + j) for j, n in enumerate(counts, 1))
+            trees.append(Tree(context, options))
+            expected += [self.expected(context + option)[depth - 1 :] for option in options]
+        return pack_trees(trees)[0], torch.cat(expected)
+
+
+def load(folder: Path, dtype: torch.dtype = torch.float32, **settings) -> Decoder:
+    return load_model(folder, device=torch.device("cpu"), dtype=dtype, **settings).decoder
+
+
+def load_pair(folder: Path, dtype: torch.dtype = torch.float32) -> Pair:
+    return Pair(load(folder, dtype), AutoModelForCausalLM.from_pretrained(folder, dtype=dtype))
+
+
+@pytest.fixture(scope="module", params=CASES)
+def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    architecture, changes = CASES[request.param]
+    return load_pair(tiny_checkpoint(tmp_path_factory.mktemp("model"), architecture, **changes))
+
+
+PACKINGS = pytest.mark.parametrize("packing", ["documents", "trees"])
+BLOCKS = pytest.mark.parametrize("block_rows", [None, BLOCK_ROWS], ids=["whole", "blocks"])
+
+
+@PACKINGS
+@BLOCKS
+def test_log_probabilities_equal_those_of_transformers(pair, packing, block_rows):
+    batch, expected = getattr(pair, packing)
+    assert batch.n_rows > BLOCK_ROWS
+    torch.testing.assert_close(pair.logp(batch, block_rows), expected, rtol=0, atol=4e-6)
+
+
+def test_log_probabilities_of_real_models_equal_those_of_transformers(real_model):
+    pair = load_pair(real_model)
+    for batch, expected in (pair.documents, pair.trees):
+        for block_rows in (None, BLOCK_ROWS):
+            actual = pair.logp(batch, block_rows)
+            torch.testing.assert_close(actual, expected, rtol=0, atol=2e-5)
+
+
+def test_sharded_checkpoint_gives_the_same_model(tmp_path):
+    whole = tiny_checkpoint(tmp_path / "whole", "llama")
+    theirs = AutoModelForCausalLM.from_pretrained(whole)
+    theirs.save_pretrained(tmp_path / "shards", max_shard_size="50KB")
+    assert len(list((tmp_path / "shards").glob("*.safetensors"))) > 2
+    assert_same_weights(load(tmp_path / "shards"), load(whole))
+
+
+def assert_same_weights(a: Decoder, b: Decoder) -> None:
+    assert torch.equal(a.table, b.table)
+    assert torch.equal(a.head, b.head)
+    for one, other in zip(a.projections(), b.projections(), strict=True):
+        assert torch.equal(one.weight, other.weight)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_checkpoint(tmp_path_factory.mktemp("model"), "qwen2")
+
+
+def random_trees(decoder: Decoder, count: int) -> list[Tree]:
+    rng = random.Random(0)
+    vocabulary = range(decoder.config.vocab_size)
+
+    def text(longest: int) -> tuple[int, ...]:
+        return tuple(rng.choices(vocabulary, k=rng.randint(1, longest)))
+
+    return [Tree(text(90), tuple(text(25) for _ in range(rng.randint(1, 4)))) for _ in range(count)]
+
+
+@torch.no_grad()
+def score(decoder: Decoder, trees: list[Tree]) -> dict[Tree, list[Tensor]]:
+    """Hidden states of every option, in one pass over these trees."""
+    batch, places = pack_trees(trees)
+    hidden = decoder.hidden(batch, block_rows=BLOCK_ROWS)
+    return {
+        tree: [hidden[place] for place in slices]
+        for tree, slices in zip(trees, places, strict=True)
+    }
+
+
+def assert_bits_do_not_depend_on_packing(decoder: Decoder) -> None:
+    trees = random_trees(decoder, 8)
+    together = score(decoder, trees)
+    assert pack_trees(trees)[0].n_rows > 2 * BLOCK_ROWS
+    groupings = {
+        "reversed": [trees[::-1]],
+        "shuffled": [random.Random(1).sample(trees, 8)],
+        "two passes": [trees[::2], trees[1::2]],
+        "uneven passes": [trees[:1], trees[1:5], trees[5:]],
+        "alone": [[tree] for tree in trees],
+    }
+    for name, passes in groupings.items():
+        for part in passes:
+            for tree, options in score(decoder, part).items():
+                for hidden, expected in zip(options, together[tree], strict=True):
+                    assert torch.equal(hidden, expected), name
+    fewer_options = [Tree(tree.context, tree.options[-1:]) for tree in trees]
+    for tree, (hidden,) in zip(trees, score(decoder, fewer_options).values(), strict=True):
+        assert torch.equal(hidden, together[tree][-1]), "other options"
+
+
+@pytest.mark.parametrize("name", ["qwen2", "qwen3-tied-wide-heads", "mistral-sliding"])
+def test_bits_of_a_tree_do_not_depend_on_the_other_trees(name, tmp_path):
+    architecture, changes = CASES[name]
+    assert_bits_do_not_depend_on_packing(load(tiny_checkpoint(tmp_path, architecture, **changes)))
+
+
+def test_bits_of_a_tree_of_a_real_model_do_not_depend_on_the_other_trees(real_model):
+    assert_bits_do_not_depend_on_packing(load(real_model))
+
+
+def test_bits_of_a_tree_under_an_adapter_do_not_depend_on_the_other_trees(tiny):
+    spec = LoraSpec(4, 8.0, False, MODULES)
+    decoder = load(tiny, rank_columns=spec.rank_columns())
+    adapt(decoder, spec)
+    assert_bits_do_not_depend_on_packing(decoder)
+
+
+def adapt(decoder: Decoder, spec: LoraSpec) -> TrainableLora:
+    """Attach an adapter whose A and B are both far from zero."""
+    lora = TrainableLora(decoder, spec, seed=3)
+    lora.state.param.copy_(
+        torch.randn(lora.n_params, generator=torch.Generator().manual_seed(0)) / 10
+    )
+    lora.after_step()
+    return lora
+
+
+ROOMS = pytest.mark.parametrize(
+    "spec",
+    [LoraSpec(1, 8.0, False, ("q",)), LoraSpec(4, 8.0, True, MODULES)],
+    ids=["rank-1-q", "rank-4-all"],
+)
+
+
+@ROOMS
+@pytest.mark.parametrize("name", ["qwen2", "llama"])
+def test_base_is_the_same_with_room_for_adapters_and_after_one(name, spec, tmp_path):
+    folder = tiny_checkpoint(tmp_path, name)
+    bare, roomy = load(folder), load(folder, rank_columns=dict.fromkeys(MODULES, 40))
+    trees = random_trees(bare, 3)
+    expected = score(bare, trees)
+    assert_equal_scores(score(roomy, trees), expected)
+    adapt(roomy, spec)
+    assert not torch.equal(score(roomy, trees)[trees[0]][0], expected[trees[0]][0])
+    roomy.detach_adapter()
+    assert_equal_scores(score(roomy, trees), expected)
+
+
+@ROOMS
+@pytest.mark.parametrize("name", ["qwen2", "llama"])
+def test_an_adapter_is_the_same_with_room_for_a_larger_one_and_after_it(name, spec, tmp_path):
+    folder = tiny_checkpoint(tmp_path, name)
+    exact = load(folder, rank_columns=spec.rank_columns())
+    roomy = load(folder, rank_columns=dict.fromkeys(MODULES, 40))
+    adapter = Adapter(spec, adapt(exact, spec).weights)
+    trees = random_trees(exact, 3)
+    expected = score(exact, trees)
+    adapt(roomy, LoraSpec(9, 2.0, False, MODULES))
+    attach(roomy, adapter)
+    assert_equal_scores(score(roomy, trees), expected)
+
+
+def assert_equal_scores(a: dict[Tree, list[Tensor]], b: dict[Tree, list[Tensor]]) -> None:
+    for tree, options in a.items():
+        for one, other in zip(options, b[tree], strict=True):
+            assert torch.equal(one, other)
+
+
+def test_recomputing_layers_keeps_less_and_gives_the_same_gradients(tiny):
+    spec = LoraSpec(4, 8.0, False, MODULES)
+    decoder = load(tiny, rank_columns=spec.rank_columns())
+    lora = adapt(decoder, spec)
+    ids = tuple(random.Random(5).choices(range(decoder.config.vocab_size), k=120))
+    batch = pack_documents([(ids[:70], [True] * 70), (ids[70:], [False] * 30 + [True] * 20)])
+    rows = torch.arange(batch.n_rows)
+
+    def gradient(recompute: bool) -> tuple[Tensor, int]:
+        kept_bytes = 0
+
+        def count(tensor: Tensor) -> Tensor:
+            nonlocal kept_bytes
+            kept_bytes += tensor.nbytes
+            return tensor
+
+        lora.state.grad.zero_()
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            hidden = decoder.hidden(
+                batch,
+                dropout=Dropout(0.3, 1, 2, rows),
+                noise=Noise(5.0, 1, 2, rows, batch.lengths),
+                recompute=recompute,
+            )
+            loss = -token_logprobs(hidden, decoder.head, batch.target).mean()
+        loss.backward()
+        return lora.state.grad.clone(), kept_bytes
+
+    (kept, all_bytes), (recomputed, fewer_bytes) = gradient(False), gradient(True)
+    assert kept.abs().max() > 1e-3
+    assert torch.equal(kept, recomputed)
+    assert fewer_bytes < all_bytes * 0.6
+
+
+@BLOCKS
+@PACKINGS
+@pytest.mark.parametrize("name", ["qwen2", "qwen3", "llama-biases", "mistral-sliding"])
+def test_in_bf16_the_error_is_no_larger_than_that_of_transformers(
+    name, packing, block_rows, tmp_path
+):
+    architecture, changes = CASES[name]
+    pair = load_pair(tiny_checkpoint(tmp_path, architecture, **changes), torch.bfloat16)
+    batch, naive = getattr(pair, packing)
+    _, truth = getattr(Pair(pair.ours, pair.theirs.float()), packing)
+    a, n = ((pair.logp(batch, block_rows) - truth).abs(), (naive - truth).abs())
+    print("ERR", block_rows, a.max().item(), a.mean().item(), n.max().item(), n.mean().item())

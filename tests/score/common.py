@@ -1,0 +1,75 @@
+"""Items, models and a naive loop for the scoring tests."""
+
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM
+
+from cqa.data.items import Item, read_items
+from cqa.data.tokenizer import Tokenizer
+from cqa.errors import DataError
+from cqa.model.decoder import Decoder
+from cqa.model.load import load_model
+from cqa.score.forest import EncodedItem, encode_item, passes
+from cqa.score.scorer import BranchStats, run_forest
+
+Branches = dict[tuple[tuple[int, ...], tuple[int, ...]], BranchStats]
+
+
+def load(folder: Path) -> tuple[Decoder, Tokenizer]:
+    """Load our decoder in fp32 on the CPU, and its tokenizer."""
+    base = load_model(folder, device=torch.device("cpu"), dtype=torch.float32)
+    return base.decoder, Tokenizer(folder)
+
+
+def load_reference(folder: Path, dtype: torch.dtype = torch.float32) -> AutoModelForCausalLM:
+    """Load the same checkpoint in transformers."""
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
+
+
+def encode(item: Item, tokenizer: Tokenizer, max_positions: int) -> EncodedItem:
+    """Encode with the default conventions."""
+    return encode_item(item, tokenizer, "split", score_eos=False, max_positions=max_positions)
+
+
+def fitting(path: Path, tokenizer: Tokenizer, max_positions: int, n: int) -> list[EncodedItem]:
+    """Return the first n items of a file that fit the model."""
+
+    def fits() -> Iterator[EncodedItem]:
+        for item in read_items([path]):
+            try:
+                yield encode(item, tokenizer, max_positions)
+            except DataError:
+                continue
+
+    return list(islice(fits(), n))
+
+
+def score_all(
+    decoder: Decoder, tokenizer: Tokenizer, items: Iterable[EncodedItem], batch_tokens: int = 4096
+) -> Branches:
+    """Score every branch of some items."""
+    scored: Branches = {}
+    for _, forest in passes(items, tokenizer, batch_tokens):
+        scored.update(run_forest(decoder, forest))
+    return scored
+
+
+@torch.no_grad()
+def naive_logps(model, pairs: list[tuple[tuple[int, ...], tuple[int, ...]]]) -> list[torch.Tensor]:
+    """Score each option after its context in a forward pass over whole sequences, padded right."""
+    results: dict[int, torch.Tensor] = {}
+    order = sorted(range(len(pairs)), key=lambda i: -sum(map(len, pairs[i])))
+    for first in range(0, len(order), 16):
+        chunk = order[first : first + 16]
+        sequences = [torch.tensor(pairs[i][0] + pairs[i][1]) for i in chunk]
+        padded = torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True)
+        logits = model(padded).logits
+        for row, i in enumerate(chunk):
+            context, option = pairs[i]
+            at = slice(len(context) - 1, len(context) + len(option) - 1)
+            logp = logits[row, at].log_softmax(-1)
+            results[i] = logp.gather(1, torch.tensor(option)[:, None])[:, 0].double()
+    return [results[i] for i in range(len(pairs))]

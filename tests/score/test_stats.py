@@ -1,0 +1,109 @@
+"""Statistics: the paper's own numbers, scipy, and laws that must hold."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from cqa.score.stats import cohen_d_z, d_z_interval, paired_t, t_interval, wilcoxon
+
+# Table 1 of the paper: integer W+ at n = 20 and the printed one-sided p.
+TABLE_1 = [
+    (122, 0.273), (126, 0.226), (150, 0.049), (152, 0.041), (141, 0.095), (144, 0.077), (147, 0.062),
+    (89, 0.727), (93, 0.676), (102, 0.551), (92, 0.689), (100, 0.580), (93, 0.676), (103, 0.536),
+]  # fmt: skip
+
+
+def differences_with(w_plus: int, n: int = 20) -> list[float]:
+    """Return n untied differences whose positive ranks sum to w_plus."""
+    left, signs = w_plus, {}
+    for rank in range(n, 0, -1):
+        signs[rank] = rank <= left
+        left -= rank if signs[rank] else 0
+    return [rank if signs[rank] else -rank for rank in range(1, n + 1)]
+
+
+@pytest.mark.parametrize(("w_plus", "p"), TABLE_1)
+def test_every_p_of_table_1_is_the_exact_law(w_plus, p):
+    result = wilcoxon(differences_with(w_plus))
+    assert result.w_plus == w_plus
+    assert result.method == "exact"
+    assert round(result.p, 3) == p
+
+
+def test_epoch_5_of_the_paper_d_to_t_to_p():
+    values = np.array(differences_with(152), dtype=float)
+    values = (values - values.mean()) / values.std(ddof=1) + 0.5  # d_z is 0.5 by construction
+    result = paired_t(values)
+    assert cohen_d_z(values) == pytest.approx(0.5)
+    assert result.t == pytest.approx(2.236, abs=5e-4)
+    assert result.p_one_sided == pytest.approx(0.0188, abs=5e-5)
+
+
+@pytest.mark.parametrize("alternative", ["greater", "less", "two-sided"])
+@pytest.mark.parametrize("n", [1, 5, 12, 50])
+def test_untied_differences_agree_with_scipy(n, alternative):
+    values = np.random.default_rng(n).normal(0.2, 1, n)
+    ours = wilcoxon(values, alternative)
+    theirs = stats.wilcoxon(values, alternative=alternative, method="exact")
+    assert ours.p == pytest.approx(theirs.pvalue, abs=1e-12)
+
+
+@pytest.mark.parametrize("values", [[1, 1, 2, -3, 0], [0.5, 0.5, -0.5, 2], [0, 0, 1, -2, 3, 3]])
+def test_ties_and_zeros_are_enumerated_with_pratts_ranks(values):
+    ranks = stats.rankdata(np.abs(values))
+    kept = [rank for rank, value in zip(ranks, values, strict=True) if value]
+    observed = sum(rank for rank, value in zip(ranks, values, strict=True) if value > 0)
+    sums = [
+        sum(r for r, up in zip(kept, signs, strict=True) if up)
+        for signs in itertools.product((0, 1), repeat=len(kept))
+    ]
+    result = wilcoxon(values)
+    assert result.p == pytest.approx(np.mean(np.array(sums) >= observed), abs=1e-15)
+    assert result.n_zero == values.count(0)
+    assert result.method == "exact"
+
+
+def test_all_zeros_decide_nothing():
+    assert wilcoxon([0.0, 0.0]).p == 1
+    assert paired_t([0.0, 0.0]).t is None
+
+
+def test_a_thousand_are_exact_and_more_are_named_an_approximation():
+    values = np.random.default_rng(3).normal(0.05, 1, 1001)
+    exact, approximate = wilcoxon(values[:1000]), wilcoxon(values)
+    assert exact.method == "exact"
+    assert exact.p == pytest.approx(stats.wilcoxon(values[:1000], alternative="greater").pvalue, abs=1e-4)
+    assert approximate.method == "normal approximation"
+    assert approximate.p == pytest.approx(
+        stats.wilcoxon(values, alternative="greater", method="approx", correction=False).pvalue
+    )
+
+
+def test_d_z_interval_of_the_paper():
+    low, high = d_z_interval(0.5, 20)
+    assert (round(low, 2), round(high, 2)) == (0.03, 0.96)
+
+
+@pytest.mark.parametrize(("d_z", "n"), [(0.0, 5), (-1.2, 10), (3.0, 40), (0.1, 400)])
+def test_d_z_interval_leaves_the_tails_it_claims(d_z, n):
+    low, high = d_z_interval(d_z, n)
+    t = d_z * math.sqrt(n)
+    assert stats.nct.sf(t, n - 1, low * math.sqrt(n)) == pytest.approx(0.025, abs=1e-6)
+    assert stats.nct.cdf(t, n - 1, high * math.sqrt(n)) == pytest.approx(0.025, abs=1e-6)
+
+
+def test_t_interval_agrees_with_scipy_and_one_value_has_none():
+    values = [0.3, -1.2, 2.2, 0.9]
+    expected = stats.ttest_1samp(values, 0).confidence_interval()
+    assert t_interval(values) == pytest.approx((expected.low, expected.high))
+    assert t_interval([1.0]) is None
+
+
+def test_paired_t_agrees_with_scipy():
+    values = np.random.default_rng(5).normal(0.3, 1, 17)
+    ours, theirs = paired_t(values), stats.ttest_1samp(values, 0, alternative="greater")
+    assert (ours.t, ours.p_one_sided) == pytest.approx((theirs.statistic, theirs.pvalue))
+    assert ours.p_two_sided == pytest.approx(stats.ttest_1samp(values, 0).pvalue)

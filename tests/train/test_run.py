@@ -1,0 +1,542 @@
+"""A run folder: adapters, log, eval_loss, and that a run can be repeated, stopped and resumed."""
+
+import hashlib
+import json
+import os
+import signal
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers import DEMO, read_lines, write_lines
+from peft import PeftModel, get_peft_model_state_dict
+from safetensors.torch import load_file
+from torch.nn.functional import cross_entropy
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from cqa.errors import ConfigError, DataError, NumericsError, ResourceError
+from cqa.files import locked
+from cqa.interrupt import Interrupted
+from cqa.kernels.token_logprobs import token_logprobs
+from cqa.model.load import load_model
+from cqa.model.lora import TrainableLora
+from cqa.train.config import TrainConfig
+from cqa.train.loop import take_step, train
+from cqa.train.plan import make_plan
+
+pytestmark = pytest.mark.filterwarnings(  # PEFT asks transformers by an older name
+    "ignore:`is_gradient_checkpointing`:FutureWarning"
+)
+
+MODEL = DEMO / "model"
+SAMPLES = [
+    {"id": s["id"], "prompt": s["prompt"][-90:], "response": s["response"][: 60 + 9 * i]}
+    for i, s in enumerate(read_lines(DEMO / "train.jsonl")[:10])
+]
+STEPS_PER_EPOCH, TOTAL = 4, 12  # of 7 training samples in windows of 2, for 3 epochs
+EPOCHS = ["epoch-01", "epoch-02", "epoch-03"]
+TIMES = {"step_s", "tokens_per_s", "eval_s"}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    return write_lines(tmp_path_factory.mktemp("data") / "train.jsonl", SAMPLES)
+
+
+def config_of(data: Path, out: Path, **changes: Any) -> TrainConfig:
+    settings = {
+        "epochs": 3,
+        "rank": 4,
+        "alpha": 8.0,
+        "lr": 1e-3,
+        "validation": "0.3",
+        "seed": 11,
+        "device": "cpu",
+    }
+    return TrainConfig(model=str(MODEL), data=data, out=out, **{**settings, **changes})
+
+
+@pytest.fixture(scope="module")
+def finished(data, tmp_path_factory) -> tuple[Path, list[dict], dict]:
+    """The folder of an uninterrupted run, the events it reported and what it returned."""
+    out = tmp_path_factory.mktemp("finished") / "run"
+    events: list[dict] = []
+    return out, events, train(config_of(data, out), on_event=events.append)
+
+
+@pytest.fixture
+def config(data, tmp_path) -> TrainConfig:
+    """The settings of the finished run, for a new folder."""
+    return config_of(data, tmp_path / "run")
+
+
+def log_of(out: Path) -> list[dict]:
+    return read_lines(out / "log.jsonl")
+
+
+def untimed(events: list[dict]) -> list[dict]:
+    return [{k: v for k, v in event.items() if k not in TIMES} for event in events]
+
+
+def steps_of(out: Path) -> list[dict]:
+    return [event for event in log_of(out) if event["event"] == "step"]
+
+
+def adapter_bytes(out: Path) -> dict[str, bytes]:
+    return {
+        f"{path.parent.name}/{path.name}": path.read_bytes()
+        for path in sorted(out.glob("*/adapter_*"))
+    }
+
+
+def assert_same_run(out: Path, other: Path) -> None:
+    assert adapter_bytes(out) == adapter_bytes(other)
+    assert untimed(log_of(out)) == untimed(log_of(other))
+
+
+def at_step(step: int, act: Callable[[], object]) -> Callable[[dict], None]:
+    """Return an observer that acts once that step has been logged."""
+
+    def on_event(event: dict) -> None:
+        if event["event"] == "step" and event["step"] == step:
+            act()
+
+    return on_event
+
+
+def crash() -> None:
+    raise KeyboardInterrupt
+
+
+def interrupt() -> None:
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def peft_model(adapter: Path) -> PeftModel:
+    base = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32)
+    return PeftModel.from_pretrained(base, str(adapter)).eval()
+
+
+def test_every_epoch_is_kept_beside_the_start(finished):
+    out, _, result = finished
+    assert sorted(path.name for path in out.iterdir() if not path.name.startswith(".")) == [
+        *EPOCHS, "init", "log.jsonl", "run.json", "state",
+    ]  # fmt: skip
+    assert result == {"run": str(out), "total_steps": TOTAL, "epochs": EPOCHS}
+    weights = {n: b for n, b in adapter_bytes(out).items() if n.endswith(".safetensors")}
+    assert len(set(weights.values())) == len(weights) == 4
+
+
+@pytest.mark.parametrize("name", ["init", *EPOCHS])
+def test_peft_loads_every_kept_adapter(finished, name):
+    folder = finished[0] / name
+    model = peft_model(folder)
+    lora = model.peft_config["default"]
+    assert (lora.r, lora.lora_alpha, lora.use_rslora, lora.lora_dropout) == (4, 8, True, 0.05)
+    held = load_file(folder / "adapter_model.safetensors")
+    loaded = get_peft_model_state_dict(model)
+    assert loaded.keys() == held.keys()
+    assert all(torch.equal(loaded[key], held[key]) for key in held)
+
+
+def test_init_is_pefts_uniform_a_and_zero_b(finished):
+    held = load_file(finished[0] / "init" / "adapter_model.safetensors")
+    for name, tensor in held.items():
+        if "lora_B" in name:
+            assert not tensor.any()
+        else:
+            bound = tensor.shape[1] ** -0.5  # Kaiming-uniform with a = √5
+            assert 0.95 * bound < tensor.abs().max() <= bound
+            assert abs(tensor.mean()) < 0.1 * bound
+
+
+def test_log_has_the_fields_of_the_contract(finished):
+    steps = steps_of(finished[0])
+    evals = [event for event in log_of(finished[0]) if event["event"] == "eval"]
+    assert {*map(frozenset, steps)} == {
+        frozenset({
+            "event", "step", "epoch", "loss_nats", "lr", "grad_norm", "sample_ids", "n_tokens",
+            "n_labels", "step_s", "tokens_per_s",
+        })
+    }  # fmt: skip
+    assert {*map(frozenset, evals)} == {
+        frozenset({"event", "epoch", "eval_loss_nats", "n_labels", "eval_s"})
+    }
+
+
+def test_log_lists_every_step_and_an_eval_after_each_epoch(finished):
+    order = [(e["event"], e.get("step"), e["epoch"]) for e in log_of(finished[0])]
+    expected = []
+    for step in range(1, TOTAL + 1):
+        epoch = (step + STEPS_PER_EPOCH - 1) // STEPS_PER_EPOCH
+        expected.append(("step", step, epoch))
+        if step % STEPS_PER_EPOCH == 0:
+            expected.append(("eval", None, epoch))
+    assert order == expected
+
+
+def test_log_counts_all_tokens_fed_and_the_learned_ones(finished):
+    tokenizer = AutoTokenizer.from_pretrained(MODEL)
+    lengths = {
+        s["id"]: tuple(len(tokenizer(s[key]).input_ids) for key in ("prompt", "response"))
+        for s in SAMPLES
+    }
+    for step in steps_of(finished[0]):
+        prompts, responses = zip(*(lengths[name] for name in step["sample_ids"]), strict=True)
+        n_samples = len(step["sample_ids"])  # each has an end token
+        assert step["n_labels"] == sum(responses) + n_samples
+        assert step["n_tokens"] == sum(prompts) + sum(responses) + n_samples
+        assert step["tokens_per_s"] == pytest.approx(step["n_tokens"] / step["step_s"], rel=1e-2)
+
+
+def test_observer_sees_the_start_and_then_what_is_logged(finished):
+    out, events, _ = finished
+    start, *logged = events
+    assert logged == log_of(out)
+    held = json.loads((out / "run.json").read_text())
+    expected = (
+        "total_steps",
+        "steps_per_epoch",
+        "n_train",
+        "n_validation",
+        "n_parameters",
+        "dtype",
+    )
+    assert {key: start[key] for key in expected} == {key: held[key] for key in expected}
+    assert (start["event"], start["step"], start["device"]) == ("start", 0, "cpu")
+
+
+def test_each_epoch_takes_every_training_sample_once_in_its_own_order(finished):
+    held = json.loads((finished[0] / "run.json").read_text())
+    trained = {s["id"] for s in SAMPLES} - set(held["validation_ids"])
+    steps = steps_of(finished[0])
+    orders = [
+        [name for step in steps if step["epoch"] == epoch for name in step["sample_ids"]]
+        for epoch in (1, 2, 3)
+    ]
+    assert all(sorted(order) == sorted(trained) for order in orders)
+    assert len({tuple(order) for order in orders}) == 3
+
+
+def test_last_partial_window_is_stepped(finished):
+    sizes = [len(step["sample_ids"]) for step in steps_of(finished[0])]
+    assert sizes == [2, 2, 2, 1] * 3
+
+
+def test_run_json_holds_settings_counts_and_identities(finished, data):
+    held = json.loads((finished[0] / "run.json").read_text())
+    settings = held["settings"]
+    assert settings["lr"] == 1e-3
+    assert settings["targets"] == ["q", "k", "v", "o", "gate", "up", "down"]
+    assert settings["neftune-alpha"] == 5.0
+    assert settings["data"] == str(data)
+    assert held["format"] == "prompt"
+    assert (held["n_train"], held["n_validation"], held["too_long_ids"]) == (7, 3, [])
+    assert (held["steps_per_epoch"], held["total_steps"]) == (STEPS_PER_EPOCH, TOTAL)
+    assert held["scaling"] == pytest.approx(8 / 4**0.5)
+    assert held["n_parameters"] == sum(
+        t.numel()
+        for t in load_file(finished[0] / "epoch-01" / "adapter_model.safetensors").values()
+    )
+    assert held["dtype"] == "float32"
+    assert held["device"]
+    assert held["n_threads"] == torch.get_num_threads()
+    assert held["data_digest"] == hashlib.sha256(data.read_bytes()).hexdigest()
+    assert all(len(held[f"{part}_digest"]) == 64 for part in ("model", "tokenizer"))
+    assert held["versions"]["torch"] == torch.__version__
+    assert {"cqa_fast", "python", "transformers", "safetensors"} < held["versions"].keys()
+
+
+@pytest.mark.parametrize("epoch", [1, 3])
+def test_eval_loss_is_the_mean_over_all_labelled_validation_tokens(finished, epoch):
+    out, _, _ = finished
+    held = json.loads((out / "run.json").read_text())["validation_ids"]
+    model, tokenizer = peft_model(out / f"epoch-{epoch:02d}"), AutoTokenizer.from_pretrained(MODEL)
+    losses = []
+    for sample in SAMPLES:
+        if sample["id"] in held:
+            prompt = tokenizer(sample["prompt"]).input_ids
+            response = tokenizer(sample["response"] + "<|endoftext|>").input_ids
+            with torch.no_grad():
+                logits = model(torch.tensor([prompt + response])).logits[0, len(prompt) - 1 : -1]
+            losses.append(cross_entropy(logits, torch.tensor(response), reduction="none"))
+    event = next(e for e in log_of(out) if e["event"] == "eval" and e["epoch"] == epoch)
+    assert event["n_labels"] == sum(map(len, losses))
+    assert event["eval_loss_nats"] == pytest.approx(
+        torch.cat(losses).double().mean().item(), rel=1e-5
+    )
+
+
+def test_third_epoch_of_twelve_is_not_the_last_of_three(tmp_path):
+    data = write_lines(tmp_path / "few.jsonl", SAMPLES[:4])
+    small = {"validation": "0", "rank": 2, "targets": ("q",)}
+    runs = {n: config_of(data, tmp_path / f"run-{n}", epochs=n, **small) for n in (3, 12)}
+    for config in runs.values():
+        train(config)
+    orders = {n: [step["sample_ids"] for step in steps_of(c.out)] for n, c in runs.items()}
+    assert orders[12][:6] == orders[3]
+    short, long = (adapter_bytes(runs[n].out) for n in (3, 12))
+    assert len(long) == 2 * 13
+    assert short["init/adapter_model.safetensors"] == long["init/adapter_model.safetensors"]
+    assert short["epoch-03/adapter_model.safetensors"] != long["epoch-03/adapter_model.safetensors"]
+
+
+def test_same_seed_gives_the_same_bits(finished, config):
+    train(config)
+    assert_same_run(config.out, finished[0])
+
+
+def test_another_seed_gives_another_run(finished, data, tmp_path):
+    config = config_of(data, tmp_path / "run", seed=12, epochs=1)
+    train(config)
+    ours, theirs = adapter_bytes(config.out), adapter_bytes(finished[0])
+    assert ours["init/adapter_model.safetensors"] != theirs["init/adapter_model.safetensors"]
+    orders = [
+        [step["sample_ids"] for step in steps_of(out)][:STEPS_PER_EPOCH]
+        for out in (config.out, finished[0])
+    ]
+    assert orders[0] != orders[1]
+
+
+@pytest.mark.parametrize("step", [2, 6, 8], ids=["first-epoch", "mid-epoch", "end-of-epoch"])
+def test_resuming_after_a_crash_gives_the_same_bits(finished, config, step):
+    with pytest.raises(KeyboardInterrupt):
+        train(config, on_event=at_step(step, crash))
+    events: list[dict] = []
+    train(config, resume=True, on_event=events.append)
+    assert events[0]["step"] == (step - 1) // STEPS_PER_EPOCH * STEPS_PER_EPOCH
+    assert_same_run(config.out, finished[0])
+
+
+@pytest.mark.parametrize(
+    ("step", "signum"),
+    [(2, signal.SIGINT), (4, signal.SIGINT), (6, signal.SIGTERM)],
+    ids=["first-epoch", "end-of-epoch", "mid-epoch"],
+)
+def test_signal_stops_after_the_step_in_hand_and_resuming_gives_the_same_bits(
+    finished, config, step, signum
+):
+    handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Interrupted, match=f"after step {step}.*--resume") as caught:
+        train(config, on_event=at_step(step, lambda: os.kill(os.getpid(), signum)))
+    assert caught.value.exit_code == 128 + signum
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
+    assert len(steps_of(config.out)) == step
+
+    events: list[dict] = []
+    train(config, resume=True, on_event=events.append)
+    assert [event["step"] for event in events[:2]] == [step, step + 1]
+    assert_same_run(config.out, finished[0])
+
+
+def test_run_stopped_twice_gives_the_same_bits(finished, config):
+    for step, resume in ((3, False), (6, True)):
+        with pytest.raises(Interrupted):
+            train(config, resume=resume, on_event=at_step(step, interrupt))
+    train(config, resume=True)
+    assert_same_run(config.out, finished[0])
+
+
+def test_log_line_torn_by_a_kill_is_cut_on_resume(finished, config):
+    with pytest.raises(KeyboardInterrupt):
+        train(config, on_event=at_step(6, crash))
+    with (config.out / "log.jsonl").open("ab") as log:
+        log.write(b'{"event": "step", "st')
+    train(config, resume=True)
+    assert_same_run(config.out, finished[0])
+
+
+def test_resuming_an_empty_folder_starts_anew(finished, config):
+    config.out.mkdir()
+    train(config, resume=True)
+    assert_same_run(config.out, finished[0])
+
+
+def test_resuming_a_finished_run_does_nothing(finished, data):
+    out, _, result = finished
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if "lock" not in path.name}
+    events: list[dict] = []
+    assert train(config_of(data, out), resume=True, on_event=events.append) == result
+    assert events == [{"event": "finished", "step": TOTAL}]
+    after = {path: path.stat().st_mtime_ns for path in out.rglob("*") if "lock" not in path.name}
+    after.pop(out, None)
+    before.pop(out, None)
+    assert after == before
+
+
+def test_folder_that_holds_a_run_is_refused_without_resume(finished, data):
+    out, _, _ = finished
+    before = adapter_bytes(out), log_of(out)
+    with pytest.raises(ConfigError, match="already holds a run\nhint: --resume"):
+        train(config_of(data, out))
+    assert (adapter_bytes(out), log_of(out)) == before
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"lr": 2e-3},
+        {"seed": 12},
+        {"epochs": 4},
+        {"rank": 8},
+        {"dropout": 0.0},
+        {"grad_accum": 1},
+        {"validation": "0.2"},
+        {"targets": ("q", "v")},
+        {"dtype": "bf16"},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_resuming_with_other_settings_is_refused(finished, data, changes):
+    name = next(iter(changes)).replace("_", "-")
+    with pytest.raises(ConfigError, match=f"settings of the run to resume, got {name} "):
+        train(config_of(data, finished[0], **changes), resume=True)
+
+
+def test_resuming_with_other_data_is_refused(data, tmp_path):
+    copy = write_lines(tmp_path / "train.jsonl", SAMPLES)
+    config = config_of(copy, tmp_path / "run")
+    with pytest.raises(Interrupted):
+        train(config, on_event=at_step(1, interrupt))
+    write_lines(copy, SAMPLES[::-1])
+    with pytest.raises(DataError, match="got other bytes"):
+        train(config, resume=True)
+
+
+@pytest.mark.parametrize("changes", [{"pass_tokens": 64}, {"recompute": True}], ids=str)
+def test_settings_that_do_not_change_the_result_may_change_on_resume(
+    finished, data, tmp_path, changes
+):
+    with pytest.raises(KeyboardInterrupt):
+        train(config_of(data, tmp_path / "run"), on_event=at_step(6, crash))
+    train(config_of(data, tmp_path / "run", **changes), resume=True)
+    ours, theirs = (
+        load_file(out / "epoch-03" / "adapter_model.safetensors")
+        for out in (tmp_path / "run", finished[0])
+    )
+    for name, tensor in theirs.items():
+        assert (ours[name] - tensor).norm() < 1e-4 * tensor.norm(), name
+
+
+def test_folder_in_use_is_refused_and_its_holder_named(config):
+    with (
+        locked(config.out),
+        pytest.raises(ResourceError, match=f"held by process {os.getpid()} on ") as caught,
+    ):
+        train(config)
+    assert caught.value.exit_code == 6
+    assert not (config.out / "run.json").exists()
+
+
+def nan_loss(*inputs: torch.Tensor) -> torch.Tensor:
+    return token_logprobs(*inputs) * float("nan")
+
+
+def nan_gradient(hidden: torch.Tensor, *inputs: torch.Tensor) -> torch.Tensor:
+    root = (hidden - hidden.detach()).sum().sqrt()  # 0, with an infinite slope
+    return token_logprobs(hidden, *inputs) + root
+
+
+@pytest.mark.parametrize("broken", [nan_loss, nan_gradient])
+def test_step_that_is_not_finite_is_refused_before_any_parameter_changes(
+    config, monkeypatch, broken
+):
+    plan = make_plan(config)
+    base = load_model(
+        MODEL,
+        device=torch.device("cpu"),
+        dtype=torch.float32,
+        rank_columns=plan.spec.rank_columns(),
+    )
+    lora = TrainableLora(base.decoder, plan.spec, 0)
+    before = lora.state.param.clone()
+    monkeypatch.setattr("cqa.train.loop.token_logprobs", broken)
+    names = ", ".join(sample.id for sample in plan.window(6))
+    with pytest.raises(NumericsError, match=f"at step 6, .* for samples {names}\n") as caught:
+        take_step(plan, lora, 6)
+    assert caught.value.exit_code == 5
+    assert torch.equal(lora.state.param, before)
+    assert not lora.state.exp_avg.any()
+
+
+def test_run_that_met_a_nan_can_be_resumed_from_its_last_epoch(finished, config, monkeypatch):
+    spoil = partial(monkeypatch.setattr, "cqa.train.loop.token_logprobs", nan_loss)
+    with pytest.raises(NumericsError, match="at step 6"):
+        train(config, on_event=at_step(5, spoil))
+    monkeypatch.undo()
+    assert len(steps_of(config.out)) == 5
+    train(config, resume=True)
+    assert_same_run(config.out, finished[0])
+
+
+def test_eval_loss_that_is_not_finite_is_refused(config, monkeypatch):
+    spoil = partial(monkeypatch.setattr, "cqa.train.loop.token_logprobs", nan_loss)
+    with pytest.raises(NumericsError, match="eval_loss after epoch 1, got nan"):
+        train(config, on_event=at_step(4, spoil))
+    assert not (config.out / "epoch-01").exists()
+
+
+def test_without_validation_nothing_is_held_out_or_evaluated(data, tmp_path):
+    config = config_of(data, tmp_path / "run", validation="0", epochs=1, targets=("q",))
+    train(config)
+    log = log_of(config.out)
+    assert {event["event"] for event in log} == {"step"}
+    assert sum(len(event["sample_ids"]) for event in log) == len(SAMPLES)
+
+
+def test_validation_file_is_evaluated_and_nothing_held_out(data, tmp_path):
+    held_out = write_lines(tmp_path / "held-out.jsonl", [{**SAMPLES[0], "id": "other"}])
+    plan = make_plan(config_of(data, tmp_path / "run", validation=str(held_out)))
+    assert [sample.id for sample in plan.validation] == ["other"]
+    assert [sample.id for sample in plan.train] == [sample["id"] for sample in SAMPLES]
+    digest = hashlib.sha256(data.read_bytes() + held_out.read_bytes()).hexdigest()
+    assert plan.data_digest == digest
+
+
+def test_validation_share_is_drawn_by_the_seed_and_keeps_the_order_of_the_file(data, tmp_path):
+    order = [sample["id"] for sample in SAMPLES]
+    draws = set()
+    for seed in range(8):
+        plan = make_plan(config_of(data, tmp_path / "run", seed=seed))
+        held, kept = ([s.id for s in part] for part in (plan.validation, plan.train))
+        assert len(held) == 3
+        assert sorted(held + kept) == sorted(order)
+        assert kept == [name for name in order if name in kept]
+        draws.add(tuple(held))
+    assert len(draws) > 4
+
+
+def test_paper_preset_on_105_samples_makes_564_steps_57_of_them_warm_up(tmp_path):
+    config = TrainConfig(model=str(MODEL), data=DEMO / "train.jsonl", out=tmp_path)
+    plan = make_plan(config)
+    assert (len(plan.train), len(plan.validation)) == (94, 11)
+    assert (plan.steps_per_epoch, plan.total_steps) == (47, 564)
+    rates = [plan.learning_rate(step) for step in range(1, 565)]
+    assert rates[0] == 0
+    assert rates.index(max(rates)) == 57
+    assert max(rates) == 2e-4
+
+
+def test_whole_text_loss_learns_every_token_but_the_first(data, tmp_path):
+    plan = make_plan(config_of(data, tmp_path / "run", loss_on="whole-text"))
+    assert all(sample.n_labels == len(sample.ids) - 1 for sample in plan.train)
+
+
+def test_dropped_samples_are_named_in_run_json(data, tmp_path):
+    lengths = {s.id: len(s.ids) for s in make_plan(config_of(data, tmp_path)).train}
+    longest = max(lengths, key=lambda name: lengths[name])
+    limited = {"max_tokens": lengths[longest] - 1, "too_long": "drop"}
+    config = config_of(data, tmp_path / "run", epochs=1, targets=("q",), **limited)
+    train(config)
+    held = json.loads((config.out / "run.json").read_text())
+    assert longest in held["too_long_ids"]
+    assert held["n_train"] + held["n_validation"] == len(SAMPLES) - len(held["too_long_ids"])
+
+
+def test_all_samples_held_out_is_refused(tmp_path):
+    data = write_lines(tmp_path / "one.jsonl", SAMPLES[:1])
+    with pytest.raises(DataError, match="at least one sample to train on"):
+        train(config_of(data, tmp_path / "run"))
