@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 
-from cqa import __version__
 from cqa.config import describe
 from cqa.data.items import Item, check_ids, read_items
 from cqa.data.tokenizer import Tokenizer
 from cqa.errors import ModelError
 from cqa.files import locked, write_json
+from cqa.identity import versions
 from cqa.interrupt import Interrupt
 from cqa.model.checkpoint import digest_files, locate
 from cqa.model.config import read_config
@@ -215,9 +215,5 @@ def _environment(config: ScoreConfig, device: torch.device) -> dict[str, Any]:
         "settings": describe(config),
         "device": torch.cuda.get_device_name() if on_cuda else platform.machine(),
         "n_threads": torch.get_num_threads(),
-        "versions": {
-            "cqa_fast": __version__,
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-        },
+        "versions": versions(),
     }

@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from cqa import __version__
 from cqa.config import describe
 from cqa.errors import ConfigError, DataError
 from cqa.files import new_folder, read_json, reported, write_json
+from cqa.identity import versions
 from cqa.kernels.adamw import AdamState
 from cqa.model.lora import TrainableLora, write_adapter
 from cqa.train.plan import Plan
@@ -67,9 +67,6 @@ def _check_same_run(held: dict[str, Any], plan: Plan) -> None:
 
 def write_run(plan: Plan, *, model_digest: str, lora: TrainableLora, dtype: torch.dtype) -> None:
     """Write run.json: what was asked, what was resolved, and what identifies the inputs."""
-    import safetensors
-    import transformers
-
     decoder = lora.decoder
     on_cuda = decoder.device.type == "cuda"
     write_json(
@@ -91,13 +88,7 @@ def write_run(plan: Plan, *, model_digest: str, lora: TrainableLora, dtype: torc
             "model_digest": model_digest,
             "tokenizer_digest": plan.tokenizer.digest,
             "data_digest": plan.data_digest,
-            "versions": {
-                "cqa_fast": __version__,
-                "python": platform.python_version(),
-                "torch": torch.__version__,
-                "transformers": transformers.__version__,
-                "safetensors": safetensors.__version__,
-            },
+            "versions": versions(),
         },
     )
 

@@ -241,7 +241,7 @@ LENGTHS = [sample_of("short", 2, 2), sample_of("fits", 4, 4), sample_of("long", 
 
 
 def test_over_long_sample_is_refused_by_name(tokenizer):
-    with pytest.raises(DataError, match="at most 8 tokens, got 11 in sample `long`") as caught:
+    with pytest.raises(DataError, match=r"at most 8 tokens, got 11 .*`long`") as caught:
         fit_lengths(LENGTHS, 8, "refuse")
     assert caught.value.where == "train.jsonl:11"
     assert "--too-long drop" in str(caught.value.hint)
@@ -261,7 +261,7 @@ def test_over_long_sample_loses_the_start_of_its_prompt_and_is_named():
 
 @pytest.mark.parametrize("max_tokens", [4, 3], ids=["no-prompt-left", "answer-too-long"])
 def test_truncation_never_cuts_the_answer_nor_all_of_the_prompt(max_tokens):
-    with pytest.raises(DataError, match="in sample `long`"):
+    with pytest.raises(DataError, match=r"got 11 .*`long`"):
         fit_lengths([sample_of("long", 7, 4)], max_tokens, "truncate")
     (kept,), _ = fit_lengths([sample_of("long", 7, 4)], 5, "truncate")
     assert kept.learned == (False,) + (True,) * 4
@@ -284,49 +284,49 @@ def turns(key: str, *records: object) -> bytes:
     return line({key: list(records)})
 
 
-MALFORMED = {
-    "no-response": (line(without(PROMPT, "response")), "text in `response`, got: no `response`"),
-    "number": (line({**PROMPT, "prompt": 5}), "text in `prompt`, got: `prompt` is a number"),
-    "null": (line({**PROMPT, "response": None}), "in `response`, got: `response` is null"),
+MALFORMED = {  # the line, and what its message must say
+    "no-response": (line(without(PROMPT, "response")), "no `response`"),
+    "number": (line({**PROMPT, "prompt": 5}), "`prompt` is a number"),
+    "null": (line({**PROMPT, "response": None}), "`response` is null"),
     "array": (line({**PROMPT, "response": ["a"]}), "`response` is an array"),
-    "empty-text": (line({**PROMPT, "response": ""}), "in `response`, got: an empty text"),
-    "id-number": (line({**PROMPT, "id": 5}), "text in `id`, got: `id` is a number"),
-    "tags-text": (line({**PROMPT, "tags": "x"}), "`tags` to be an array of texts"),
-    "tags-numbers": (line({**PROMPT, "tags": [1]}), "`tags` to be an array of texts"),
-    "no-output": (line(without(ALPACA, "output")), "text in `output`, got: no `output`"),
+    "empty-text": (line({**PROMPT, "response": ""}), "`response`, got: an empty text"),
+    "id-number": (line({**PROMPT, "id": 5}), "`id` is a number"),
+    "tags-text": (line({**PROMPT, "tags": "x"}), "`tags`"),
+    "tags-numbers": (line({**PROMPT, "tags": [1]}), "`tags`"),
+    "no-output": (line(without(ALPACA, "output")), "no `output`"),
     "system-number": (line({**ALPACA, "system": 5}), "`system` is a number"),
-    "history-text": (line({**ALPACA, "history": "x"}), r"array of \[question, answer\]"),
-    "history-flat": (line({**ALPACA, "history": ["a", "b"]}), r"array of \[question, answer\]"),
-    "history-triple": (line({**ALPACA, "history": [["a", "b", "c"]]}), r"of \[question, answer\]"),
-    "history-number": (line({**ALPACA, "history": [["a", 2]]}), r"\(turn 1\): expected text"),
-    "no-turns": (turns("messages"), "`messages` to be a non-empty array"),
-    "turns-text": (line({"conversations": "x"}), "`conversations` to be a non-empty array"),
-    "turn-text": (turns("messages", "x"), r"`messages\[0\]` to be an object"),
-    "no-role": (turns("dialogue", {"text": "x"}), r"`dialogue\[0\].role` to be B \| C, got: None"),
+    "history-text": (line({**ALPACA, "history": "x"}), r"`history` .* \[question, answer\]"),
+    "history-flat": (line({**ALPACA, "history": ["a", "b"]}), r"\[question, answer\]"),
+    "history-triple": (line({**ALPACA, "history": [["a", "b", "c"]]}), r"\[question, answer\]"),
+    "history-number": (line({**ALPACA, "history": [["a", 2]]}), "`history` is a number"),
+    "no-turns": (turns("messages"), "`messages`"),
+    "turns-text": (line({"conversations": "x"}), "`conversations`"),
+    "turn-text": (turns("messages", "x"), r"`messages\[0\]`"),
+    "no-role": (turns("dialogue", {"text": "x"}), r"`dialogue\[0\].role` .* B \| C, got: None"),
     "other-role": (turns("messages", {"role": "tool", "content": "x"}), "got: 'tool'"),
     "array-role": (turns("messages", {"role": ["user"], "content": "x"}), r"got: \['user'\]"),
     "object-role": (turns("conversations", {"from": {}, "value": "x"}), "got: {}"),
-    "no-content": (turns("messages", {"role": "user"}), r"\(messages\[0\]\): .* `content`"),
+    "no-content": (turns("messages", {"role": "user"}), r"messages\[0\].*no `content`"),
     "parts-of-content": (turns("messages", {"role": "user", "content": [{}]}), "is an array"),
-    "nothing-to-learn": (turns("dialogue", {"role": "B", "text": "x"}), "a turn to learn"),
-    "unknown-format": (line({"question": "a", "answer": "b"}), "one of the keys `prompt`, .* got:"),
+    "nothing-to-learn": (turns("dialogue", {"role": "B", "text": "x"}), "turn to learn"),
+    "unknown-format": (line({"question": "a", "answer": "b"}), "`prompt`, .*, got: `question`"),
     "no-keys": (b"{}", "got: none"),
-    "not-json": (b'{"prompt": "a"', "text that is not JSON: .*, column 15"),
-    "two-objects": (line(PROMPT) + line(PROMPT), "text that is not JSON: Extra data"),
-    "literal": (b'"text"', "one JSON object, got: text"),
-    "array-file": (b"[{}]", r"one JSON object, got: an array\nhint: .* jq -c '.\[\]'"),
-    "opened-array-file": (b"[", r"not JSON: .*\nhint: .* jq -c '.\[\]'"),
-    "duplicate-key": (b'{"prompt": "a", "prompt": "b"}', "each key once, got `prompt` twice"),
-    "nested-duplicate-key": (b'{"x": {"y": 1, "y": 2}}', "each key once, got `y` twice"),
-    "nan": (b'{"prompt": "a", "response": "b", "x": NaN}', "JSON numbers, got: NaN"),
+    "not-json": (b'{"prompt": "a"', "column 15"),
+    "two-objects": (line(PROMPT) + line(PROMPT), "Extra data"),
+    "literal": (b'"text"', "JSON object, got: text"),
+    "array-file": (b"[{}]", r"JSON object, got: an array\nhint: .* jq -c '.\[\]'"),
+    "opened-array-file": (b"[", r"JSON object, got .*\nhint: .* jq -c '.\[\]'"),
+    "duplicate-key": (b'{"prompt": "a", "prompt": "b"}', "`prompt` twice"),
+    "nested-duplicate-key": (b'{"x": {"y": 1, "y": 2}}', "`y` twice"),
+    "nan": (b'{"prompt": "a", "response": "b", "x": NaN}', "got: NaN"),
     "infinity": (b'{"prompt": "a", "response": "b", "x": -Infinity}', "got: -Infinity"),
-    "huge-number": (b'{"x": ' + b"1" * 5000 + b"}", "plain JSON object, got: "),
-    "deep": (b'{"x": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "plain JSON object, got: "),
-    "surrogate": (b'{"prompt": "\\ud800", "response": "b"}', "in `prompt`, got: a lone surrogate"),
-    "nul": (b'{"prompt": "a", "response": "b\\u0000"}', "in `response`, got: a NUL character"),
-    "latin-1": ('{"prompt": "é"}'.encode("latin-1"), "expected UTF-8, got byte 0xe9"),
-    "utf-16": ("﻿{}".encode("utf-16-le"), "expected UTF-8, got byte 0xff"),
-    "raw-newline": (b'{"prompt": "a\nb", "response": "c"}', "text that is not JSON: "),
+    "huge-number": (b'{"x": ' + b"1" * 5000 + b"}", "expected a plain JSON object"),
+    "deep": (b'{"x": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "expected a plain JSON object"),
+    "surrogate": (b'{"prompt": "\\ud800", "response": "b"}', "`prompt`, got: a lone surrogate"),
+    "nul": (b'{"prompt": "a", "response": "b\\u0000"}', "`response`, got: a NUL"),
+    "latin-1": ('{"prompt": "é"}'.encode("latin-1"), "UTF-8, got byte 0xe9"),
+    "utf-16": ("\ufeff{}".encode("utf-16-le"), "UTF-8, got byte 0xff"),
+    "raw-newline": (b'{"prompt": "a\nb", "response": "c"}', "JSON object, got "),
 }  # fmt: skip
 
 

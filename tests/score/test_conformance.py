@@ -39,6 +39,9 @@ def test_ids_and_values_match_the_stored_vectors(name):
                 "entropy_null_nats": null.total_entropy,
             }
             for key, value in values.items():
-                assert value == pytest.approx(theirs[key], abs=TOLERANCE_NATS, rel=0), (line["id"], key)
+                assert value == pytest.approx(theirs[key], abs=TOLERANCE_NATS, rel=0), (
+                    line["id"],
+                    key,
+                )
             expected = theirs["token_logp_given_context_nats"]
             assert given.logp == pytest.approx(expected, abs=TOLERANCE_NATS, rel=0)

@@ -75,7 +75,9 @@ def test_a_thousand_are_exact_and_more_are_named_an_approximation():
     values = np.random.default_rng(3).normal(0.05, 1, 1001)
     exact, approximate = wilcoxon(values[:1000]), wilcoxon(values)
     assert exact.method == "exact"
-    assert exact.p == pytest.approx(stats.wilcoxon(values[:1000], alternative="greater").pvalue, abs=1e-4)
+    assert exact.p == pytest.approx(
+        stats.wilcoxon(values[:1000], alternative="greater").pvalue, abs=1e-4
+    )
     assert approximate.method == "normal approximation"
     assert approximate.p == pytest.approx(
         stats.wilcoxon(values, alternative="greater", method="approx", correction=False).pvalue

@@ -1,0 +1,258 @@
+"""Settings: which layer wins, how text becomes values, and what is refused by name."""
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+
+from cqa.config import describe, key_of, option, read_settings, resolve
+from cqa.errors import ConfigError
+from cqa.train.config import PRESETS, TrainConfig
+
+REQUIRED = {"model": "base", "data": "train.jsonl", "out": "run"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """One field of each kind."""
+
+    folder: Path = option("Required.")
+    rate: float = option("A number.", 0.5)
+    n_items: int = option("A whole number.", 3)
+    limit: int | None = option("An optional whole number.", None)
+    fast: bool = option("A truth value.", False)
+    names: tuple[str, ...] = option("Texts.", ("a",))
+    files: tuple[Path, ...] = option("Paths.", ())
+    mode: Literal["slow", "exact"] = option("A choice.", "slow")
+    label: str = option("A text.", "none")
+
+
+def resolved(**raw: Any) -> Settings:
+    return resolve(Settings, {"folder": "x", **raw})
+
+
+def train_config(**raw: Any) -> TrainConfig:
+    return resolve(TrainConfig, REQUIRED, raw)
+
+
+def test_later_layers_win_and_unnamed_settings_keep_their_default():
+    preset, file, flags = (
+        {"rate": 1, "n-items": 10, "label": "preset"},
+        {"rate": 2, "n-items": 20},
+        {"rate": 3, "folder": "y"},
+    )
+    config = resolve(Settings, preset, file, flags)
+    assert (config.rate, config.n_items, config.label, config.mode) == (3, 20, "preset", "slow")
+    assert config.folder == Path("y")
+
+
+@pytest.mark.parametrize("key", ["n-items", "n_items"])
+def test_key_is_spelt_with_dashes_or_underscores(key):
+    assert resolve(Settings, {"folder": "x", key: 7}).n_items == 7
+
+
+@pytest.mark.parametrize(
+    ("key", "raw", "value"),
+    [
+        ("rate", "1e-5", 1e-5),
+        ("rate", "2e-4", 2e-4),
+        ("rate", 1, 1.0),
+        ("n_items", "12", 12),
+        ("n_items", 12.0, 12),
+        ("limit", None, None),
+        ("limit", "8", 8),
+        ("limit", 8, 8),
+        ("fast", True, True),
+        ("fast", "yes", True),
+        ("fast", "On", True),
+        ("fast", "false", False),
+        ("names", "q,v", ("q", "v")),
+        ("names", "q, v", ("q", "v")),
+        ("names", ["q", "v"], ("q", "v")),
+        ("names", ("q", "v"), ("q", "v")),
+        ("names", "q", ("q",)),
+        ("files", ["a", "b"], (Path("a"), Path("b"))),
+        ("mode", "exact", "exact"),
+        ("label", "0.1", "0.1"),
+        ("label", 0.1, "0.1"),
+    ],
+    ids=str,
+)
+def test_raw_value_becomes_the_declared_type(key, raw, value):
+    converted = getattr(resolved(**{key: raw}), key)
+    assert converted == value
+    assert type(converted) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("key", "raw", "expected"),
+    [
+        ("rate", "fast", "rate to be a number, got: 'fast'"),
+        ("rate", True, "rate to be a number, got: True"),
+        ("rate", None, "rate to be a number, got: None"),
+        ("rate", [1], "rate to be a number"),
+        ("rate", 10**400, "rate to be a number"),
+        ("n_items", "1.5", "n-items to be a whole number, got: '1.5'"),
+        ("n_items", 1.5, "n-items to be a whole number, got: 1.5"),
+        ("n_items", float("inf"), "n-items to be a whole number, got: inf"),
+        ("n_items", False, "n-items to be a whole number, got: False"),
+        ("n_items", None, "n-items to be a whole number, got: None"),
+        ("limit", "many", "limit to be a whole number, got: 'many'"),
+        ("fast", "maybe", "fast to be true or false, got: 'maybe'"),
+        ("fast", 1, "fast to be true or false, got: 1"),
+        ("folder", None, "folder to be a path, got: None"),
+        ("mode", "quick", r"mode to be slow \| exact, got: 'quick'"),
+        ("mode", ["slow"], r"mode to be slow \| exact"),
+        ("names", 5, "names to be "),
+        ("names", None, "names to be "),
+    ],
+    ids=str,
+)
+def test_value_of_another_type_is_refused_by_name(key, raw, expected):
+    with pytest.raises(ConfigError, match=f"expected {expected}") as caught:
+        resolved(**{key: raw})
+    assert caught.value.exit_code == 2
+
+
+def test_misspelt_key_is_refused_with_the_nearest_one():
+    message = "expected a known setting, got: `n-item`\nhint: did you mean `n-items`\\?"
+    with pytest.raises(ConfigError, match=message):
+        resolved(**{"n-item": 3})
+
+
+def test_unknown_key_is_refused_with_all_that_are_known():
+    keys = ", ".join(key_of(field.name) for field in fields(Settings))
+    with pytest.raises(ConfigError, match=f"got: `xyzzy`\nhint: known settings: {keys}"):
+        resolved(xyzzy=3)
+
+
+def test_missing_required_setting_is_named():
+    with pytest.raises(ConfigError, match="expected a value for --folder, got none"):
+        resolve(Settings, {"rate": 1})
+
+
+def test_described_settings_resolve_to_themselves():
+    config = resolved(limit=4, names="q,v", files=["a"], rate="1e-5")
+    described = describe(config)
+    assert described["n-items"] == 3
+    assert described["names"] == ["q", "v"]
+    assert described["files"] == ["a"]
+    assert resolve(Settings, described) == config
+
+
+def settings_file(tmp_path: Path, content: bytes) -> Path:
+    path = tmp_path / "settings.yaml"
+    path.write_bytes(content)
+    return path
+
+
+def test_yaml_settings_resolve_with_exponents_booleans_and_lists(tmp_path):
+    text = b"lr: 1e-5\nrslora: no\ntargets: [q, v]\nmax-tokens: null\nvalidation: 0.25\nepochs: 3\n"
+    config = train_config(**read_settings(settings_file(tmp_path, text)))
+    assert (config.lr, config.rslora, config.targets) == (1e-5, False, ("q", "v"))
+    assert (config.max_tokens, config.validation_share, config.epochs) == (None, 0.25, 3)
+
+
+@pytest.mark.parametrize("content", [b"", b"# nothing\n"], ids=["empty", "comment"])
+def test_empty_yaml_holds_no_settings(tmp_path, content):
+    assert read_settings(settings_file(tmp_path, content)) == {}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"lr: 1\nepochs: [1, 2\n", "settings.yaml:3: expected YAML"),
+        (b"lr: 1\n\tepochs: 2\n", "settings.yaml:2: expected YAML"),
+        (b"lr: \xff\n", "settings.yaml: expected YAML"),
+        (b"a: " + b"[" * 5_000, "settings.yaml.* expected YAML"),
+        (b"a: 2024-13-45\n", "settings.yaml.* expected YAML"),
+        (b"- lr\n- epochs\n", "settings.yaml: expected a mapping of settings, got: list"),
+        (b"lr\n", "settings.yaml: expected a mapping of settings, got: str"),
+    ],
+    ids=["open-list", "tab", "not-utf8", "deep", "no-such-date", "list", "text"],
+)
+def test_file_that_is_no_yaml_mapping_is_refused(tmp_path, content, message):
+    with pytest.raises(ConfigError, match=message):
+        read_settings(settings_file(tmp_path, content))
+
+
+def test_missing_settings_file_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="absent.yaml: expected a settings file, got: No such"):
+        read_settings(tmp_path / "absent.yaml")
+
+
+def test_training_defaults_are_the_paper_preset():
+    assert train_config(**PRESETS["paper"]) == train_config()
+
+
+def test_paper_preset_is_the_recipe_of_the_paper():
+    config = train_config()
+    assert (config.rank, config.alpha, config.rslora) == (32, 32.0, True)
+    assert config.targets == ("q", "k", "v", "o", "gate", "up", "down")
+    assert (config.lr, config.warmup_ratio, config.epochs) == (2e-4, 0.1, 12)
+    assert (config.micro_batch, config.grad_accum, config.window) == (1, 2, 2)
+    assert (config.dropout, config.neftune_alpha) == (0.05, 5.0)
+    assert (config.max_grad_norm, config.weight_decay) == (1.0, 0.0)
+    assert config.validation_share == 0.1
+
+
+@pytest.mark.parametrize(
+    ("key", "raw"),
+    [
+        ("epochs", 0),
+        ("micro-batch", 0),
+        ("grad-accum", -1),
+        ("rank", 0),
+        ("pass-tokens", 0),
+        ("lr", 0),
+        ("lr", "nan"),
+        ("lr", "inf"),
+        ("alpha", 0),
+        ("alpha", "inf"),
+        ("warmup-ratio", 1),
+        ("warmup-ratio", -0.1),
+        ("dropout", 1),
+        ("dropout", -0.1),
+        ("max-grad-norm", -1),
+        ("weight-decay", -1),
+        ("weight-decay", "inf"),
+        ("neftune-alpha", -1),
+        ("neftune-alpha", "inf"),
+        ("seed", -1),
+        ("seed", 2**64),
+        ("targets", "q,x"),
+        ("targets", ""),
+        ("targets", []),
+        ("max-tokens", 1),
+        ("validation", 1),
+        ("validation", "-0.1"),
+        ("validation", "nan"),
+    ],
+    ids=str,
+)
+def test_value_out_of_range_is_refused_by_name(key, raw):
+    with pytest.raises(ConfigError, match=f"expected {key} .*, got: "):
+        train_config(**{key: raw})
+
+
+@pytest.mark.parametrize(
+    ("key", "raw"),
+    [
+        ("warmup-ratio", 0),
+        ("dropout", 0),
+        ("max-grad-norm", 0),
+        ("seed", 2**64 - 1),
+        ("max-tokens", 2),
+        ("validation", 0),
+        ("validation", "held-out.jsonl"),
+        ("targets", "down"),
+    ],
+    ids=str,
+)
+def test_value_at_the_edge_is_accepted(key, raw):
+    train_config(**{key: raw})
+
+
+def test_validation_that_is_no_number_names_a_file():
+    assert train_config(validation="held-out.jsonl").validation_share is None

@@ -1,0 +1,104 @@
+"""The import diagram, executable; change a layer here first."""
+
+import ast
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+from helpers import ROOT
+
+MAY_IMPORT = {
+    "errors": set(),
+    "config": {"errors"},
+    "files": {"errors"},
+    "interrupt": {"errors"},
+    "identity": {"errors"},
+    "data": {"errors"},
+    "layout": {"errors"},
+    "kernels": {"errors"},
+    "model": {"errors", "layout", "kernels"},
+    "train": {
+        "errors",
+        "config",
+        "files",
+        "identity",
+        "interrupt",
+        "data",
+        "layout",
+        "kernels",
+        "model",
+    },
+    "score": {
+        "errors",
+        "config",
+        "files",
+        "identity",
+        "interrupt",
+        "data",
+        "layout",
+        "kernels",
+        "model",
+    },
+    "study": {"errors", "config", "files", "interrupt", "data", "model", "train", "score"},
+}
+ONLY_IN = {"click": set(), "rich": set(), "transformers": {"data", "model"}}
+MODULES = sorted(p for p in (ROOT / "cqa").rglob("*.py") if p != ROOT / "cqa/__init__.py")
+
+
+def imported_names(path: Path) -> set[str]:
+    """Return every module that a file imports, dotted."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_module_imports_only_lower_layers(path):
+    layer = path.relative_to(ROOT / "cqa").parts[0].removesuffix(".py")
+    names = imported_names(path)
+    used = {n.split(".")[1] for n in names if n.startswith("cqa.")} - {layer, "__version__"}
+    assert used <= MAY_IMPORT[layer]
+    assert not any(n.startswith("cqa_fast") for n in names)
+    for library, layers in ONLY_IN.items():
+        if layer not in layers:
+            assert not any(n.split(".")[0] == library for n in names), library
+
+
+def test_every_package_is_listed_in_pyproject():
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    found = {
+        ".".join(path.parent.relative_to(ROOT).parts)
+        for path in (ROOT / "cqa").rglob("__init__.py")
+    }
+    assert set(settings["tool"]["setuptools"]["packages"]) == found | {"cqa_fast"}
+
+
+FORBIDDEN_CALLS = {"eval", "exec", "pickle.load", "pickle.loads", "torch.load"}
+
+
+@pytest.mark.parametrize(
+    "path",
+    [*MODULES, *sorted((ROOT / "cli").rglob("*.py"))],
+    ids=lambda p: str(p.relative_to(ROOT)),
+)
+def test_nothing_runs_code_from_files(path):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    calls = {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
+    keywords = {node.arg for node in ast.walk(tree) if isinstance(node, ast.keyword)}
+    assert not calls & FORBIDDEN_CALLS
+    assert "trust_remote_code" not in keywords
+    assert not any(n.split(".")[0] == "pickle" for n in imported_names(path))
+
+
+@pytest.mark.parametrize("module", ["cqa", "cqa.train.config", "cqa.score.config", "cqa_fast.main"])
+def test_the_command_line_layer_does_not_import_torch(module):
+    code = (
+        f"import sys; sys.path.insert(0, 'cli'); import {module}; assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
