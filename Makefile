@@ -26,7 +26,7 @@ check: $(READY)  ## format, lint, types
 	$(BIN)/mypy
 
 bench: $(READY)  ## run the benchmarks
-	$(BIN)/python -m pytest bench --benchmark-only
+	$(BIN)/python -m pytest bench --benchmark-only --benchmark-storage=file://bench/results --benchmark-autosave
 
 clean:
 	rm -rf $(VENV) build *.egg-info demo-out .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -36,6 +36,11 @@ def full_disk(*_: object, **__: object) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
+def hold(folder: Path) -> None:
+    with locked(folder):
+        assert folder.is_dir()
+
+
 def fill(path: Path, text: str) -> None:
     with new_folder(path) as folder:
         (folder / "a.txt").write_text(text)
@@ -146,9 +151,11 @@ def test_old_folder_stays_where_the_new_one_cannot_take_its_place(tmp_path, monk
 def test_full_disk_while_filling_is_reported_and_leaves_the_old_folder(tmp_path):
     path = tmp_path / "x"
     fill(path, "old")
-    with pytest.raises(ResourceError, match=f"^{path}: .*No space left") as caught:
-        with new_folder(path):
-            full_disk()
+    with (
+        pytest.raises(ResourceError, match=f"^{path}: .*No space left") as caught,
+        new_folder(path),
+    ):
+        full_disk()
     assert caught.value.exit_code == 6
     assert (path / "a.txt").read_text() == "old"
 
@@ -165,11 +172,14 @@ def files_of_at_most(n_bytes: int) -> Iterator[None]:
 
 
 def test_refused_write_of_tensors_is_reported_too(tmp_path):
-    tensors = {"a": torch.zeros(2**20)}
-    with pytest.raises(ResourceError, match=f"^{tmp_path / 'x'}: expected to write, got: "):
-        with new_folder(tmp_path / "x") as folder, files_of_at_most(2**20):
-            save_file(tensors, folder / "a.safetensors")
-    assert not (tmp_path / "x").exists()
+    path = tmp_path / "x"
+    with (
+        pytest.raises(ResourceError, match=f"^{path}: expected to write, got: "),
+        new_folder(path) as folder,
+        files_of_at_most(2**20),
+    ):
+        save_file({"a": torch.zeros(2**20)}, folder / "a.safetensors")
+    assert not path.exists()
 
 
 @pytest.fixture
@@ -186,27 +196,25 @@ def holder(tmp_path) -> Iterator[subprocess.Popen]:
 
 def test_folder_held_by_another_process_is_refused_and_the_holder_named(tmp_path, holder):
     folder = tmp_path / "run"
-    with pytest.raises(ResourceError, match=f"^{folder}: .* process {holder.pid} on "):
-        with locked(folder):
-            pass
-    with pytest.raises(ResourceError, match=f"process {holder.pid} on "):
-        with locked(folder):
-            pass
+    for _ in range(2):  # a refusal must not set the folder free
+        with pytest.raises(ResourceError, match=f"^{folder}: .* process {holder.pid} on "):
+            hold(folder)
 
 
 def test_folder_is_free_after_its_holder_ended(tmp_path, holder):
     holder.communicate("")
     assert holder.returncode == 0
-    with locked(tmp_path / "run"):
-        pass
+    hold(tmp_path / "run")
 
 
 def test_folder_is_free_after_its_holder_was_killed(tmp_path, holder):
     holder.send_signal(signal.SIGKILL)
     holder.wait()
-    with locked(tmp_path / "run"), pytest.raises(ResourceError, match=f"process {os.getpid()} on "):
-        with locked(tmp_path / "run"):
-            pass
+    with (
+        locked(tmp_path / "run"),
+        pytest.raises(ResourceError, match=f"process {os.getpid()} on "),
+    ):
+        hold(tmp_path / "run")
 
 
 def test_folder_is_free_after_a_failure_inside(tmp_path):
@@ -216,12 +224,10 @@ def test_folder_is_free_after_a_failure_inside(tmp_path):
 
     with pytest.raises(RuntimeError):
         fail()
-    with locked(tmp_path / "run"):
-        assert (tmp_path / "run").is_dir()
+    hold(tmp_path / "run")
 
 
 def test_folder_that_cannot_be_made_is_reported(tmp_path):
     (tmp_path / "file").write_text("x")
-    with pytest.raises(ResourceError, match=r"file/run: expected to write, got: Not a directory"):
-        with locked(tmp_path / "file" / "run"):
-            pass
+    with pytest.raises(ResourceError, match="file/run: expected to write, got: Not a directory"):
+        hold(tmp_path / "file" / "run")

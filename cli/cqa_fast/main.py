@@ -110,5 +110,36 @@ def demo(out: Path, epochs: int, as_json: bool) -> None:
     click.echo(_json(summary) if as_json else summary_text(summary))
 
 
+@main.command()
+@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
+@_JSON
+@click.pass_context
+def validate(ctx: click.Context, files: tuple[Path, ...], as_json: bool) -> None:
+    """Check training and evaluation FILES: every bad line, imbalance, duplicates, leaks.
+
+    \b
+    Example:
+      cqa-fast validate train.jsonl literary.jsonl factual.jsonl
+    """
+    from dataclasses import asdict
+
+    from cqa.data.validate import report_text, validate_files
+
+    reports = validate_files(files)
+    click.echo(_json([asdict(r) for r in reports]) if as_json else report_text(reports))
+    if any(report.errors for report in reports):
+        ctx.exit(3)
+
+
+@main.command()
+@_JSON
+def doctor(as_json: bool) -> None:
+    """Show versions, devices, memory and disk, and what could be better."""
+    from cqa.study.doctor import examine, report_text
+
+    facts = examine(Path.cwd())
+    click.echo(_json(facts) if as_json else report_text(facts))
+
+
 def _json(value: Any) -> str:
     return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)

@@ -15,29 +15,32 @@ BOM = b"\xef\xbb\xbf"
 def read_jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield (`file:line`, object) for every line that is not blank.
 
-    Lines end at `\\n` alone, so U+2028 or U+0085 inside a literary text splits nothing.
-
     Raises:
         DataError: The file cannot be read, or a line is not one JSON object in UTF-8.
     """
+    for where, line in raw_lines(path):
+        yield where, parse_object(line, where)
+
+
+def raw_lines(path: Path) -> Iterator[tuple[str, bytes]]:
+    """Yield (`file:line`, bytes) for every line that is not blank.
+
+    Lines end at `\\n` alone, so U+2028 or U+0085 inside a literary text splits nothing.
+
+    Raises:
+        DataError: The file cannot be read.
+    """
     try:
-        file = path.open("rb")
-    except OSError as error:
-        raise DataError(
-            f"expected a readable JSON Lines file, got: {error.strerror}", where=str(path)
-        ) from None
-    with file:
-        try:
+        with path.open("rb") as file:
             for number, line in enumerate(file, start=1):
                 if number == 1:
                     line = line.removeprefix(BOM)
                 if line.strip():
-                    where = f"{path}:{number}"
-                    yield where, parse_object(line, where)
-        except OSError as error:
-            raise DataError(
-                f"expected a readable file, got: {error.strerror}", where=str(path)
-            ) from None
+                    yield f"{path}:{number}", line
+    except OSError as error:
+        raise DataError(
+            f"expected a readable JSON Lines file, got: {error.strerror}", where=str(path)
+        ) from None
 
 
 def parse_object(line: bytes, where: str) -> dict[str, Any]:

@@ -80,8 +80,8 @@ def read_samples(path: Path) -> list[Sample]:
     seen: dict[str, str] = {}
     kind = ""
     for where, record in read_jsonl(path):
-        kind = kind or _detect(record, where)
-        sample = _parse(record, kind, len(samples), where)
+        kind = kind or detect_format(record, where)
+        sample = parse_sample(record, kind, len(samples), where)
         if sample.id in seen:
             raise DataError(
                 f"expected each id once, got `{sample.id}` again", where=where,
@@ -94,7 +94,8 @@ def read_samples(path: Path) -> list[Sample]:
     return samples
 
 
-def _detect(record: dict[str, Any], where: str) -> str:
+def detect_format(record: dict[str, Any], where: str) -> str:
+    """Name the training format of a record by its keys."""
     for key, kind in FORMATS.items():
         if key in record:
             return kind
@@ -105,7 +106,8 @@ def _detect(record: dict[str, Any], where: str) -> str:
     )
 
 
-def _parse(record: dict[str, Any], kind: str, index: int, where: str) -> Sample:
+def parse_sample(record: dict[str, Any], kind: str, index: int, where: str) -> Sample:
+    """Parse a record of a known format; `index` names it where it has no id."""
     turns = tuple(_TURNS[kind](record, where))
     if not any(turn.role == "assistant" for turn in turns):
         raise DataError("expected a turn to learn, got none", where=where)

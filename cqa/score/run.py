@@ -89,12 +89,14 @@ def score(
     n_items = items.check()
     device = pick_device(config.device)
     dtype = pick_dtype(config.dtype, device)
+    base = load_model(
+        folder, device=device, dtype=dtype, rank_columns=widest([a.spec for a in adapters])
+    )
+    for found in adapters:  # a bad one ends the run before anything is computed or written
+        read_adapter(found.folder, base.decoder)
     with locked(config.out), Interrupt() as interrupt:
         results = Results(config.out)
         results.write_items(items)
-        base = load_model(
-            folder, device=device, dtype=dtype, rank_columns=widest([a.spec for a in adapters])
-        )
         shared = {
             **_conventions(config, tokenizer),
             "model": base.digest,
@@ -174,17 +176,15 @@ def find_adapters(config: ScoreConfig) -> list[AdapterFolder]:
 
 
 def _epoch_folders(run: Path, epochs: tuple[int, ...]) -> list[Path]:
-    found = sorted(path for path in run.glob("epoch-[0-9][0-9]*") if path.is_dir())
-    if not found:
+    names = (path for path in run.glob("epoch-*") if path.name[6:].isdecimal())
+    by_number = {int(path.name[6:]): path for path in names}
+    if not by_number:
         raise ModelError("expected a training run with epoch folders, got none", where=str(run))
-    if not epochs:
-        return found
-    by_number = {int(path.name.removeprefix("epoch-")): path for path in found}
     for epoch in epochs:
         if epoch not in by_number:
-            held = ", ".join(map(str, by_number))
+            held = ", ".join(map(str, sorted(by_number)))
             raise ModelError(f"expected epoch {epoch}, got epochs {held}", where=str(run))
-    return [by_number[epoch] for epoch in epochs]
+    return [by_number[epoch] for epoch in epochs or sorted(by_number)]
 
 
 def _attach(decoder: Decoder, adapter: AdapterFolder | None) -> str | None:

@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 Row = dict[str, Any]
+ITEM_HEADINGS = [
+    "model", "dI nats", "sign acc.", "ddI nats", "95 % CI", "d_cond", "d_prior", "W+", "p", "d_z",
+]  # fmt: skip
 
 
 def summary_text(summary: Row) -> str:
@@ -24,18 +27,6 @@ def summary_text(summary: Row) -> str:
 
 
 def _items_table(group: str, base: Row, models: dict[str, Row]) -> str:
-    head = [
-        "model",
-        "dI nats",
-        "sign acc.",
-        "ddI nats",
-        "95 % CI",
-        "d_cond",
-        "d_prior",
-        "W+",
-        "p",
-        "d_z",
-    ]
     rows = [["base", _signed(base["mean_delta_i_nats"]), _share(base["sign_accuracy"])]]
     for name, entry in models.items():
         test = entry["wilcoxon"]
@@ -53,7 +44,7 @@ def _items_table(group: str, base: Row, models: dict[str, Row]) -> str:
                 _signed(entry["d_z"]),
             ]
         )
-    return f"{group}: {base['n']} items\n" + _aligned(head, rows)
+    return f"{group}: {base['n']} items\n" + _aligned(ITEM_HEADINGS, rows)
 
 
 def _texts_table(group: str, models: dict[str, Row]) -> str:

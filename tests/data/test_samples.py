@@ -17,6 +17,8 @@ from cqa.data.samples import (
 )
 from cqa.data.tokenizer import Tokenizer
 from cqa.errors import ConfigError, DataError
+from cqa.train.config import TrainConfig
+from cqa.train.plan import make_plan
 
 END = "<|endoftext|>"
 PROMPT = {"prompt": "Q: why?", "response": " Because."}
@@ -270,6 +272,19 @@ def test_truncation_never_cuts_the_answer_nor_all_of_the_prompt(max_tokens):
 @pytest.mark.parametrize("policy", ["refuse", "drop", "truncate"])
 def test_samples_that_fit_are_left_alone(policy):
     assert fit_lengths(LENGTHS, 11, policy) == (LENGTHS, [])
+
+
+def test_truncated_sample_keeps_its_bos(file):
+    write_lines(file, [PROMPT])
+    model = shared("models/stories260k")
+
+    def ids(**limits: object) -> tuple[int, ...]:
+        config = TrainConfig(model=str(model), data=file, out=file, validation="0", **limits)
+        return make_plan(config).train[0].ids
+
+    whole = ids()
+    cut = ids(max_tokens=len(whole) - 3, too_long="truncate")
+    assert cut == whole[:1] + whole[4:]
 
 
 def line(record: object) -> bytes:

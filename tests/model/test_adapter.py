@@ -71,7 +71,7 @@ def random_adapter(decoder: Decoder, spec: LoraSpec) -> Adapter:
     generator = torch.Generator().manual_seed(spec.rank)
 
     def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator) * 0.1
+        return torch.randn(*shape, generator=generator) * 0.05
 
     weights = {}
     for projection in decoder.projections():
@@ -136,6 +136,7 @@ PEFT_CONFIGS = {
     "list": {"target_modules": ["q_proj", "v_proj"], "r": 4, "lora_alpha": 8},
     "rslora": {"target_modules": ["down_proj", "o_proj", "k_proj"], "r": 3, "use_rslora": True},
     "all-linear": {"target_modules": "all-linear", "r": 2, "lora_alpha": 3},
+    "gaussian": {"target_modules": ["up_proj"], "r": 2, "init_lora_weights": "gaussian"},
 }
 
 
@@ -156,6 +157,13 @@ def test_we_give_the_log_probs_of_an_adapter_saved_by_peft(decoder, documents, s
     attach(decoder, read_adapter(tmp_path, decoder))
     theirs = their_logprobs(model, documents)
     torch.testing.assert_close(our_logprobs(decoder, documents), theirs, atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("init", ["pissa", "olora"])
+def test_adapter_of_peft_that_was_split_off_its_base_is_refused(decoder, init, tmp_path):
+    save_with_peft(tmp_path, hf_base(), target_modules=["q_proj"], r=4, init_lora_weights=init)
+    with pytest.raises(ModelError, match=f"init_lora_weights.*'{init}'"):
+        read_adapter(tmp_path, decoder)
 
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen3"])
@@ -288,9 +296,14 @@ def test_tensors_that_do_not_fit_are_refused(decoder, folder, edit, message):
         ({"target_modules": r".*\.(q|v)_proj"}, "expected target_modules among q_proj"),
         ({"target_modules": ["q_proj", "lm_head"]}, "expected target_modules among q_proj"),
         ({"target_modules": []}, "expected target_modules among q_proj"),
+        ({"target_modules": [["q_proj"]]}, "expected target_modules among q_proj"),
         ({"r": 0}, "expected `r` to be a positive whole number, got: 0"),
         ({"r": True}, "expected `r` to be a positive whole number, got: True"),
-        ({"lora_alpha": "16"}, "expected `lora_alpha` to be a number, got: '16'"),
+        ({"lora_alpha": "16"}, "expected `lora_alpha` to be a .*number, got: '16'"),
+        ({"lora_alpha": float("nan")}, "expected `lora_alpha` to be a .*number, got: nan"),
+        ({"lora_alpha": float("inf")}, "expected `lora_alpha` to be a .*number, got: inf"),
+        ({"lora_alpha": 10**400}, "expected `lora_alpha` to be a .*number, got: 1000"),
+        ({"lora_alpha": 0}, "expected `lora_alpha` to be a .*number, got: 0"),
         ({"r": 4}, r"lora_A of shape \(4, 192\), got: \(8, 192\)"),
         ({"target_modules": ["q_proj"]}, "expected no tensor base_model"),
     ],

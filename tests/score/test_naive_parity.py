@@ -45,7 +45,7 @@ def test_equals_lm_eval_where_the_boundary_is_unambiguous(models, file):
     huggingface = pytest.importorskip("lm_eval.models.huggingface", reason="lm-eval not installed")
     from lm_eval.api.instance import Instance
 
-    decoder, tokenizer, reference, folder = models
+    decoder, tokenizer, reference, _ = models
     items = fitting(shared(f"data/pairs/{file}.jsonl"), tokenizer, decoder.config.max_positions, 30)
     clear = [
         (item, k) for item in items for k, o in enumerate(item.options) if not o.boundary_merge

@@ -3,8 +3,10 @@
 import hashlib
 import json
 import os
+import shutil
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,11 +15,11 @@ import pytest
 import torch
 from helpers import DEMO, read_lines, write_lines
 from peft import PeftModel, get_peft_model_state_dict
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from cqa.errors import ConfigError, DataError, NumericsError, ResourceError
+from cqa.errors import ConfigError, CqaError, DataError, NumericsError, ResourceError
 from cqa.files import locked
 from cqa.interrupt import Interrupted
 from cqa.kernels.token_logprobs import token_logprobs
@@ -406,6 +408,18 @@ def test_resuming_with_other_data_is_refused(data, tmp_path):
         train(config, resume=True)
 
 
+def test_resuming_with_another_model_is_refused(data, tmp_path):
+    model = Path(shutil.copytree(MODEL, tmp_path / "model"))
+    config = replace(config_of(data, tmp_path / "run"), model=str(model))
+    with pytest.raises(Interrupted):
+        train(config, on_event=at_step(1, interrupt))
+    weights = load_file(model / "model.safetensors")
+    weights["model.norm.weight"] *= 2
+    save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CqaError, match="expected the model of the run to resume"):
+        train(config, resume=True)
+
+
 @pytest.mark.parametrize("changes", [{"pass_tokens": 64}, {"recompute": True}], ids=str)
 def test_settings_that_do_not_change_the_result_may_change_on_resume(
     finished, data, tmp_path, changes
@@ -419,6 +433,12 @@ def test_settings_that_do_not_change_the_result_may_change_on_resume(
     )
     for name, tensor in theirs.items():
         assert (ours[name] - tensor).norm() < 1e-4 * tensor.norm(), name
+
+
+def test_file_in_the_place_of_the_folder_is_refused(config):
+    config.out.write_text("x")
+    with pytest.raises(ConfigError, match="expected --out to be a folder, got a file"):
+        train(config)
 
 
 def test_folder_in_use_is_refused_and_its_holder_named(config):
