@@ -43,7 +43,9 @@ TINY = {
 }
 
 
-def tiny_checkpoint(folder: Path, architecture: str, **changes) -> Path:
+def tiny_checkpoint(
+    folder: Path, architecture: str, *, max_shard_size: str = "5GB", **changes
+) -> Path:
     """Write a random checkpoint of an architecture in Hugging Face format."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -54,7 +56,7 @@ def tiny_checkpoint(folder: Path, architecture: str, **changes) -> Path:
     with torch.no_grad():  # wide enough that logits are far from uniform, norms and biases not 1, 0
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
-    model.save_pretrained(folder)
+    model.save_pretrained(folder, max_shard_size=max_shard_size)
     return folder
 
 

@@ -131,6 +131,34 @@ def d_z_interval(d_z: float, n: int, level: float = 0.95) -> tuple[float, float]
     return noncentrality(1 - tail) / math.sqrt(n), noncentrality(tail) / math.sqrt(n)
 
 
+@dataclass(frozen=True, slots=True)
+class Welch:
+    """Result of comparing two groups' means without assuming equal spreads."""
+
+    difference: float
+    t: float | None
+    df: float | None
+    p_two_sided: float | None
+    ci95: tuple[float, float] | None
+
+
+def welch(a: Sequence[float], b: Sequence[float]) -> Welch:
+    """Test mean(a) = mean(b) by Welch's t, with the interval of mean(a) - mean(b)."""
+    difference = float(np.mean(a) - np.mean(b))
+    if min(len(a), len(b)) < 2:
+        return Welch(difference, None, None, None, None)
+    parts = [float(np.var(v, ddof=1)) / len(v) for v in (a, b)]
+    error = math.sqrt(sum(parts))
+    if error == 0:
+        return Welch(difference, None, None, None, None)
+    weights = [part**2 / (len(v) - 1) for part, v in zip(parts, (a, b), strict=True)]
+    df = error**4 / sum(weights)
+    half = float(stats.t.ppf(0.975, df)) * error
+    t = difference / error
+    p = 2 * float(stats.t.sf(abs(t), df))
+    return Welch(difference, t, df, p, (difference - half, difference + half))
+
+
 def t_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float] | None:
     """Return the t interval of a mean, n - 1 degrees of freedom; None for fewer than two values."""
     n = len(values)

@@ -9,9 +9,16 @@ from typing import Any
 
 import numpy as np
 
-from cqa.score.stats import cohen_d_z, d_z_interval, paired_t, t_interval, wilcoxon
+from cqa.score.resampling import (
+    choose_epoch,
+    leave_one_out_choice,
+    max_t_sign_flip,
+    permutation_welch,
+)
+from cqa.score.stats import cohen_d_z, d_z_interval, paired_t, t_interval, welch, wilcoxon
 
 Row = dict[str, Any]
+MANY_EPOCHS = 2  # more models than base and one adapter: there is something to choose
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,12 +40,15 @@ class TextScore:
     domain: str | None
 
 
+ByModel = dict[str | None, dict[str, ItemScore]]
+
+
 class Scores:
     """Rows sorted by kind, group and adapter; ids join a base row with an adapter's."""
 
     def __init__(self, rows: Iterable[Row]) -> None:
         """Read rows; where an id comes twice under one model, the last line counts."""
-        self.items: dict[str, dict[str | None, dict[str, ItemScore]]] = {}
+        self.items: dict[str, ByModel] = {}
         self.texts: dict[str, dict[str | None, dict[str, TextScore]]] = {}
         for row in rows:
             if row["kind"] == "continuation":
@@ -76,12 +86,57 @@ def summarise(scores: Scores) -> Row:
             }
             for group, models in scores.items.items()
         },
+        "selection": {
+            group: _selection(models)
+            for group, models in scores.items.items()
+            if len(models) > MANY_EPOCHS
+        },
+        "interaction": _interactions(scores),
         "continuations": {
             group: {
                 name or "base": _texts_entry(models[None], by_id) for name, by_id in models.items()
             }
             for group, models in scores.texts.items()
         },
+    }
+
+
+def _differences(models: ByModel) -> dict[str, list[float]]:
+    """Return ddI by adapter, over the items that every model scored, in one order."""
+    base = models[None]
+    ids = [i for i in base if all(i in by_id for by_id in models.values())]
+    return {
+        name: [by_id[i].delta_i_nats - base[i].delta_i_nats for i in ids]
+        for name, by_id in models.items()
+        if name is not None
+    }
+
+
+def _selection(models: ByModel) -> Row:
+    """Return what choosing among the adapters costs: corrected p, and how stable the choice is."""
+    ddi = _differences(models)
+    corrected = max_t_sign_flip(ddi)
+    return {
+        "chosen": choose_epoch(ddi),
+        "rule": "smallest one-sided Wilcoxon p, then largest d_z; exploratory",
+        "p_corrected": corrected.p_corrected,
+        "method": f"max-T sign-flip, {corrected.method}",
+        "chosen_with_one_item_left_out": leave_one_out_choice(ddi),
+    }
+
+
+def _interactions(scores: Scores) -> Row:
+    """Return, per adapter, whether literary items change more than factual ones."""
+    if not {"literary", "factual"} <= set(scores.items):
+        return {}
+    literary, factual = (_differences(scores.items[g]) for g in ("literary", "factual"))
+    return {
+        name: {
+            **asdict(welch(literary[name], factual[name])),
+            "p_permutation": permutation_welch(literary[name], factual[name]),
+        }
+        for name in literary
+        if name in factual and min(len(literary[name]), len(factual[name])) > 1
     }
 
 

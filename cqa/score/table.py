@@ -18,12 +18,40 @@ def summary_text(summary: Row) -> str:
         for group, models in summary["groups"].items()
     ]
     parts += [_texts_table(group, models) for group, models in summary["continuations"].items()]
+    cautions = _cautions(summary)
+    if cautions:
+        parts.append("\n".join(cautions))
     if any(summary["groups"].values()):
         parts.append(
             "dI = I(good) - I(bad); ddI = dI of the adapter - dI of the base = d_cond - d_prior;\n"
             "p is one-sided (greater), exact signed-rank distribution; intervals are t, 95 %."
         )
     return "\n\n".join(parts)
+
+
+def _cautions(summary: Row) -> list[str]:
+    """Say what the choice of an epoch costs, and whether the groups really differ."""
+    lines = []
+    choices = summary["selection"]
+    for group in ["literary"] if "literary" in choices else list(choices):
+        selection = choices[group]
+        chosen = selection["chosen"]
+        p = summary["groups"][group][chosen]["wilcoxon"]["p"]
+        votes, n = selection["chosen_with_one_item_left_out"], summary["base"][group]["n"]
+        lines.append(
+            f"{group}: {chosen} has the smallest p ({p:.3f}); corrected for having looked at "
+            f"{len(selection['p_corrected'])} adapters, p = {selection['p_corrected'][chosen]:.3f} "
+            f"(max-T); "
+            f"still chosen in {votes[chosen]} of {n} when one item is left out"
+        )
+    for name, test in summary["interaction"].items():
+        if test["ci95"] is not None:
+            lines.append(
+                f"literary - factual, {name}: {_signed(test['difference'])} nats "
+                f"{_interval(test['ci95'])}, two-sided p = {test['p_two_sided']:.3f} (Welch), "
+                f"{test['p_permutation']:.3f} (permutation)"
+            )
+    return lines
 
 
 def _items_table(group: str, base: Row, models: dict[str, Row]) -> str:

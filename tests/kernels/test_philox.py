@@ -152,12 +152,22 @@ def test_uniforms_fill_the_unit_interval_evenly():
     assert chi_squared < 115  # 63 degrees of freedom: P < 1e-4
 
 
-def test_mask_compares_16_bit_lanes_low_half_first():
-    drop = dropout(0.3, rows=[6])
+def lanes_of_row_six() -> list[int]:
+    """The lanes of module 11, 13 columns, seed 3 and step 5."""
     flat = [w for row in words(3, 5, stream_of(DROPOUT, 11), [12, 13]) for w in row]
-    lanes = [half for word in flat for half in (word & 0xFFFF, word >> 16)]
+    return [half for word in flat for half in (word & 0xFFFF, word >> 16)][:13]
+
+
+def test_mask_compares_16_bit_lanes_low_half_first():
     threshold = round(65536 * 0.3)
-    assert drop.keep(11, 13)[0].tolist() == [lane >= threshold for lane in lanes[:13]]
+    expected = [lane >= threshold for lane in lanes_of_row_six()]
+    assert dropout(0.3, rows=[6]).keep(11, 13)[0].tolist() == expected
+
+
+def test_lane_at_the_threshold_is_kept():
+    for column, lane in enumerate(lanes_of_row_six()):
+        assert dropout(lane / 65536, rows=[6]).keep(11, 13)[0, column]
+        assert not dropout((lane + 1) / 65536, rows=[6]).keep(11, 13)[0, column]
 
 
 @pytest.mark.parametrize("p", [0.05, 0.1, 0.5, 0.9])

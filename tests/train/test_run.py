@@ -155,6 +155,13 @@ def test_init_is_pefts_uniform_a_and_zero_b(finished):
             assert abs(tensor.mean()) < 0.1 * bound
 
 
+def test_every_module_starts_from_its_own_a(finished):
+    held = load_file(finished[0] / "init" / "adapter_model.safetensors")
+    starts = [tuple(t.flatten()[:8].tolist()) for name, t in held.items() if "lora_A" in name]
+    units = {tuple(x / abs(start[0]) for x in start) for start in starts}  # whatever their bounds
+    assert len(units) == len(starts) == 6 * 7
+
+
 def test_log_has_the_fields_of_the_contract(finished):
     steps = steps_of(finished[0])
     evals = [event for event in log_of(finished[0]) if event["event"] == "eval"]

@@ -1,0 +1,309 @@
+"""Token ids: BOS, null contexts, the boundary between two texts, templates, what is refused."""
+
+import json
+import shutil
+import unicodedata
+from functools import cache
+from pathlib import Path
+
+import pytest
+from helpers import DEMO, SHARED, read_lines, shared
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoTokenizer
+
+from cqa.data.tokenizer import Tokenizer
+from cqa.errors import ConfigError, CqaError, DataError, ModelError
+
+END = "<|endoftext|>"
+NAMES = ["cqa-demo", "stories260k", "qwen2.5-tokenizer"]
+BOUNDARIES = ["split", "joint"]
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def folder_of(name: str) -> Path:
+    return DEMO / "model" if name == "cqa-demo" else shared(f"models/{name}")
+
+
+@cache
+def loaded(name: str) -> Tokenizer:
+    return Tokenizer(folder_of(name))
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def name(request) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def tokenizer(name) -> Tokenizer:
+    return loaded(name)
+
+
+@pytest.fixture
+def demo() -> Tokenizer:
+    return loaded("cqa-demo")
+
+
+def texts() -> list[str]:
+    """Return real passages, English and Chinese where they are at hand."""
+    files = [DEMO / "literary.jsonl", DEMO / "factual.jsonl"]
+    files += [SHARED / f"data/pairs/{name}.jsonl" for name in ("zh_xcopa", "literary_figurative")]
+    records = [r for file in files if file.exists() for r in read_lines(file)[:30]]
+    found = [f"{r['context'][-80:]}{r['good'][:60]}" for r in records]
+    return [text for text in found if unicodedata.is_normalized("NFC", text)]
+
+
+TEXTS = texts()
+
+
+def test_bos_is_in_front_if_and_only_if_the_tokenizer_adds_one(name, tokenizer):
+    theirs = AutoTokenizer.from_pretrained(folder_of(name))("Once upon a time")["input_ids"]
+    assert list(tokenizer.encode_context("Once upon a time")) == theirs
+    assert len(tokenizer.bos_ids) == (name == "stories260k")
+
+
+@pytest.mark.parametrize(
+    ("name", "null", "end"),
+    [
+        ("cqa-demo", END, END),
+        ("stories260k", "<s>", "</s>"),
+        ("qwen2.5-tokenizer", END, END),
+    ],
+    ids=NAMES,
+)
+def test_null_contexts_and_the_end_token_follow_the_convention(name, null, end):
+    tokenizer = loaded(name)
+    assert tokenizer.decode(tokenizer.null_ids) == null
+    assert tokenizer.decode(tokenizer.null2_ids) == null + "\n"
+    assert tokenizer.decode([tokenizer.end_id]) == end
+    assert len(tokenizer.null_ids) == 1
+    assert len(tokenizer.null2_ids) == 2
+
+
+def test_named_null_token_replaces_the_default_in_both_null_contexts():
+    tokenizer = Tokenizer(DEMO / "model", null_token="<|im_start|>")
+    assert tokenizer.decode(tokenizer.null_ids) == "<|im_start|>"
+    assert tokenizer.decode(tokenizer.null2_ids) == "<|im_start|>\n"
+    assert tokenizer.decode([tokenizer.end_id]) == END
+
+
+@pytest.mark.parametrize("token", ["<|no such token|>", "two words", ""], ids=repr)
+def test_null_token_outside_the_vocabulary_is_refused(token):
+    with pytest.raises(ModelError, match="expected --null-token to be one token") as caught:
+        Tokenizer(DEMO / "model", null_token=token)
+    assert caught.value.exit_code == 4
+    assert f"got: {token!r}" in caught.value.message
+
+
+@pytest.mark.parametrize("option", [" She", " She ran home.", " 她走了。"], ids=repr)
+def test_no_dummy_space_is_added_inside_the_text(tokenizer, option):
+    context = "It rained."
+    assert tokenizer.encode_context(context + option) == (
+        tokenizer.encode_context(context) + tokenizer.encode_following(option)
+    )
+
+
+def test_dummy_space_of_llama_2_stays_at_the_start_of_a_sequence():
+    tokenizer = loaded("stories260k")
+    words = tokenizer.hf.convert_ids_to_tokens
+    assert words(list(tokenizer.encode_context("She"))) == ["<s>", "▁She"]
+    assert words(list(tokenizer.encode_following(" She"))) == ["▁She"]
+    assert "".join(words(list(tokenizer.encode_following("She")))) == "She"
+
+
+@given(st.sampled_from(TEXTS), st.data())
+@settings(deadline=None)
+def test_ids_decode_to_the_text_wherever_it_is_cut(tokenizer, text, data):
+    start = "Well. "  # so that even a joint encoding leaves the context a token
+    text = start + text
+    cut = data.draw(st.integers(len(start), len(text) - 1))
+    context, option = text[:cut], text[cut:]
+    split, joint = (tokenizer.encode_pair(context, option, boundary) for boundary in BOUNDARIES)
+    n_bos = len(tokenizer.bos_ids)
+    for encoded in (split, joint):
+        ids = encoded.context_ids + encoded.option_ids
+        assert ids[:n_bos] == tokenizer.bos_ids
+        assert tokenizer.decode(ids[n_bos:]) == text
+    assert split.context_ids == tokenizer.encode_context(context)
+    assert joint.context_ids + joint.option_ids == tokenizer.encode_context(text)
+
+
+@given(st.sampled_from(TEXTS), st.data())
+@settings(deadline=None)
+def test_boundary_flag_tells_whether_joint_encoding_differs(tokenizer, text, data):
+    text = "Well. " + text
+    cut = data.draw(st.integers(6, len(text) - 1))
+    split, joint = (tokenizer.encode_pair(text[:cut], text[cut:], b) for b in BOUNDARIES)
+    same = (split.context_ids, split.option_ids) == (joint.context_ids, joint.option_ids)
+    assert split.boundary_merge is joint.boundary_merge is not same
+
+
+def test_both_encodings_agree_where_a_new_word_begins(tokenizer):
+    cuts = [(text, cut) for text in TEXTS for cut in range(1, len(text)) if text[cut] == " "]
+    for text, cut in cuts:
+        split = tokenizer.encode_pair(text[:cut], text[cut:], "split")
+        assert split.context_ids + split.option_ids == tokenizer.encode_context(text)
+        assert not split.boundary_merge
+
+
+@given(st.sampled_from(TEXTS), st.data())
+@settings(deadline=None)
+def test_joint_context_never_holds_a_character_of_the_option(tokenizer, text, data):
+    text = "Well. " + text
+    cut = data.draw(st.integers(6, len(text) - 1))
+    joint = tokenizer.encode_pair(text[:cut], text[cut:], "joint")
+    decoded = tokenizer.decode(joint.context_ids[len(tokenizer.bos_ids) :])
+    whole_characters = decoded.rstrip("\N{REPLACEMENT CHARACTER}")
+    assert text[:cut].startswith(whole_characters)
+
+
+@pytest.mark.parametrize(
+    ("context", "option", "straddling"),
+    [("It rained on the", "m all.", " them"), ("He saw no", "thing.", " nothing")],
+    ids=["them", "nothing"],
+)
+def test_joint_charges_a_straddling_token_to_the_option(demo, context, option, straddling):
+    (token,) = demo.encode_following(straddling)
+    split, joint = (demo.encode_pair(context, option, boundary) for boundary in BOUNDARIES)
+    assert joint.option_ids[0] == token
+    assert joint.context_ids == demo.encode_context(context.rpartition(" ")[0])
+    assert token not in split.context_ids + split.option_ids
+    assert split.boundary_merge
+    assert joint.boundary_merge
+
+
+def test_options_have_the_same_ids_under_every_context(demo):
+    option = "thing at all."
+    ids = {demo.encode_pair(c, option, "split").option_ids for c in ("He saw no", "Some", "\n")}
+    assert ids == {demo.encode_following(option)}
+
+
+def test_joint_encoding_that_leaves_the_context_no_token_is_refused(demo):
+    with pytest.raises(DataError, match=r"^a\.jsonl:3: expected at least one token .* got 0 and"):
+        demo.encode_pair("The", "re was rain.", "joint", "a.jsonl:3")
+
+
+@pytest.mark.parametrize("boundary", BOUNDARIES)
+@pytest.mark.parametrize("name", ["cqa-demo", "qwen2.5-tokenizer"])
+def test_accent_that_composes_with_the_end_of_the_context_is_refused(name, boundary):
+    tokenizer = loaded(name)
+    with pytest.raises(DataError, match=r"^a\.jsonl:3: expected .* decode to the text") as caught:
+        tokenizer.encode_pair("cafe", "\N{COMBINING ACUTE ACCENT} noir", boundary, "a.jsonl:3")
+    assert caught.value.exit_code == 3
+    assert "combining accent" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize("boundary", BOUNDARIES)
+def test_decomposed_text_is_composed_where_the_tokenizer_does_so(tokenizer, boundary):
+    context, option = "He sat in the cafe\N{COMBINING ACUTE ACCENT}", " and drank cafe\u0301."
+    encoded = tokenizer.encode_pair(context, option, boundary)
+    ids = encoded.context_ids + encoded.option_ids
+    decoded = tokenizer.decode(ids[len(tokenizer.bos_ids) :])
+    assert unicodedata.normalize("NFC", decoded) == unicodedata.normalize("NFC", context + option)
+    assert not encoded.boundary_merge
+
+
+def test_plain_template_leaves_a_context_alone(tokenizer):
+    assert tokenizer.render_context("Why?\n") == "Why?\n"
+
+
+@pytest.fixture
+def chatml(tmp_path) -> str:
+    path = tmp_path / "chat.jinja"
+    path.write_text(CHATML, encoding="utf-8")
+    return str(path)
+
+
+@pytest.mark.parametrize("boundary", BOUNDARIES)
+def test_jinja_file_makes_a_prompt_of_a_context(chatml, boundary):
+    tokenizer = Tokenizer(DEMO / "model", template=chatml)
+    prompt = tokenizer.render_context("Why did she run?")
+    assert prompt == "<|im_start|>user\nWhy did she run?<|im_end|>\n<|im_start|>assistant\n"
+    encoded = tokenizer.encode_pair(prompt, "Because.", boundary)
+    assert tokenizer.decode(encoded.context_ids) == prompt
+    assert tokenizer.decode(encoded.option_ids) == "Because."
+    assert encoded.context_ids[0] == tokenizer.hf.convert_tokens_to_ids("<|im_start|>")
+
+
+def test_chat_template_of_the_tokenizer_itself_is_used():
+    tokenizer = Tokenizer(folder_of("qwen2.5-tokenizer"), template="chat")
+    prompt = tokenizer.render_context("为什么？")
+    assert prompt.endswith("<|im_start|>user\n为什么？<|im_end|>\n<|im_start|>assistant\n")
+    encoded = tokenizer.encode_pair(prompt, "因为下雨。", "split")
+    assert tokenizer.decode(encoded.context_ids + encoded.option_ids) == prompt + "因为下雨。"
+
+
+def test_bos_of_a_template_is_not_doubled(tmp_path):
+    template = tmp_path / "bos.jinja"
+    template.write_text("{{ bos_token }}Q: {{ messages[0].content }}\nA:", encoding="utf-8")
+    tokenizer = Tokenizer(folder_of("stories260k"), template=str(template))
+    prompt = tokenizer.render_context("Why?")
+    assert prompt == "Q: Why?\nA:"
+    assert tokenizer.encode_context(prompt).count(tokenizer.bos_ids[0]) == 1
+
+
+def test_template_of_a_tokenizer_without_one_is_refused():
+    with pytest.raises(ModelError, match=r"expected .* chat template, got one without\nhint: "):
+        Tokenizer(DEMO / "model", template="chat")
+
+
+def test_missing_template_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="expected --template plain, chat or a Jinja file, got: "):
+        Tokenizer(DEMO / "model", template=str(tmp_path / "absent.jinja"))
+
+
+@pytest.mark.parametrize(
+    "template", ["{% for m in %}", "{{ raise_exception('no') }}"], ids=["syntax", "raises"]
+)
+def test_template_that_does_not_render_is_refused(tmp_path, template):
+    path = tmp_path / "bad.jinja"
+    path.write_text(template, encoding="utf-8")
+    with pytest.raises(CqaError, match="expected "):
+        Tokenizer(DEMO / "model", template=str(path)).render_context("Why?")
+
+
+def model_folder(folder: Path, *files: str, **written: object) -> Path:
+    """Make a model folder of some of the demo's files, and of new JSON files."""
+    folder.mkdir()
+    for file in files:
+        shutil.copy(DEMO / "model" / file, folder)
+    for stem, value in written.items():
+        (folder / f"{stem}.json").write_text(json.dumps(value), encoding="utf-8")
+    return folder
+
+
+BROKEN = {
+    "no-files": ((), {}),
+    "no-tokenizer": (("config.json",), {}),
+    "slow-only": ((), {"tokenizer_config": {"tokenizer_class": "ByT5Tokenizer"}}),
+    "not-a-tokenizer": (("config.json", "tokenizer_config.json"), {"tokenizer": {}}),
+    "remote-code": (
+        ("config.json", "tokenizer.json"),
+        {"tokenizer_config": {"auto_map": {"AutoTokenizer": ["own.Tokenizer", None]}}},
+    ),
+}
+
+
+@pytest.mark.parametrize(("files", "written"), BROKEN.values(), ids=BROKEN)
+def test_folder_without_a_usable_tokenizer_is_refused(tmp_path, files, written):
+    folder = model_folder(tmp_path / "model", *files, **written)
+    with pytest.raises(ModelError, match=r"expected a .*tokenizer") as caught:
+        Tokenizer(folder)
+    assert str(caught.value).startswith(f"{folder}")
+    assert caught.value.exit_code == 4
+
+
+def test_torn_tokenizer_config_is_refused(tmp_path):
+    folder = model_folder(tmp_path / "model", "config.json", "tokenizer.json")
+    (folder / "tokenizer_config.json").write_text("{", encoding="utf-8")
+    with pytest.raises(ModelError, match="expected "):
+        Tokenizer(folder)
+
+
+def test_digest_tells_tokenizers_apart_and_is_repeatable(demo):
+    assert demo.digest == Tokenizer(DEMO / "model").digest
+    assert demo.digest != loaded("stories260k").digest

@@ -1,0 +1,63 @@
+"""`validate` names every bad line, and what to be wary of."""
+
+import pytest
+from helpers import DEMO, write_lines
+
+from cqa.data.validate import report_text, validate_files
+
+PAIR = {"id": "a", "context": "It was late.", "good": " She slept.", "bad": " She sank."}
+
+
+def test_the_demo_files_are_clean():
+    reports = validate_files(sorted(DEMO.glob("*.jsonl")))
+    assert {report.kind for report in reports} == {"continuations", "pairs", "prompt"}
+    assert [report.n_records for report in reports] == [40, 40, 40, 105]
+    assert all(not report.errors and not report.warnings for report in reports)
+
+
+def test_every_bad_line_is_named_and_the_good_ones_are_counted(tmp_path):
+    path = write_lines(
+        tmp_path / "pairs.jsonl",
+        [PAIR, {**PAIR, "id": "b", "bad": ""}, {**PAIR, "id": "a"}, {**PAIR, "id": "c", "good": 3}],
+    )
+    (report,) = validate_files([path])
+    assert report.n_records == 1
+    assert [error.split(": ")[0] for error in report.errors] == [f"{path}:{n}" for n in (2, 3, 4)]
+
+
+def test_uneven_options_are_counted(tmp_path):
+    long = {
+        **PAIR,
+        "id": "b",
+        "context": "Then.",
+        "bad": " She sank, slowly, and with a long sigh.",
+    }
+    (report,) = validate_files([write_lines(tmp_path / "p.jsonl", [PAIR, long])])
+    assert report.warnings == [
+        "1 of 2 items have options that differ by more than 1.2x in length, `b` first; a sum of "
+        "log-probabilities favours the shorter"
+    ]
+
+
+def test_the_same_texts_under_two_ids_are_reported_across_files(tmp_path):
+    first = write_lines(tmp_path / "p.jsonl", [PAIR])
+    second = write_lines(tmp_path / "q.jsonl", [{**PAIR, "id": "z", "context": "It  was LATE."}])
+    reports = validate_files([first, second])
+    assert reports[1].warnings == [f"{second}:1: the same texts as {first}:1"]
+
+
+@pytest.mark.parametrize("key", ["context", "good", "bad"])
+def test_a_text_that_is_trained_on_is_reported(tmp_path, key):
+    training = write_lines(tmp_path / "t.jsonl", [{"prompt": "Why?", "response": PAIR[key]}])
+    pairs = write_lines(tmp_path / "p.jsonl", [PAIR])
+    report = validate_files([pairs, training])[0]
+    assert report.warnings == [f"{pairs}:1: a text that is trained on at {training}:1"]
+
+
+@pytest.mark.parametrize("content", [b"", b"\n\n"])
+def test_an_empty_or_missing_file_is_an_error(tmp_path, content):
+    empty = tmp_path / "e.jsonl"
+    empty.write_bytes(content)
+    reports = validate_files([empty, tmp_path / "absent.jsonl"])
+    assert all(len(report.errors) == 1 for report in reports)
+    assert "error:" in report_text(reports)
