@@ -74,13 +74,17 @@ def convert(raw: Any, kind: Any, key: str) -> Any:
     origin = get_origin(kind)
     if origin in (Union, types.UnionType):
         return _convert_union(raw, get_args(kind), key)
+    if raw is None or (kind is str and isinstance(raw, bool)):
+        raise ConfigError(f"expected {key} to be {_noun(kind)}, got: {raw!r}")
     if origin is Literal:
         if raw in get_args(kind):
             return raw
         choices = " | ".join(str(choice) for choice in get_args(kind))
         raise ConfigError(f"expected {key} to be {choices}, got: {raw!r}")
     if origin is tuple:
-        parts = raw.split(",") if isinstance(raw, str) else list(raw)
+        if not isinstance(raw, (str, list, tuple)):
+            raise ConfigError(f"expected {key} to be a list, got: {raw!r}")
+        parts = raw.split(",") if isinstance(raw, str) else raw
         item = get_args(kind)[0]
         return tuple(convert(p.strip() if isinstance(p, str) else p, item, key) for p in parts)
     if kind is bool:
@@ -91,7 +95,7 @@ def convert(raw: Any, kind: Any, key: str) -> Any:
         raise ConfigError(f"expected {key} to be {_noun(kind)}, got: {raw!r}")
     try:
         return kind(raw)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise ConfigError(f"expected {key} to be {_noun(kind)}, got: {raw!r}") from error
 
 
@@ -129,7 +133,7 @@ def read_settings(path: Path) -> dict[str, Any]:
         raise ConfigError(
             f"expected a settings file, got: {error.strerror}", where=str(path)
         ) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}:{mark.line + 1}" if mark else str(path)
         raise ConfigError(

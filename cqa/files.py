@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+from safetensors import SafetensorError
 
-from cqa.errors import DataError, ResourceError
+from cqa.errors import ConfigError, DataError, ResourceError
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -35,9 +36,16 @@ def read_json(path: Path) -> dict[str, Any]:
 def write_json(path: Path, value: Any) -> None:
     """Replace a JSON file in one step."""
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    with new_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """Fill a temporary file, then let it take the place of `path` in one step."""
     temporary = path.with_name(f".{path.name}.tmp")
     with reported(path):
-        temporary.write_text(text, encoding="utf-8")
+        yield temporary
         _sync(temporary)
         temporary.replace(path)
         _sync(path.parent)
@@ -58,7 +66,11 @@ def new_folder(path: Path) -> Iterator[Path]:
             old = path.with_name(f".{path.name}.old")
             shutil.rmtree(old, ignore_errors=True)
             path.rename(old)
-            temporary.rename(path)
+            try:
+                temporary.rename(path)
+            except OSError:
+                old.rename(path)
+                raise
             shutil.rmtree(old)
         else:
             temporary.rename(path)
@@ -70,11 +82,12 @@ def reported(path: Path) -> Iterator[None]:
     """Turn a full disk or a refused write into a `ResourceError` that names the path."""
     try:
         yield
-    except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space" in reason
         hint = "free some space; what was complete before is intact" if full else None
         raise ResourceError(
-            f"expected to write, got: {error.strerror or error}", where=str(path), hint=hint
+            f"expected to write, got: {reason}", where=str(path), hint=hint
         ) from error
 
 
@@ -85,6 +98,8 @@ def locked(folder: Path) -> Iterator[None]:
     Raises:
         ResourceError: Another process holds it, which the message names.
     """
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError("expected --out to be a folder, got a file", where=str(folder))
     with reported(folder):
         folder.mkdir(parents=True, exist_ok=True)
     holder = folder / ".lock-holder"
@@ -97,7 +112,9 @@ def locked(folder: Path) -> Iterator[None]:
             f"expected a folder that no other run uses, got one held by {who}", where=str(folder)
         ) from None
     try:
-        holder.write_text(f"process {os.getpid()} on {socket.gethostname()}\n", encoding="utf-8")
+        with reported(holder):
+            who = f"process {os.getpid()} on {socket.gethostname()}\n"
+            holder.write_text(who, encoding="utf-8")
         yield
     finally:
         holder.unlink(missing_ok=True)

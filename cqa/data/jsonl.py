@@ -58,7 +58,7 @@ def parse_object(line: bytes, where: str) -> dict[str, Any]:
         raise DataError(f"expected JSON numbers, got: {name}", where=where)
 
     try:
-        text = line.decode("utf-8")
+        text = line.decode("utf-8").rstrip("\r\n")
         record = json.loads(text, object_pairs_hook=no_duplicates, parse_constant=no_constants)
     except UnicodeDecodeError as error:
         raise DataError(

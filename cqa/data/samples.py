@@ -61,6 +61,7 @@ class EncodedSample:
     id: str
     ids: tuple[int, ...]
     learned: tuple[bool, ...]
+    prompt: slice  # the ids that `truncate` may cut: after BOS, before the first answer
     where: str
 
     @property
@@ -114,7 +115,7 @@ def parse_sample(record: dict[str, Any], kind: str, index: int, where: str) -> S
     tags = record.get("tags", [])
     if not isinstance(tags, list) or not all(isinstance(tag, str) for tag in tags):
         raise DataError("expected `tags` to be an array of texts", where=where)
-    name = take_text(record, "id", where) if "id" in record else f"line-{index + 1}"
+    name = take_text(record, "id", where) if "id" in record else f"line-{where.rpartition(':')[2]}"
     return Sample(name, kind, turns, tuple(tags), where)
 
 
@@ -124,9 +125,10 @@ def _prompt_turns(record: dict[str, Any], where: str) -> Iterator[Turn]:
 
 
 def _alpaca_turns(record: dict[str, Any], where: str) -> Iterator[Turn]:
-    if record.get("system"):
+    if record.get("system") not in (None, ""):
         yield Turn("system", take_text(record, "system", where))
-    history = record.get("history") or []
+    history = record.get("history")
+    history = [] if history in (None, "") else history
     if not isinstance(history, list) or not all(
         isinstance(h, list) and len(h) == 2 for h in history
     ):
@@ -137,7 +139,7 @@ def _alpaca_turns(record: dict[str, Any], where: str) -> Iterator[Turn]:
             "assistant", take_text({"history": answer}, "history", f"{where} (turn {i + 1})")
         )
     question = take_text(record, "instruction", where)
-    if record.get("input"):
+    if record.get("input") not in (None, ""):
         question += "\n" + take_text(record, "input", where)
     yield Turn("user", question)
     yield Turn("assistant", take_text(record, "output", where))
@@ -153,7 +155,7 @@ def _list_of_turns(
         if not isinstance(turn, dict):
             raise DataError(f"expected `{key}[{i}]` to be an object", where=where)
         role = turn.get(names[0])
-        if role not in roles:
+        if not isinstance(role, str) or role not in roles:
             raise DataError(
                 f"expected `{key}[{i}].{names[0]}` to be {' | '.join(roles)}, got: {role!r}",
                 where=where,
@@ -162,7 +164,7 @@ def _list_of_turns(
 
 
 def _sharegpt_turns(record: dict[str, Any], where: str) -> Iterator[Turn]:
-    if record.get("system"):
+    if record.get("system") not in (None, ""):
         yield Turn("system", take_text(record, "system", where))
     yield from _list_of_turns(record, "conversations", ("from", "value"), ROLES, where)
 
@@ -245,16 +247,19 @@ def encode_sample(
     )
     ids: list[int] = []
     flags: list[bool] = []
+    first_answer = 0
     for k, (text, learned) in enumerate(parts):
         check_text(text, "text", sample.where)
         part = tokenizer.encode_following(text) if k else tokenizer.encode_context(text)
+        first_answer = first_answer or (len(ids) if learned else 0)
         ids += part
         flags += [learned or whole_text] * len(part)
     tokenizer.check_round_trip("".join(text for text, _ in parts), tuple(ids), sample.where)
     if tokenizer.chat_template is None:  # a chat template closes its turns itself
         ids.append(tokenizer.end_id)
         flags.append(True)
-    encoded = EncodedSample(sample.id, tuple(ids), tuple(flags), sample.where)
+    prompt = slice(len(tokenizer.bos_ids), first_answer)
+    encoded = EncodedSample(sample.id, tuple(ids), tuple(flags), prompt, sample.where)
     if encoded.n_labels < 2:
         raise DataError(
             "expected a text to learn, got a sample without a labelled token", where=sample.where
@@ -267,7 +272,7 @@ def fit_lengths(
 ) -> tuple[list[EncodedSample], list[str]]:
     """Apply the policy for over-long samples; return those that stay and the ids that it touched.
 
-    `truncate` cuts the start of the prompt and keeps everything from the first learned token on.
+    `truncate` cuts the start of the prompt, after BOS, and keeps all from the first answer on.
 
     Raises:
         DataError: A sample is too long and the policy is `refuse`, or it cannot be cut enough.
@@ -280,8 +285,8 @@ def fit_lengths(
             fitting.append(sample)
             continue
         touched.append(sample.id)
-        first = sample.learned.index(True)
-        if policy == "refuse" or (policy == "truncate" and excess >= first):
+        room = sample.prompt.stop - sample.prompt.start
+        if policy == "refuse" or (policy == "truncate" and excess >= room):
             raise DataError(
                 f"expected at most {max_tokens} tokens, got {len(sample.ids)} in `{sample.id}`",
                 where=sample.where,
@@ -289,7 +294,16 @@ def fit_lengths(
                 "the start; nothing is ever cut without being asked for",
             )
         if policy == "truncate":
-            fitting.append(
-                replace(sample, ids=sample.ids[excess:], learned=sample.learned[excess:])
-            )
+            fitting.append(_cut(sample, excess))
     return fitting, touched
+
+
+def _cut(sample: EncodedSample, excess: int) -> EncodedSample:
+    """Leave out `excess` tokens at the start of the prompt."""
+    start, stop = sample.prompt.start, sample.prompt.start + excess
+    return replace(
+        sample,
+        ids=sample.ids[:start] + sample.ids[stop:],
+        learned=sample.learned[:start] + sample.learned[stop:],
+        prompt=slice(start, sample.prompt.stop - excess),
+    )

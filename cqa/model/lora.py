@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -195,6 +196,10 @@ def read_spec(folder: Path) -> LoraSpec:
         raise ModelError(f"expected `r` to be a positive whole number, got: {rank!r}", where=where)
     if isinstance(alpha, bool) or not isinstance(alpha, (int, float)):
         raise ModelError(f"expected `lora_alpha` to be a number, got: {alpha!r}", where=where)
+    if not 0 < alpha <= sys.float_info.max:
+        raise ModelError(
+            f"expected `lora_alpha` to be a positive number, got: {alpha!r}", where=where
+        )
     return LoraSpec(rank, float(alpha), bool(raw.get("use_rslora")), _targets(raw, where))
 
 
@@ -203,6 +208,14 @@ def _refuse_unsupported(raw: dict[str, Any], where: str) -> None:
         "peft_type": ("LORA",),
         "bias": ("none", None),
         "task_type": ("CAUSAL_LM", None),
+        "init_lora_weights": (
+            True,
+            False,
+            None,
+            "gaussian",
+            "eva",
+            "orthogonal",
+        ),  # others change the base
     }
     for key, allowed in plain.items():
         if raw.get(key) not in allowed:
@@ -222,7 +235,11 @@ def _targets(raw: dict[str, Any], where: str) -> tuple[str, ...]:
     if targets == "all-linear":
         return MODULES
     names = {f"{name}_proj": name for name in MODULES}
-    if not isinstance(targets, list) or not targets or not set(targets) <= set(names):
+    if (
+        not isinstance(targets, list)
+        or not targets
+        or not all(isinstance(t, str) and t in names for t in targets)
+    ):
         raise ModelError(
             f"expected target_modules among {', '.join(names)}, got: {targets!r}", where=where
         )

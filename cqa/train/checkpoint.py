@@ -16,14 +16,15 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from cqa.config import describe
-from cqa.errors import ConfigError, DataError
-from cqa.files import new_folder, read_json, reported, write_json
+from cqa.errors import ConfigError, DataError, ModelError
+from cqa.files import new_file, new_folder, read_json, reported, write_json
 from cqa.identity import versions
 from cqa.kernels.adamw import AdamState
+from cqa.model.checkpoint import opened
 from cqa.model.lora import TrainableLora, write_adapter
 from cqa.train.plan import Plan
 
-RUN, LOG, STATE = "run.json", "log.jsonl", "state"
+RUN, LOG, STATE = "run.json", "log.jsonl", "state.safetensors"
 _FREE = {"out", "device", "pass-tokens", "recompute"}  # may differ when a run is resumed
 
 
@@ -35,8 +36,6 @@ def open_run(plan: Plan, *, resume: bool) -> int:
             with other settings or data.
     """
     out = plan.config.out
-    if out.exists() and not out.is_dir():
-        raise ConfigError("expected --out to be a folder, got a file", where=str(out))
     if not (out / RUN).exists():
         return 0
     if not resume:
@@ -45,8 +44,7 @@ def open_run(plan: Plan, *, resume: bool) -> int:
             hint="--resume continues it; or name another --out",
         )  # fmt: skip
     _check_same_run(read_json(out / RUN), plan)
-    state = out / STATE / "state.json"
-    return int(read_json(state)["step"]) if state.exists() else 0
+    return saved_step(out)
 
 
 def _check_same_run(held: dict[str, Any], plan: Plan) -> None:
@@ -63,6 +61,23 @@ def _check_same_run(held: dict[str, Any], plan: Plan) -> None:
         raise DataError(
             "expected the data of the run to resume, got other bytes", where=str(plan.config.data)
         )
+
+
+def check_same_model(plan: Plan, model_digest: str) -> None:
+    """Refuse to resume on a base model or tokenizer that has changed.
+
+    Raises:
+        ModelError: A digest is not the one that the run began with.
+    """
+    held = read_json(plan.config.out / RUN)
+    now = {"model_digest": model_digest, "tokenizer_digest": plan.tokenizer.digest}
+    for key, digest in now.items():
+        if held.get(key) != digest:
+            what = key.removesuffix("_digest")
+            raise ModelError(
+                f"expected the {what} of the run to resume, got other bytes",
+                where=str(plan.folder),
+            )
 
 
 def write_run(plan: Plan, *, model_digest: str, lora: TrainableLora, dtype: torch.dtype) -> None:
@@ -99,21 +114,26 @@ def save_epoch(plan: Plan, lora: TrainableLora, name: str) -> None:
         write_adapter(folder, lora.spec, lora.weights, plan.config.model, plan.config.dropout)
 
 
+def saved_step(out: Path) -> int:
+    """Return the step of the last complete state, 0 where there is none."""
+    if not (out / STATE).exists():
+        return 0
+    with opened(out / STATE) as file:
+        return int(file.metadata()["step"])
+
+
 def save_state(plan: Plan, lora: TrainableLora, step: int) -> None:
-    """Write what a resumed run needs."""
+    """Write what a resumed run needs: one file, replaced in one step."""
     state = lora.state
     tensors = {"param": state.param, "exp_avg": state.exp_avg, "exp_avg_sq": state.exp_avg_sq}
-    with new_folder(plan.config.out / STATE) as folder:
-        save_file(
-            {name: t.detach().cpu() for name, t in tensors.items()}, folder / "state.safetensors"
-        )
-        text = json.dumps({"step": step, "finished": step == plan.total_steps}) + "\n"
-        (folder / "state.json").write_text(text, encoding="utf-8")
+    with new_file(plan.config.out / STATE) as path:
+        on_cpu = {name: tensor.detach().cpu() for name, tensor in tensors.items()}
+        save_file(on_cpu, path, metadata={"step": str(step)})
 
 
 def load_state(plan: Plan, lora: TrainableLora) -> None:
     """Restore the optimizer's buffers, and with them the adapter."""
-    path = plan.config.out / STATE / "state.safetensors"
+    path = plan.config.out / STATE
     tensors = load_file(path)
     state: AdamState = lora.state
     for name, target in (
@@ -133,16 +153,15 @@ class Log:
     def __init__(self, folder: Path, last_step: int, steps_per_epoch: int) -> None:
         """Open the log for appending after `last_step`."""
         self.path = folder / LOG
-        kept = b""
+        kept = 0
         if self.path.exists():
             for line in self.path.read_bytes().splitlines(keepends=True):
                 if not line.endswith(b"\n") or not _belongs(line, last_step, steps_per_epoch):
                     break
-                kept += line
+                kept += len(line)
         with reported(self.path):
-            self._file = self.path.open("wb")
-            self._file.write(kept)
-            self._file.flush()
+            self._file = self.path.open("ab")
+            self._file.truncate(kept)
 
     def write(self, event: dict[str, Any]) -> None:
         """Append one event."""

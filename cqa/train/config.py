@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -85,13 +86,15 @@ class TrainConfig:
         for name in ("epochs", "micro_batch", "grad_accum", "rank", "pass_tokens"):
             value = getattr(self, name)
             require(value >= 1, f"{name.replace('_', '-')} to be at least 1", value)
-        require(self.lr > 0, "lr to be positive", self.lr)
-        require(self.alpha > 0, "alpha to be positive", self.alpha)
+        require(0 < self.lr < math.inf, "lr to be positive and finite", self.lr)
+        require(0 < self.alpha < math.inf, "alpha to be positive and finite", self.alpha)
         require(0 <= self.warmup_ratio < 1, "warmup-ratio from 0 to below 1", self.warmup_ratio)
         require(0 <= self.dropout < 1, "dropout from 0 to below 1", self.dropout)
         require(self.max_grad_norm >= 0, "max-grad-norm of at least 0", self.max_grad_norm)
-        require(self.weight_decay >= 0, "weight-decay of at least 0", self.weight_decay)
-        require(self.neftune_alpha >= 0, "neftune-alpha of at least 0", self.neftune_alpha)
+        require(0 <= self.weight_decay < math.inf, "weight-decay of at least 0", self.weight_decay)
+        require(
+            0 <= self.neftune_alpha < math.inf, "neftune-alpha of at least 0", self.neftune_alpha
+        )
         require(0 <= self.seed < 2**64, "seed from 0 to below 2^64", self.seed)
         known = bool(self.targets) and set(self.targets) <= set(TARGETS)
         require(known, f"targets among {','.join(TARGETS)}", ",".join(self.targets))

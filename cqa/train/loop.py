@@ -22,7 +22,15 @@ from cqa.layout import PackedBatch, pack_documents
 from cqa.model.decoder import Decoder
 from cqa.model.load import load_model, pick_device, pick_dtype
 from cqa.model.lora import TrainableLora
-from cqa.train.checkpoint import Log, load_state, open_run, save_epoch, save_state, write_run
+from cqa.train.checkpoint import (
+    Log,
+    check_same_model,
+    load_state,
+    open_run,
+    save_epoch,
+    save_state,
+    write_run,
+)
 from cqa.train.config import TrainConfig
 from cqa.train.plan import Plan, make_plan, split_passes
 
@@ -58,6 +66,7 @@ def train(
         )
         lora = TrainableLora(base.decoder, plan.spec, config.seed)
         if last_step:
+            check_same_model(plan, base.digest)
             load_state(plan, lora)
         else:
             write_run(plan, model_digest=base.digest, lora=lora, dtype=dtype)

@@ -236,7 +236,7 @@ def test_missing_template_file_is_refused(tmp_path):
 def sample_of(name: str, n_prompt: int, n_learned: int) -> EncodedSample:
     n = n_prompt + n_learned
     learned = (False,) * n_prompt + (True,) * n_learned
-    return EncodedSample(name, tuple(range(n)), learned, f"train.jsonl:{n}")
+    return EncodedSample(name, tuple(range(n)), learned, slice(0, n_prompt), f"train.jsonl:{n}")
 
 
 LENGTHS = [sample_of("short", 2, 2), sample_of("fits", 4, 4), sample_of("long", 7, 4)]

@@ -40,7 +40,6 @@ CASES = {
         "qwen2",
         {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1},
     ),
-    "qwen2-window-off": ("qwen2", {"use_sliding_window": False, "sliding_window": 8}),
     "qwen2-yarn": ("qwen2", YARN),
     "qwen3": ("qwen3", {"head_dim": 8}),
     "qwen3-tied-wide-heads": ("qwen3", {"tie_word_embeddings": True, "head_dim": 20}),

@@ -1,4 +1,7 @@
-"""Scores equal a naive transformers loop on real items, and lm-eval's loglikelihood."""
+"""Scores equal a naive transformers loop on real items, and lm-eval's loglikelihood.
+
+The naive loop runs in float64: in fp32 it is itself up to 1.3e-4 nats off on the longest options.
+"""
 
 import pytest
 import torch
@@ -24,18 +27,19 @@ TOLERANCE_NATS = 1e-4
 def models(request):
     """Our decoder and transformers' model of the same checkpoint."""
     folder = DEMO / "model" if request.param == "cqa-demo" else shared("models/stories260k")
-    return *load(folder), load_reference(folder), folder
+    return *load(folder), folder
 
 
 @pytest.mark.parametrize("file", FILES)
 def test_the_first_200_fitting_items_equal_a_naive_loop(models, file):
-    decoder, tokenizer, reference, _ = models
+    decoder, tokenizer, folder = models
     path = shared(f"data/pairs/{file}.jsonl")
     items = fitting(path, tokenizer, decoder.config.max_positions, 200)
     if not items:
         pytest.skip("no item of this file fits the model's positions")
     ours = score_all(decoder, tokenizer, items)
     pairs = list(dict.fromkeys(pair for item in items for pair in item.branches(tokenizer)))
+    reference = load_reference(folder, torch.float64)
     for pair, naive in zip(pairs, naive_logps(reference, pairs), strict=True):
         assert abs(ours[pair].total - float(naive.sum())) <= TOLERANCE_NATS, pair
 
@@ -45,7 +49,7 @@ def test_equals_lm_eval_where_the_boundary_is_unambiguous(models, file):
     huggingface = pytest.importorskip("lm_eval.models.huggingface", reason="lm-eval not installed")
     from lm_eval.api.instance import Instance
 
-    decoder, tokenizer, reference, _ = models
+    decoder, tokenizer, folder = models
     items = fitting(shared(f"data/pairs/{file}.jsonl"), tokenizer, decoder.config.max_positions, 30)
     clear = [
         (item, k) for item in items for k, o in enumerate(item.options) if not o.boundary_merge
@@ -56,7 +60,7 @@ def test_equals_lm_eval_where_the_boundary_is_unambiguous(models, file):
         for i, (item, k) in enumerate(clear)
     ]
     lm = huggingface.HFLM(
-        pretrained=reference,
+        pretrained=load_reference(folder),
         tokenizer=tokenizer.hf,
         device="cpu",
         batch_size=8,
@@ -67,13 +71,3 @@ def test_equals_lm_eval_where_the_boundary_is_unambiguous(models, file):
     for (item, k), (logp, _) in zip(clear, theirs, strict=True):
         option = item.options[k]
         assert abs(ours[option.context_ids, option.option_ids].total - logp) <= TOLERANCE_NATS
-
-
-def test_the_naive_loop_itself_agrees_with_float64(models):
-    decoder, tokenizer, _, folder = models
-    items = fitting(DEMO / "literary.jsonl", tokenizer, decoder.config.max_positions, 3)
-    pairs = [pair for item in items for pair in item.branches(tokenizer)]
-    ours = score_all(decoder, tokenizer, items)
-    wide = naive_logps(load_reference(folder, torch.float64), pairs)
-    for pair, truth in zip(pairs, wide, strict=True):
-        assert ours[pair].total == pytest.approx(float(truth.sum()), abs=TOLERANCE_NATS, rel=0)

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import DEMO, read_lines, write_lines
+from safetensors.torch import load_file, save_file
 from scipy import stats
 
 from cqa.data.tokenizer import Tokenizer
@@ -394,7 +395,7 @@ def test_summary_of_continuations_is_what_the_rows_say(scored, rows, adapter):
 
 
 def test_summary_is_written_as_it_is_returned(scored):
-    assert summary_of(scored[0].out) == scored[2]
+    assert summary_of(scored[0].out) == json.loads(json.dumps(scored[2]))
     assert scored[2]["unit"] == "nats"
 
 
@@ -572,8 +573,6 @@ def test_score_that_is_not_finite_is_refused_by_the_items_name(data, tmp_path, m
 
 
 def test_model_with_a_weight_that_is_not_finite_is_refused(data, tmp_path):
-    from safetensors.torch import load_file, save_file
-
     model = Path(shutil.copytree(MODEL, tmp_path / "model"))
     weights = load_file(model / "model.safetensors")
     weights["model.norm.weight"][0] = float("nan")
@@ -633,7 +632,8 @@ def test_adapters_that_are_not_there_are_refused(data, run, tmp_path, changes, m
 
 def test_adapter_that_changes_nothing_is_refused(data, run, tmp_path):
     with pytest.raises(ModelError, match="expected an adapter that changes the model"):
-        score(few_of(data, tmp_path / "out", adapter=(run / "init",)))
+        score(few_of(data, tmp_path / "out", adapter=(run / "epoch-01", run / "init")))
+    assert not (tmp_path / "out").exists()
 
 
 def test_end_token_is_scored_after_each_option_when_asked_for(data, rows, tmp_path):

@@ -125,7 +125,7 @@ def peft_model(adapter: Path) -> PeftModel:
 def test_every_epoch_is_kept_beside_the_start(finished):
     out, _, result = finished
     assert sorted(path.name for path in out.iterdir() if not path.name.startswith(".")) == [
-        *EPOCHS, "init", "log.jsonl", "run.json", "state",
+        *EPOCHS, "init", "log.jsonl", "run.json", "state.safetensors",
     ]  # fmt: skip
     assert result == {"run": str(out), "total_steps": TOTAL, "epochs": EPOCHS}
     weights = {n: b for n, b in adapter_bytes(out).items() if n.endswith(".safetensors")}
