@@ -104,7 +104,10 @@ def parse_continuation(record: dict[str, Any], where: str) -> Item:
 def _options(record: dict[str, Any], where: str) -> tuple[tuple[str, ...], int]:
     options, answer = record["options"], record.get("answer")
     if not isinstance(options, list) or len(options) < 2:
-        raise DataError("expected `options` to be an array of two or more texts", where=where)
+        raise DataError(
+            f"expected `options` to be an array of two or more texts, got: {options!r:.80}",
+            where=where,
+        )
     texts = tuple(
         take_text({f"options[{i}]": text}, f"options[{i}]", where) for i, text in enumerate(options)
     )

@@ -19,6 +19,7 @@ from cqa.errors import ConfigError, DataError, ModelError
 
 Boundary = Literal["split", "joint"]
 END_OF_TEXT = "<|endoftext|>"
+VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +86,8 @@ class Tokenizer:
                 f"{len(context_ids)} and {len(option_ids)}",
                 where=where,
             )
+        if self._normalise(context + option) != self._normalise(context) + self._normalise(option):
+            raise _unrepresentable(where)
         self.check_round_trip(context + option, context_ids + option_ids, where)
         return Encoded(context_ids, option_ids, merge)
 
@@ -99,12 +102,17 @@ class Tokenizer:
             messages: {"role", "content"} in order.
             prompt_only: End with what opens the assistant's answer.
         """
-        text = self.hf.apply_chat_template(
-            messages,
-            chat_template=self.chat_template,
-            tokenize=False,
-            add_generation_prompt=prompt_only,
-        )
+        from jinja2 import TemplateError
+
+        try:
+            text = self.hf.apply_chat_template(
+                messages,
+                chat_template=self.chat_template,
+                tokenize=False,
+                add_generation_prompt=prompt_only,
+            )
+        except TemplateError as error:
+            raise ConfigError(f"expected a template that renders, got: {error}") from error
         return str(text).removeprefix(self.hf.bos_token if self.bos_ids else "")
 
     def render_context(self, text: str) -> str:
@@ -124,12 +132,7 @@ class Tokenizer:
         """Refuse ids (BOS included) that do not decode to the text."""
         decoded = self.decode(ids[len(self.bos_ids) :])
         if decoded != self._normalise(text):
-            raise DataError(
-                "expected token ids that decode to the text, got another text",
-                where=where,
-                hint="the tokenizer cannot represent this text across the boundary, "
-                "for example a combining accent at the start of an option",
-            )
+            raise _unrepresentable(where)
 
     def _normalise(self, text: str) -> str:
         normalizer = self._following.normalizer
@@ -163,12 +166,23 @@ class Tokenizer:
         return int(token)
 
 
+def _unrepresentable(where: str) -> DataError:
+    return DataError(
+        "expected token ids that decode to the text, got another text",
+        where=where,
+        hint="the tokenizer cannot represent this text across the boundary, "
+        "for example a combining accent at the start of an option",
+    )
+
+
 def _load_fast(folder: Path) -> Any:
     from transformers import AutoTokenizer
     from transformers.utils import logging
 
     logging.set_verbosity_error()
     _refuse_remote_code(folder)
+    if not any((folder / name).is_file() for name in VOCABULARIES):
+        raise ModelError("expected a folder with a tokenizer, got none", where=str(folder))
     try:
         hf = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
     except Exception as error:
@@ -201,7 +215,13 @@ def _chat_template(hf: Any, template: str) -> str | None:
 
 def _refuse_remote_code(folder: Path) -> None:
     path = folder / "tokenizer_config.json"
-    if path.is_file() and "auto_map" in json.loads(path.read_text(encoding="utf-8")):
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(
+            f"expected a JSON tokenizer config, got: {error}", where=str(path)
+        ) from None
+    if "auto_map" in settings:
         raise ModelError(
             "expected a tokenizer of transformers itself, got one that wants remote code",
             where=str(path),

@@ -38,20 +38,21 @@ def row_stats_ref(
     """The definition for one chunk of logits, which it uses as its working memory.
 
     `at_target` is the target's logit to more digits than the row holds; it takes the place of the
-    row's own, also within the sum, so that no probability exceeds 1.
+    row's own, also within the sum, so that no probability exceeds 1 and the others keep their
+    digits where the target takes nearly all.
     """
     column = target[:, None]
     rank = (logits > logits.gather(1, column)).sum(1)
     top = logits.amax(1, keepdim=True)
     shifted = logits.sub_(top)
     weights = torch.exp(shifted)
-    own, exact = weights.gather(1, column).squeeze(1).double(), at_target - top.squeeze(1)
-    total = weights.sum(1).double() - own + exact.exp()
-    mean_shifted = weights.mul_(shifted).sum(1).double() / total
-    log_total = total.log()
+    weights.scatter_(1, column, 0)
+    exact = at_target - top.squeeze(1)
+    log_total = torch.logaddexp(weights.sum(1).double().log(), exact)
+    weighted = weights.mul_(shifted).sum(1).double() + exact.exp() * exact
     return TokenStats(
         logp=exact - log_total,
-        entropy=log_total - mean_shifted,
+        entropy=(log_total - weighted * torch.exp(-log_total)).clamp_(min=0),
         rank=rank,
         lse=top.squeeze(1) + log_total,
     )

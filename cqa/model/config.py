@@ -10,7 +10,17 @@ from typing import Any
 from cqa.errors import ModelError
 
 ARCHITECTURES = ("qwen2", "qwen3", "llama", "mistral")
-ROPE_TYPES = ("default", "linear", "llama3", "yarn")
+ROPE_TYPES = {  # what each needs beside rope_theta
+    "default": (),
+    "linear": ("factor",),
+    "llama3": (
+        "factor",
+        "low_freq_factor",
+        "high_freq_factor",
+        "original_max_position_embeddings",
+    ),
+    "yarn": ("factor", "original_max_position_embeddings"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +65,8 @@ def read_config(folder: Path) -> DecoderConfig:
         raise ModelError(f"expected a JSON config, got: {error}", where=where) from None
     if not isinstance(raw, dict):
         raise ModelError("expected a JSON object", where=where)
-    _refuse_unsupported(raw, where)
     try:
+        _refuse_unsupported(raw, where)
         return _parse(raw)
     except KeyError as error:
         raise ModelError(f"expected `{error.args[0]}`, got none", where=where) from None
@@ -99,51 +109,68 @@ def _refuse_unsupported(raw: dict[str, Any], where: str) -> None:
 
 def _rope(raw: dict[str, Any]) -> dict[str, Any]:
     """Return rope parameters from either spelling: rope_parameters or rope_scaling."""
-    rope = dict(raw.get("rope_parameters") or raw.get("rope_scaling") or {})
+    given = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
+    if not isinstance(given, dict):
+        raise ValueError(f"rope parameters {given!r}")
+    rope = dict(given)
     rope.setdefault("rope_type", rope.get("type", "default"))
     rope.setdefault("rope_theta", raw.get("rope_theta", 10_000.0))
+    rope.setdefault("original_max_position_embeddings", raw["max_position_embeddings"])
+    for key in ("rope_theta", *ROPE_TYPES.get(str(rope["rope_type"]), ())):
+        _positive(rope, key)
     return rope
 
 
+def _positive(raw: dict[str, Any], key: str, default: float | None = None) -> float:
+    value = raw.get(key, default)
+    if value is None:
+        raise KeyError(key)
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+        raise ValueError(f"{key} {value!r}")
+    return value
+
+
+def _count(raw: dict[str, Any], key: str, default: int | None = None) -> int:
+    value = _positive(raw, key, default)
+    if not isinstance(value, int):
+        raise ValueError(f"{key} {value!r}")
+    return value
+
+
 def _parse(raw: dict[str, Any]) -> DecoderConfig:
-    model_type, n_layers, n_heads = (
-        raw["model_type"],
-        raw["num_hidden_layers"],
-        raw["num_attention_heads"],
-    )
-    hidden_size = raw["hidden_size"]
+    model_type = raw["model_type"]
+    n_layers, n_heads = _count(raw, "num_hidden_layers"), _count(raw, "num_attention_heads")
+    hidden_size = _count(raw, "hidden_size")
     bias = bool(raw.get("attention_bias", False)) and model_type in ("llama", "qwen3")
-    head_dim = raw.get("head_dim") or (128 if model_type == "qwen3" else hidden_size // n_heads)
-    rope = _rope(raw)
-    max_positions = raw["max_position_embeddings"]
-    rope.setdefault("original_max_position_embeddings", max_positions)
-    n_kv_heads = raw.get("num_key_value_heads") or n_heads
+    default_dim = 128 if model_type == "qwen3" else hidden_size // n_heads
+    given = {key: value for key, value in raw.items() if value is not None}
+    n_kv_heads = _count(given, "num_key_value_heads", n_heads)
     if n_heads % n_kv_heads:
         raise ValueError(f"{n_heads} heads for {n_kv_heads} key/value heads")
     return DecoderConfig(
         model_type=model_type,
         n_layers=n_layers,
         hidden_size=hidden_size,
-        intermediate_size=raw["intermediate_size"],
+        intermediate_size=_count(raw, "intermediate_size"),
         n_heads=n_heads,
         n_kv_heads=n_kv_heads,
-        head_dim=head_dim,
-        vocab_size=raw["vocab_size"],
-        max_positions=max_positions,
-        rms_norm_eps=raw.get("rms_norm_eps", 1e-6),
+        head_dim=_count(given, "head_dim", default_dim),
+        vocab_size=_count(raw, "vocab_size"),
+        max_positions=_count(raw, "max_position_embeddings"),
+        rms_norm_eps=_positive(raw, "rms_norm_eps", 1e-6),
         tied=bool(raw.get("tie_word_embeddings", False)),
         qkv_bias=model_type == "qwen2" or bias,
         o_bias=bias,
         mlp_bias=bool(raw.get("mlp_bias", False)) and model_type == "llama",
         qk_norm=model_type == "qwen3",
         windows=_windows(raw, n_layers),
-        rope=rope,
+        rope=_rope(raw),
     )
 
 
 def _windows(raw: dict[str, Any], n_layers: int) -> tuple[int | None, ...]:
     """Return each layer's window: Mistral's is global, Qwen's by layer and off by default."""
-    window = raw.get("sliding_window")
+    window = raw.get("sliding_window", 4096 if raw["model_type"] == "mistral" else None)
     if raw["model_type"] == "mistral":
         return (window,) * n_layers
     if raw["model_type"] == "llama" or not raw.get("use_sliding_window") or window is None:

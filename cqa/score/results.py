@@ -25,8 +25,8 @@ def digest_json(value: Any) -> str:
 
 
 def item_key(item: Item) -> str:
-    """Identify an item by its texts, so that a changed text is never taken for the old one."""
-    return digest_json([item.kind, item.context, item.options, item.answer])
+    """Identify an item by texts and labels, so that a changed one is never taken for the old."""
+    return digest_json([item.kind, item.context, item.options, item.answer, item.labels])
 
 
 class Results:
@@ -35,8 +35,13 @@ class Results:
     A row is known by (item id, model key). A partial last line, left by a kill, is cut off.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, with_tokens: bool = False) -> None:
         """Open the folder and read which rows it holds.
+
+        Args:
+            folder: Where the files are or will be.
+            with_tokens: Whether a row counts only if it has per-token values; of two rows of an
+                item under one model the later counts.
 
         Raises:
             DataError: A complete line of an earlier run is damaged.
@@ -44,7 +49,11 @@ class Results:
         self._scores, self._items = folder / SCORES, folder / ITEMS
         for path in (self._scores, self._items):
             _cut_partial_line(path)
-        self._done = {(row["id"], row["model_key"]) for row in _rows(self._scores)}
+        self._done = {
+            (row["id"], row["model_key"])
+            for row in _rows(self._scores)
+            if not with_tokens or "token_ids" in row["options"][0]
+        }
         self._keys = {row["id"]: row["item_key"] for row in _rows(self._items)}
         with reported(folder):
             self._file = self._scores.open("ab")
@@ -59,18 +68,18 @@ class Results:
         Raises:
             DataError: An id is there with another text.
         """
+        for item in items:
+            if self._keys.get(item.id, key := item_key(item)) != key:
+                raise DataError(
+                    f"expected item `{item.id}` as this folder holds it, got other texts or labels",
+                    where=item.where,
+                    hint="name another --out",
+                )
         with reported(self._items), self._items.open("ab") as file:
             for item in items:
-                key = item_key(item)
                 if item.id not in self._keys:
-                    self._keys[item.id] = key
-                    file.write(_line(_item_record(item, key)))
-                elif self._keys[item.id] != key:
-                    raise DataError(
-                        f"expected item `{item.id}` as this folder holds it, got other texts",
-                        where=item.where,
-                        hint="name another --out",
-                    )
+                    self._keys[item.id] = item_key(item)
+                    file.write(_line(_item_record(item, self._keys[item.id])))
             _flush(file)
 
     def append(self, rows: Iterable[Row]) -> None:
@@ -92,6 +101,7 @@ class Results:
 
 def _item_record(item: Item, key: str) -> Row:
     return {
+        **item.extra,
         "id": item.id,
         "item_key": key,
         "kind": item.kind,
@@ -99,7 +109,6 @@ def _item_record(item: Item, key: str) -> Row:
         "options": list(item.options),
         "answer": item.answer,
         **item.labels,
-        **item.extra,
     }
 
 

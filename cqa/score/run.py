@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -94,8 +95,11 @@ def score(
     )
     for found in adapters:  # a bad one ends the run before anything is computed or written
         read_adapter(found.folder, base.decoder)
-    with locked(config.out), Interrupt() as interrupt:
-        results = Results(config.out)
+    with (
+        locked(config.out),
+        Interrupt() as interrupt,
+        closing(Results(config.out, with_tokens=config.tokens)) as results,
+    ):
         results.write_items(items)
         shared = {
             **_conventions(config, tokenizer),
@@ -112,7 +116,6 @@ def score(
             speed = _score_model(items, results, base.decoder, name, model_key, interrupt, on_event)
             on_event({"event": "scored", "adapter": name})
             models.append({"model_key": model_key, "adapter": name, **identity, **speed})
-        results.close()
         summary = summarise(Scores(results.rows({model["model_key"] for model in models})))
         write_json(config.out / META, {**_environment(config, device), "models": models})
         write_json(config.out / SUMMARY, summary)
@@ -163,16 +166,21 @@ def find_adapters(config: ScoreConfig) -> list[AdapterFolder]:
     folders = list(config.adapter)
     if config.run is not None:
         folders += _epoch_folders(config.run, config.epochs)
-    names = [folder.resolve().name for folder in folders]
-    for i, folder in enumerate(folders):
-        if names.count(folder.resolve().name) > 1 or names[i] == "base":
-            names[i] = "/".join(folder.resolve().parts[-2:])
-    if len(set(names)) != len(names):
-        raise ModelError("expected each adapter once, got one twice", where=str(folders[-1]))
+    resolved = [folder.resolve() for folder in folders]
     return [
-        AdapterFolder(name, folder, read_spec(folder))
-        for name, folder in zip(names, folders, strict=True)
+        AdapterFolder(_own_name(path, resolved), folder, read_spec(folder))
+        for path, folder in zip(resolved, folders, strict=True)
     ]
+
+
+def _own_name(path: Path, others: list[Path]) -> str:
+    """Return as many last parts of a path as tell it from the others."""
+    for depth in range(1, len(path.parts) + 1):
+        name = "/".join(path.parts[-depth:])
+        alike = sum(other.parts[-depth:] == path.parts[-depth:] for other in others)
+        if alike == 1 and name != "base":
+            return name
+    raise ModelError("expected each adapter once, got one twice", where=str(path))
 
 
 def _epoch_folders(run: Path, epochs: tuple[int, ...]) -> list[Path]:

@@ -17,6 +17,10 @@ from cqa.score.forest import EncodedItem, Forest, Ids
 from cqa.score.information import delta_i, delta_i_best_wrong, rank_prob
 
 Row = dict[str, Any]
+SUMS = {
+    "logp_given_context_nats", "logp_null_nats", "logp_null2_nats",
+    "entropy_given_context_nats", "entropy_null_nats",
+}  # fmt: skip
 
 
 class BranchStats:
@@ -70,7 +74,7 @@ def item_row(
     item = encoded.item
     options = [_option(encoded, k, branches, tokenizer, tokens) for k in range(len(item.options))]
     for option in options:
-        if not math.isfinite(option["logp_given_context_nats"] + option["logp_null_nats"]):
+        if not all(math.isfinite(v) for key, v in option.items() if key in SUMS):
             raise NumericsError(
                 f"expected finite scores, got others in item `{item.id}`", where=item.where
             )

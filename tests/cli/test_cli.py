@@ -246,7 +246,7 @@ TRAIN = ["train", "--model", MODEL, "--data", "{samples}", "--out", "{out}"]
 SCORE = ["score", "--model", MODEL, "--pairs", "{pairs}", "--out", "{out}"]
 REFUSED = {
     "train-no-model": (2, ["train", "--data", "{samples}", "--out", "{out}"], "--model, got none"),
-    "train-rate": (2, [*TRAIN, "--lr", "-1"], "expected lr to be positive, got: -1.0"),
+    "train-rate": (2, [*TRAIN, "--lr", "-1"], "expected lr to be positive"),
     "train-targets": (2, [*TRAIN, "--targets", "q,x"], "expected targets among q,k,v,"),
     "train-no-config": (2, [*TRAIN, "--config", "{absent}"], "{absent}: expected a settings file"),
     "train-no-data": (3, [*TRAIN, "--data", "{absent}"], "{absent}: expected a readable"),
@@ -265,7 +265,7 @@ REFUSED = {
     "score-adapter": (4, [*SCORE, "--adapter", "{absent}"], "{absent}: expected an adapter folder"),
     "score-run": (4, [*SCORE, "--run", "{absent}"], "{absent}: expected a training run"),
     "score-null": (4, [*SCORE, "--null-token", "zz zz"], "expected --null-token to be one token"),
-    "score-file": (6, [*SCORE, "--out", "{samples}"], "{samples}: expected "),
+    "score-file": (2, [*SCORE, "--out", "{samples}"], "expected --out to be a folder, got a file"),
     "demo-file": (6, ["demo", "--out", "{samples}/x"], "{samples}/x"),
 }  # fmt: skip
 

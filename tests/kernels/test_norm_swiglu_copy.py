@@ -301,3 +301,18 @@ def test_norm_of_a_wider_input_is_rounded_once_to_the_dtype_of_the_weight(with_a
     truth = before("norm", x, t["norm"].double())
     assert x_aug.dtype == torch.float32
     assert torch.equal(x_aug[:, :40], truth.float())
+
+
+@pytest.mark.parametrize("n_threads", [1, 3])  # three leave a row on the border of two threads
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["fp32", "fp64"])
+def test_bits_of_a_gated_row_do_not_depend_on_its_place(n_threads, dtype):
+    threads_before = torch.get_num_threads()
+    torch.set_num_threads(n_threads)
+    moved, expected = [], []
+    for width in range(301, 341):
+        gate_up = torch.randn(256, 2 * width, dtype=dtype) * 3
+        order = torch.randperm(256)
+        moved.append(swiglu_ref(gate_up[order]))
+        expected.append(swiglu_ref(gate_up)[order])
+    torch.set_num_threads(threads_before)
+    assert all(torch.equal(a, b) for a, b in zip(moved, expected, strict=True))

@@ -141,10 +141,13 @@ def test_log_probabilities_equal_those_of_transformers(pair, packing, block_rows
 
 def test_log_probabilities_of_real_models_equal_those_of_transformers(real_model):
     pair = load_pair(real_model)
+    in_fp64 = Pair(load(real_model, torch.float64), pair.theirs)
     for batch, expected in (pair.documents, pair.trees):
+        truth = in_fp64.logp(batch, None)
         for block_rows in (None, BLOCK_ROWS):
             actual = pair.logp(batch, block_rows)
             torch.testing.assert_close(actual, expected, rtol=0, atol=2e-5)
+            assert (actual - truth).abs().mean() <= 1.2 * (expected - truth).abs().mean()
 
 
 def test_sharded_checkpoint_gives_the_same_model(tmp_path):
@@ -322,3 +325,15 @@ def test_bf16_is_as_accurate_as_in_transformers(name, packing, block_rows, tmp_p
     actual = pair.logp(batch, block_rows).double()
     assert_as_accurate("logp", actual, naive, truth)
     assert (actual - truth).abs().mean() <= 1.2 * (naive - truth).abs().mean()
+
+
+@PACKINGS
+def test_scoring_in_bf16_loses_less_over_many_layers_than_transformers(packing, tmp_path):
+    folder = tiny_checkpoint(tmp_path, "qwen2", num_hidden_layers=24)
+    pair = load_pair(folder, torch.bfloat16)
+    batch, naive = getattr(pair, packing)
+    _, truth = getattr(Pair(pair.ours, pair.theirs.float()), packing)
+    error, naive_error = (
+        (logp - truth).abs().mean() for logp in (pair.logp(batch, BLOCK_ROWS), naive)
+    )
+    assert error < 0.8 * naive_error
