@@ -68,7 +68,7 @@ def pack_documents(documents: Sequence[tuple[Sequence[int], Sequence[bool]]]) ->
 
     Args:
         documents: (ids, learned) of equal length: the tokens, and which of them are asked for. The
-            first token has nothing before it and is never asked for.
+            first token has nothing before it and is never asked for; some other must be.
     """
     starts = [0, *accumulate(len(ids) for ids, _ in documents)]
     segments: list[Segment] = []

@@ -9,39 +9,20 @@ from pathlib import Path
 import pytest
 from helpers import ROOT
 
+BASE = {"errors", "config", "files", "identity", "interrupt", "data", "layout", "kernels", "model"}
 MAY_IMPORT = {
     "errors": set(),
     "config": {"errors"},
     "files": {"errors"},
-    "interrupt": {"errors"},
     "identity": {"errors"},
+    "interrupt": {"errors"},
     "data": {"errors"},
     "layout": {"errors"},
     "kernels": {"errors"},
     "model": {"errors", "layout", "kernels"},
-    "train": {
-        "errors",
-        "config",
-        "files",
-        "identity",
-        "interrupt",
-        "data",
-        "layout",
-        "kernels",
-        "model",
-    },
-    "score": {
-        "errors",
-        "config",
-        "files",
-        "identity",
-        "interrupt",
-        "data",
-        "layout",
-        "kernels",
-        "model",
-    },
-    "study": {"errors", "config", "files", "interrupt", "data", "model", "train", "score"},
+    "train": BASE,
+    "score": BASE,
+    "study": BASE | {"train", "score"},
 }
 ONLY_IN = {"click": set(), "rich": set(), "transformers": {"data", "model"}}
 MODULES = sorted(p for p in (ROOT / "cqa").rglob("*.py") if p != ROOT / "cqa/__init__.py")

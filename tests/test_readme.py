@@ -35,7 +35,7 @@ def folder(tmp_path_factory):
 
 @pytest.mark.slow
 def test_the_commands_run_in_order(folder):
-    assert len(commands()) == 5
+    assert len(commands()) == 6
     for command in commands():
         done = subprocess.run(
             [sys.executable, "-m", "cqa_fast", *shlex.split(command)[1:]],

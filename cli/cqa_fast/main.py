@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,7 @@ def train(config: TrainConfig, resume: bool, dry_run: bool, as_json: bool) -> No
     from cqa.train.loop import train as run_training
     from cqa_fast.progress import TrainProgress
 
-    with TrainProgress() as progress:
+    with closing(TrainProgress()) as progress:
         result = run_training(config, resume=resume, on_event=progress)
     if as_json:
         click.echo(_json(result))
@@ -82,7 +83,7 @@ def score(config: ScoreConfig, as_json: bool) -> None:
     from cqa.score.table import summary_text
     from cqa_fast.progress import ScoreProgress
 
-    with ScoreProgress() as progress:
+    with closing(ScoreProgress()) as progress:
         summary = run_scoring(config, on_event=progress)
     click.echo(_json(summary) if as_json else summary_text(summary))
 
@@ -105,7 +106,7 @@ def demo(out: Path, epochs: int, as_json: bool) -> None:
     from cqa.study.demo import run_demo
     from cqa_fast.progress import ScoreProgress, TrainProgress
 
-    with TrainProgress() as training, ScoreProgress() as scoring:
+    with closing(TrainProgress()) as training, closing(ScoreProgress()) as scoring:
         summary = run_demo(out, epochs, on_train=training, on_score=scoring)
     click.echo(_json(summary) if as_json else summary_text(summary))
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import time
-from types import TracebackType
 from typing import Any
 
 from rich.console import Console
@@ -47,20 +46,16 @@ class _Display:
             self._bar = None
 
 
-class _Closing:
+class _Progress:
     def __init__(self) -> None:
         self.display = _Display()
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Take the bar off the terminal."""
         self.display.stop()
 
 
-class TrainProgress(_Closing):
+class TrainProgress(_Progress):
     """Shows a training run's events."""
 
     def __init__(self) -> None:
@@ -69,9 +64,6 @@ class TrainProgress(_Closing):
         self._losses: list[float] = []
         self._tokens = 0
         self._seconds = 0.0
-
-    def __enter__(self) -> TrainProgress:
-        return self
 
     def __call__(self, event: Event) -> None:
         """Take one event of `cqa.train.loop.train`."""
@@ -111,7 +103,7 @@ class TrainProgress(_Closing):
             self._losses.clear()
 
 
-class ScoreProgress(_Closing):
+class ScoreProgress(_Progress):
     """Shows a scoring run's events."""
 
     def __init__(self) -> None:
@@ -120,9 +112,6 @@ class ScoreProgress(_Closing):
         self._tokens = 0
         self._items = 0
         self._since = time.perf_counter()
-
-    def __enter__(self) -> ScoreProgress:
-        return self
 
     def __call__(self, event: Event) -> None:
         """Take one event of `cqa.score.run.score`."""

@@ -77,7 +77,8 @@ def aug_linear(
         members: The adapted members; their `lora_b` receive gradients, their values come from
             `weight`.
         scaling: LoRA's factor, for dB.
-        residual: Added to the result; it may be of a wider dtype, which the result then has.
+        residual: Added to the result; without gradient it may be of a wider dtype, which the
+            result then has.
     """
     weight = weight[:, : x_aug.shape[1]]
     lora_b = tuple(member.lora_b for member in members)

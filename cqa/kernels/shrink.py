@@ -8,7 +8,9 @@ The ops that produce X (norm, copy, SwiGLU) write all columns of one buffer. In 
 
     dX += Σ_g mask_g · (dS_g · A_g) · scale         dA_g = dS_gᵀ · dropout_g(X)
 
-The reference keeps the boolean masks between forward and backward; native kernels make them again.
+The sum is added in place to the gradient that comes in, whose only other owner is the GEMM that
+made it. The reference keeps the boolean masks between forward and backward, which could be made
+again.
 Source: LoRA, arXiv:2106.09685, eq. 3, by block multiplication.
 """
 

@@ -79,6 +79,7 @@ class TrainableLora:
         """Initialise as PEFT does (A Kaiming-uniform with a = √5, B zero) and attach."""
         self.spec = spec
         self.decoder = decoder
+        decoder.detach_adapter()
         self._groups = [(p, n) for p in decoder.projections() if (n := adapted_members(p, spec))]
         n_params = sum(
             spec.rank * (p.columns.features + _width(p, name))
