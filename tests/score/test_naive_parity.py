@@ -1,6 +1,7 @@
 """Scores equal a naive transformers loop on real items, and lm-eval's loglikelihood.
 
-The naive loop runs in float64: in fp32 it is itself up to 1.3e-4 nats off on the longest options.
+The naive loop runs in fp32. On the longest options it is itself up to 1.3e-4 nats off, so where the
+two differ by more than the tolerance, the same loop in float64 decides.
 """
 
 import pytest
@@ -39,9 +40,17 @@ def test_the_first_200_fitting_items_equal_a_naive_loop(models, file):
         pytest.skip("no item of this file fits the model's positions")
     ours = score_all(decoder, tokenizer, items)
     pairs = list(dict.fromkeys(pair for item in items for pair in item.branches(tokenizer)))
-    reference = load_reference(folder, torch.float64)
-    for pair, naive in zip(pairs, naive_logps(reference, pairs), strict=True):
-        assert abs(ours[pair].total - float(naive.sum())) <= TOLERANCE_NATS, pair
+    naive = naive_logps(load_reference(folder), pairs)
+    apart = [
+        pair
+        for pair, logp in zip(pairs, naive, strict=True)
+        if not abs(ours[pair].total - float(logp.sum())) <= TOLERANCE_NATS
+    ]
+    assert len(apart) <= len(pairs) / 100
+    for pair, exact in zip(
+        apart, naive_logps(load_reference(folder, torch.float64), apart), strict=True
+    ):
+        assert abs(ours[pair].total - float(exact.sum())) <= TOLERANCE_NATS, pair
 
 
 @pytest.mark.parametrize("file", ["narrative_hellaswag", "literary_figurative"])
