@@ -5,8 +5,6 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
-os.environ["OMP_WAIT_POLICY"] = "passive"  # idle threads that spin starve a busy machine
-os.environ["GOMP_SPINCOUNT"] = "0"
 
 import pytest
 import torch

@@ -46,7 +46,7 @@ def test_the_first_200_fitting_items_equal_a_naive_loop(models, file):
         for pair, logp in zip(pairs, naive, strict=True)
         if not abs(ours[pair].total - float(logp.sum())) <= TOLERANCE_NATS
     ]
-    assert len(apart) <= len(pairs) / 100
+    assert len(apart) <= 1 + len(pairs) / 100
     for pair, exact in zip(
         apart, naive_logps(load_reference(folder, torch.float64), apart), strict=True
     ):
