@@ -9,6 +9,10 @@ from cqa.train.config import TrainConfig
 from cqa.train.loop import take_step
 from cqa.train.plan import make_plan
 
+pytestmark = pytest.mark.filterwarnings(  # PEFT asks transformers by an older name
+    "ignore:`is_gradient_checkpointing`:FutureWarning"
+)
+
 
 def bench_window(benchmark, tmp_path):
     config = TrainConfig(
@@ -61,7 +65,7 @@ def _peer(plan, window):
             logits = model(ids).logits[0, :-1].float()
             loss = torch.nn.functional.cross_entropy(logits, labels[0, 1:], reduction="sum")
             (loss / n_labels).backward()
-            total += float(loss) / n_labels
+            total += float(loss.detach()) / n_labels
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         optimizer.zero_grad()
