@@ -30,6 +30,11 @@ PLACES = {
 }
 
 
+def dtype_name(dtype: torch.dtype) -> str:
+    """Name a dtype as it stands in results: float32, bfloat16."""
+    return str(dtype).removeprefix("torch.")
+
+
 @dataclass(frozen=True, slots=True)
 class BaseModel:
     """A loaded base and what identifies it."""

@@ -11,10 +11,10 @@ import math
 from collections.abc import Sequence
 
 
-def delta_i(pmi_nats: Sequence[float], answer: int) -> float:
-    """Return dI: the right option's pointwise mutual information minus the wrong ones' mean."""
-    wrong = [value for k, value in enumerate(pmi_nats) if k != answer]
-    return pmi_nats[answer] - math.fsum(wrong) / len(wrong)
+def contrast(values: Sequence[float], answer: int) -> float:
+    """Return the right option's value minus the wrong ones' mean: dI, for values of I(x; y)."""
+    wrong = [value for k, value in enumerate(values) if k != answer]
+    return values[answer] - math.fsum(wrong) / len(wrong)
 
 
 def delta_i_best_wrong(pmi_nats: Sequence[float], answer: int) -> float:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import filterfalse
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from cqa.interrupt import Interrupt
 from cqa.model.checkpoint import digest_files, locate
 from cqa.model.config import read_config
 from cqa.model.decoder import Decoder
-from cqa.model.load import load_model, pick_device, pick_dtype
+from cqa.model.load import dtype_name, load_model, pick_device, pick_dtype
 from cqa.model.lora import CONFIG, WEIGHTS, LoraSpec, attach, read_adapter, read_spec, widest
 from cqa.score.config import ScoreConfig
 from cqa.score.forest import EncodedItem, encode_item, passes
@@ -53,9 +54,9 @@ class Items:
         yield from read_items(self.config.pairs)
         yield from read_items(self.config.continuations, continuations=True)
 
-    def encoded(self) -> Iterator[EncodedItem]:
-        """Yield the items as token ids."""
-        for item in self:
+    def encoded(self, skip: Callable[[Item], bool] = lambda _: False) -> Iterator[EncodedItem]:
+        """Yield the items as token ids, without those to skip."""
+        for item in filterfalse(skip, self):
             yield encode_item(
                 item,
                 self.tokenizer,
@@ -105,7 +106,7 @@ def score(
             **_conventions(config, tokenizer),
             "model": base.digest,
             "device": device.type,
-            "dtype": str(dtype).removeprefix("torch."),
+            "dtype": dtype_name(dtype),
         }
         on_event({"event": "start", "n_items": n_items, "n_models": 1 + len(adapters)})
         models = []
@@ -134,7 +135,7 @@ def _score_model(
     """Append the missing rows of one model; return its throughput."""
     config, tokenizer = items.config, items.tokenizer
     started, n_tokens = time.perf_counter(), 0
-    todo = (encoded for encoded in items.encoded() if not results.has(encoded.item, model_key))
+    todo = items.encoded(skip=lambda item: results.has(item, model_key))
     for group, forest in passes(todo, tokenizer, config.batch_tokens):
         branches = run_forest(decoder, forest)
         results.append(

@@ -14,7 +14,7 @@ from cqa.kernels.token_logprobs import token_stats
 from cqa.layout import pack_trees
 from cqa.model.decoder import BLOCK_ROWS, Decoder
 from cqa.score.forest import EncodedItem, Forest, Ids
-from cqa.score.information import delta_i, delta_i_best_wrong, rank_prob
+from cqa.score.information import contrast, delta_i_best_wrong, rank_prob
 
 Row = dict[str, Any]
 SUMS = {
@@ -132,7 +132,7 @@ def _contrasts(options: Sequence[Row], answer: int | None) -> Row:
     pmi = [option["pmi_nats"] for option in options]
     logp = [option["logp_given_context_nats"] for option in options]
     return {
-        "delta_i_nats": delta_i(pmi, answer),
+        "delta_i_nats": contrast(pmi, answer),
         "delta_i_best_wrong_nats": delta_i_best_wrong(pmi, answer),
         "rank_prob": rank_prob(logp, [option["n_bytes"] for option in options], answer),
     }

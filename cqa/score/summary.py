@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from cqa.score.information import contrast
 from cqa.score.resampling import (
     choose_epoch,
     leave_one_out_choice,
@@ -62,15 +63,13 @@ class Scores:
                 scores = self.items.setdefault(row["group"], {}).setdefault(row["adapter"], {})
                 scores[row["id"]] = ItemScore(
                     row["delta_i_nats"],
-                    _contrast(row, "logp_given_context_nats"),
-                    _contrast(row, "logp_null_nats"),
+                    _contrast_of(row, "logp_given_context_nats"),
+                    _contrast_of(row, "logp_null_nats"),
                 )
 
 
-def _contrast(row: Row, key: str) -> float:
-    values, answer = [option[key] for option in row["options"]], row["answer"]
-    wrong = [value for k, value in enumerate(values) if k != answer]
-    return float(values[answer] - math.fsum(wrong) / len(wrong))
+def _contrast_of(row: Row, key: str) -> float:
+    return contrast([option[key] for option in row["options"]], row["answer"])
 
 
 def summarise(scores: Scores) -> Row:

@@ -21,6 +21,7 @@ from cqa.files import new_file, new_folder, read_json, reported, write_json
 from cqa.identity import versions
 from cqa.kernels.adamw import AdamState
 from cqa.model.checkpoint import opened
+from cqa.model.load import dtype_name
 from cqa.model.lora import TrainableLora, write_adapter
 from cqa.train.plan import Plan
 
@@ -97,7 +98,7 @@ def write_run(plan: Plan, *, model_digest: str, lora: TrainableLora, dtype: torc
             "total_steps": plan.total_steps,
             "n_parameters": lora.n_params,
             "scaling": plan.spec.scaling,
-            "dtype": str(dtype).removeprefix("torch."),
+            "dtype": dtype_name(dtype),
             "device": torch.cuda.get_device_name() if on_cuda else platform.machine(),
             "n_threads": torch.get_num_threads(),
             "model_digest": model_digest,

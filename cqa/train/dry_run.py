@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from cqa.model.load import pick_device, pick_dtype
+from cqa.model.load import dtype_name, pick_device, pick_dtype
 from cqa.train.memory import estimate_memory
 from cqa.train.plan import Plan, split_passes
 from cqa.train.schedule import warmup_steps
@@ -44,7 +44,7 @@ def describe_plan(plan: Plan) -> dict[str, Any]:
         "longest_pass_tokens": longest,
         "scaling": plan.spec.scaling,
         "device": device.type,
-        "dtype": str(dtype).removeprefix("torch."),
+        "dtype": dtype_name(dtype),
         "memory_bytes": {
             "weights": memory.weights_bytes,
             "adapter": memory.adapter_bytes,

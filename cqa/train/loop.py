@@ -20,7 +20,7 @@ from cqa.kernels.philox import Dropout
 from cqa.kernels.token_logprobs import token_logprobs
 from cqa.layout import PackedBatch, pack_documents
 from cqa.model.decoder import Decoder
-from cqa.model.load import load_model, pick_device, pick_dtype
+from cqa.model.load import dtype_name, load_model, pick_device, pick_dtype
 from cqa.model.lora import TrainableLora
 from cqa.train.checkpoint import (
     Log,
@@ -208,5 +208,5 @@ def _start_event(plan: Plan, lora: TrainableLora, last_step: int) -> Event:
         "n_validation": len(plan.validation),
         "n_parameters": lora.n_params,
         "device": str(lora.decoder.device),
-        "dtype": str(lora.decoder.dtype).removeprefix("torch."),
+        "dtype": dtype_name(lora.decoder.dtype),
     }
