@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from cqa.kernels.backend import Backend, choose
+
 BETA1, BETA2, EPS = 0.9, 0.999, 1e-8
 
 
@@ -27,19 +29,45 @@ class AdamState:
     exp_avg_sq: Tensor
 
 
-def clip_gradient(state: AdamState, max_norm: float) -> Tensor:
+def clip_gradient(state: AdamState, max_norm: float, *, backend: Backend | None = None) -> Tensor:
     """Scale the gradient in place to a norm of at most `max_norm` (0: leave it).
 
     Returns:
         The norm before, a scalar tensor; the caller checks that it is finite before stepping.
     """
-    norm: Tensor = torch.linalg.vector_norm(state.grad)
+    if choose(backend, state.grad.device, state.grad.dtype) == "native":
+        norm = torch.tensor(torch.ops.cqa.norm(state.grad))
+    else:
+        norm = torch.linalg.vector_norm(state.grad)
     if max_norm > 0:
         state.grad.mul_((max_norm / (norm + 1e-6)).clamp(max=1.0))
     return norm
 
 
-def adamw_step(state: AdamState, *, lr: float, step: int, weight_decay: float) -> None:
+def adamw_ref(state: AdamState, *, lr: float, step: int, weight_decay: float) -> None:
+    """The definition, in place."""
+    state.param.mul_(1 - lr * weight_decay)
+    state.exp_avg.lerp_(state.grad, 1 - BETA1)
+    state.exp_avg_sq.mul_(BETA2).addcmul_(state.grad, state.grad, value=1 - BETA2)
+    denominator = (state.exp_avg_sq.sqrt() / (1 - BETA2**step) ** 0.5).add_(EPS)
+    state.param.addcdiv_(state.exp_avg, denominator, value=-lr / (1 - BETA1**step))
+
+
+def _adamw_native(state: AdamState, *, lr: float, step: int, weight_decay: float) -> None:
+    torch.ops.cqa.adamw(
+        state.param, state.grad, state.exp_avg, state.exp_avg_sq, 1 - lr * weight_decay,
+        BETA1, BETA2, (1 - BETA2**step) ** 0.5, lr / (1 - BETA1**step), EPS,
+    )  # fmt: skip
+
+
+def adamw_step(
+    state: AdamState,
+    *,
+    lr: float,
+    step: int,
+    weight_decay: float,
+    backend: Backend | None = None,
+) -> None:
     """Take one step in place.
 
     Args:
@@ -47,9 +75,8 @@ def adamw_step(state: AdamState, *, lr: float, step: int, weight_decay: float) -
         lr: Learning rate of this step.
         step: Its number, counted from 1 (the bias correction).
         weight_decay: Decoupled weight decay.
+        backend: See cqa.kernels.backend.
     """
-    state.param.mul_(1 - lr * weight_decay)
-    state.exp_avg.lerp_(state.grad, 1 - BETA1)
-    state.exp_avg_sq.mul_(BETA2).addcmul_(state.grad, state.grad, value=1 - BETA2)
-    denominator = (state.exp_avg_sq.sqrt() / (1 - BETA2**step) ** 0.5).add_(EPS)
-    state.param.addcdiv_(state.exp_avg, denominator, value=-lr / (1 - BETA1**step))
+    native = choose(backend, state.param.device, state.param.dtype) == "native"
+    take = _adamw_native if native else adamw_ref
+    take(state, lr=lr, step=step, weight_decay=weight_decay)

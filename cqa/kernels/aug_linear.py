@@ -15,6 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cqa.kernels.backend import Backend, choose
+from cqa.kernels.matmul import mm
+
 
 @dataclass(frozen=True, slots=True)
 class LoraRows:
@@ -34,31 +37,25 @@ class _AugLinear(torch.autograd.Function):
         weight: Tensor,
         scaling: float,
         members: tuple[LoraRows, ...],
+        backend: Backend,
         *lora_b: Tensor,
     ) -> Tensor:
         ctx.save_for_backward(x_aug, weight)
-        ctx.scaling, ctx.members = scaling, members
-        return aug_linear_ref(x_aug, weight, residual)
+        ctx.scaling, ctx.members, ctx.backend = scaling, members, backend
+        if residual is None or residual.dtype == weight.dtype:
+            return mm(x_aug, weight.T, residual, backend=backend)
+        return residual + mm(x_aug, weight.T, backend=backend)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
         x_aug, weight = ctx.saved_tensors
-        dx_aug = dy @ weight if ctx.needs_input_grad[0] else None
+        dx_aug = mm(dy, weight, backend=ctx.backend) if ctx.needs_input_grad[0] else None
         dresidual = dy if ctx.needs_input_grad[1] else None
         grads = []
         for member in ctx.members:
-            db = dy[:, member.rows].T @ x_aug[:, member.columns]
-            grads.append(db.to(member.lora_b.dtype).mul_(ctx.scaling))
-        return dx_aug, dresidual, None, None, None, *grads
-
-
-def aug_linear_ref(x_aug: Tensor, weight: Tensor, residual: Tensor | None) -> Tensor:
-    """The definition: x_aug (M, K_aug), weight (N, K_aug) to (M, N), residual added."""
-    if residual is None:
-        return x_aug @ weight.T
-    if residual.dtype == weight.dtype:
-        return torch.addmm(residual, x_aug, weight.T)
-    return residual + x_aug @ weight.T
+            db = mm(x_aug[:, member.columns].T, dy[:, member.rows], backend=ctx.backend).T
+            grads.append(db.to(member.lora_b.dtype).mul(ctx.scaling))
+        return dx_aug, dresidual, None, None, None, None, *grads
 
 
 def aug_linear(
@@ -68,6 +65,7 @@ def aug_linear(
     *,
     scaling: float = 1.0,
     residual: Tensor | None = None,  # (M, N)
+    backend: Backend | None = None,
 ) -> Tensor:  # (M, N)
     """Project an augmented input by the columns of the weight that it has.
 
@@ -79,8 +77,12 @@ def aug_linear(
         scaling: LoRA's factor, for dB.
         residual: Added to the result; without gradient it may be of a wider dtype, which the
             result then has.
+        backend: See cqa.kernels.backend.
     """
+    backend = choose(backend, weight.device, weight.dtype)
     weight = weight[:, : x_aug.shape[1]]
     lora_b = tuple(member.lora_b for member in members)
-    out: Tensor = _AugLinear.apply(x_aug, residual, weight, scaling, members, *lora_b)  # type: ignore[no-untyped-call]
+    out: Tensor = _AugLinear.apply(  # type: ignore[no-untyped-call]
+        x_aug, residual, weight, scaling, members, backend, *lora_b
+    )
     return out

@@ -7,47 +7,64 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cqa.kernels.backend import Backend, choose
 from cqa.kernels.rms_norm import with_constants
 from cqa.kernels.shrink import (
     AugColumns,
     Shrink,
     augmented,
+    native_arguments,
     shrink_backward_ref,
+    shrink_da_native,
     shrink_forward_ref,
 )
 
 
 class _CopyShrink(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, lora_a: Tensor, columns: AugColumns, shrink: Shrink) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, lora_a: Tensor, columns: AugColumns, shrink: Shrink, backend: Backend
+    ) -> Tensor:
         x_aug = augmented(x, columns, x.dtype)
-        copied = x_aug[:, : columns.features]
-        copied.copy_(x)
-        masks = shrink_forward_ref(
-            copied, lora_a, shrink.modules, shrink.dropout, x_aug[:, columns.ranks]
-        )
+        copied, s = x_aug[:, : columns.features], x_aug[:, columns.ranks]
+        masks = []
+        if backend == "native":
+            torch.ops.cqa.copy_shrink(
+                x, copied, s, lora_a * shrink.scale, *native_arguments(shrink)
+            )
+        else:
+            copied.copy_(x)
+            masks = shrink_forward_ref(copied, lora_a, shrink.modules, shrink.dropout, s)
         ctx.save_for_backward(lora_a, x_aug, *masks)
-        ctx.columns = columns
-        ctx.scale = shrink.dropout.scale if shrink.dropout else 1.0
+        ctx.columns, ctx.shrink, ctx.backend = columns, shrink, backend
         return x_aug
 
     @staticmethod
     def backward(ctx: Any, dx_aug: Tensor) -> tuple[Tensor | None, ...]:
         lora_a, x_aug, *masks = ctx.saved_tensors
-        columns: AugColumns = ctx.columns
+        columns, shrink = ctx.columns, ctx.shrink
         x, ds = x_aug[:, : columns.features], dx_aug[:, columns.ranks]
         dx = dx_aug[:, : columns.features]
-        da = shrink_backward_ref(x, ds, lora_a, masks, ctx.scale, dx)
-        return dx, da, None, None
+        if ctx.backend == "native":
+            da = shrink_da_native(ds, x, shrink)
+            torch.ops.cqa.copy_shrink_backward(
+                dx, ds, lora_a * shrink.scale, *native_arguments(shrink)
+            )
+        else:
+            da = shrink_backward_ref(x, ds, lora_a, masks, shrink.scale, dx)
+        return dx, da, None, None, None
 
 
 def copy_shrink(
     x: Tensor,  # (M, K)
     columns: AugColumns,
     shrink: Shrink | None,
+    *,
+    backend: Backend | None = None,
 ) -> Tensor:  # (M, columns.total)
     """Append the constant and low-rank columns to X; see `norm_shrink` for the layout."""
     if shrink is None:
         return with_constants(x, columns)
-    out: Tensor = _CopyShrink.apply(x, shrink.lora_a, columns, shrink)  # type: ignore[no-untyped-call]
+    backend = choose(backend, x.device, x.dtype)
+    out: Tensor = _CopyShrink.apply(x, shrink.lora_a, columns, shrink, backend)  # type: ignore[no-untyped-call]
     return out

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cqa.kernels.philox import NEFTUNE, row_words_ref, stream_of
+from cqa.kernels.philox import NEFTUNE, row_words, stream_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ class Noise:
 
     def uniform(self, n_cols: int) -> Tensor:
         """Return u, shape (M, n_cols), fp32: word j % 4 of index row · ceil(D / 4) + j // 4."""
-        words = row_words_ref(self.seed, self.step, stream_of(NEFTUNE), self.rows, -(-n_cols // 4))[
+        words = row_words(self.seed, self.step, stream_of(NEFTUNE), self.rows, -(-n_cols // 4))[
             :, :n_cols
         ]
         return torch.from_numpy((words >> np.uint32(8)).astype(np.float32)) * 2.0**-23 - 1

@@ -26,6 +26,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from cqa.kernels.backend import native_problem
+
 Words32 = npt.NDArray[np.uint32]
 Words64 = npt.NDArray[np.uint64]
 
@@ -57,6 +59,15 @@ def row_words_ref(seed: int, step: int, stream: int, rows: Tensor, calls: int) -
     return philox_words_ref(seed, step, stream, index).reshape(len(rows), 4 * calls)
 
 
+def row_words(seed: int, step: int, stream: int, rows: Tensor, calls: int) -> Words32:
+    """As `row_words_ref`, by the native op where it is there: the words are the same."""
+    if native_problem() is not None:
+        return row_words_ref(seed, step, stream, rows, calls)
+    out = torch.empty(rows.shape[0], 4 * calls, dtype=torch.int32)
+    torch.ops.cqa.philox_words(signed64(seed), step, stream, rows.cpu(), out)
+    return out.numpy().view(np.uint32)
+
+
 def _ten_rounds(counter: list[Words64], seed: int) -> list[Words64]:
     """Run the rounds in place, 32-bit words held in uint64 so that products are exact."""
     c0, c1, c2, c3 = counter
@@ -76,6 +87,12 @@ def _ten_rounds(counter: list[Words64], seed: int) -> list[Words64]:
         c1, c3, spare2, spare0 = spare2, spare0, c1, c3
         k0, k1 = (k0 + _ADD0) & _MASK, (k1 + _ADD1) & _MASK
     return [c0, c1, c2, c3]
+
+
+def signed64(word: int) -> int:
+    """Return the signed number with the same low 64 bits, as an op's integer argument holds it."""
+    low = word & 2**64 - 1
+    return low - (low >> 63 << 64)
 
 
 def stream_of(kind: int, number: int = 0) -> int:
@@ -128,6 +145,6 @@ class Dropout:
     def keep(self, module: int, n_cols: int) -> Tensor:
         """Return the mask of module number `module`: True is kept, shape (M, n_cols), bool."""
         stream = stream_of(DROPOUT, module)
-        words = row_words_ref(self.seed, self.step, stream, self.rows, -(-n_cols // 8))
+        words = row_words(self.seed, self.step, stream, self.rows, -(-n_cols // 8))
         lanes = words.view("<u2")[:, :n_cols]
         return torch.from_numpy(lanes >= self.threshold)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cqa.kernels.backend import Backend, choose
 from cqa.kernels.precision import wider
 
 
@@ -23,23 +24,35 @@ def rope_ref(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat((x1 * cos - x2 * sin, x2 * cos + x1 * sin), dim=-1).to(x.dtype)
 
 
+def _rope_native(x: Tensor, cos: Tensor, sin: Tensor, sign: float) -> Tensor:
+    out = x.new_empty(x.shape)
+    torch.ops.cqa.rope(x if x[0].is_contiguous() else x.contiguous(), cos, sin, out, sign)
+    return out
+
+
 class _Rope(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor, backend: Backend) -> Tensor:
         ctx.save_for_backward(cos, sin)
-        return rope_ref(x, cos, sin)
+        ctx.backend = backend
+        return _rope_native(x, cos, sin, 1) if backend == "native" else rope_ref(x, cos, sin)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         cos, sin = ctx.saved_tensors
-        return rope_ref(dy, cos, -sin), None, None
+        native = ctx.backend == "native"
+        dx = _rope_native(dy, cos, sin, -1) if native else rope_ref(dy, cos, -sin)
+        return dx, None, None, None
 
 
 def rope(
     x: Tensor,  # (M, H, D)
     cos: Tensor,  # (M, D / 2) fp32
     sin: Tensor,  # (M, D / 2) fp32
+    *,
+    backend: Backend | None = None,
 ) -> Tensor:  # (M, H, D)
     """Rotate every head of every row by the angles of its position."""
-    out: Tensor = _Rope.apply(x, cos, sin)  # type: ignore[no-untyped-call]
+    backend = choose(backend, x.device, x.dtype)
+    out: Tensor = _Rope.apply(x, cos, sin, backend)  # type: ignore[no-untyped-call]
     return out

@@ -9,19 +9,20 @@ The ops that produce X (norm, copy, SwiGLU) write all columns of one buffer. In 
     dX += Σ_g mask_g · (dS_g · A_g) · scale         dA_g = dS_gᵀ · dropout_g(X)
 
 The sum is added in place to the gradient that comes in, whose only other owner is the GEMM that
-made it. The reference keeps the boolean masks between forward and backward, which could be made
-again.
+made it. The reference keeps the boolean masks between forward and backward; the native ops make
+them again, while they pack an operand.
 Source: LoRA, arXiv:2106.09685, eq. 3, by block multiplication.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from cqa.kernels.philox import Dropout
+from cqa.kernels.philox import DROPOUT, Dropout, signed64, stream_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +62,11 @@ class Shrink:
     lora_a: Tensor  # (G * R, K)
     modules: tuple[int, ...]  # G module numbers, for the dropout streams
     dropout: Dropout | None = None
+
+    @property
+    def scale(self) -> float:
+        """What a kept element is multiplied by."""
+        return self.dropout.scale if self.dropout else 1.0
 
 
 def shrink_forward_ref(
@@ -107,6 +113,29 @@ def shrink_backward_ref(
             dx += (ds[:, cols] @ (a[cols] * scale)).mul_(keep)
         da[cols] = (ds[:, cols].T @ (x * keep)).to(lora_a.dtype).mul_(scale)
     return da
+
+
+def native_arguments(shrink: Shrink | None) -> tuple[Any, ...]:
+    """Return (streams, rows, seed, step, threshold), as the native ops take a group's dropout."""
+    none = torch.empty(0, dtype=torch.int64)
+    if shrink is None:
+        return none, none, 0, 0, 0
+    streams = torch.tensor([signed64(stream_of(DROPOUT, m)) for m in shrink.modules])
+    dropout = shrink.dropout
+    if dropout is None:
+        return streams, none, 0, 0, 0
+    return streams, dropout.rows, signed64(dropout.seed), dropout.step, dropout.threshold
+
+
+def shrink_da_native(
+    ds: Tensor,  # (M, G * R)
+    x: Tensor,  # (M, K)
+    shrink: Shrink,
+) -> Tensor:  # (G * R, K)
+    """Return dA of all members, the masks made again."""
+    da = torch.empty_like(shrink.lora_a)
+    torch.ops.cqa.shrink_da(ds, x, da, *native_arguments(shrink))
+    return da.mul_(shrink.scale) if shrink.scale != 1 else da
 
 
 def augmented(x: Tensor, columns: AugColumns, dtype: torch.dtype) -> Tensor:

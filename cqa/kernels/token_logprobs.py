@@ -17,7 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-CHUNK_ROWS = 128  # rows of logits alive at a time, and the fixed height of a scoring GEMM
+from cqa.kernels.backend import Backend, choose
+from cqa.kernels.matmul import mm
+
+CHUNK_ROWS = 128  # rows of logits alive at a time, and the fixed height of a library's GEMM
+CHUNK_BYTES = 1 << 28  # of fp32 logits alive at a time in training, where that is more rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,39 +76,57 @@ def loss_rows_ref(
     return logp.squeeze(1).to(logits.dtype)
 
 
-def logits_of(hidden: Tensor, head: Tensor) -> Tensor:
+def logits_of(hidden: Tensor, head: Tensor, backend: Backend = "reference") -> Tensor:
     """Return fp32-accumulated logits, shape (M, V): fp32, or fp64 for fp64 inputs."""
     if hidden.dtype in (torch.float32, torch.float64):
-        return hidden @ head.T
+        return mm(hidden, head.T, backend=backend)
     if hidden.is_cuda:
         return torch.mm(hidden, head.T, out_dtype=torch.float32)
     return hidden.float() @ head.float().T
 
 
+def _loss_rows_native(logits: Tensor, target: Tensor) -> Tensor:
+    logp = torch.empty(target.shape, dtype=torch.float64)
+    torch.ops.cqa.loss_rows(logits, target, logp)
+    return logp
+
+
+def _token_stats_native(hidden: Tensor, head: Tensor, target: Tensor) -> TokenStats:
+    """Fused log-softmax and gather: logits exist in tiles, within the cache."""
+    stats = torch.empty(3, target.shape[0], dtype=torch.float64)
+    rank = torch.empty_like(target)
+    torch.ops.cqa.token_stats(hidden.contiguous(), head, target, stats, rank)
+    return TokenStats(logp=stats[0], entropy=stats[1], rank=rank, lse=stats[2])
+
+
 class _TokenLogprobs(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, head: Tensor, target: Tensor) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, head: Tensor, target: Tensor, backend: Backend) -> Tensor:
         wide = torch.promote_types(hidden.dtype, torch.float32)
         logp = torch.empty(target.shape, dtype=wide, device=hidden.device)
         dhidden = torch.empty_like(hidden)
-        for start in range(0, target.shape[0], CHUNK_ROWS):
-            rows = slice(start, start + CHUNK_ROWS)
-            logits = logits_of(hidden[rows], head)
-            logp[rows] = loss_rows_ref(logits, target[rows])
-            dhidden[rows] = logits.to(head.dtype) @ head
+        loss_rows = _loss_rows_native if backend == "native" else loss_rows_ref
+        height = max(CHUNK_ROWS, CHUNK_BYTES // (4 * head.shape[0]))
+        for start in range(0, target.shape[0], height):
+            rows = slice(start, start + height)
+            logits = logits_of(hidden[rows], head, backend)
+            logp[rows] = loss_rows(logits, target[rows])
+            dhidden[rows] = mm(logits.to(head.dtype), head, backend=backend)
         ctx.save_for_backward(dhidden)
         return logp
 
     @staticmethod
     def backward(ctx: Any, dlogp: Tensor) -> tuple[Tensor | None, ...]:
         (dhidden,) = ctx.saved_tensors
-        return (dhidden * -dlogp[:, None]).to(dhidden.dtype), None, None
+        return (dhidden * -dlogp[:, None]).to(dhidden.dtype), None, None, None
 
 
 def token_logprobs(
     hidden: Tensor,  # (M, D)
     head: Tensor,  # (V, D)
     target: Tensor,  # (M,) int64
+    *,
+    backend: Backend | None = None,
 ) -> Tensor:  # (M,) nats
     """Return the log-probability of each target, differentiable in `hidden`.
 
@@ -114,32 +136,25 @@ def token_logprobs(
         hidden: Hidden states after the final norm, shape (M, D).
         head: Output embedding, shape (V, D), same dtype and device; frozen.
         target: Token ids in [0, V), shape (M,).
+        backend: See cqa.kernels.backend.
 
     Returns:
         Log-probabilities in nats, shape (M,), fp32 or wider.
     """
+    backend = choose(backend, head.device, head.dtype)
     wide = torch.promote_types(hidden.dtype, torch.float32)
     if torch.is_grad_enabled() and hidden.requires_grad:
-        out: Tensor = _TokenLogprobs.apply(hidden, head, target)  # type: ignore[no-untyped-call]
+        out: Tensor = _TokenLogprobs.apply(hidden, head, target, backend)  # type: ignore[no-untyped-call]
         return out
-    return token_stats(hidden, head, target).logp.to(wide)
+    return token_stats(hidden, head, target, backend=backend).logp.to(wide)
 
 
-def token_stats(
-    hidden: Tensor,  # (M, D)
-    head: Tensor,  # (V, D)
-    target: Tensor,  # (M,) int64
-) -> TokenStats:
-    """Return log-probability, entropy, rank and log-sum-exp of each target, without gradient.
+def token_stats_ref(hidden: Tensor, head: Tensor, target: Tensor) -> TokenStats:
+    """The definition, chunk by chunk.
 
     Every GEMM has exactly `CHUNK_ROWS` rows (the last one is padded), so that a row's result does
     not depend on how many others there are. The one logit that a log-probability hinges on, the
     target's, is formed again in fp64: it costs D products a row and removes most of the rounding.
-
-    Args:
-        hidden: Hidden states after the final norm, shape (M, D).
-        head: Output embedding, shape (V, D).
-        target: Token ids in [0, V), shape (M,).
     """
     chunks = []
     for start in range(0, target.shape[0], CHUNK_ROWS):
@@ -156,3 +171,25 @@ def token_stats(
         none = hidden.new_empty(0, dtype=torch.float64)
         return TokenStats(none, none, target.new_empty(0), none)
     return TokenStats(*(torch.cat(parts) for parts in zip(*chunks, strict=True)))
+
+
+def token_stats(
+    hidden: Tensor,  # (M, D)
+    head: Tensor,  # (V, D)
+    target: Tensor,  # (M,) int64
+    *,
+    backend: Backend | None = None,
+) -> TokenStats:
+    """Return log-probability, entropy, rank and log-sum-exp of each target, without gradient.
+
+    A row's result does not depend on the other rows.
+
+    Args:
+        hidden: Hidden states after the final norm, shape (M, D).
+        head: Output embedding, shape (V, D).
+        target: Token ids in [0, V), shape (M,).
+        backend: See cqa.kernels.backend.
+    """
+    if choose(backend, head.device, head.dtype) == "native":
+        return _token_stats_native(hidden, head, target)
+    return token_stats_ref(hidden, head, target)

@@ -18,11 +18,12 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from cqa.kernels.attention import AttentionSpan, attention
+from cqa.kernels.backend import Backend, choose
 from cqa.kernels.copy_shrink import copy_shrink
 from cqa.kernels.embed import Noise, embed
 from cqa.kernels.philox import Dropout
 from cqa.kernels.precision import wider
-from cqa.kernels.rms_norm import norm_shrink, rms_norm_ref
+from cqa.kernels.rms_norm import norm_shrink, rms_norm
 from cqa.kernels.rope import rope
 from cqa.kernels.swiglu_shrink import swiglu_shrink
 from cqa.layout import PackedBatch
@@ -63,9 +64,11 @@ class Decoder:
         rank_columns: dict[str, int],
         dtype: torch.dtype,
         device: torch.device,
+        backend: Backend | None = None,
     ) -> None:
         """Allocate all weights; `rank_columns` gives the most LoRA columns of each module."""
         self.config, self.dtype, self.device = config, dtype, device
+        self.backend = choose(backend, device, dtype)
         self.rank_columns = rank_columns
         self.table = self._new(config.vocab_size, config.hidden_size)
         self.head = self.table if config.tied else self._new(config.vocab_size, config.hidden_size)
@@ -127,7 +130,7 @@ class Decoder:
         Returns:
             Shape (T, hidden_size).
         """
-        run = _Blocks(block_rows)
+        run = _Blocks(block_rows, pad=self.backend == "reference")
         cos, sin = rope_tables(self._inv_freq, self._rope_factor, batch.position_ids)
         spans = tuple(
             AttentionSpan((s.start, s.stop), (s.start, s.stop), (s.prefix_start, s.prefix_stop))
@@ -144,7 +147,9 @@ class Decoder:
             else:
                 h = self._run_layer(layer, h, cos, sin, spans, dropout, run)
         h = self._run_last_layer(batch, h, cos, sin, dropout, run)
-        norm = partial(rms_norm_ref, weight=self.norm, eps=self.config.rms_norm_eps)
+        norm = partial(
+            rms_norm, weight=self.norm, eps=self.config.rms_norm_eps, backend=self.backend
+        )
         normed = run.one(norm, h)
         return normed[batch.wanted]
 
@@ -191,28 +196,39 @@ class Decoder:
         self, layer: Layer, dropout: Dropout | None, h: Tensor, cos: Tensor, sin: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Norm, q/k/v projection, head norms and rotation: (M, D) to three (M, heads, head_dim)."""
-        c, qkv = self.config, layer.qkv
-        x_aug = norm_shrink(h, layer.input_norm, c.rms_norm_eps, qkv.columns, qkv.shrink(dropout))
-        heads = qkv(x_aug).view(h.shape[0], -1, c.head_dim)
+        c, qkv, backend = self.config, layer.qkv, self.backend
+        x_aug = norm_shrink(
+            h,
+            layer.input_norm,
+            c.rms_norm_eps,
+            qkv.columns,
+            qkv.shrink(dropout),
+            backend=backend,
+        )
+        heads = qkv(x_aug, backend=backend).view(h.shape[0], -1, c.head_dim)
         q, k, v = heads.split((c.n_heads, c.n_kv_heads, c.n_kv_heads), dim=1)
         if layer.q_norm is not None and layer.k_norm is not None:
-            q = rms_norm_ref(q, layer.q_norm, c.rms_norm_eps)
-            k = rms_norm_ref(k, layer.k_norm, c.rms_norm_eps)
-        return rope(q, cos, sin), rope(k, cos, sin), v
+            q = rms_norm(q, layer.q_norm, c.rms_norm_eps, backend=backend)
+            k = rms_norm(k, layer.k_norm, c.rms_norm_eps, backend=backend)
+        return rope(q, cos, sin, backend=backend), rope(k, cos, sin, backend=backend), v
 
     def _finish(self, layer: Layer, dropout: Dropout | None, h: Tensor, attended: Tensor) -> Tensor:
         """Output projection and MLP, each added to the residual: (M, D) to (M, D)."""
-        o, gate_up, down = layer.o, layer.gate_up, layer.down
-        h = o(copy_shrink(attended, o.columns, o.shrink(dropout)), residual=h)
+        o, gate_up, down, backend = layer.o, layer.gate_up, layer.down, self.backend
+        x_aug = copy_shrink(attended, o.columns, o.shrink(dropout), backend=backend)
+        h = o(x_aug, residual=h, backend=backend)
         x_aug = norm_shrink(
             h,
             layer.post_norm,
             self.config.rms_norm_eps,
             gate_up.columns,
             gate_up.shrink(dropout),
+            backend=backend,
         )
-        act_aug = swiglu_shrink(gate_up(x_aug), down.columns, down.shrink(dropout))
-        return down(act_aug, residual=h)
+        act_aug = swiglu_shrink(
+            gate_up(x_aug, backend=backend), down.columns, down.shrink(dropout), backend=backend
+        )
+        return down(act_aug, residual=h, backend=backend)
 
     def projections(self) -> list[Projection]:
         """Every group of every layer, in the order in which they run."""
@@ -227,8 +243,8 @@ class Decoder:
 class _Blocks:
     """Applies a row-wise function to all rows at once, or to blocks of a fixed height."""
 
-    def __init__(self, height: int | None) -> None:
-        self.height = height
+    def __init__(self, height: int | None, *, pad: bool) -> None:
+        self.height, self.pad = height, pad
 
     def one(self, function: Callable[..., Tensor], *rows: Tensor) -> Tensor:
         """Call a function of row tensors (M, …) that returns one row tensor."""
@@ -247,7 +263,7 @@ class _Blocks:
         for start in range(0, n_rows, height):
             n = min(height, n_rows - start)
             block = [r[start : start + n] for r in rows]
-            if n < height:
+            if n < height and self.pad:
                 block = [torch.cat((r, r.new_zeros(height - n, *r.shape[1:]))) for r in block]
             results = function(*block)
             outs = outs or tuple(r.new_empty(n_rows, *r.shape[1:]) for r in results)

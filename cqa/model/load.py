@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from cqa.errors import ModelError, ResourceError
+from cqa.kernels.backend import Backend
 from cqa.model.checkpoint import digest_files, stream, tensor_files
 from cqa.model.config import read_config
 from cqa.model.decoder import Decoder
@@ -67,6 +68,7 @@ def load_model(
     device: torch.device,
     dtype: torch.dtype,
     rank_columns: dict[str, int] | None = None,
+    backend: Backend | None = None,
 ) -> BaseModel:
     """Load a base model, with room for adapters.
 
@@ -75,6 +77,7 @@ def load_model(
         device: Where the weights go.
         dtype: What they are converted to.
         rank_columns: The most LoRA columns each module will need.
+        backend: Which implementation of the ops runs; see cqa.kernels.backend.
 
     Raises:
         ModelError: Files are missing or malformed, or tensors do not fit the config.
@@ -84,7 +87,9 @@ def load_model(
     with ThreadPoolExecutor(max_workers=1) as pool:
         paths = [folder / "config.json", *set(files.values())]
         digest = pool.submit(digest_files, paths)
-        decoder = Decoder(config, rank_columns=rank_columns or {}, dtype=dtype, device=device)
+        decoder = Decoder(
+            config, rank_columns=rank_columns or {}, dtype=dtype, device=device, backend=backend
+        )
         _fill(decoder, files, folder)
         return BaseModel(decoder, digest.result())
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from cqa.kernels.aug_linear import LoraRows, aug_linear
+from cqa.kernels.backend import Backend
 from cqa.kernels.philox import Dropout
 from cqa.kernels.shrink import AugColumns, Shrink
 
@@ -104,7 +105,9 @@ class Projection:
         """Return the LoRA side of this group's input, or None without an adapter."""
         return None if self._lora_a is None else Shrink(self._lora_a, self._modules, dropout)
 
-    def __call__(self, x_aug: Tensor, residual: Tensor | None = None) -> Tensor:
+    def __call__(
+        self, x_aug: Tensor, residual: Tensor | None = None, *, backend: Backend
+    ) -> Tensor:
         """Project an augmented input (M, K_aug) to (M, N), residual added."""
         return aug_linear(
             x_aug,
@@ -112,4 +115,5 @@ class Projection:
             self._rows,
             scaling=self._scaling,
             residual=residual,
+            backend=backend,
         )

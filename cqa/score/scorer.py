@@ -47,7 +47,7 @@ def run_forest(decoder: Decoder, forest: Forest) -> dict[tuple[Ids, Ids], Branch
     batch, places = pack_trees(trees)
     batch = batch.to(decoder.device)
     hidden = decoder.hidden(batch, block_rows=BLOCK_ROWS)
-    stats = token_stats(hidden, decoder.head, batch.target)
+    stats = token_stats(hidden, decoder.head, batch.target, backend=decoder.backend)
     logp, entropy = stats.logp.tolist(), stats.entropy.tolist()
     return {
         (tree.context, option): BranchStats(logp[place], entropy[place])

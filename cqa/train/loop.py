@@ -103,12 +103,12 @@ def _steps(
 
 def take_step(plan: Plan, lora: TrainableLora, step: int) -> Event:
     """Take one optimizer step over one accumulation window; return its log event."""
-    config = plan.config
+    config, backend = plan.config, lora.decoder.backend
     started = time.perf_counter()
     window = plan.window(step)
     n_labels = sum(sample.n_labels for sample in window)
     loss = backward_window(plan, lora.decoder, window, step, n_labels)
-    grad_norm = float(clip_gradient(lora.state, config.max_grad_norm))
+    grad_norm = float(clip_gradient(lora.state, config.max_grad_norm, backend=backend))
     if not math.isfinite(loss) or not math.isfinite(grad_norm):
         raise NumericsError(
             f"expected a finite loss and gradient at step {step}, got {loss} and {grad_norm} "
@@ -116,7 +116,7 @@ def take_step(plan: Plan, lora: TrainableLora, step: int) -> Event:
             hint="a lower --lr, or look at these samples; the last complete state is intact",
         )
     lr = plan.learning_rate(step)
-    adamw_step(lora.state, lr=lr, step=step, weight_decay=config.weight_decay)
+    adamw_step(lora.state, lr=lr, step=step, weight_decay=config.weight_decay, backend=backend)
     lora.after_step()
     n_tokens = sum(len(sample.ids) for sample in window)
     seconds = time.perf_counter() - started
@@ -155,7 +155,8 @@ def backward_window(
             noise=_noise(plan, batch, step, rows),
             recompute=config.recompute,
         )
-        part_loss = -token_logprobs(hidden, decoder.head, batch.target).sum() / n_labels
+        logp = token_logprobs(hidden, decoder.head, batch.target, backend=decoder.backend)
+        part_loss = -logp.sum() / n_labels
         part_loss.backward()
         loss += part_loss.detach()
         first_row += batch.n_rows
@@ -178,7 +179,8 @@ def evaluate(plan: Plan, decoder: Decoder, epoch: int) -> Event:
     total, n_labels = 0.0, 0
     for part in split_passes(list(plan.validation), plan.config.pass_tokens):
         batch = _packed(part, decoder)
-        logp = token_logprobs(decoder.hidden(batch), decoder.head, batch.target)
+        hidden = decoder.hidden(batch)
+        logp = token_logprobs(hidden, decoder.head, batch.target, backend=decoder.backend)
         total -= float(logp.double().sum())
         n_labels += batch.n_targets
     loss = total / n_labels

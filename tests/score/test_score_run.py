@@ -555,8 +555,8 @@ def test_id_that_pairs_and_continuations_share_is_refused(data, tmp_path):
 
 @pytest.mark.parametrize("field", ["logp", "entropy"])
 def test_score_that_is_not_finite_is_refused_by_the_items_name(data, tmp_path, monkeypatch, field):
-    def spoiled(*inputs: torch.Tensor) -> Any:
-        result = token_stats(*inputs)
+    def spoiled(*inputs: torch.Tensor, **options: Any) -> Any:
+        result = token_stats(*inputs, **options)
         getattr(result, field)[-1] = float("nan")
         return result
 

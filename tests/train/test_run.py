@@ -458,13 +458,13 @@ def test_folder_in_use_is_refused_and_its_holder_named(config):
     assert not (config.out / "run.json").exists()
 
 
-def nan_loss(*inputs: torch.Tensor) -> torch.Tensor:
-    return token_logprobs(*inputs) * float("nan")
+def nan_loss(*inputs: torch.Tensor, **options: Any) -> torch.Tensor:
+    return token_logprobs(*inputs, **options) * float("nan")
 
 
-def nan_gradient(hidden: torch.Tensor, *inputs: torch.Tensor) -> torch.Tensor:
+def nan_gradient(hidden: torch.Tensor, *inputs: torch.Tensor, **options: Any) -> torch.Tensor:
     root = (hidden - hidden.detach()).sum().sqrt()  # 0, with an infinite slope
-    return token_logprobs(hidden, *inputs) + root
+    return token_logprobs(hidden, *inputs, **options) + root
 
 
 @pytest.mark.parametrize("broken", [nan_loss, nan_gradient])

@@ -1,0 +1,50 @@
+"""Matrix product with a fixed order of summation.
+
+    out = start + A · B
+
+On a CPU in fp32 the product is our own: each element is summed over blocks of 128 products, in an
+order that depends on the length of the sum alone, so a row's bits do not depend on the rows beside
+it. Libraries choose their order by the shape of the whole product. Elsewhere it is the library's.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from cqa.kernels.backend import Backend, choose
+
+
+def mm_ref(a: Tensor, b: Tensor, start: Tensor | None = None) -> Tensor:
+    """The definition."""
+    return a @ b if start is None else torch.addmm(start, a, b)
+
+
+def _mm_native(a: Tensor, b: Tensor, start: Tensor | None) -> Tensor:
+    out = a.new_empty(a.shape[0], b.shape[1])
+    torch.ops.cqa.mm(_unit_stride(a), _unit_stride(b), out, start)
+    return out
+
+
+def _unit_stride(matrix: Tensor) -> Tensor:
+    return matrix if 1 in matrix.stride() else matrix.contiguous()
+
+
+def mm(
+    a: Tensor,  # (M, K)
+    b: Tensor,  # (K, N)
+    start: Tensor | None = None,  # (M, N)
+    *,
+    backend: Backend | None = None,
+) -> Tensor:  # (M, N)
+    """Return start + a · b, without gradient.
+
+    Args:
+        a: Left factor, shape (M, K); rows or columns may be strided.
+        b: Right factor, shape (K, N), likewise, same dtype and device.
+        start: Added to the product, shape (M, N), rows contiguous.
+        backend: See cqa.kernels.backend.
+    """
+    if choose(backend, a.device, a.dtype) == "native":
+        return _mm_native(a, b, start)
+    return mm_ref(a, b, start)

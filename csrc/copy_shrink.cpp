@@ -1,0 +1,48 @@
+// Twin of cqa/kernels/copy_shrink.py.
+#include "shrink.h"
+
+namespace cqa {
+
+// out = x, s = dropped(x) · Aᵀ      x, out (M, K), s (M, G * R)
+void copy_shrink(Tensor x, Tensor out, Tensor s, Tensor lora_a, Tensor streams, Tensor rows,
+                 int64_t seed, int64_t step, int64_t threshold) {
+  const int64_t m = x.size(0), k = x.size(1), ld = out.stride(0);
+  const Members members = members_of(lora_a, streams, rows, seed, step, threshold);
+  const ShrinkForward shrink(members);
+  float* to = out.mutable_data_ptr<float>();
+  parallel_for(n_bands(m), [&](int64_t task) {
+    const Range r = band(m, task);
+    for (int64_t i = r.begin; i < r.end; i++)
+      std::memcpy(to + i * ld, x.const_data_ptr<float>() + i * x.stride(0), k * sizeof(float));
+    shrink.rows(r.begin, r.end - r.begin, to + r.begin * ld, ld,
+                s.mutable_data_ptr<float>() + r.begin * s.stride(0), s.stride(0));
+  });
+}
+
+// dx += Σ mask ∘ (dS · A)
+void copy_shrink_backward(Tensor dx, Tensor ds, Tensor lora_a, Tensor streams, Tensor rows,
+                          int64_t seed, int64_t step, int64_t threshold) {
+  const Members members = members_of(lora_a, streams, rows, seed, step, threshold);
+  const int64_t m = dx.size(0);
+  parallel_for(n_bands(m), [&](int64_t task) {
+    const Range r = band(m, task);
+    shrink_backward_rows(members, r.begin, r.end - r.begin,
+                         ds.const_data_ptr<float>() + r.begin * ds.stride(0), ds.stride(0),
+                         dx.mutable_data_ptr<float>() + r.begin * dx.stride(0), dx.stride(0));
+  });
+}
+
+}  // namespace cqa
+
+STABLE_TORCH_LIBRARY_FRAGMENT(cqa, m) {
+  m.def(
+      "copy_shrink(Tensor x, Tensor(a!) out, Tensor(b!) s, Tensor lora_a, Tensor streams, "
+      "Tensor rows, int seed, int step, int threshold) -> ()");
+  m.def(
+      "copy_shrink_backward(Tensor(a!) dx, Tensor ds, Tensor lora_a, Tensor streams, Tensor rows, "
+      "int seed, int step, int threshold) -> ()");
+}
+STABLE_TORCH_LIBRARY_IMPL(cqa, CPU, m) {
+  m.impl("copy_shrink", TORCH_BOX(&cqa::copy_shrink));
+  m.impl("copy_shrink_backward", TORCH_BOX(&cqa::copy_shrink_backward));
+}

@@ -1,0 +1,111 @@
+// C = start + A · B in fp32, every element's sum in one fixed order.
+//
+// An element's products are summed over blocks of BLOCK_K, one after the other within a block. The
+// order depends on the length of the sum alone: not on the other rows or columns, their number, or
+// the threads. So a row has the same bits in any batch.
+//
+// The scheme is Goto's (Goto and van de Geijn 2008, "Anatomy of high-performance matrix
+// multiplication"): a block of B is packed into panels that stay in the second-level cache, rows of
+// A pass by in the first-level cache, and a tile of C lives in registers. What is packed, and what
+// becomes of a finished tile, the caller decides: dropout masks are applied on the way in.
+#pragma once
+
+#include <algorithm>
+#include <vector>
+
+#include "simd.h"
+
+namespace cqa {
+
+constexpr int64_t BLOCK_K = 128;  // products summed in registers before C is touched
+constexpr int64_t BLOCK_N = 512;  // columns of B packed at a time: 256 KiB with BLOCK_K
+constexpr int64_t A_STRIDE = BLOCK_K + 16;  // no power of two: rows fall into different cache sets
+
+// (k_size, rows of A with A_STRIDE, panel of B, tile of C, ldc, start or null, its ld)
+using TileFunction = void (*)(int64_t, const float*, const float*, float*, int64_t, const float*,
+                              int64_t);
+
+// A register tile: how many rows and columns of C it holds.
+struct Kernel {
+  int rows, columns;
+  TileFunction run;
+};
+
+// The widest tile that this processor has registers for.
+const Kernel& best_kernel();
+
+struct Matrix {
+  const float* data;
+  int64_t row_stride, column_stride;  // one of them is 1
+
+  const float* at(int64_t row, int64_t column) const {
+    return data + row * row_stride + column * column_stride;
+  }
+};
+
+// Copies rows x k_size of A to `to`, rows A_STRIDE apart.
+void pack_a(const Matrix& a, int64_t row, int64_t rows, int64_t k, int64_t k_size, float* to);
+
+// Copies B[k : k + k_size, column : column + columns] into panels, with zeros up to a whole panel.
+void pack_b(const Matrix& b, int64_t k, int64_t k_size, int64_t column, int64_t columns, float* to);
+
+// Memory of this thread that is kept from call to call.
+float* scratch(int which, size_t size);
+
+struct Range {
+  int64_t begin, end;
+};
+
+struct Target {
+  float* c;
+  int64_t ld;
+  const float* start;  // added to the product; null is zero, may be c itself
+  int64_t ld_start;
+};
+
+// Computes one range of rows and columns of C on the calling thread.
+//   pack_a(row, rows, k, k_size, to), pack_b(k, k_size, column, columns, to) as above
+template <class PackA, class PackB>
+void multiply_range(Range rows, Range columns, int64_t k_end, const PackA& pack_a,
+                    const PackB& pack_b, const Target& target) {
+  const Kernel& kernel = best_kernel();
+  float* a = scratch(0, kernel.rows * A_STRIDE);
+  float* b = scratch(1, BLOCK_K * BLOCK_N);
+  float* edge = scratch(2, kernel.rows * kernel.columns);
+  for (int64_t n = columns.begin; n < columns.end; n += BLOCK_N) {
+    const int64_t n_size = std::min(BLOCK_N, columns.end - n);
+    for (int64_t k = 0; k < k_end; k += BLOCK_K) {
+      const int64_t k_size = std::min(BLOCK_K, k_end - k);
+      pack_b(k, k_size, n, n_size, b);
+      const float* start = k ? target.c : target.start;
+      const int64_t ld_start = k ? target.ld : target.ld_start;
+      for (int64_t m = rows.begin; m < rows.end; m += kernel.rows) {
+        const int64_t height = std::min<int64_t>(kernel.rows, rows.end - m);
+        pack_a(m, height, k, k_size, a);
+        for (int64_t j = 0; j < n_size; j += kernel.columns) {
+          const int64_t width = std::min<int64_t>(kernel.columns, n_size - j);
+          float* c = target.c + m * target.ld + n + j;
+          const float* from = start ? start + m * ld_start + n + j : nullptr;
+          if (height == kernel.rows && width == kernel.columns) {
+            kernel.run(k_size, a, b + j * k_size, c, target.ld, from, ld_start);
+            continue;
+          }
+          // Rows beyond `height` hold what was there before: computed, never stored.
+          kernel.run(k_size, a, b + j * k_size, edge, kernel.columns, nullptr, 0);
+          for (int64_t i = 0; i < height; i++)
+            for (int64_t l = 0; l < width; l++)
+              c[i * target.ld + l] =
+                  (from ? from[i * ld_start + l] : 0.0f) + edge[i * kernel.columns + l];
+        }
+      }
+    }
+  }
+}
+
+// Part `i` of `n` of [0, size), cut at multiples of `unit`.
+inline Range part(int64_t size, int64_t unit, int64_t i, int64_t n) {
+  const int64_t units = (size + unit - 1) / unit;
+  return {std::min(size, units * i / n * unit), std::min(size, units * (i + 1) / n * unit)};
+}
+
+}  // namespace cqa

@@ -1,0 +1,30 @@
+// Twin of cqa/kernels/matmul.py.
+#include "gemm.h"
+#include "tensors.h"
+
+namespace cqa {
+
+void mm(Tensor a, Tensor b, Tensor out, std::optional<Tensor> start) {
+  const Matrix left = matrix(a), right = matrix(b);
+  const Target target = {out.mutable_data_ptr<float>(), out.stride(0),
+                         start ? start->const_data_ptr<float>() : nullptr,
+                         start ? start->stride(0) : 0};
+  const int64_t m = a.size(0), k = a.size(1), n = b.size(1);
+  const Kernel& kernel = best_kernel();
+  const int64_t panels = (n + kernel.columns - 1) / kernel.columns;
+  const int64_t across = std::min(n_threads(), panels);
+  const int64_t down = std::max<int64_t>(1, n_threads() / std::max<int64_t>(1, across));
+  parallel_for(across * down, [&](int64_t task) {
+    multiply_range(
+        part(m, kernel.rows, task / across, down), part(n, kernel.columns, task % across, across),
+        k, [&](auto... where) { pack_a(left, where...); },
+        [&](auto... where) { pack_b(right, where...); }, target);
+  });
+}
+
+}  // namespace cqa
+
+STABLE_TORCH_LIBRARY_FRAGMENT(cqa, m) {
+  m.def("mm(Tensor a, Tensor b, Tensor(a!) out, Tensor? start) -> ()");
+}
+STABLE_TORCH_LIBRARY_IMPL(cqa, CPU, m) { m.impl("mm", TORCH_BOX(&cqa::mm)); }

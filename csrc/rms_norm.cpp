@@ -1,0 +1,113 @@
+// Twin of cqa/kernels/rms_norm.py: in fp64, rounded once.
+#include "shrink.h"
+
+namespace cqa {
+namespace {
+
+template <class T>
+CQA_INLINE double inverse_rms(const T* x, int64_t n, double eps) {
+  V<double, 8> sum{};
+  for (int64_t i = 0; i < n; i += 8) {
+    const auto v = load_wide(x + i, n - i);
+    sum += v * v;
+  }
+  return 1.0 / __builtin_sqrt(sum_of(sum) / n + eps);
+}
+
+template <class T>
+CQA_INLINE void forward_row(const T* x, const float* weight, int64_t n, double eps, float* to) {
+  const double scale = inverse_rms(x, n, eps);
+  for (int64_t i = 0; i < n; i += 8)
+    store_narrow(to + i, load_wide(x + i, n - i) * scale * load_wide(weight + i, n - i), n - i);
+}
+
+CQA_CLONES void forward_row_float(const float* x, const float* weight, int64_t n, double eps,
+                                  float* to) {
+  forward_row(x, weight, n, eps, to);
+}
+
+CQA_CLONES void forward_row_double(const double* x, const float* weight, int64_t n, double eps,
+                                   float* to) {
+  forward_row(x, weight, n, eps, to);
+}
+
+// dx = rstd · (g - n · mean(g · n)), n = x · rstd, g = dy · weight
+CQA_CLONES void backward_row(const float* dy, const float* x, const float* weight, int64_t n,
+                             double eps, float* dx) {
+  const double scale = inverse_rms(x, n, eps);
+  V<double, 8> dot{};
+  for (int64_t i = 0; i < n; i += 8)
+    dot += load_wide(dy + i, n - i) * load_wide(weight + i, n - i) * load_wide(x + i, n - i);
+  const double mean = sum_of(dot) * scale / n;
+  for (int64_t i = 0; i < n; i += 8) {
+    const auto g = load_wide(dy + i, n - i) * load_wide(weight + i, n - i);
+    store_narrow(dx + i, (g - load_wide(x + i, n - i) * (scale * mean)) * scale, n - i);
+  }
+}
+
+}  // namespace
+
+// out = norm(x) · weight      x (M, K) fp32 or fp64, out (M, K) fp32; rows may be strided
+// s = dropped(out) · Aᵀ       (M, G * R), where there is an adapter
+void norm_shrink(Tensor x, Tensor weight, double eps, Tensor out, std::optional<Tensor> s,
+                 std::optional<Tensor> lora_a, Tensor streams, Tensor rows, int64_t seed,
+                 int64_t step, int64_t threshold) {
+  const int64_t m = x.size(0), k = x.size(1), ld_x = x.stride(0), ld = out.stride(0);
+  const bool wide = x.scalar_type() == torch::headeronly::ScalarType::Double;
+  const float* w = weight.const_data_ptr<float>();
+  float* to = out.mutable_data_ptr<float>();
+  std::optional<Members> members;
+  std::optional<ShrinkForward> shrink;
+  if (lora_a) {
+    members = members_of(*lora_a, streams, rows, seed, step, threshold);
+    shrink.emplace(*members);
+  }
+  parallel_for(n_bands(m), [&](int64_t task) {
+    const Range r = band(m, task);
+    for (int64_t i = r.begin; i < r.end; i++)
+      if (wide)
+        forward_row_double(x.const_data_ptr<double>() + i * ld_x, w, k, eps, to + i * ld);
+      else
+        forward_row_float(x.const_data_ptr<float>() + i * ld_x, w, k, eps, to + i * ld);
+    if (shrink)
+      shrink->rows(r.begin, r.end - r.begin, to + r.begin * ld, ld,
+                   s->mutable_data_ptr<float>() + r.begin * s->stride(0), s->stride(0));
+  });
+}
+
+// dy += Σ mask ∘ (dS · A), then dx = norm'(dy); dy is overwritten
+void norm_shrink_backward(Tensor dy, std::optional<Tensor> ds, std::optional<Tensor> lora_a,
+                          Tensor x, Tensor weight, double eps, Tensor dx, Tensor streams,
+                          Tensor rows, int64_t seed, int64_t step, int64_t threshold) {
+  const int64_t m = x.size(0), k = x.size(1);
+  float* from = dy.mutable_data_ptr<float>();
+  std::optional<Members> members;
+  if (ds) members = members_of(*lora_a, streams, rows, seed, step, threshold);
+  parallel_for(n_bands(m), [&](int64_t task) {
+    const Range r = band(m, task);
+    if (ds)
+      shrink_backward_rows(*members, r.begin, r.end - r.begin,
+                           ds->const_data_ptr<float>() + r.begin * ds->stride(0), ds->stride(0),
+                           from + r.begin * dy.stride(0), dy.stride(0));
+    for (int64_t i = r.begin; i < r.end; i++)
+      backward_row(from + i * dy.stride(0), x.const_data_ptr<float>() + i * x.stride(0),
+                   weight.const_data_ptr<float>(), k, eps,
+                   dx.mutable_data_ptr<float>() + i * dx.stride(0));
+  });
+}
+
+}  // namespace cqa
+
+STABLE_TORCH_LIBRARY_FRAGMENT(cqa, m) {
+  m.def(
+      "norm_shrink(Tensor x, Tensor weight, float eps, Tensor(a!) out, Tensor(b!)? s, "
+      "Tensor? lora_a, Tensor streams, Tensor rows, int seed, int step, int threshold) -> ()");
+  m.def(
+      "norm_shrink_backward(Tensor(a!) dy, Tensor? ds, Tensor? lora_a, Tensor x, Tensor weight, "
+      "float eps, Tensor(b!) dx, Tensor streams, Tensor rows, int seed, int step, int threshold) "
+      "-> ()");
+}
+STABLE_TORCH_LIBRARY_IMPL(cqa, CPU, m) {
+  m.impl("norm_shrink", TORCH_BOX(&cqa::norm_shrink));
+  m.impl("norm_shrink_backward", TORCH_BOX(&cqa::norm_shrink_backward));
+}

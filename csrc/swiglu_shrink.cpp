@@ -1,0 +1,89 @@
+// Twin of cqa/kernels/swiglu_shrink.py: in fp64, rounded once.
+#include "shrink.h"
+
+namespace cqa {
+namespace {
+
+CQA_CLONES void forward_row(const float* gate, const float* up, int64_t n, float* to) {
+  for (int64_t i = 0; i < n; i += 8) {
+    const auto z = load_wide(gate + i, n - i);
+    store_narrow(to + i, z / (exp_wide(-z) + 1.0) * load_wide(up + i, n - i), n - i);
+  }
+}
+
+// silu'(z) = s + z · s · (1 - s) with s = sigmoid(z)
+CQA_CLONES void backward_row(const float* dact, const float* gate, const float* up, int64_t n,
+                             float* dgate, float* dup) {
+  for (int64_t i = 0; i < n; i += 8) {
+    const auto z = load_wide(gate + i, n - i), d = load_wide(dact + i, n - i);
+    const auto s = 1.0 / (exp_wide(-z) + 1.0);
+    const auto silu = z * s;
+    store_narrow(dgate + i, d * load_wide(up + i, n - i) * (s + silu * (1.0 - s)), n - i);
+    store_narrow(dup + i, d * silu, n - i);
+  }
+}
+
+}  // namespace
+
+// out = silu(gate) · up      gate_up (M, 2K), out (M, K)
+// s = dropped(out) · Aᵀ      (M, G * R), where there is an adapter
+void swiglu_shrink(Tensor gate_up, Tensor out, std::optional<Tensor> s,
+                   std::optional<Tensor> lora_a, Tensor streams, Tensor rows, int64_t seed,
+                   int64_t step, int64_t threshold) {
+  const int64_t m = out.size(0), k = out.size(1), ld = out.stride(0);
+  const float* from = gate_up.const_data_ptr<float>();
+  float* to = out.mutable_data_ptr<float>();
+  std::optional<Members> members;
+  std::optional<ShrinkForward> shrink;
+  if (lora_a) {
+    members = members_of(*lora_a, streams, rows, seed, step, threshold);
+    shrink.emplace(*members);
+  }
+  parallel_for(n_bands(m), [&](int64_t task) {
+    const Range r = band(m, task);
+    for (int64_t i = r.begin; i < r.end; i++) {
+      const float* row = from + i * gate_up.stride(0);
+      forward_row(row, row + k, k, to + i * ld);
+    }
+    if (shrink)
+      shrink->rows(r.begin, r.end - r.begin, to + r.begin * ld, ld,
+                   s->mutable_data_ptr<float>() + r.begin * s->stride(0), s->stride(0));
+  });
+}
+
+// dact += Σ mask ∘ (dS · A), then d(gate_up) = swiglu'(dact); dact is overwritten
+void swiglu_shrink_backward(Tensor dact, std::optional<Tensor> ds, std::optional<Tensor> lora_a,
+                            Tensor gate_up, Tensor out, Tensor streams, Tensor rows, int64_t seed,
+                            int64_t step, int64_t threshold) {
+  const int64_t m = dact.size(0), k = dact.size(1);
+  float* from = dact.mutable_data_ptr<float>();
+  std::optional<Members> members;
+  if (ds) members = members_of(*lora_a, streams, rows, seed, step, threshold);
+  parallel_for(n_bands(m), [&](int64_t task) {
+    const Range r = band(m, task);
+    if (ds)
+      shrink_backward_rows(*members, r.begin, r.end - r.begin,
+                           ds->const_data_ptr<float>() + r.begin * ds->stride(0), ds->stride(0),
+                           from + r.begin * dact.stride(0), dact.stride(0));
+    for (int64_t i = r.begin; i < r.end; i++) {
+      const float* row = gate_up.const_data_ptr<float>() + i * gate_up.stride(0);
+      float* to = out.mutable_data_ptr<float>() + i * out.stride(0);
+      backward_row(from + i * dact.stride(0), row, row + k, k, to, to + k);
+    }
+  });
+}
+
+}  // namespace cqa
+
+STABLE_TORCH_LIBRARY_FRAGMENT(cqa, m) {
+  m.def(
+      "swiglu_shrink(Tensor gate_up, Tensor(a!) out, Tensor(b!)? s, Tensor? lora_a, "
+      "Tensor streams, Tensor rows, int seed, int step, int threshold) -> ()");
+  m.def(
+      "swiglu_shrink_backward(Tensor(a!) dact, Tensor? ds, Tensor? lora_a, Tensor gate_up, "
+      "Tensor(b!) out, Tensor streams, Tensor rows, int seed, int step, int threshold) -> ()");
+}
+STABLE_TORCH_LIBRARY_IMPL(cqa, CPU, m) {
+  m.impl("swiglu_shrink", TORCH_BOX(&cqa::swiglu_shrink));
+  m.impl("swiglu_shrink_backward", TORCH_BOX(&cqa::swiglu_shrink_backward));
+}

@@ -1,0 +1,205 @@
+// Twin of cqa/kernels/token_logprobs.py.
+#include <cmath>
+#include <limits>
+
+#include "tensors.h"
+
+namespace cqa {
+namespace {
+
+using Floats = V<float, 16>;
+
+// The last vector of a row is filled up with -inf: no maximum, no weight.
+CQA_INLINE Floats load_logits(const float* from, int64_t n) {
+  if (n >= 16) return load<Floats>(from);
+  Floats v = Floats{} - std::numeric_limits<float>::infinity();
+  for (int64_t i = 0; i < n; i++) v[i] = from[i];
+  return v;
+}
+
+CQA_INLINE float max_of(const float* z, int64_t n) {
+  Floats top = load_logits(z, n);
+  for (int64_t i = 16; i < n; i += 16) {
+    const Floats v = load_logits(z + i, n - i);
+    top = v > top ? v : top;
+  }
+  float max = top[0];
+  for (int i = 1; i < 16; i++) max = top[i] > max ? top[i] : max;
+  return max;
+}
+
+// Turns a row of logits into the gradient p - onehot(target); returns the target's log-probability.
+CQA_CLONES double loss_row(float* z, int64_t n, int64_t target) {
+  constexpr int64_t RUN = 512;  // terms summed in fp32 before the sum goes on in fp64
+  const float top = max_of(z, n);
+  const double at_target = static_cast<double>(z[target]) - top;
+  double total = 0;
+  for (int64_t start = 0; start < n; start += RUN) {
+    Floats sum{};
+    const int64_t stop = std::min(n, start + RUN);
+    for (int64_t i = start; i < stop; i += 16) {
+      const Floats e = exp_float(load_logits(z + i, stop - i) - top);
+      sum += e;
+      if (stop - i >= 16)
+        store(z + i, e);
+      else
+        for (int64_t j = i; j < stop; j++) z[j] = e[j - i];
+    }
+    total += sum_of(sum);
+  }
+  const double logp = at_target - std::log(total);
+  const float scale = static_cast<float>(1 / total);
+  for (int64_t i = 0; i < n; i++) z[i] *= scale;
+  z[target] = static_cast<float>(std::expm1(logp));
+  return logp;
+}
+
+// What is known of a row after some of its columns: the target's own is left out of the sums.
+struct Partial {
+  float top = -std::numeric_limits<float>::infinity();
+  int32_t above = 0;    // logits greater than the target's
+  double weight = 0;    // Σ e^(z - top)
+  double weighted = 0;  // Σ e^(z - top) (z - top)
+
+  // Moves the sums to a new maximum.
+  void raise(float new_top) {
+    if (weight > 0) {
+      const double by = static_cast<double>(top) - new_top, factor = std::exp(by);
+      weighted = factor * (weighted + by * weight);
+      weight *= factor;
+    }
+    top = new_top;
+  }
+
+  void join(const Partial& other) {
+    const float max = std::max(top, other.top);
+    if (other.weight == 0 && other.above == 0) return;
+    Partial copy = other;
+    if (top != max) raise(max);
+    if (copy.top != max) copy.raise(max);
+    weight += copy.weight;
+    weighted += copy.weighted;
+    above += copy.above;
+  }
+};
+
+CQA_CLONES void add_columns(const float* z, int64_t n, float at_target, Partial& row) {
+  const float top = max_of(z, n);
+  if (top > row.top) row.raise(top);
+  Floats weight{}, weighted{};
+  V<int32_t, 16> above{};
+  for (int64_t i = 0; i < n; i += 16) {
+    const Floats v = load_logits(z + i, n - i);
+    const Floats by = v - row.top;
+    const Floats e = exp_float(by);
+    weight += e;
+    weighted += e > 0.0f ? e * by : Floats{};
+    above -= v > at_target;
+  }
+  row.weight += sum_of(weight);
+  row.weighted += sum_of(weighted);
+  row.above += sum_of(above);
+}
+
+CQA_CLONES double dot(const float* a, const float* b, int64_t n) {
+  V<double, 8> sum{};
+  for (int64_t i = 0; i < n; i += 8) sum += load_wide(a + i, n - i) * load_wide(b + i, n - i);
+  return sum_of(sum);
+}
+
+// The same logit as the product gives, bit for bit, so that equal logits compare equal.
+CQA_CLONES float dot_as_product(const float* a, const float* b, int64_t n) {
+  float total = 0;
+  for (int64_t k = 0; k < n; k += BLOCK_K) {
+    float sum = 0;
+    for (int64_t i = k; i < std::min(n, k + BLOCK_K); i++) sum += a[i] * b[i];
+    total += sum;
+  }
+  return total;
+}
+
+constexpr int64_t COLUMNS = 128;  // logits of a row that exist at a time
+constexpr int64_t SPAN = 2048;    // columns whose sums are one partial result
+
+}  // namespace
+
+// logits (M, V) become gradient rows in place; logp (M,) fp64
+void loss_rows(Tensor logits, Tensor target, Tensor logp) {
+  const int64_t n = logits.size(1);
+  float* z = logits.mutable_data_ptr<float>();
+  const int64_t* t = target.const_data_ptr<int64_t>();
+  double* out = logp.mutable_data_ptr<double>();
+  parallel_for(logits.size(0),
+               [&](int64_t i) { out[i] = loss_row(z + i * logits.stride(0), n, t[i]); });
+}
+
+// Log-softmax, gather, entropy and rank from hidden (M, D) and head (V, D): a tile of logits lives
+// in the cache until its row sums are taken. stats (3, M) fp64 holds logp, entropy and lse; rank (M,).
+void token_stats(Tensor hidden, Tensor head, Tensor target, Tensor stats, Tensor rank) {
+  const int64_t m = hidden.size(0), d = hidden.size(1), v = head.size(0);
+  const int64_t spans = (v + SPAN - 1) / SPAN, height = best_kernel().rows;
+  const Matrix h = matrix(hidden), columns = {head.const_data_ptr<float>(), head.stride(1),
+                                              head.stride(0)};
+  const int64_t* t = target.const_data_ptr<int64_t>();
+  std::vector<double> exact(m);
+  std::vector<float> own(m);
+  parallel_for(m, [&](int64_t i) {
+    exact[i] = dot(h.at(i, 0), columns.at(0, t[i]), d);
+    own[i] = dot_as_product(h.at(i, 0), columns.at(0, t[i]), d);
+  });
+  std::vector<Partial> partial(spans * m);
+  const float none = -std::numeric_limits<float>::infinity();
+  parallel_for(spans, [&](int64_t span) {
+    float* b = scratch(1, (d + BLOCK_K) * COLUMNS);
+    float* a = scratch(0, height * A_STRIDE);
+    float* tile = scratch(3, height * COLUMNS);
+    const Kernel& kernel = best_kernel();
+    for (int64_t n = span * SPAN; n < std::min(v, (span + 1) * SPAN); n += COLUMNS) {
+      const int64_t n_size = std::min({COLUMNS, v - n});
+      for (int64_t k = 0; k < d; k += BLOCK_K)
+        pack_b(columns, k, std::min(BLOCK_K, d - k), n, n_size, b + k * COLUMNS);
+      for (int64_t row = 0; row < m; row += height) {
+        const int64_t n_rows = std::min(height, m - row);
+        for (int64_t k = 0; k < d; k += BLOCK_K) {
+          const int64_t k_size = std::min(BLOCK_K, d - k);
+          pack_a(h, row, n_rows, k, k_size, a);
+          for (int64_t j = 0; j < n_size; j += kernel.columns)
+            kernel.run(k_size, a, b + k * COLUMNS + j * k_size, tile + j, COLUMNS,
+                       k ? tile + j : nullptr, COLUMNS);
+        }
+        for (int64_t i = 0; i < n_rows; i++) {
+          const int64_t mine = t[row + i] - n;
+          if (mine >= 0 && mine < n_size) tile[i * COLUMNS + mine] = none;
+          add_columns(tile + i * COLUMNS, n_size, own[row + i], partial[span * m + row + i]);
+        }
+      }
+    }
+  });
+  double* logp = stats.mutable_data_ptr<double>();
+  int64_t* above = rank.mutable_data_ptr<int64_t>();
+  parallel_for(m, [&](int64_t i) {
+    Partial row = partial[i];
+    for (int64_t span = 1; span < spans; span++) row.join(partial[span * m + i]);
+    if (exact[i] > row.top) row.raise(static_cast<float>(exact[i]));
+    const double by = exact[i] - row.top, weight = std::exp(by), total = row.weight + weight;
+    // -ln(1 + others / own): never above 0, and exact near it.
+    logp[i] = by > -600 ? -std::log1p(row.weight / weight) : by - std::log(total);
+    const double log_total = by - logp[i];
+    logp[m + i] = std::max(0.0, log_total - (row.weighted + weight * by) / total);
+    logp[2 * m + i] = row.top + log_total;
+    above[i] = row.above;
+  });
+}
+
+}  // namespace cqa
+
+STABLE_TORCH_LIBRARY_FRAGMENT(cqa, m) {
+  m.def("loss_rows(Tensor(a!) logits, Tensor target, Tensor(b!) logp) -> ()");
+  m.def(
+      "token_stats(Tensor hidden, Tensor head, Tensor target, Tensor(a!) stats, Tensor(b!) rank) "
+      "-> ()");
+}
+STABLE_TORCH_LIBRARY_IMPL(cqa, CPU, m) {
+  m.impl("loss_rows", TORCH_BOX(&cqa::loss_rows));
+  m.impl("token_stats", TORCH_BOX(&cqa::token_stats));
+}
