@@ -105,7 +105,7 @@ const Kernel& best_kernel() {
 }
 
 float* scratch(int which, size_t size) {
-  thread_local std::vector<float> buffers[4];
+  thread_local std::vector<float> buffers[9];
   auto& buffer = buffers[which];
   if (buffer.size() < size) buffer.resize(size);
   return buffer.data();

@@ -1,7 +1,7 @@
 // C = start + A · B in fp32, every element's sum in one fixed order.
 //
-// An element's products are summed over blocks of BLOCK_K, one after the other within a block. The
-// order depends on the length of the sum alone: not on the other rows or columns, their number, or
+// An element's products are summed in blocks of about BLOCK_K, one after the other within a block.
+// The order depends on the length of the sum alone: not on the other rows or columns, their number, or
 // the threads. So a row has the same bits in any batch.
 //
 // The scheme is Goto's (Goto and van de Geijn 2008, "Anatomy of high-performance matrix
@@ -17,9 +17,16 @@
 
 namespace cqa {
 
-constexpr int64_t BLOCK_K = 128;  // products summed in registers before C is touched
-constexpr int64_t BLOCK_N = 512;  // columns of B packed at a time: 256 KiB with BLOCK_K
-constexpr int64_t A_STRIDE = BLOCK_K + 16;  // no power of two: rows fall into different cache sets
+constexpr int64_t BLOCK_K = 128;      // products summed in registers before C is touched
+constexpr int64_t MAX_BLOCK_K = 200;  // what an even division may make of it
+constexpr int64_t BLOCK_N = 512;      // columns of B packed at a time: 256 KiB with BLOCK_K
+constexpr int64_t A_STRIDE = MAX_BLOCK_K + 8;  // no power of two: rows fall into different cache sets
+
+// Length of the blocks of a sum of `k_end` products: near BLOCK_K, without a short last one.
+inline int64_t block_k(int64_t k_end) {
+  const int64_t n = std::max<int64_t>(1, (k_end + BLOCK_K / 2) / BLOCK_K);
+  return (k_end + 8 * n - 1) / (8 * n) * 8;
+}
 
 // (k_size, rows of A with A_STRIDE, panel of B, tile of C, ldc, start or null, its ld)
 using TileFunction = void (*)(int64_t, const float*, const float*, float*, int64_t, const float*,
@@ -69,13 +76,14 @@ template <class PackA, class PackB>
 void multiply_range(Range rows, Range columns, int64_t k_end, const PackA& pack_a,
                     const PackB& pack_b, const Target& target) {
   const Kernel& kernel = best_kernel();
+  const int64_t block = block_k(k_end);
   float* a = scratch(0, kernel.rows * A_STRIDE);
-  float* b = scratch(1, BLOCK_K * BLOCK_N);
+  float* b = scratch(1, MAX_BLOCK_K * BLOCK_N);
   float* edge = scratch(2, kernel.rows * kernel.columns);
   for (int64_t n = columns.begin; n < columns.end; n += BLOCK_N) {
     const int64_t n_size = std::min(BLOCK_N, columns.end - n);
-    for (int64_t k = 0; k < k_end; k += BLOCK_K) {
-      const int64_t k_size = std::min(BLOCK_K, k_end - k);
+    for (int64_t k = 0; k < k_end; k += block) {
+      const int64_t k_size = std::min(block, k_end - k);
       pack_b(k, k_size, n, n_size, b);
       const float* start = k ? target.c : target.start;
       const int64_t ld_start = k ? target.ld : target.ld_start;

@@ -23,23 +23,24 @@ ShrinkForward::ShrinkForward(const Members& members) : members_(members) {
   for (int64_t g = 0; g < parts; g++) {
     auto& packed = packed_.emplace_back(members.features * padded);
     const Matrix a_t = {members.a.at(g * rank, 0), members.a.column_stride, members.a.row_stride};
-    for (int64_t k = 0; k < members.features; k += BLOCK_K)
-      pack_b(a_t, k, std::min(BLOCK_K, members.features - k), 0, rank, packed.data() + k * padded);
+    const int64_t block = block_k(members.features);
+    for (int64_t k = 0; k < members.features; k += block)
+      pack_b(a_t, k, std::min(block, members.features - k), 0, rank, packed.data() + k * padded);
   }
 }
 
 void ShrinkForward::rows(int64_t first, int64_t height, const float* x, int64_t ld_x, float* s,
                          int64_t ld_s) const {
   const Kernel& kernel = best_kernel();
-  const int64_t k_end = members_.features, parts = packed_.size();
+  const int64_t k_end = members_.features, parts = packed_.size(), block = block_k(k_end);
   const int64_t rank = members_.rank * members_.n / parts, padded = packed_[0].size() / k_end;
   float* a = scratch(0, kernel.rows * A_STRIDE);
   float* sums = scratch(3, kernel.rows * padded);
   for (int64_t g = 0; g < parts; g++) {
     for (int64_t m = 0; m < height; m += kernel.rows) {
       const int64_t n_rows = std::min<int64_t>(kernel.rows, height - m);
-      for (int64_t k = 0; k < k_end; k += BLOCK_K) {
-        const int64_t k_size = std::min(BLOCK_K, k_end - k);
+      for (int64_t k = 0; k < k_end; k += block) {
+        const int64_t k_size = std::min(block, k_end - k);
         for (int64_t i = 0; i < n_rows; i++) {
           const float* from = x + (m + i) * ld_x + k;
           if (members_.masks.empty())

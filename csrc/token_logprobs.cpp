@@ -109,10 +109,11 @@ CQA_CLONES double dot(const float* a, const float* b, int64_t n) {
 
 // The same logit as the product gives, bit for bit, so that equal logits compare equal.
 CQA_CLONES float dot_as_product(const float* a, const float* b, int64_t n) {
+  const int64_t block = block_k(n);
   float total = 0;
-  for (int64_t k = 0; k < n; k += BLOCK_K) {
+  for (int64_t k = 0; k < n; k += block) {
     float sum = 0;
-    for (int64_t i = k; i < std::min(n, k + BLOCK_K); i++) sum += a[i] * b[i];
+    for (int64_t i = k; i < std::min(n, k + block); i++) sum += a[i] * b[i];
     total += sum;
   }
   return total;
@@ -137,7 +138,7 @@ void loss_rows(Tensor logits, Tensor target, Tensor logp) {
 // in the cache until its row sums are taken. stats (3, M) fp64 holds logp, entropy and lse; rank (M,).
 void token_stats(Tensor hidden, Tensor head, Tensor target, Tensor stats, Tensor rank) {
   const int64_t m = hidden.size(0), d = hidden.size(1), v = head.size(0);
-  const int64_t spans = (v + SPAN - 1) / SPAN, height = best_kernel().rows;
+  const int64_t spans = (v + SPAN - 1) / SPAN, height = best_kernel().rows, block = block_k(d);
   const Matrix h = matrix(hidden), columns = {head.const_data_ptr<float>(), head.stride(1),
                                               head.stride(0)};
   const int64_t* t = target.const_data_ptr<int64_t>();
@@ -150,18 +151,18 @@ void token_stats(Tensor hidden, Tensor head, Tensor target, Tensor stats, Tensor
   std::vector<Partial> partial(spans * m);
   const float none = -std::numeric_limits<float>::infinity();
   parallel_for(spans, [&](int64_t span) {
-    float* b = scratch(1, (d + BLOCK_K) * COLUMNS);
+    float* b = scratch(1, d * COLUMNS);
     float* a = scratch(0, height * A_STRIDE);
     float* tile = scratch(3, height * COLUMNS);
     const Kernel& kernel = best_kernel();
     for (int64_t n = span * SPAN; n < std::min(v, (span + 1) * SPAN); n += COLUMNS) {
       const int64_t n_size = std::min({COLUMNS, v - n});
-      for (int64_t k = 0; k < d; k += BLOCK_K)
-        pack_b(columns, k, std::min(BLOCK_K, d - k), n, n_size, b + k * COLUMNS);
+      for (int64_t k = 0; k < d; k += block)
+        pack_b(columns, k, std::min(block, d - k), n, n_size, b + k * COLUMNS);
       for (int64_t row = 0; row < m; row += height) {
         const int64_t n_rows = std::min(height, m - row);
-        for (int64_t k = 0; k < d; k += BLOCK_K) {
-          const int64_t k_size = std::min(BLOCK_K, d - k);
+        for (int64_t k = 0; k < d; k += block) {
+          const int64_t k_size = std::min(block, d - k);
           pack_a(h, row, n_rows, k, k_size, a);
           for (int64_t j = 0; j < n_size; j += kernel.columns)
             kernel.run(k_size, a, b + k * COLUMNS + j * k_size, tile + j, COLUMNS,

@@ -164,7 +164,7 @@ class Decoder:
         run: _Blocks,
     ) -> Tensor:
         q, k, v = run.many(partial(self._project, layer, dropout), h, cos, sin)
-        attended = attention(q, k, v, spans, window=layer.window)
+        attended = attention(q, k, v, spans, window=layer.window, backend=self.backend)
         return run.one(partial(self._finish, layer, dropout), h, attended.flatten(1))
 
     def _run_last_layer(
@@ -189,7 +189,7 @@ class Decoder:
                 own, prefix = (s.start, s.kept_stop), (s.prefix_start, s.prefix_stop)
                 spans.append(AttentionSpan((row, row + n_kept), own, prefix))
             row += n_kept
-        attended = attention(q, k, v, tuple(spans), window=layer.window)
+        attended = attention(q, k, v, tuple(spans), window=layer.window, backend=self.backend)
         return run.one(partial(self._finish, layer, dropout), h, attended.flatten(1))
 
     def _project(

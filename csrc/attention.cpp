@@ -1,0 +1,325 @@
+// Twin of cqa/kernels/attention.py: one span and head at a time, scores of a band of queries in full.
+//
+// A query's result depends on its own keys alone: products are summed in blocks counted from the
+// span's first key, and keys that a query does not see have weight 0.
+#include <cmath>
+#include <limits>
+
+#include "tensors.h"
+
+namespace cqa {
+namespace {
+
+constexpr int64_t BAND = 48;  // queries whose scores exist at a time
+
+// Rows of one head: `at(i)` has `width` floats.
+struct Heads {
+  float* data;
+  int64_t row_stride, width;
+
+  Heads(const Tensor& t, int64_t head)
+      : data(const_cast<float*>(t.const_data_ptr<float>()) + head * t.stride(1)),
+        row_stride(t.stride(0)),
+        width(t.size(2)) {}
+  float* at(int64_t row) const { return data + row * row_stride; }
+};
+
+struct Span {
+  int64_t query_start, query_stop, own_start, own_stop, prefix_start, prefix_stop;
+
+  int64_t n_queries() const { return query_stop - query_start; }
+  int64_t n_prefix() const { return prefix_stop - prefix_start; }
+  int64_t n_keys() const { return own_stop - own_start + n_prefix(); }
+  int64_t key_row(int64_t key) const {
+    return key < n_prefix() ? prefix_start + key : own_start + key - n_prefix();
+  }
+};
+
+// Keys [first, last) that query i of a span sees.
+struct Sight {
+  int64_t offset, window;  // window 0 is all
+
+  Range of(int64_t query) const {
+    const int64_t last = offset + query + 1;
+    return {window && last > window ? last - window : 0, last};
+  }
+};
+
+struct Band {
+  int64_t first, n, begin, end;  // queries, and the keys that any of them sees
+
+  Band(const Span& span, const Sight& sight, int64_t first)
+      : first(first), n(std::min(BAND, span.n_queries() - first)) {
+    begin = sight.of(first).begin / BLOCK_K * BLOCK_K;
+    end = sight.of(first + n - 1).end;
+  }
+};
+
+// A factor of a product, packed whole, in blocks along the summed dimension.
+class Packed {
+ public:
+  Packed(int slot, const Matrix& b, int64_t k_end, int64_t n) : k_end_(k_end), n_(n) {
+    const int64_t width = best_kernel().columns;
+    padded_ = (n + width - 1) / width * width;
+    data_ = scratch(slot, k_end * padded_);
+    for (int64_t k = 0; k < k_end; k += BLOCK_K)
+      pack_b(b, k, std::min(BLOCK_K, k_end - k), 0, n, data_ + k * padded_);
+  }
+
+  // c (rows, padded n) = a · B over summed indices [k_begin, k_stop), for columns [begin, end).
+  void multiply(const Matrix& a, int64_t rows, Range summed, Range columns, float* c,
+                int64_t ldc) const {
+    const Kernel& kernel = best_kernel();
+    float* tile = scratch(0, kernel.rows * A_STRIDE);
+    for (int64_t m = 0; m < rows; m += kernel.rows) {
+      const int64_t height = std::min<int64_t>(kernel.rows, rows - m);
+      for (int64_t k = summed.begin; k < summed.end; k += BLOCK_K) {
+        // The block as it was packed; beyond `summed.end` the factor is zero.
+        const int64_t packed_size = std::min(BLOCK_K, k_end_ - k);
+        const int64_t k_size = std::min(BLOCK_K, summed.end - k);
+        pack_a(a, m, height, k, k_size, tile);
+        for (int64_t j = columns.begin / kernel.columns * kernel.columns; j < columns.end;
+             j += kernel.columns)
+          kernel.run(k_size, tile, data_ + k * padded_ + j * packed_size, c + m * ldc + j, ldc,
+                     k > summed.begin ? c + m * ldc + j : nullptr, ldc);
+      }
+    }
+  }
+
+  int64_t padded() const { return padded_; }
+
+ private:
+  int64_t k_end_, n_, padded_;
+  float* data_;
+};
+
+// Rows of a tile are written whole, 12 at a time: buffers have room for the last ones.
+int64_t rounded(int64_t n) { return (n + 31) / 32 * 32; }
+
+CQA_CLONES void gather(const Span& span, const Heads& heads, float* to) {
+  for (int64_t key = 0; key < span.n_keys(); key++)
+    std::memcpy(to + key * heads.width, heads.at(span.key_row(key)), heads.width * sizeof(float));
+}
+
+using Floats = V<float, 16>;
+
+CQA_INLINE Floats load_part(const float* from, int64_t n, float fill) {
+  if (n >= 16) return load<Floats>(from);
+  Floats v = Floats{} + fill;
+  for (int64_t i = 0; i < n; i++) v[i] = from[i];
+  return v;
+}
+
+CQA_INLINE void store_part(float* to, const Floats& v, int64_t n) {
+  if (n >= 16)
+    store(to, v);
+  else
+    for (int64_t i = 0; i < n; i++) to[i] = v[i];
+}
+
+// Scores to e^(scale · (score - top)) in place; returns Σ, and top by reference.
+CQA_CLONES double soften(float* s, int64_t n, float scale, float& top) {
+  Floats best = Floats{} - std::numeric_limits<float>::infinity();
+  for (int64_t i = 0; i < n; i += 16) {
+    const Floats v = load_part(s + i, n - i, -std::numeric_limits<float>::infinity());
+    best = v > best ? v : best;
+  }
+  top = best[0];
+  for (int i = 1; i < 16; i++) top = best[i] > top ? best[i] : top;
+  double total = 0;
+  for (int64_t start = 0; start < n; start += 512) {
+    Floats sum{};
+    for (int64_t i = start; i < std::min(n, start + 512); i += 16) {
+      const Floats v = load_part(s + i, n - i, -std::numeric_limits<float>::infinity());
+      const Floats e = exp_float((v - top) * scale);
+      sum += e;
+      store_part(s + i, e, n - i);
+    }
+    total += sum_of(sum);
+  }
+  return total;
+}
+
+// p = e^(scale · score - lse) in place of the scores; dp becomes p · (dp - delta) · scale.
+CQA_CLONES void soften_backward(float* p, float* dp, int64_t n, float scale, float lse,
+                                float delta) {
+  for (int64_t i = 0; i < n; i += 16) {
+    const Floats weight = exp_float(load_part(p + i, n - i, 0) * scale - lse);
+    const Floats d = load_part(dp + i, n - i, 0);
+    store_part(p + i, weight, n - i);
+    store_part(dp + i, weight * (d - delta) * scale, n - i);
+  }
+}
+
+CQA_CLONES void scale_row(const float* from, float by, int64_t n, float* to) {
+  for (int64_t i = 0; i < n; i++) to[i] = from[i] * by;
+}
+
+CQA_CLONES double dot(const float* a, const float* b, int64_t n) {
+  V<double, 8> sum{};
+  for (int64_t i = 0; i < n; i += 8) sum += load_wide(a + i, n - i) * load_wide(b + i, n - i);
+  return sum_of(sum);
+}
+
+void clear_unseen(float* row, const Range& seen, const Band& band) {
+  std::fill(row + band.begin, row + seen.begin, 0.0f);
+  std::fill(row + seen.end, row + band.end, 0.0f);
+}
+
+void forward(const Span& span, const Sight& sight, float scale, const Heads& q, const Heads& k,
+             const Heads& v, const Heads& out, float* lse, int64_t ld_lse) {
+  const int64_t n_keys = span.n_keys(), width = q.width, ld = rounded(n_keys);
+  float* keys = scratch(4, n_keys * width);
+  gather(span, k, keys);
+  const Packed keys_t(5, {keys, 1, width}, width, n_keys);
+  gather(span, v, keys);
+  const Packed values(6, {keys, width, 1}, n_keys, width);
+  float* scores = scratch(3, (BAND + 12) * ld);
+  float* mixed = scratch(7, (BAND + 12) * values.padded());
+  for (int64_t first = 0; first < span.n_queries(); first += BAND) {
+    const Band band(span, sight, first);
+    const int64_t row = span.query_start + first;
+    keys_t.multiply({q.at(row), q.row_stride, 1}, band.n, {0, width}, {band.begin, band.end},
+                    scores, ld);
+    double total[BAND];
+    for (int64_t i = 0; i < band.n; i++) {
+      const Range seen = sight.of(first + i);
+      float top;
+      total[i] = soften(scores + i * ld + seen.begin, seen.end - seen.begin, scale, top);
+      lse[(row + i) * ld_lse] = static_cast<float>(double{top} * scale + std::log(total[i]));
+      clear_unseen(scores + i * ld, seen, band);
+    }
+    values.multiply({scores, ld, 1}, band.n, {band.begin, band.end}, {0, width}, mixed,
+                    values.padded());
+    for (int64_t i = 0; i < band.n; i++)
+      scale_row(mixed + i * values.padded(), static_cast<float>(1 / total[i]), width,
+                out.at(row + i));
+  }
+}
+
+// dk_t and dv_t (D, n_keys) are this head's part of the gradients, transposed.
+void backward(const Span& span, const Sight& sight, float scale, const Heads& q, const Heads& k,
+              const Heads& v, const Heads& out, const Heads& dout, const float* lse,
+              int64_t ld_lse, const Heads& dq, float* dk_t, float* dv_t) {
+  const int64_t n_keys = span.n_keys(), width = q.width, ld = rounded(n_keys);
+  float* keys = scratch(4, n_keys * width);
+  gather(span, v, keys);
+  const Packed values_t(5, {keys, 1, width}, width, n_keys);
+  gather(span, k, keys);
+  const Packed keys_t(6, {keys, 1, width}, width, n_keys);
+  const Packed keys_straight(7, {keys, width, 1}, n_keys, width);
+  float* p = scratch(3, 2 * (BAND + 12) * ld);
+  float* ds = p + (BAND + 12) * ld;
+  float* dq_band = scratch(8, (BAND + 12) * keys_straight.padded());
+  for (int64_t first = 0; first < span.n_queries(); first += BAND) {
+    const Band band(span, sight, first);
+    const int64_t row = span.query_start + first;
+    const Range keys_seen = {band.begin, band.end};
+    keys_t.multiply({q.at(row), q.row_stride, 1}, band.n, {0, width}, keys_seen, p, ld);
+    values_t.multiply({dout.at(row), dout.row_stride, 1}, band.n, {0, width}, keys_seen, ds, ld);
+    for (int64_t i = 0; i < band.n; i++) {
+      const Range seen = sight.of(first + i);
+      const auto delta = static_cast<float>(dot(dout.at(row + i), out.at(row + i), width));
+      soften_backward(p + i * ld + seen.begin, ds + i * ld + seen.begin, seen.end - seen.begin,
+                      scale, lse[(row + i) * ld_lse], delta);
+      clear_unseen(p + i * ld, seen, band);
+      clear_unseen(ds + i * ld, seen, band);
+    }
+    keys_straight.multiply({ds, ld, 1}, band.n, keys_seen, {0, width}, dq_band,
+                           keys_straight.padded());
+    for (int64_t i = 0; i < band.n; i++)
+      std::memcpy(dq.at(row + i), dq_band + i * keys_straight.padded(), width * sizeof(float));
+    const auto accumulate = [&](const Heads& left, const float* right, float* sum) {
+      const Matrix a = {left.at(row), 1, left.row_stride}, b = {right, ld, 1};
+      multiply_range({0, width}, keys_seen, band.n,
+                     [&](auto... where) { pack_a(a, where...); },
+                     [&](auto... where) { pack_b(b, where...); }, {sum, n_keys, sum, n_keys});
+    };
+    accumulate(q, ds, dk_t);
+    accumulate(dout, p, dv_t);
+  }
+}
+
+std::vector<Span> spans_of(const Tensor& spans) {
+  const int64_t* s = spans.const_data_ptr<int64_t>();
+  std::vector<Span> list;
+  for (int64_t i = 0; i < spans.size(0); i++, s += 6)
+    list.push_back({s[0], s[1], s[2], s[3], s[4], s[5]});
+  return list;
+}
+
+Sight sight_of(const Span& span, int64_t window) {
+  return {span.n_keys() - span.n_queries(), window};
+}
+
+}  // namespace
+
+// q, out (Mq, H, D), k, v (M, H_kv, D), lse (Mq, H); spans (n, 6) int64, window 0 is none
+void attention(Tensor q, Tensor k, Tensor v, Tensor spans, int64_t window, double scale, Tensor out,
+               Tensor lse) {
+  const int64_t heads = q.size(1), group = heads / k.size(1);
+  const std::vector<Span> list = spans_of(spans);
+  const int64_t n = list.size();
+  parallel_for(n * heads, [&](int64_t task) {
+    const int64_t h = task / n;
+    const Span& span = list[task % n];
+    forward(span, sight_of(span, window), static_cast<float>(scale), {q, h}, {k, h / group},
+            {v, h / group}, {out, h}, lse.mutable_data_ptr<float>() + h, heads);
+  });
+}
+
+// dk, dv (M, H_kv, D) are added to; spans that share keys are taken one after the other.
+void attention_backward(Tensor dout, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse,
+                        Tensor spans, int64_t window, double scale, Tensor dq, Tensor dk,
+                        Tensor dv) {
+  const int64_t heads = q.size(1), group = heads / k.size(1), width = q.size(2);
+  const std::vector<Span> list = spans_of(spans);
+  const int64_t n = list.size();
+  std::vector<int64_t> offset(n + 1);
+  for (int64_t i = 0; i < n; i++) offset[i + 1] = offset[i] + 2 * width * list[i].n_keys();
+  std::vector<float> parts(offset[n] * heads);
+  const auto part_of = [&](int64_t i, int64_t h) {
+    return parts.data() + offset[i] * heads + h * (offset[i + 1] - offset[i]);
+  };
+  parallel_for(n * heads, [&](int64_t task) {
+    const int64_t h = task / n, i = task % n;
+    float* part = part_of(i, h);
+    backward(list[i], sight_of(list[i], window), static_cast<float>(scale), {q, h}, {k, h / group},
+             {v, h / group}, {out, h}, {dout, h}, lse.const_data_ptr<float>() + h, heads, {dq, h},
+             part, part + width * list[i].n_keys());
+  });
+  // The heads of a group are summed in their order, whatever the threads did.
+  parallel_for(k.size(1), [&](int64_t kv) {
+    const Heads to_k(dk, kv), to_v(dv, kv);
+    for (int64_t i = 0; i < n; i++) {
+      const int64_t n_keys = list[i].n_keys();
+      for (int64_t h = kv * group; h < (kv + 1) * group; h++) {
+        const float* dk_t = part_of(i, h);
+        const float* dv_t = dk_t + width * n_keys;
+        for (int64_t key = 0; key < n_keys; key++) {
+          float* k_row = to_k.at(list[i].key_row(key));
+          float* v_row = to_v.at(list[i].key_row(key));
+          for (int64_t d = 0; d < width; d++) {
+            k_row[d] += dk_t[d * n_keys + key];
+            v_row[d] += dv_t[d * n_keys + key];
+          }
+        }
+      }
+    }
+  });
+}
+
+}  // namespace cqa
+
+STABLE_TORCH_LIBRARY_FRAGMENT(cqa, m) {
+  m.def(
+      "attention(Tensor q, Tensor k, Tensor v, Tensor spans, int window, float scale, "
+      "Tensor(a!) out, Tensor(b!) lse) -> ()");
+  m.def(
+      "attention_backward(Tensor dout, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, "
+      "Tensor spans, int window, float scale, Tensor(a!) dq, Tensor(b!) dk, Tensor(c!) dv) -> ()");
+}
+STABLE_TORCH_LIBRARY_IMPL(cqa, CPU, m) {
+  m.impl("attention", TORCH_BOX(&cqa::attention));
+  m.impl("attention_backward", TORCH_BOX(&cqa::attention_backward));
+}
