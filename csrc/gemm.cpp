@@ -1,5 +1,8 @@
 #include "gemm.h"
 
+#include <cstdlib>
+#include <string>
+
 namespace cqa {
 namespace {
 
@@ -44,10 +47,14 @@ void tile_plain(int64_t k_size, const float* a, const float* panel, float* c, in
   tile<6, 2, 8>(k_size, a, panel, c, ldc, start, ld_start);
 }
 
+// CQA_TILE=avx2 or plain asks for a narrower tile than the processor has, to test it.
 Kernel choose_kernel() {
 #if defined(__x86_64__)
-  if (__builtin_cpu_supports("avx512f")) return {12, 32, tile_avx512};
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return {6, 16, tile_avx2};
+  const char* variable = std::getenv("CQA_TILE");
+  const std::string asked = variable ? variable : "avx512";
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  if (asked == "avx512" && __builtin_cpu_supports("avx512f")) return {12, 32, tile_avx512};
+  if (asked != "plain" && avx2) return {6, 16, tile_avx2};
 #endif
   return {6, 16, tile_plain};
 }

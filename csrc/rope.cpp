@@ -4,14 +4,18 @@
 namespace cqa {
 namespace {
 
+// One row: `heads` heads of 2 · half elements, angles shared.
 CQA_CLONES void rotate(const float* x, const float* cos, const float* sin, double sign,
-                       int64_t half, float* to) {
+                       int64_t heads, int64_t half, float* to) {
   for (int64_t i = 0; i < half; i += 8) {
     const int64_t n = half - i;
     const auto c = load_wide(cos + i, n), s = load_wide(sin + i, n) * sign;
-    const auto x1 = load_wide(x + i, n), x2 = load_wide(x + half + i, n);
-    store_narrow(to + i, x1 * c - x2 * s, n);
-    store_narrow(to + half + i, x2 * c + x1 * s, n);
+    for (int64_t h = 0; h < heads; h++) {
+      const int64_t at = 2 * half * h + i;
+      const auto x1 = load_wide(x + at, n), x2 = load_wide(x + at + half, n);
+      store_narrow(to + at, x1 * c - x2 * s, n);
+      store_narrow(to + at + half, x2 * c + x1 * s, n);
+    }
   }
 }
 
@@ -20,14 +24,12 @@ CQA_CLONES void rotate(const float* x, const float* cos, const float* sin, doubl
 // Rotates the heads of x (M, H, D) into out (M, H, D); both may have strided rows. A sign of -1
 // turns back.
 void rope(Tensor x, Tensor cos, Tensor sin, Tensor out, double sign) {
-  const int64_t heads = x.size(1), width = x.size(2), half = width / 2;
+  const int64_t heads = x.size(1), half = x.size(2) / 2;
   const float* from = x.const_data_ptr<float>();
   float* to = out.mutable_data_ptr<float>();
   parallel_for(x.size(0), [&](int64_t row) {
-    for (int64_t h = 0; h < heads; h++)
-      rotate(from + row * x.stride(0) + h * width, cos.const_data_ptr<float>() + row * half,
-             sin.const_data_ptr<float>() + row * half, sign, half,
-             to + row * out.stride(0) + h * width);
+    rotate(from + row * x.stride(0), cos.const_data_ptr<float>() + row * half,
+           sin.const_data_ptr<float>() + row * half, sign, heads, half, to + row * out.stride(0));
   });
 }
 

@@ -18,9 +18,6 @@ from torch import Tensor
 from cqa.kernels.backend import Backend, choose
 from cqa.kernels.matmul import mm
 
-from cqa.kernels.backend import Backend, choose
-from cqa.kernels.matmul import mm
-
 
 @dataclass(frozen=True, slots=True)
 class LoraRows:

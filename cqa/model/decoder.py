@@ -1,8 +1,9 @@
 """The decoder on packed tokens: one class for Qwen2/2.5, Qwen3, Llama and Mistral.
 
-Training runs every op over all rows at once. Scoring (`block_rows`) runs every GEMM on blocks of
-exactly that many rows, the last one padded: a row's result then depends on its own segment alone,
-not on how many rows share the pass, and intermediates stay the size of a block. Scoring also keeps
+Training runs every op over all rows at once. Scoring runs them on blocks of rows, so that
+intermediates stay the size of a block. A row's score depends on its own segment alone, not on how
+many rows share the pass: the native product sums in an order of its own, and for a library's every
+block has the same height, the last one padded. Scoring also keeps
 the residual stream one precision wider than the weights: a sum over hundreds of tokens shows what
 rounding it at every layer loses.
 """
@@ -31,7 +32,10 @@ from cqa.model.config import DecoderConfig
 from cqa.model.projection import Projection
 from cqa.model.rope import inverse_frequencies, rope_tables
 
-BLOCK_ROWS = 256  # rows of a scoring GEMM: within 5 % of the full-height rate, little padding
+BLOCK_ROWS = {  # of scoring
+    "native": 2048,  # weights are read once a block
+    "reference": 256,  # padded, so not too high
+}
 
 
 @dataclass(slots=True)
@@ -115,7 +119,7 @@ class Decoder:
         *,
         dropout: Dropout | None = None,
         noise: Noise | None = None,
-        block_rows: int | None = None,
+        scoring: bool = False,
         recompute: bool = False,
     ) -> Tensor:
         """Return the hidden state that predicts each of the batch's targets, final norm applied.
@@ -124,20 +128,21 @@ class Decoder:
             batch: Packed rows on this decoder's device.
             dropout: LoRA dropout of this step, in training.
             noise: NEFTune noise of this step, in training.
-            block_rows: Run row-wise work in blocks of exactly this many rows, without gradient.
+            scoring: Run in blocks of rows, with a wider residual stream, without gradient.
             recompute: Recompute each layer in backward instead of keeping its activations.
 
         Returns:
             Shape (T, hidden_size).
         """
-        run = _Blocks(block_rows, pad=self.backend == "reference")
+        height = BLOCK_ROWS[self.backend] if scoring else None
+        run = _Blocks(height, pad=self.backend == "reference")
         cos, sin = rope_tables(self._inv_freq, self._rope_factor, batch.position_ids)
         spans = tuple(
             AttentionSpan((s.start, s.stop), (s.start, s.stop), (s.prefix_start, s.prefix_stop))
             for s in batch.segments
         )
         h = embed(batch.input_ids, self.table, noise)
-        if block_rows is not None:
+        if scoring:
             h = h.to(wider(self.dtype))
         for layer in self.layers[:-1]:
             if recompute and torch.is_grad_enabled():
@@ -257,7 +262,7 @@ class _Blocks:
     ) -> tuple[Tensor, ...]:
         """Call a function of row tensors (M, …) that returns several."""
         height, n_rows = self.height, rows[0].shape[0]
-        if height is None:
+        if height is None or (n_rows <= height and not self.pad):
             return function(*rows)
         outs: tuple[Tensor, ...] = ()
         for start in range(0, n_rows, height):

@@ -12,7 +12,7 @@ from cqa.data.tokenizer import Tokenizer
 from cqa.errors import NumericsError
 from cqa.kernels.token_logprobs import token_stats
 from cqa.layout import pack_trees
-from cqa.model.decoder import BLOCK_ROWS, Decoder
+from cqa.model.decoder import Decoder
 from cqa.score.forest import EncodedItem, Forest, Ids
 from cqa.score.information import contrast, delta_i_best_wrong, rank_prob
 
@@ -46,7 +46,7 @@ def run_forest(decoder: Decoder, forest: Forest) -> dict[tuple[Ids, Ids], Branch
     trees = forest.trees()
     batch, places = pack_trees(trees)
     batch = batch.to(decoder.device)
-    hidden = decoder.hidden(batch, block_rows=BLOCK_ROWS)
+    hidden = decoder.hidden(batch, scoring=True)
     stats = token_stats(hidden, decoder.head, batch.target, backend=decoder.backend)
     logp, entropy = stats.logp.tolist(), stats.entropy.tolist()
     return {

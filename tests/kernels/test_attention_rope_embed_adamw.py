@@ -15,12 +15,6 @@ from cqa.kernels.embed import Noise, embed
 from cqa.kernels.philox import NEFTUNE, philox_words_ref, stream_of
 from cqa.kernels.rope import rope
 
-
-@pytest.fixture(autouse=True)
-def _same_numbers_every_run() -> None:
-    torch.manual_seed(0)
-
-
 NOTHING = (0, 0)
 LAYOUTS = {
     "documents": [

@@ -13,11 +13,6 @@ from cqa.kernels.token_logprobs import CHUNK_ROWS, token_logprobs, token_stats
 D, V = 40, 211
 
 
-@pytest.fixture(autouse=True)
-def _same_numbers_every_run() -> None:
-    torch.manual_seed(0)
-
-
 def inputs(kind: str, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:
     """300 hidden states, a head, and targets of which some are the arg-max or the last id."""
     scale = {"normal": 0.3, "peaked": 5.0, "flat": 0.0, "offset": 0.3}[kind]

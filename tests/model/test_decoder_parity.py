@@ -10,6 +10,7 @@ from helpers import assert_as_accurate, tiny_checkpoint
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from cqa.kernels.backend import native_problem
 from cqa.kernels.embed import Noise
 from cqa.kernels.philox import Dropout
 from cqa.kernels.token_logprobs import token_logprobs, token_stats
@@ -84,8 +85,8 @@ class Pair:
         return logp.squeeze(1).double()
 
     @torch.no_grad()
-    def logp(self, batch: PackedBatch, block_rows: int | None) -> Tensor:
-        hidden = self.ours.hidden(batch, block_rows=block_rows)
+    def logp(self, batch: PackedBatch, scoring: bool) -> Tensor:
+        hidden = self.ours.hidden(batch, scoring=scoring)
         return token_stats(hidden, self.ours.head, batch.target).logp
 
     @cached_property
@@ -117,35 +118,54 @@ def load(folder: Path, dtype: torch.dtype = torch.float32, **settings) -> Decode
     return load_model(folder, device=torch.device("cpu"), dtype=dtype, **settings).decoder
 
 
-def load_pair(folder: Path, dtype: torch.dtype = torch.float32) -> Pair:
-    return Pair(load(folder, dtype), AutoModelForCausalLM.from_pretrained(folder, dtype=dtype))
+def load_pair(folder: Path, dtype: torch.dtype = torch.float32, **settings) -> Pair:
+    return Pair(
+        load(folder, dtype, **settings), AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+    )
+
+
+@pytest.fixture(scope="module", params=["reference", "native"])
+def backend(request: pytest.FixtureRequest) -> str:
+    if request.param == "native" and (problem := native_problem()):
+        pytest.skip(f"no native ops: {problem}")
+    return request.param
 
 
 @pytest.fixture(scope="module", params=CASES)
-def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pair:
+def pair(
+    request: pytest.FixtureRequest, backend: str, tmp_path_factory: pytest.TempPathFactory
+) -> Pair:
     architecture, changes = CASES[request.param]
-    return load_pair(tiny_checkpoint(tmp_path_factory.mktemp("model"), architecture, **changes))
+    folder = tiny_checkpoint(tmp_path_factory.mktemp("model"), architecture, **changes)
+    return load_pair(folder, backend=backend)
+
+
+@pytest.fixture(autouse=True)
+def _low_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make blocks that even small batches exceed."""
+    for name, height in (("reference", 256), ("native", 100)):
+        monkeypatch.setitem(BLOCK_ROWS, name, height)
 
 
 PACKINGS = pytest.mark.parametrize("packing", ["documents", "trees"])
-BLOCKS = pytest.mark.parametrize("block_rows", [None, BLOCK_ROWS], ids=["whole", "blocks"])
+BLOCKS = pytest.mark.parametrize("scoring", [False, True], ids=["whole", "blocks"])
 
 
 @PACKINGS
 @BLOCKS
-def test_log_probabilities_equal_those_of_transformers(pair, packing, block_rows):
+def test_log_probabilities_equal_those_of_transformers(pair, packing, scoring):
     batch, expected = getattr(pair, packing)
-    assert batch.n_rows > BLOCK_ROWS
-    torch.testing.assert_close(pair.logp(batch, block_rows), expected, rtol=0, atol=4e-6)
+    assert batch.n_rows > 256
+    torch.testing.assert_close(pair.logp(batch, scoring), expected, rtol=0, atol=4e-6)
 
 
-def test_log_probabilities_of_real_models_equal_those_of_transformers(real_model):
-    pair = load_pair(real_model)
+def test_log_probabilities_of_real_models_equal_those_of_transformers(real_model, backend):
+    pair = load_pair(real_model, backend=backend)
     in_fp64 = Pair(load(real_model, torch.float64), pair.theirs)
     for batch, expected in (pair.documents, pair.trees):
-        truth = in_fp64.logp(batch, None)
-        for block_rows in (None, BLOCK_ROWS):
-            actual = pair.logp(batch, block_rows)
+        truth = in_fp64.logp(batch, False)
+        for scoring in (False, True):
+            actual = pair.logp(batch, scoring)
             torch.testing.assert_close(actual, expected, rtol=0, atol=2e-5)
             assert (actual - truth).abs().mean() <= 1.2 * (expected - truth).abs().mean()
 
@@ -184,7 +204,7 @@ def random_trees(decoder: Decoder, count: int) -> list[Tree]:
 def score(decoder: Decoder, trees: list[Tree]) -> dict[Tree, list[Tensor]]:
     """Hidden states of every option, in one pass over these trees."""
     batch, places = pack_trees(trees)
-    hidden = decoder.hidden(batch, block_rows=BLOCK_ROWS)
+    hidden = decoder.hidden(batch, scoring=True)
     return {
         tree: [hidden[place] for place in slices]
         for tree, slices in zip(trees, places, strict=True)
@@ -194,7 +214,7 @@ def score(decoder: Decoder, trees: list[Tree]) -> dict[Tree, list[Tensor]]:
 def assert_bits_do_not_depend_on_packing(decoder: Decoder) -> None:
     trees = random_trees(decoder, 8)
     together = score(decoder, trees)
-    assert pack_trees(trees)[0].n_rows > 2 * BLOCK_ROWS
+    assert pack_trees(trees)[0].n_rows > 2 * 256
     groupings = {
         "reversed": [trees[::-1]],
         "shuffled": [random.Random(1).sample(trees, 8)],
@@ -317,12 +337,12 @@ def test_recomputing_layers_keeps_less_and_gives_the_same_gradients(tiny):
 @BLOCKS
 @PACKINGS
 @pytest.mark.parametrize("name", ["qwen2", "qwen3", "llama-biases", "mistral-sliding"])
-def test_bf16_is_as_accurate_as_in_transformers(name, packing, block_rows, tmp_path):
+def test_bf16_is_as_accurate_as_in_transformers(name, packing, scoring, tmp_path):
     architecture, changes = CASES[name]
     pair = load_pair(tiny_checkpoint(tmp_path, architecture, **changes), torch.bfloat16)
     batch, naive = getattr(pair, packing)
     _, truth = getattr(Pair(pair.ours, pair.theirs.float()), packing)
-    actual = pair.logp(batch, block_rows).double()
+    actual = pair.logp(batch, scoring).double()
     assert_as_accurate("logp", actual, naive, truth)
     assert (actual - truth).abs().mean() <= 1.2 * (naive - truth).abs().mean()
 
@@ -333,7 +353,5 @@ def test_scoring_in_bf16_loses_less_over_many_layers_than_transformers(packing, 
     pair = load_pair(folder, torch.bfloat16)
     batch, naive = getattr(pair, packing)
     _, truth = getattr(Pair(pair.ours, pair.theirs.float()), packing)
-    error, naive_error = (
-        (logp - truth).abs().mean() for logp in (pair.logp(batch, BLOCK_ROWS), naive)
-    )
+    error, naive_error = ((logp - truth).abs().mean() for logp in (pair.logp(batch, True), naive))
     assert error < 0.8 * naive_error

@@ -1,0 +1,22 @@
+"""Every test of an op runs on each backend that does its dtype."""
+
+import pytest
+import torch
+
+from cqa.kernels import backend as backends
+from cqa.kernels.backend import Backend, native_problem
+
+
+@pytest.fixture(autouse=True, params=["reference", "native"])
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Backend:
+    """Let ops that are not told take this one."""
+    if request.param == "reference":
+        monkeypatch.setattr(backends, "native_problem", lambda: "switched off by a test")
+    elif problem := native_problem():
+        pytest.skip(f"no native ops: {problem}")
+    return request.param
+
+
+@pytest.fixture(autouse=True)
+def _same_numbers_every_run() -> None:
+    torch.manual_seed(0)
