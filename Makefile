@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check bench clean
+.PHONY: demo test check bench bench-check bench-peers clean
 
 $(READY): pyproject.toml setup.py constraints.txt $(wildcard csrc/*)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "cqa-fast needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
@@ -25,9 +25,18 @@ check: $(READY)  ## format, lint, types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+bench-check: $(READY)  ## fail if it got slower or larger than bench/floors.json allows
+	$(BIN)/python -m pytest bench/check_regression.py -q
+
+bench-peers:  ## LLaMA-Factory in an environment of its own, for make bench
+	$(PYTHON) -m venv bench/peers/.venv-llamafactory
+	bench/peers/.venv-llamafactory/bin/python -m pip install --quiet torch==2.13.0
+	bench/peers/.venv-llamafactory/bin/python -m pip install --quiet --constraint bench/peers/llamafactory.txt llamafactory
+	bench/peers/.venv-llamafactory/bin/python -m pip uninstall --quiet --yes torchvision torchaudio
+
 bench: $(READY)  ## run the benchmarks
 	$(BIN)/python -m pytest bench --benchmark-only --benchmark-storage=file://bench/results --benchmark-autosave
 
 clean:
-	rm -rf $(VENV) build cqa/_C*.so *.egg-info demo-out .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) bench/peers/.venv-* build cqa/_C*.so *.egg-info demo-out .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,43 +1,110 @@
-"""Scoring pairs with the demo model, conditional and null: ours, against lm-eval's HF backend."""
+"""Conditional and null log-probabilities of the same items: ours, against lm-eval's HF backend."""
 
+import json
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
-from compare import record, turn_about
+from compare import Contestant, record, turn_about
 
 from cqa.data.items import read_items
 from cqa.data.tokenizer import Tokenizer
-from cqa.model.load import load_model
-from cqa.score.forest import encode_item, passes
-from cqa.score.scorer import run_forest
+from cqa.model.config import read_config
+from cqa.model.lora import LoraSpec, write_adapter
+from cqa.model.projection import MODULES
+from cqa.score.forest import encode_item
 from cqa.study.demo import ASSETS
 
+HELLASWAG = Path(__file__).parents[2] / "shared/data/pairs/narrative_hellaswag.jsonl"
+Pairs = list[tuple[list[int], list[int]]]
 
-def bench_pairs(benchmark):
-    huggingface = pytest.importorskip("lm_eval.models.huggingface")
 
-    folder = ASSETS / "model"
-    tokenizer = Tokenizer(folder)
-    base = load_model(folder, device=torch.device("cpu"), dtype=torch.float32)
-    items = [
-        encode_item(item, tokenizer, "split", score_eos=False, max_positions=1024)
-        for item in read_items([ASSETS / "literary.jsonl"])
-    ]
-    pairs = [(option.context_ids, option.option_ids) for item in items for option in item.options]
-    pairs += [(tokenizer.null_ids, option) for _, option in pairs]
+def random_items(n_items: int, n_options: int, context: int = 400, option: int = 60) -> Pairs:
+    """Contexts and options of random tokens, each option after its context and after ∅."""
+    rng = np.random.default_rng(0)
 
-    def ours():
-        scored = {}
-        for _, forest in passes(items, tokenizer, 4096):
-            scored.update(run_forest(base.decoder, forest))
-        return [scored[pair].total for pair in pairs]
+    def text(length: int) -> list[int]:
+        return rng.integers(0, 150_000, length).tolist()
 
-    lm = huggingface.HFLM(pretrained=str(folder), device="cpu", dtype="float32", batch_size=8)
-    requests = [((None, None), list(context), list(option)) for context, option in pairs]
+    pairs: Pairs = []
+    for _ in range(n_items):
+        before, options = text(context), [text(option) for _ in range(n_options)]
+        pairs += [(before, one) for one in options] + [([151_643], one) for one in options]
+    return pairs
 
-    def peer():
-        return [logp for logp, _ in lm._loglikelihood_tokens(requests, disable_tqdm=True)]
 
-    assert ours() == pytest.approx(peer(), abs=1e-3)
-    benchmark.extra_info["n_pairs"] = len(pairs)
-    record(benchmark, "lm_eval_hf", turn_about(ours, peer))
-    benchmark.pedantic(ours, rounds=3)
+def real_items(path: Path, n_items: int) -> Pairs:
+    """Items of a file, as the demo model's tokenizer has them, after their context and after ∅."""
+    tokenizer = Tokenizer(ASSETS / "model")
+    pairs: Pairs = []
+    for item, _ in zip(read_items([path]), range(n_items), strict=False):
+        encoded = encode_item(item, tokenizer, "split", score_eos=False, max_positions=1024)
+        for option in encoded.options:
+            pairs.append((list(option.context_ids), list(option.option_ids)))
+            pairs.append((list(tokenizer.null_ids), list(option.option_ids)))
+    return pairs
+
+
+def compare(benchmark, settings: dict, n: int = 5) -> None:
+    """Check that the sums agree, then time them turn about."""
+    with Contestant("ours_score", settings) as ours, Contestant("lm_eval_hf", settings) as peer:
+        expected = peer().value
+        assert ours().value == pytest.approx(expected, abs=2e-3, rel=1e-5)
+        result = turn_about(ours, peer, n)
+        memory = {"ours_peak_bytes": ours.peak_bytes, "peer_peak_bytes": peer.peak_bytes}
+        record(benchmark, "lm_eval_hf", result, **memory)
+        benchmark.extra_info["n_pairs"] = len(settings["pairs"])
+        benchmark.pedantic(ours, rounds=1)
+
+
+def bench_demo_pairs(benchmark):
+    pairs = real_items(ASSETS / "literary.jsonl", 40)
+    compare(benchmark, {"model": str(ASSETS / "model"), "pairs": pairs, "batch_size": 8})
+
+
+@pytest.mark.parametrize(("n_items", "n_options"), [(2, 2), (1, 4)], ids=["pairs", "four-options"])
+def bench_half_billion(benchmark, half_billion, n_items, n_options):
+    pairs = random_items(n_items, n_options)
+    compare(benchmark, {"model": str(half_billion), "pairs": pairs, "batch_size": 4})
+
+
+@pytest.mark.skipif(not HELLASWAG.exists(), reason="real data not at hand: HellaSwag")
+def bench_half_billion_hellaswag(benchmark, half_billion):
+    pairs = real_items(HELLASWAG, 6)
+    compare(benchmark, {"model": str(half_billion), "pairs": pairs, "batch_size": 4})
+
+
+def bench_half_billion_base_and_seven_adapters(benchmark, half_billion, tmp_path):
+    adapters = [random_adapter(half_billion, tmp_path / f"epoch-{i}", i) for i in range(1, 8)]
+    settings = {
+        "model": str(half_billion),
+        "pairs": random_items(1, 2),
+        "batch_size": 4,
+        "adapters": [str(folder) for folder in adapters],
+    }
+    compare(benchmark, settings, n=3)
+
+
+def random_adapter(base: Path, folder: Path, seed: int) -> Path:
+    """Write an adapter of random numbers, small enough to change scores by a little."""
+    config, spec = read_config(base), LoraSpec(32, 32.0, True, MODULES)
+    heads, kv_heads = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
+    hidden, wide = config.hidden_size, config.intermediate_size
+    shapes = {
+        "q": (hidden, heads), "k": (hidden, kv_heads), "v": (hidden, kv_heads),
+        "o": (heads, hidden), "gate": (hidden, wide), "up": (hidden, wide), "down": (wide, hidden),
+    }  # fmt: skip
+    generator = torch.Generator().manual_seed(seed)
+    weights = {
+        (layer, name): (
+            torch.randn(32, n_in, generator=generator) / n_in**0.5,
+            torch.randn(n_out, 32, generator=generator) / 1000,
+        )
+        for layer in range(config.n_layers)
+        for name, (n_in, n_out) in shapes.items()
+    }
+    folder.mkdir()
+    write_adapter(folder, spec, weights, str(base), 0.05)
+    assert json.loads((folder / "adapter_config.json").read_text())["r"] == 32
+    return folder

@@ -1,12 +1,23 @@
-"""What every result records of the machine."""
+"""What every result records of the machine, and the models that are measured."""
 
+import json
 import os
 import platform
+import shutil
 from importlib.metadata import version
+from pathlib import Path
 
 import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+
+HALF_BILLION = {  # the shape of Qwen2.5-0.5B
+    "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "hidden_act": "silu",
+    "hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24,
+    "num_attention_heads": 14, "num_key_value_heads": 2, "vocab_size": 151936,
+    "rms_norm_eps": 1e-6, "rope_theta": 1e6, "tie_word_embeddings": True,
+    "max_position_embeddings": 32768, "torch_dtype": "float32",
+}  # fmt: skip
 
 
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict) -> None:
@@ -14,7 +25,28 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: di
     import torch
 
     machine_info.update(
-        {name: version(name) for name in ("torch", "transformers", "peft", "numpy")},
+        {name: version(name) for name in ("torch", "transformers", "peft", "lm_eval", "numpy")},
         threads=torch.get_num_threads(),
+        capability=torch.backends.cpu.get_cpu_capability(),
         processor=platform.processor() or platform.machine(),
     )
+
+
+@pytest.fixture(scope="session")
+def half_billion(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a model of the 0.5 B shape with random weights."""
+    import torch
+    from safetensors.torch import save_file
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from cqa.study.demo import ASSETS
+
+    folder = tmp_path_factory.mktemp("half_billion")
+    (folder / "config.json").write_text(json.dumps(HALF_BILLION))
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
+    tensors = {n: t for n, t in model.state_dict().items() if n != "lm_head.weight"}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(ASSETS / "model" / name, folder)
+    return folder

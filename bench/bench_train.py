@@ -1,0 +1,70 @@
+"""One accumulation window, forward to optimizer step, against the trainers that people use."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from compare import Contestant, record, turn_about
+
+from cqa.study.demo import ASSETS
+
+FACTORY = Path(__file__).parent / "peers" / ".venv-llamafactory" / "bin" / "python"
+
+
+def window(vocabulary: int, *shapes: tuple[int, int]) -> list[tuple[list[int], list[bool]]]:
+    """Samples of random tokens: (tokens, how many of the last are learned)."""
+    rng = np.random.default_rng(0)
+    return [
+        (rng.integers(0, vocabulary, n).tolist(), [i >= n - learned for i in range(n)])
+        for n, learned in shapes
+    ]
+
+
+SHAPES = {
+    "demo": (lambda _: ASSETS / "model", window(4000, (478, 110), (420, 100))),
+    "0.5B": (
+        lambda request: request.getfixturevalue("half_billion"),
+        window(150_000, (300, 200), (420, 260)),
+    ),
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def bench_window_against_transformers_and_peft(benchmark, request, shape):
+    folder_of, samples = SHAPES[shape]
+    settings = {"model": str(folder_of(request)), "window": samples}
+    with (
+        Contestant("ours_train", settings) as ours,
+        Contestant("transformers_peft", settings) as peer,
+    ):
+        assert ours(dropout=0.0).value == pytest.approx(peer(dropout=0.0).value, rel=1e-5)
+        result = turn_about(lambda: ours(dropout=0.05), lambda: peer(dropout=0.05))
+        memory = {"ours_peak_bytes": ours.peak_bytes, "peer_peak_bytes": peer.peak_bytes}
+        record(benchmark, "transformers_peft", result, **memory)
+        benchmark.extra_info["n_tokens"] = sum(len(ids) for ids, _ in samples)
+        benchmark.pedantic(lambda: ours(dropout=0.05), rounds=3)
+
+
+@pytest.mark.skipif(not FACTORY.exists(), reason="LLaMA-Factory is not there: make bench-peers")
+def bench_paper_recipe_against_llamafactory(benchmark, tmp_path):
+    folders = [tmp_path / name for name in ("ours", "peer")]
+    for folder in folders:
+        folder.mkdir()
+    ours_settings, peer_settings = (
+        {
+            "model": str(ASSETS / "model"),
+            "data": str(ASSETS / "train.jsonl"),
+            "folder": str(folder),
+        }
+        for folder in folders
+    )
+    with (
+        Contestant("ours_sft", ours_settings) as ours,
+        Contestant("llamafactory_sft", peer_settings, str(FACTORY)) as peer,
+    ):
+        result = turn_about(ours, peer, n=15)  # windows differ in length: more of them
+        memory = {"ours_peak_bytes": ours.peak_bytes, "peer_peak_bytes": peer.peak_bytes}
+        record(benchmark, "llamafactory", result, **memory)
+        benchmark.pedantic(ours, rounds=3)
+    shutil.rmtree(tmp_path)

@@ -1,0 +1,111 @@
+"""What CI watches: speed as ratios within this run, and counts that have one right value.
+
+A ratio fails when even the upper end of its interval is below its floor: the noise of a shared
+machine widens the interval and does not fail it. A count fails when it rises. Floors and counts
+stand in floors.json; a better number is written there by hand, with the change that earned it.
+"""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from bench_score import real_items
+from bench_train import SHAPES
+from compare import Contestant, turn_about
+
+from cqa.data.samples import EncodedSample
+from cqa.kernels.backend import native_problem
+from cqa.layout import pack_trees
+from cqa.model.load import load_model
+from cqa.model.lora import LoraSpec, TrainableLora
+from cqa.model.projection import MODULES
+from cqa.score.forest import Forest
+from cqa.study.demo import ASSETS
+from cqa.train.config import TrainConfig
+from cqa.train.loop import backward_window
+
+FLOORS = json.loads((Path(__file__).parent / "floors.json").read_text("utf-8"))
+MODEL = ASSETS / "model"
+needs_native = pytest.mark.skipif(native_problem() is not None, reason="no native ops")
+
+
+def assert_not_slower(name: str, ours, peer) -> None:
+    result = turn_about(ours, peer, n=7)
+    floor = FLOORS["ratios"][name]
+    print(f"{name}: {result.ratio:.2f} [{result.low:.2f}, {result.high:.2f}], floor {floor}")
+    assert result.high >= floor, result
+
+
+@needs_native
+@pytest.mark.parametrize("peer", ["reference", "transformers_peft"])
+def check_training_window(peer):
+    settings = {"model": str(MODEL), "window": SHAPES["demo"][1]}
+    script = "ours_train" if peer == "reference" else peer
+    with (
+        Contestant("ours_train", settings) as ours,
+        Contestant(script, {**settings, "backend": "reference"}) as theirs,
+    ):
+        assert ours(dropout=0.0).value == pytest.approx(theirs(dropout=0.0).value, rel=1e-5)
+        assert_not_slower(
+            f"train_window_against_{peer}",
+            lambda: ours(dropout=0.05),
+            lambda: theirs(dropout=0.05),
+        )
+
+
+@needs_native
+@pytest.mark.parametrize("peer", ["reference", "lm_eval_hf"])
+def check_scoring(peer):
+    settings = {"model": str(MODEL), "pairs": pairs(), "batch_size": 8}
+    script = "ours_score" if peer == "reference" else peer
+    with (
+        Contestant("ours_score", settings) as ours,
+        Contestant(script, {**settings, "backend": "reference"}) as theirs,
+    ):
+        assert ours().value == pytest.approx(theirs().value, abs=1e-3)
+        assert_not_slower(f"score_against_{peer}", ours, theirs)
+
+
+def pairs():
+    return real_items(ASSETS / "literary.jsonl", 16)
+
+
+def check_counts():
+    counted = {**scoring_counts(), "bytes_saved_for_backward": bytes_saved()}
+    print(counted)
+    for name, most in FLOORS["counts"].items():
+        assert counted[name] <= most, name
+
+
+def scoring_counts() -> dict[str, int]:
+    """Tokens through the decoder and rows through the head, for the items of `pairs`."""
+    forest = Forest()
+    forest.add([(tuple(context), tuple(option)) for context, option in pairs()])
+    batch, _ = pack_trees(forest.trees())
+    return {"forward_tokens": batch.n_rows, "head_rows": batch.n_targets}
+
+
+def bytes_saved() -> int:
+    """Bytes of the tensors, weights included, that a training window keeps for its backward."""
+    spec = LoraSpec(32, 32.0, True, MODULES)
+    base = load_model(
+        MODEL, device=torch.device("cpu"), dtype=torch.float32, rank_columns=spec.rank_columns()
+    )
+    TrainableLora(base.decoder, spec, 0)
+    config = TrainConfig(model="", data=None, out=None, neftune_alpha=0.0)
+    window = [
+        EncodedSample(str(i), tuple(ids), tuple(learned), slice(0, 0), "")
+        for i, (ids, learned) in enumerate(SHAPES["demo"][1])
+    ]
+    saved = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        saved[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        backward_window(SimpleNamespace(config=config), base.decoder, window, 1, 210)
+    return sum(saved.values())

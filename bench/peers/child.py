@@ -1,0 +1,39 @@
+"""The contestant's side of a comparison: one turn for each line on standard input.
+
+A contestant is a script of its own, in a process and, where its dependencies clash, an environment
+of its own. It gets its settings as JSON in its first argument and answers every line (JSON
+arguments of the turn) with one: {"seconds", "value", "peak_bytes"}.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+_answers = os.fdopen(os.dup(1), "w")
+os.dup2(2, 1)  # what libraries print goes to standard error
+
+settings: dict[str, Any] = json.loads(sys.argv[1])
+
+
+def serve(turn: Callable[..., Any]) -> None:
+    """Answer until standard input ends."""
+    answer({"ready": True})
+    for line in sys.stdin:
+        started = time.perf_counter()
+        value = turn(**json.loads(line))
+        answer({"seconds": time.perf_counter() - started, "value": value})
+
+
+def answer(message: dict[str, Any]) -> None:
+    """Write one line, with the most memory this process has held so far."""
+    peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    print(json.dumps({**message, "peak_bytes": peak_bytes}), file=_answers, flush=True)
