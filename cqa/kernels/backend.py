@@ -22,11 +22,11 @@ LIBRARY = Path(__file__).parents[1] / "_C.so"
 def native_problem() -> str | None:
     """Load the native ops; return why there are none, or None when they are there."""
     if not LIBRARY.is_file():
-        return "not built when this package was installed"
+        return "they were not built when this package was installed"
     try:
         torch.ops.load_library(str(LIBRARY))
     except OSError as error:
-        return f"not loadable with torch {torch.__version__}: {error}"
+        return f"they do not load with torch {torch.__version__}: {error}"
     return None
 
 

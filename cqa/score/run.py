@@ -31,7 +31,7 @@ from cqa.score.results import META, SUMMARY, Results, digest_json, item_key
 from cqa.score.scorer import item_row, run_forest
 from cqa.score.summary import Scores, summarise
 
-NUMERICS = 1  # raised with every change that can move a digit of a score
+NUMERICS = 2  # raised with every change that can move a digit of a score
 Event = dict[str, Any]
 
 
@@ -107,6 +107,7 @@ def score(
             "model": base.digest,
             "device": device.type,
             "dtype": dtype_name(dtype),
+            "backend": base.decoder.backend,
         }
         on_event({"event": "start", "n_items": n_items, "n_models": 1 + len(adapters)})
         models = []

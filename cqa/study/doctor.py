@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from cqa.identity import versions
+from cqa.kernels.backend import REBUILD, native_problem
 
 
 def examine(folder: Path) -> dict[str, Any]:
@@ -33,7 +34,12 @@ def examine(folder: Path) -> dict[str, Any]:
         "memory_bytes": _memory_bytes(),
         "free_disk_bytes": shutil.disk_usage(folder).free,
         "offline": os.environ.get("HF_HUB_OFFLINE") == "1",
-        "backends": {"cpu": "reference", "cuda": "reference"},
+        "backends": {
+            "cpu fp32": "reference" if native_problem() else "native",
+            "cpu bf16": "reference",
+            "cuda": "reference",
+        },
+        "native_problem": native_problem(),
     }
     return {**facts, "advice": _advice(facts)}
 
@@ -47,6 +53,11 @@ def _advice(facts: dict[str, Any]) -> list[str]:
     if not facts["cuda_devices"]:
         why = "this torch is a CPU build" if facts["cuda_build"] is None else "no device answers"
         advice.append(f"no GPU: {why}; models over about 1 B parameters will be slow")
+    if facts["native_problem"]:
+        advice.append(
+            f"no native CPU ops: {facts['native_problem']}; training and scoring on the CPU take "
+            f"several times as long without them; {REBUILD}"
+        )
     if facts["free_disk_bytes"] < 10 * 10**9:
         advice.append("under 10 GB of disk are free: 12 epochs of a 7 B model's adapter take 4 GB")
     return advice

@@ -99,6 +99,7 @@ def write_run(plan: Plan, *, model_digest: str, lora: TrainableLora, dtype: torc
             "n_parameters": lora.n_params,
             "scaling": plan.spec.scaling,
             "dtype": dtype_name(dtype),
+            "backend": lora.decoder.backend,
             "device": torch.cuda.get_device_name() if on_cuda else platform.machine(),
             "n_threads": torch.get_num_threads(),
             "model_digest": model_digest,
