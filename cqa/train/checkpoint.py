@@ -81,7 +81,7 @@ def check_same_model(plan: Plan, model_digest: str) -> None:
             )
 
 
-def write_run(plan: Plan, *, model_digest: str, lora: TrainableLora, dtype: torch.dtype) -> None:
+def write_run(plan: Plan, *, model_digest: str, lora: TrainableLora) -> None:
     """Write run.json: what was asked, what was resolved, and what identifies the inputs."""
     decoder = lora.decoder
     on_cuda = decoder.device.type == "cuda"
@@ -98,7 +98,7 @@ def write_run(plan: Plan, *, model_digest: str, lora: TrainableLora, dtype: torc
             "total_steps": plan.total_steps,
             "n_parameters": lora.n_params,
             "scaling": plan.spec.scaling,
-            "dtype": dtype_name(dtype),
+            "dtype": dtype_name(decoder.dtype),
             "device": torch.cuda.get_device_name() if on_cuda else platform.machine(),
             "n_threads": torch.get_num_threads(),
             "model_digest": model_digest,
