@@ -85,7 +85,8 @@ def score(config: ScoreConfig, as_json: bool) -> None:
 
     with closing(ScoreProgress()) as progress:
         summary = run_scoring(config, on_event=progress)
-    click.echo(_json(summary) if as_json else summary_text(summary))
+    if config.summary or as_json:
+        click.echo(_json(summary) if as_json else summary_text(summary))
 
 
 @main.command()

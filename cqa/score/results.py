@@ -133,7 +133,7 @@ def _count_lines(path: Path) -> int:
     if not path.exists():
         return 0
     with path.open("rb") as file:
-        return sum(block.count(b"\n") for block in iter(lambda: file.read(1 << 20), b""))
+        return sum(block.count(b"\n") for block in iter(lambda: file.read(1 << 16), b""))
 
 
 def _rows(path: Path) -> Iterator[Row]:

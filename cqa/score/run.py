@@ -76,9 +76,11 @@ def score(
     base: BaseModel | None = None,
     on_event: Callable[[Event], None] = lambda _: None,
 ) -> dict[str, Any]:
-    """Score items under the base and under every adapter; return the summary.
+    """Score items under the base and under every adapter; return the summary, if one is asked for.
 
-    Rows that `config.out` already holds for the same texts and models are not computed again.
+    Rows that `config.out` already holds for the same texts and models are not computed again. The
+    files are read once to check every item before any is computed, once for its text, and once per
+    model; no pass keeps more of an item than 21 bytes. The summary keeps a few numbers an item.
 
     Args:
         config: The settings.
@@ -121,8 +123,11 @@ def score(
             speed = _score_model(items, results, base.decoder, name, model_key, interrupt, on_event)
             on_event({"event": "scored", "adapter": name})
             models.append({"model_key": model_key, "adapter": name, **identity, **speed})
-        summary = summarise(Scores(results.rows({model["model_key"] for model in models})))
         write_json(config.out / META, {**_environment(config, device), "models": models})
+        if not config.summary:
+            (config.out / SUMMARY).unlink(missing_ok=True)  # it would be of other rows
+            return {"n_items": n_items, "n_models": len(models)}
+        summary = summarise(Scores(results.rows({model["model_key"] for model in models})))
         write_json(config.out / SUMMARY, summary)
     return summary
 
