@@ -11,7 +11,8 @@ import click
 
 from cqa import __version__
 from cqa.score.config import ScoreConfig
-from cqa.train.config import PRESETS, TrainConfig
+from cqa.study.config import WatchedTrainConfig
+from cqa.train.config import PRESETS
 from cqa_fast.options import ErrorsAsMessages, takes
 
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead.")
@@ -38,13 +39,13 @@ def main() -> None:
 
 
 @main.command()
-@takes(TrainConfig, PRESETS)
+@takes(WatchedTrainConfig, PRESETS)
 @click.option("--resume", is_flag=True, help="Continue the run in --out from its last state.")
 @click.option(
     "--dry-run", is_flag=True, help="Show steps, tokens, a sample and memory; train nothing."
 )
 @_JSON
-def train(config: TrainConfig, resume: bool, dry_run: bool, as_json: bool) -> None:
+def train(config: WatchedTrainConfig, resume: bool, dry_run: bool, as_json: bool) -> None:
     """Fine-tune a LoRA; the defaults are the paper's recipe.
 
     \b
@@ -59,11 +60,11 @@ def train(config: TrainConfig, resume: bool, dry_run: bool, as_json: bool) -> No
         described = describe_plan(plan)
         click.echo(_json(described) if as_json else plan_text(plan, described))
         return
-    from cqa.train.loop import train as run_training
+    from cqa.study.dev import train_watched
     from cqa_fast.progress import TrainProgress
 
     with closing(TrainProgress()) as progress:
-        result = run_training(config, resume=resume, on_event=progress)
+        result = train_watched(config, resume=resume, on_event=progress)
     if as_json:
         click.echo(_json(result))
 

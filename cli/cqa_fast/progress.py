@@ -74,6 +74,11 @@ class TrainProgress(_Progress):
             self._step(event)
         elif kind == "eval":
             self.display.line(f"         eval_loss {event['eval_loss_nats']:.4f} nats/token")
+        elif kind == "dev":
+            self.display.line(
+                f"         dev ddI {event['mean_ddi_nats']:+.2f} nats ({event['group']}, "
+                f"{event['n']} items)"
+            )
         elif kind == "finished":
             self.display.line("this run is finished; nothing to do")
 

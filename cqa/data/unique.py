@@ -67,7 +67,7 @@ class UniqueIds:
 
     def __init__(self) -> None:
         self._seen = Fingerprints()
-        self._files: dict[str, None] = {}
+        self._files: dict[str, int] = {}  # the last line that each was read to
 
     def __len__(self) -> int:
         return len(self._seen)
@@ -78,10 +78,12 @@ class UniqueIds:
         Raises:
             DataError: It came before; the hint says where.
         """
-        self._files[where.rpartition(":")[0]] = None
+        path, _, number = where.rpartition(":")
+        read_before = int(number) <= self._files.get(path, 0)
+        self._files[path] = int(number)
         if self._seen.add(record_id):
             return
-        first = self._first(record_id, where)
+        first = self._first(record_id, where) or (where if read_before else None)
         if first is not None:
             raise DataError(
                 f"expected each id once, got `{record_id}` again",

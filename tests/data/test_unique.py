@@ -60,6 +60,15 @@ def test_an_id_that_comes_again_is_refused_and_the_first_named(tmp_path):
         ids.add("q", f"{files[1]}:2")
 
 
+def test_a_file_that_is_read_twice_is_refused(tmp_path):
+    file = write_lines(tmp_path / "a.jsonl", [{"id": "p"}, {"id": "q"}])
+    ids = UniqueIds()
+    ids.add("p", f"{file}:1")
+    ids.add("q", f"{file}:2")
+    with pytest.raises(DataError, match=f"got `p` again\nhint: first seen at {file}:1$"):
+        ids.add("p", f"{file}:1")
+
+
 def test_the_line_that_names_an_unnamed_record_is_its_id_too(tmp_path):
     file = write_lines(tmp_path / "a.jsonl", [{}, {"id": "line-1"}])
     ids = UniqueIds()
