@@ -11,7 +11,7 @@ import click
 
 from cqa import __version__
 from cqa.score.config import ScoreConfig
-from cqa.study.config import WatchedTrainConfig
+from cqa.study.config import PrescreenConfig, WatchedTrainConfig
 from cqa.train.config import PRESETS
 from cqa_fast.options import ErrorsAsMessages, takes
 
@@ -88,6 +88,25 @@ def score(config: ScoreConfig, as_json: bool) -> None:
         summary = run_scoring(config, on_event=progress)
     if config.summary or as_json:
         click.echo(_json(summary) if as_json else summary_text(summary))
+
+
+@main.command()
+@takes(PrescreenConfig)
+@_JSON
+def prescreen(config: PrescreenConfig, as_json: bool) -> None:
+    """Rank decision points by what a base model has yet to learn about them.
+
+    \b
+    Example:
+      cqa-fast prescreen --model Qwen/Qwen2.5-7B --pairs points.jsonl --budget 100 --out points
+    """
+    from cqa.study.prescreen import prescreen as run_prescreen
+    from cqa.study.prescreen import prescreen_text
+    from cqa_fast.progress import ScoreProgress
+
+    with closing(ScoreProgress()) as progress:
+        summary = run_prescreen(config, on_event=progress)
+    click.echo(_json(summary) if as_json else prescreen_text(summary))
 
 
 @main.command()
