@@ -154,6 +154,34 @@ def validate(ctx: click.Context, files: tuple[Path, ...], as_json: bool) -> None
 
 
 @main.command()
+@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--by",
+    type=click.Choice(["auto", "tags", "words"]),
+    default="auto",
+    show_default=True,
+    help="The samples' own `tags`, or English word lists; auto takes tags where there are some.",
+)
+@click.option(
+    "--gold",
+    type=click.Path(path_type=Path),
+    help="Samples tagged by hand, to measure the word lists on instead of the 60 embedded ones.",
+)
+@_JSON
+def coverage(files: tuple[Path, ...], by: Any, gold: Path | None, as_json: bool) -> None:
+    """Count which kinds of knowledge the samples of training FILES touch; filter nothing.
+
+    \b
+    Example:
+      cqa-fast coverage train.jsonl alpaca.jsonl
+    """
+    from cqa.study.coverage import GOLD, cover, coverage_text
+
+    result = cover(files, by=by, gold=gold or GOLD)
+    click.echo(_json(result) if as_json else coverage_text(result))
+
+
+@main.command()
 @_JSON
 def doctor(as_json: bool) -> None:
     """Show versions, devices, memory and disk, and what could be better."""
