@@ -47,7 +47,7 @@ class Tally:
         found = set(tags)
         self.n_counted += 1
         self.tags.update(found & set(TAGS))
-        self.unknown_tags.update(found - set(TAGS))
+        self.unknown_tags.update(sorted(found - set(TAGS)))
         self.subsets[tuple(tag for tag in TYPES if tag in found)] += 1
 
 
