@@ -11,7 +11,7 @@ import click
 
 from cqa import __version__
 from cqa.score.config import ScoreConfig
-from cqa.study.config import PrescreenConfig, WatchedTrainConfig
+from cqa.study.config import PrescreenConfig, ScaleConfig, WatchedTrainConfig
 from cqa.train.config import PRESETS
 from cqa_fast.options import ErrorsAsMessages, takes
 
@@ -151,6 +151,25 @@ def validate(ctx: click.Context, files: tuple[Path, ...], as_json: bool) -> None
     click.echo(_json([asdict(r) for r in reports]) if as_json else report_text(reports))
     if any(report.errors for report in reports):
         ctx.exit(3)
+
+
+@main.command()
+@takes(ScaleConfig, PRESETS)
+@_JSON
+def scale(config: ScaleConfig, as_json: bool) -> None:
+    """Train on nested subsets of several sizes and seeds, and show how the effect grows.
+
+    \b
+    Example:
+      cqa-fast scale --model Qwen/Qwen2.5-7B --data train.jsonl --pairs literary.jsonl --out scale
+    """
+    from cqa.study.scale import scale as run_scale
+    from cqa.study.scale import scale_text
+    from cqa_fast.progress import ScaleProgress, ScoreProgress
+
+    with closing(ScaleProgress()) as training, closing(ScoreProgress()) as scoring:
+        result = run_scale(config, on_train=training, on_score=scoring)
+    click.echo(_json(result) if as_json else scale_text(result))
 
 
 @main.command()

@@ -108,6 +108,29 @@ class TrainProgress(_Progress):
             self._losses.clear()
 
 
+class ScaleProgress(_Progress):
+    """Shows the training runs of a scale study, a bar each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._name = ""
+
+    def __call__(self, event: Event) -> None:
+        """Take one training event of `cqa.study.scale.scale`."""
+        kind = event["event"]
+        if kind == "run":
+            self.display.stop()
+            self._name = event["name"]
+            state = "done before" if event["done"] else f"{event['n_steps']} steps"
+            self.display.line(f"run {event['k']} of {event['n_runs']}: {self._name}, {state}")
+            if not event["done"]:
+                self.display.start(event["n_steps"])
+        elif kind == "start":
+            self.display.advance(event["step"], self._name)
+        elif kind == "step":
+            self.display.advance(1, f"{self._name}  loss {event['loss_nats']:.3f}")
+
+
 class ScoreProgress(_Progress):
     """Shows a scoring run's events."""
 

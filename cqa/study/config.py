@@ -47,3 +47,39 @@ class PrescreenConfig:
         require(self.batch_tokens >= 1, "batch-tokens of at least 1", self.batch_tokens)
         require(self.budget is None or self.budget >= 1, "budget of at least 1", self.budget)
         require(0.5 < self.high <= 1, "high above 0.5, up to 1", self.high)
+
+
+ARMS = ("epoch", "step")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScaleConfig(TrainConfig):
+    """How the effect grows with the number of training samples (§4.4)."""
+
+    validation: str = option(
+        "Held-out share of the samples, the same for all sizes, or a file of them, or 0.", "0"
+    )
+    pairs: tuple[Path, ...] = same_option(ScoreConfig, "pairs")
+    sizes: tuple[int, ...] = option("Sizes of the nested subsets of --data.", (10, 30, 60, 100))
+    seeds: int = option("How many seeds from --seed on; each draws its own subsets.", 5)
+    arms: tuple[str, ...] = option(
+        "epoch: all sizes get --epochs; step: smaller ones as many steps as the largest.", ARMS
+    )
+    scored_epoch: int | None = option(
+        "Epoch of the largest subset that is scored, and the matching one of others; the last.",
+        None,
+    )
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range."""
+        super().__post_init__()
+        require(bool(self.pairs), "--pairs", "none")
+        sizes = self.sizes
+        ascending = bool(sizes) and sizes[0] >= 1 and list(sizes) == sorted(set(sizes))
+        require(ascending, "sizes from 1, each larger than the one before", sizes)
+        require(self.seeds >= 1, "seeds of at least 1", self.seeds)
+        known = bool(self.arms) and set(self.arms) <= set(ARMS)
+        require(known, f"arms among {', '.join(ARMS)}", ",".join(self.arms))
+        if self.scored_epoch is not None:
+            known = 1 <= self.scored_epoch <= self.epochs
+            require(known, f"scored-epoch from 1 to {self.epochs}", self.scored_epoch)

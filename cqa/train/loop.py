@@ -93,7 +93,8 @@ def train(
             load_state(plan, lora)
         else:
             write_run(plan, model_digest=base.digest, lora=lora)
-            save_epoch(plan, lora, "init")
+            if only_epoch is None:
+                save_epoch(plan, lora, "init")
         log = Log(config.out, last_step, plan.steps_per_epoch)
         on_event(_start_event(plan, lora, last_step))
         try:
