@@ -15,7 +15,7 @@ BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", TEXT, flags=re.MULTILINE | re.DOTA
 
 
 SHORTER = {  # what takes long on the full data: the last of a repeated flag counts
-    "cqa-fast scale": ["--sizes", "2,4", "--seeds", "1", "--epochs", "1", "--lr", "1e-3"],
+    "cqa-fast scale": ["--sizes", "2,4", "--seeds", "1", "--epochs", "2"],
     "--out run-dev": ["--epochs", "1"],
 }
 

@@ -374,6 +374,27 @@ def test_scores_go_to_standard_output_and_progress_to_standard_error(pairs, tmp_
     assert len(lines) == 2
 
 
+@pytest.mark.parametrize(
+    ("args", "part"),
+    [
+        (["prescreen", "--model", MODEL, "--pairs", "{pairs}", "--out", "{out}"], "internalised"),
+        (["coverage", "{samples}"], "samples, by their own tags"),
+        (["coverage", "--by", "words", "{samples}"], "precision  recall"),
+        (["score", "--no-summary", "--model", MODEL, "--pairs", "{pairs}", "--out", "{out}"], ""),
+    ],
+    ids=["prescreen", "coverage", "coverage-words", "score-no-summary"],
+)
+def test_studies_print_text_or_one_json_object(pairs, samples, tmp_path, args, part):
+    tagged = [{**record, "tags": ["intent"]} for record in read_lines(samples)]
+    write_lines(samples, tagged)
+    paths = {"pairs": pairs, "samples": samples, "out": tmp_path / "out"}
+    text, data = (invoke(*[a.format(**paths) for a in args], *more) for more in ([], ["--json"]))
+    assert (text.exit_code, data.exit_code) == (0, 0)
+    assert part in text.stdout
+    assert bool(text.stdout) is bool(part)
+    assert isinstance(json.loads(data.stdout), dict)
+
+
 def test_training_prints_its_result_on_standard_output_and_its_losses_beside_it(samples):
     out = samples.parent / "run"
     settings = ["--epochs", 1, "--rank", 2, "--targets", "q", "--validation", 0, "--grad-accum", 6]
