@@ -28,6 +28,12 @@ def option(help: str, default: Any = dataclasses.MISSING, *, repeat: bool = Fals
     return dataclasses.field(default=default, metadata={"help": help, "repeat": repeat})
 
 
+def same_option(cls: type, name: str) -> Any:
+    """Declare a field as another config declares it: the same help and default."""
+    (other,) = (f for f in dataclasses.fields(cls) if f.name == name)
+    return dataclasses.field(default=other.default, metadata=other.metadata)
+
+
 def key_of(name: str) -> str:
     """Spell a field's name as flag and YAML key."""
     return name.replace("_", "-")

@@ -14,6 +14,12 @@ TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", TEXT, flags=re.MULTILINE | re.DOTALL)
 
 
+SHORTER = {  # what takes long on the full data: the last of a repeated flag counts
+    "cqa-fast scale": ["--sizes", "2,4", "--seeds", "1", "--epochs", "2"],
+    "--out run-dev": ["--epochs", "1"],
+}
+
+
 def commands():
     """Return the cqa-fast commands of all bash blocks, in order."""
     lines = "\n".join(body for kind, body in BLOCKS if kind == "bash").replace("\\\n", " ")
@@ -27,6 +33,7 @@ def folder(tmp_path_factory):
     (path / "Qwen2.5-7B").symlink_to(DEMO / "model")
     for name, n in (("train", 12), ("literary", 4), ("factual", 4), ("continuations", 3)):
         write_lines(path / f"{name}.jsonl", read_lines(DEMO / f"{name}.jsonl")[:n])
+    write_lines(path / "dev.jsonl", read_lines(DEMO / "literary.jsonl")[:2])
     for kind, body in BLOCKS:
         if kind == "yaml":
             (path / body.splitlines()[0].removeprefix("# ")).write_text(body, encoding="utf-8")
@@ -35,10 +42,11 @@ def folder(tmp_path_factory):
 
 @pytest.mark.slow
 def test_the_commands_run_in_order(folder):
-    assert len(commands()) == 6
+    assert len(commands()) == 10
     for command in commands():
+        shorter = next((more for part, more in SHORTER.items() if part in command), [])
         done = subprocess.run(
-            [sys.executable, "-m", "cqa_fast", *shlex.split(command)[1:]],
+            [sys.executable, "-m", "cqa_fast", *shlex.split(command)[1:], *shorter],
             cwd=folder,
             env={"PYTHONPATH": f"{ROOT / 'cli'}:{ROOT}", "PATH": "/usr/bin", "HF_HUB_OFFLINE": "1"},
             capture_output=True,
@@ -47,6 +55,9 @@ def test_the_commands_run_in_order(folder):
         )
         assert done.returncode == 0, (command, done.stderr)
     assert (folder / "run" / "epoch-12" / "adapter_model.safetensors").is_file()
+    assert len(read_lines(folder / "points" / "selected.jsonl")) == 4
+    assert (folder / "scale" / "curve.csv").is_file()
+    assert any(event["event"] == "dev" for event in read_lines(folder / "run-dev" / "log.jsonl"))
     run = json.loads((folder / "run-16" / "run.json").read_text())
     recipe = yaml.safe_load((folder / "recipe.yaml").read_text())
     assert {key: run["settings"][key] for key in recipe} == {"rank": 16, "lr": 1e-4, "epochs": 5}

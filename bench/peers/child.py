@@ -38,7 +38,7 @@ def answer(message: dict[str, Any]) -> None:
 
 
 def peak_bytes() -> int:
-    """Return the most resident memory since this program started (getrusage counts the parent's)."""
+    """Return the most resident memory of this program; getrusage counts its parent's too."""
     with open("/proc/self/status", encoding="ascii") as status:
         line = next(line for line in status if line.startswith("VmHWM"))
     return int(line.split()[1]) * 1024

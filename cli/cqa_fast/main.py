@@ -11,7 +11,8 @@ import click
 
 from cqa import __version__
 from cqa.score.config import ScoreConfig
-from cqa.train.config import PRESETS, TrainConfig
+from cqa.study.config import PrescreenConfig, ScaleConfig, WatchedTrainConfig
+from cqa.train.config import PRESETS
 from cqa_fast.options import ErrorsAsMessages, takes
 
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead.")
@@ -38,13 +39,13 @@ def main() -> None:
 
 
 @main.command()
-@takes(TrainConfig, PRESETS)
+@takes(WatchedTrainConfig, PRESETS)
 @click.option("--resume", is_flag=True, help="Continue the run in --out from its last state.")
 @click.option(
     "--dry-run", is_flag=True, help="Show steps, tokens, a sample and memory; train nothing."
 )
 @_JSON
-def train(config: TrainConfig, resume: bool, dry_run: bool, as_json: bool) -> None:
+def train(config: WatchedTrainConfig, resume: bool, dry_run: bool, as_json: bool) -> None:
     """Fine-tune a LoRA; the defaults are the paper's recipe.
 
     \b
@@ -59,11 +60,11 @@ def train(config: TrainConfig, resume: bool, dry_run: bool, as_json: bool) -> No
         described = describe_plan(plan)
         click.echo(_json(described) if as_json else plan_text(plan, described))
         return
-    from cqa.train.loop import train as run_training
+    from cqa.study.dev import train_watched
     from cqa_fast.progress import TrainProgress
 
     with closing(TrainProgress()) as progress:
-        result = run_training(config, resume=resume, on_event=progress)
+        result = train_watched(config, resume=resume, on_event=progress)
     if as_json:
         click.echo(_json(result))
 
@@ -85,7 +86,27 @@ def score(config: ScoreConfig, as_json: bool) -> None:
 
     with closing(ScoreProgress()) as progress:
         summary = run_scoring(config, on_event=progress)
-    click.echo(_json(summary) if as_json else summary_text(summary))
+    if config.summary or as_json:
+        click.echo(_json(summary) if as_json else summary_text(summary))
+
+
+@main.command()
+@takes(PrescreenConfig)
+@_JSON
+def prescreen(config: PrescreenConfig, as_json: bool) -> None:
+    """Rank decision points by what a base model has yet to learn about them.
+
+    \b
+    Example:
+      cqa-fast prescreen --model Qwen/Qwen2.5-7B --pairs points.jsonl --budget 100 --out points
+    """
+    from cqa.study.prescreen import prescreen as run_prescreen
+    from cqa.study.prescreen import prescreen_text
+    from cqa_fast.progress import ScoreProgress
+
+    with closing(ScoreProgress()) as progress:
+        summary = run_prescreen(config, on_event=progress)
+    click.echo(_json(summary) if as_json else prescreen_text(summary))
 
 
 @main.command()
@@ -130,6 +151,53 @@ def validate(ctx: click.Context, files: tuple[Path, ...], as_json: bool) -> None
     click.echo(_json([asdict(r) for r in reports]) if as_json else report_text(reports))
     if any(report.errors for report in reports):
         ctx.exit(3)
+
+
+@main.command()
+@takes(ScaleConfig, PRESETS)
+@_JSON
+def scale(config: ScaleConfig, as_json: bool) -> None:
+    """Train on nested subsets of several sizes and seeds, and show how the effect grows.
+
+    \b
+    Example:
+      cqa-fast scale --model Qwen/Qwen2.5-7B --data train.jsonl --pairs literary.jsonl --out scale
+    """
+    from cqa.study.scale import scale as run_scale
+    from cqa.study.scale import scale_text
+    from cqa_fast.progress import ScaleProgress, ScoreProgress
+
+    with closing(ScaleProgress()) as training, closing(ScoreProgress()) as scoring:
+        result = run_scale(config, on_train=training, on_score=scoring)
+    click.echo(_json(result) if as_json else scale_text(result))
+
+
+@main.command()
+@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--by",
+    type=click.Choice(["auto", "tags", "words"]),
+    default="auto",
+    show_default=True,
+    help="The samples' own `tags`, or English word lists; auto takes tags where there are some.",
+)
+@click.option(
+    "--gold",
+    type=click.Path(path_type=Path),
+    help="Samples tagged by hand, to measure the word lists on instead of the 60 embedded ones.",
+)
+@_JSON
+def coverage(files: tuple[Path, ...], by: Any, gold: Path | None, as_json: bool) -> None:
+    """Count which kinds of knowledge the samples of training FILES touch; filter nothing.
+
+    \b
+    Example:
+      cqa-fast coverage train.jsonl alpaca.jsonl
+    """
+    from cqa.study.coverage import GOLD, cover, coverage_text
+
+    result = cover(files, by=by, gold=gold or GOLD)
+    click.echo(_json(result) if as_json else coverage_text(result))
 
 
 @main.command()

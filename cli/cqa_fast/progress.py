@@ -74,6 +74,11 @@ class TrainProgress(_Progress):
             self._step(event)
         elif kind == "eval":
             self.display.line(f"         eval_loss {event['eval_loss_nats']:.4f} nats/token")
+        elif kind == "dev":
+            self.display.line(
+                f"         dev ddI {event['mean_ddi_nats']:+.2f} nats ({event['group']}, "
+                f"{event['n']} items)"
+            )
         elif kind == "finished":
             self.display.line("this run is finished; nothing to do")
 
@@ -101,6 +106,29 @@ class TrainProgress(_Progress):
                 f"epoch {event['epoch']:>2} loss {mean:.4f} nats/token, {speed:,.0f} tokens/s"
             )
             self._losses.clear()
+
+
+class ScaleProgress(_Progress):
+    """Shows the training runs of a scale study, a bar each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._name = ""
+
+    def __call__(self, event: Event) -> None:
+        """Take one training event of `cqa.study.scale.scale`."""
+        kind = event["event"]
+        if kind == "run":
+            self.display.stop()
+            self._name = event["name"]
+            state = "done before" if event["done"] else f"{event['n_steps']} steps"
+            self.display.line(f"run {event['k']} of {event['n_runs']}: {self._name}, {state}")
+            if not event["done"]:
+                self.display.start(event["n_steps"])
+        elif kind == "start":
+            self.display.advance(event["step"], self._name)
+        elif kind == "step":
+            self.display.advance(1, f"{self._name}  loss {event['loss_nats']:.3f}")
 
 
 class ScoreProgress(_Progress):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cqa.data.jsonl import check_text, read_jsonl, take_text
+from cqa.data.unique import UniqueIds
 from cqa.errors import DataError
 
 Kind = Literal["pair", "options", "continuation"]
@@ -62,15 +63,11 @@ def read_items(paths: Iterable[Path], *, continuations: bool = False) -> Iterato
 
 def check_ids(items: Iterable[Item]) -> int:
     """Read items to the end, refusing an id that comes twice; return how many there are."""
-    seen: dict[str, str] = {}
+    ids, n = UniqueIds(), 0
     for item in items:
-        if item.id in seen:
-            raise DataError(
-                f"expected each id once, got `{item.id}` again", where=item.where,
-                hint=f"first seen at {seen[item.id]}",
-            )  # fmt: skip
-        seen[item.id] = item.where
-    return len(seen)
+        ids.add(item.id, item.where)
+        n += 1
+    return n
 
 
 def parse_pair(record: dict[str, Any], where: str) -> Item:

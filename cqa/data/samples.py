@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 from cqa.data.jsonl import check_text, read_jsonl, take_text
 from cqa.data.tokenizer import Tokenizer
+from cqa.data.unique import UniqueIds, line_id
 from cqa.errors import DataError
 
 TooLong = Literal["refuse", "drop", "truncate"]
@@ -50,7 +51,7 @@ class Sample:
     id: str
     format: str
     turns: tuple[Turn, ...]
-    tags: tuple[str, ...]
+    tags: tuple[str, ...] | None  # None: nobody tagged it; (): tagged, and nothing applies
     where: str
 
 
@@ -71,28 +72,26 @@ class EncodedSample:
 
 
 def read_samples(path: Path) -> list[Sample]:
-    """Read a training file.
+    """Read a whole training file, which `stream_samples` reads a sample at a time."""
+    return list(stream_samples(path))
+
+
+def stream_samples(path: Path) -> Iterator[Sample]:
+    """Yield the samples of a training file.
 
     Raises:
         DataError: A line is malformed or of another format than the first, an id comes twice, or
             the file is empty.
     """
-    samples: list[Sample] = []
-    seen: dict[str, str] = {}
+    ids = UniqueIds()
     kind = ""
     for where, record in read_jsonl(path):
         kind = kind or detect_format(record, where)
-        sample = parse_sample(record, kind, len(samples), where)
-        if sample.id in seen:
-            raise DataError(
-                f"expected each id once, got `{sample.id}` again", where=where,
-                hint=f"first seen at {seen[sample.id]}",
-            )  # fmt: skip
-        seen[sample.id] = where
-        samples.append(sample)
-    if not samples:
+        sample = parse_sample(record, kind, where)
+        ids.add(sample.id, where)
+        yield sample
+    if not kind:
         raise DataError("expected at least one sample, got an empty file", where=str(path))
-    return samples
 
 
 def detect_format(record: dict[str, Any], where: str) -> str:
@@ -107,16 +106,21 @@ def detect_format(record: dict[str, Any], where: str) -> str:
     )
 
 
-def parse_sample(record: dict[str, Any], kind: str, index: int, where: str) -> Sample:
-    """Parse a record of a known format; `index` names it where it has no id."""
+def parse_sample(record: dict[str, Any], kind: str, where: str) -> Sample:
+    """Parse a record of a known format; its line names it where it has no id."""
     turns = tuple(_TURNS[kind](record, where))
     if not any(turn.role == "assistant" for turn in turns):
         raise DataError("expected a turn to learn, got none", where=where)
-    tags = record.get("tags", [])
+    name = take_text(record, "id", where) if "id" in record else line_id(where)
+    return Sample(name, kind, turns, _tags(record.get("tags"), where), where)
+
+
+def _tags(tags: Any, where: str) -> tuple[str, ...] | None:
+    if tags is None:
+        return None
     if not isinstance(tags, list) or not all(isinstance(tag, str) for tag in tags):
         raise DataError("expected `tags` to be an array of texts", where=where)
-    name = take_text(record, "id", where) if "id" in record else f"line-{where.rpartition(':')[2]}"
-    return Sample(name, kind, turns, tuple(tags), where)
+    return tuple(tags)
 
 
 def _prompt_turns(record: dict[str, Any], where: str) -> Iterator[Turn]:

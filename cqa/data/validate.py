@@ -16,6 +16,7 @@ from typing import Any
 from cqa.data.items import Item, parse_continuation, parse_pair
 from cqa.data.jsonl import parse_object, raw_lines
 from cqa.data.samples import Sample, detect_format, parse_sample
+from cqa.data.unique import UniqueIds
 from cqa.errors import DataError
 
 IMBALANCE = 1.2  # longest over shortest option, in characters, from which a warning is due
@@ -41,8 +42,7 @@ def validate_files(paths: Iterable[Path]) -> list[FileReport]:
     for path in paths:
         report = FileReport(str(path))
         reports.append(report)
-        seen: dict[str, str] = {}
-        for record in _records(path, report, seen):
+        for record in _records(path, report):
             if isinstance(record, Sample):
                 learned.update({_normal(turn.text): record.where for turn in record.turns})
             else:
@@ -53,30 +53,29 @@ def validate_files(paths: Iterable[Path]) -> list[FileReport]:
     return reports
 
 
-def _records(path: Path, report: FileReport, seen: dict[str, str]) -> Iterable[Item | Sample]:
+def _records(path: Path, report: FileReport) -> Iterable[Item | Sample]:
     """Yield the good records of a file; the bad ones become errors of its report."""
+    ids = UniqueIds()
     try:
         for where, line in raw_lines(path):
             try:
                 raw = parse_object(line, where)
                 report.kind = report.kind or _kind_of(raw, where)
                 record = _parse(raw, report, where)
-                if record.id in seen:
-                    raise DataError(
-                        f"expected each id once, got `{record.id}` again; first at "
-                        f"{seen[record.id]}",
-                        where=where,
-                    )
-                seen[record.id] = where
+                ids.add(record.id, where)
             except DataError as error:
-                report.errors.append(f"{error.where}: {error.message}")
+                report.errors.append(_one_line(error))
                 continue
             report.n_records += 1
             yield record
     except DataError as error:
-        report.errors.append(f"{error.where}: {error.message}")
+        report.errors.append(_one_line(error))
     if not report.n_records and not report.errors:
         report.errors.append(f"{path}: expected at least one record, got an empty file")
+
+
+def _one_line(error: DataError) -> str:
+    return f"{error.where}: {error.message}{f'; {error.hint}' if error.hint else ''}"
 
 
 def _kind_of(raw: dict[str, Any], where: str) -> str:
@@ -90,7 +89,7 @@ def _parse(raw: dict[str, Any], report: FileReport, where: str) -> Item | Sample
         return parse_continuation(raw, where)
     if report.kind == "pairs":
         return parse_pair(raw, where)
-    return parse_sample(raw, report.kind, report.n_records, where)
+    return parse_sample(raw, report.kind, where)
 
 
 def _warn_of_items(asked: list[tuple[FileReport, Item]]) -> None:

@@ -62,6 +62,16 @@ def pick_dtype(dtype: Dtype, device: torch.device) -> torch.dtype:
     return DTYPES[dtype]
 
 
+def open_model(
+    folder: Path, device: Device, dtype: Dtype, *, rank_columns: dict[str, int]
+) -> BaseModel:
+    """Load a base model on the device and in the dtype that settings name; see `load_model`."""
+    place = pick_device(device)
+    return load_model(
+        folder, device=place, dtype=pick_dtype(dtype, place), rank_columns=rank_columns
+    )
+
+
 def load_model(
     folder: Path,
     *,

@@ -32,6 +32,9 @@ class ScoreConfig:
     )
     score_eos: bool = option("Score the end token after each option too.", False)
     tokens: bool = option("Write per-token ids and log-probabilities.", False)
+    summary: bool = option(
+        "Compute the statistics; without them memory does not grow with the files.", True
+    )
     batch_tokens: int = option("Token budget of one pass; changes no digit of a result.", 4096)
     device: Literal["auto", "cpu", "cuda"] = option("Where to compute.", "auto")
     dtype: Literal["auto", "fp32", "bf16"] = option(

@@ -6,11 +6,13 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from cqa.data.items import Item
 from cqa.data.jsonl import read_jsonl
+from cqa.data.unique import Fingerprints
 from cqa.errors import DataError
 from cqa.files import reported
 
@@ -32,63 +34,70 @@ def item_key(item: Item) -> str:
 class Results:
     """scores.jsonl and items.jsonl of one folder, append-only.
 
-    A row is known by (item id, model key). A partial last line, left by a kill, is cut off.
+    A row is known by (item id, model key). A partial last line, left by a kill, is cut off. What
+    is kept in memory of the rows of a folder that is resumed is 11 to 21 bytes each, one model at
+    a time, and twice that while the items are compared; of new rows nothing is kept.
     """
 
     def __init__(self, folder: Path, *, with_tokens: bool = False) -> None:
-        """Open the folder and read which rows it holds.
+        """Open the folder.
 
         Args:
             folder: Where the files are or will be.
             with_tokens: Whether a row counts only if it has per-token values; of two rows of an
                 item under one model the later counts.
-
-        Raises:
-            DataError: A complete line of an earlier run is damaged.
         """
         self._scores, self._items = folder / SCORES, folder / ITEMS
         for path in (self._scores, self._items):
             _cut_partial_line(path)
-        self._done = {
-            (row["id"], row["model_key"])
-            for row in _rows(self._scores)
-            if not with_tokens or "token_ids" in row["options"][0]
-        }
-        self._keys = {row["id"]: row["item_key"] for row in _rows(self._items)}
+        self._with_tokens = with_tokens
+        self._n_held = _count_lines(self._scores)
         with reported(folder):
             self._file = self._scores.open("ab")
 
-    def has(self, item: Item, model_key: str) -> bool:
-        """Whether this item's row under a model is there already."""
-        return (item.id, model_key) in self._done
-
-    def write_items(self, items: Iterable[Item]) -> None:
-        """Append the texts of items that are not there yet.
+    def done(self, model_key: str) -> Fingerprints:
+        """Return the ids of the items whose row under a model was there when this was opened.
 
         Raises:
-            DataError: An id is there with another text.
+            DataError: A complete line of an earlier run is damaged.
         """
-        for item in items:
-            if self._keys.get(item.id, key := item_key(item)) != key:
-                raise DataError(
-                    f"expected item `{item.id}` as this folder holds it, got other texts or labels",
-                    where=item.where,
-                    hint="name another --out",
-                )
+        ids = Fingerprints()
+        for row in islice(_rows(self._scores), self._n_held):
+            counts = not self._with_tokens or "token_ids" in row["options"][0]
+            if counts and row["model_key"] == model_key:
+                ids.add(row["id"])
+        return ids
+
+    def write_items(self, items: Iterable[Item]) -> None:
+        """Append the texts of items that are not there yet: all of them, or none.
+
+        Raises:
+            DataError: An id is there with another text, or a line of an earlier run is damaged.
+        """
+        ids, keyed = Fingerprints(), Fingerprints()
+        for row in _rows(self._items):
+            ids.add(row["id"])
+            keyed.add(row["item_key"] + row["id"])
         with reported(self._items), self._items.open("ab") as file:
-            for item in items:
-                if item.id not in self._keys:
-                    self._keys[item.id] = item_key(item)
-                    file.write(_line(_item_record(item, self._keys[item.id])))
+            size = file.tell()
+            try:
+                for item in items:
+                    key = item_key(item)
+                    if key + item.id in keyed:
+                        continue
+                    if item.id in ids:
+                        raise _changed(item)
+                    file.write(_line(_item_record(item, key)))
+            except BaseException:
+                file.truncate(size)
+                raise
             _flush(file)
 
     def append(self, rows: Iterable[Row]) -> None:
         """Append the rows of one pass, all of them on disk when this returns."""
-        rows = list(rows)
         with reported(self._scores):
             self._file.write(b"".join(map(_line, rows)))
             _flush(self._file)
-        self._done.update((row["id"], row["model_key"]) for row in rows)
 
     def rows(self, model_keys: set[str]) -> Iterator[Row]:
         """Yield the rows of some models, in the order in which they were written."""
@@ -110,6 +119,21 @@ def _item_record(item: Item, key: str) -> Row:
         "answer": item.answer,
         **item.labels,
     }
+
+
+def _changed(item: Item) -> DataError:
+    return DataError(
+        f"expected item `{item.id}` as this folder holds it, got other texts or labels",
+        where=item.where,
+        hint="name another --out",
+    )
+
+
+def _count_lines(path: Path) -> int:
+    if not path.exists():
+        return 0
+    with path.open("rb") as file:
+        return sum(block.count(b"\n") for block in iter(lambda: file.read(1 << 16), b""))
 
 
 def _rows(path: Path) -> Iterator[Row]:

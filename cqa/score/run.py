@@ -23,12 +23,12 @@ from cqa.interrupt import Interrupt
 from cqa.model.checkpoint import digest_files, locate
 from cqa.model.config import read_config
 from cqa.model.decoder import Decoder
-from cqa.model.load import dtype_name, load_model, pick_device, pick_dtype
+from cqa.model.load import BaseModel, dtype_name, open_model
 from cqa.model.lora import CONFIG, WEIGHTS, LoraSpec, attach, read_adapter, read_spec, widest
 from cqa.score.config import ScoreConfig
-from cqa.score.forest import EncodedItem, encode_item, passes
-from cqa.score.results import META, SUMMARY, Results, digest_json, item_key
-from cqa.score.scorer import item_row, run_forest
+from cqa.score.forest import EncodedItem, encode_item
+from cqa.score.results import META, SUMMARY, Results, digest_json
+from cqa.score.scorer import score_rows
 from cqa.score.summary import Scores, summarise
 
 NUMERICS = 2  # raised with every change that can move a digit of a score
@@ -71,14 +71,21 @@ class Items:
 
 
 def score(
-    config: ScoreConfig, *, on_event: Callable[[Event], None] = lambda _: None
+    config: ScoreConfig,
+    *,
+    base: BaseModel | None = None,
+    on_event: Callable[[Event], None] = lambda _: None,
 ) -> dict[str, Any]:
-    """Score items under the base and under every adapter; return the summary.
+    """Score items under the base and under every adapter; return the summary, if one is asked for.
 
-    Rows that `config.out` already holds for the same texts and models are not computed again.
+    Rows that `config.out` already holds for the same texts and models are not computed again. The
+    files are read once to check every item before any is computed, once for its text, and once per
+    model; no pass keeps more of an item than 21 bytes. The summary keeps a few numbers an item.
 
     Args:
         config: The settings.
+        base: `config.model` if it is loaded already, with room for every adapter; its device and
+            dtype then count.
         on_event: Called with {"event": "start" | "model" | "rows" | "scored", …} for progress.
 
     Raises:
@@ -89,11 +96,10 @@ def score(
     tokenizer = Tokenizer(folder, null_token=config.null_token, template=config.template)
     items = Items(config, tokenizer, read_config(folder).max_positions)
     n_items = items.check()
-    device = pick_device(config.device)
-    dtype = pick_dtype(config.dtype, device)
-    base = load_model(
-        folder, device=device, dtype=dtype, rank_columns=widest([a.spec for a in adapters])
-    )
+    if base is None:
+        columns = widest([adapter.spec for adapter in adapters])
+        base = open_model(folder, config.device, config.dtype, rank_columns=columns)
+    device, dtype = base.decoder.device, base.decoder.dtype
     for found in adapters:  # a bad one ends the run before anything is computed or written
         read_adapter(found.folder, base.decoder)
     with (
@@ -118,8 +124,11 @@ def score(
             speed = _score_model(items, results, base.decoder, name, model_key, interrupt, on_event)
             on_event({"event": "scored", "adapter": name})
             models.append({"model_key": model_key, "adapter": name, **identity, **speed})
-        summary = summarise(Scores(results.rows({model["model_key"] for model in models})))
         write_json(config.out / META, {**_environment(config, device), "models": models})
+        if not config.summary:
+            (config.out / SUMMARY).unlink(missing_ok=True)  # it would be of other rows
+            return {"n_items": n_items, "n_models": len(models)}
+        summary = summarise(Scores(results.rows({model["model_key"] for model in models})))
         write_json(config.out / SUMMARY, summary)
     return summary
 
@@ -136,23 +145,20 @@ def _score_model(
     """Append the missing rows of one model; return its throughput."""
     config, tokenizer = items.config, items.tokenizer
     started, n_tokens = time.perf_counter(), 0
-    todo = items.encoded(skip=lambda item: results.has(item, model_key))
-    for group, forest in passes(todo, tokenizer, config.batch_tokens):
-        branches = run_forest(decoder, forest)
-        results.append(
-            item_row(
-                encoded,
-                branches,
-                tokenizer,
-                adapter=adapter,
-                model_key=model_key,
-                item_key=item_key(encoded.item),
-                tokens=config.tokens,
-            )
-            for encoded in group
-        )
-        n_tokens += forest.n_rows
-        on_event({"event": "rows", "n": len(group), "n_tokens": forest.n_rows})
+    done = results.done(model_key)
+    passes = score_rows(
+        decoder,
+        items.encoded(skip=lambda item: item.id in done),
+        tokenizer,
+        batch_tokens=config.batch_tokens,
+        adapter=adapter,
+        model_key=model_key,
+        tokens=config.tokens,
+    )
+    for rows, n_fed in passes:
+        results.append(rows)
+        n_tokens += n_fed
+        on_event({"event": "rows", "n": len(rows), "n_tokens": n_fed})
         if interrupt.requested:
             interrupt.stop("stopped between two passes; the same command continues")
     seconds = time.perf_counter() - started

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -13,8 +13,9 @@ from cqa.errors import NumericsError
 from cqa.kernels.token_logprobs import token_stats
 from cqa.layout import pack_trees
 from cqa.model.decoder import Decoder
-from cqa.score.forest import EncodedItem, Forest, Ids
+from cqa.score.forest import EncodedItem, Forest, Ids, passes
 from cqa.score.information import contrast, delta_i_best_wrong, rank_prob
+from cqa.score.results import item_key
 
 Row = dict[str, Any]
 SUMS = {
@@ -56,6 +57,41 @@ def run_forest(decoder: Decoder, forest: Forest) -> dict[tuple[Ids, Ids], Branch
     }
 
 
+def score_rows(
+    decoder: Decoder,
+    items: Iterable[EncodedItem],
+    tokenizer: Tokenizer,
+    *,
+    batch_tokens: int,
+    adapter: str | None,
+    model_key: str = "",
+    tokens: bool = False,
+) -> Iterator[tuple[list[Row], int]]:
+    """Score items as they come; yield the rows of each pass, and how many tokens it fed.
+
+    Args:
+        decoder: The base, with an adapter attached or not.
+        items: The items as token ids.
+        tokenizer: What encoded them.
+        batch_tokens: Token budget of one pass; changes no digit of a row.
+        adapter: What the rows call the model; None is the base.
+        model_key: What identifies the model in the rows.
+        tokens: Whether the rows have per-token values.
+
+    Raises:
+        NumericsError: A score is not finite.
+    """
+    for group, forest in passes(items, tokenizer, batch_tokens):
+        branches = run_forest(decoder, forest)
+        rows = [
+            item_row(
+                encoded, branches, tokenizer, adapter=adapter, model_key=model_key, tokens=tokens
+            )
+            for encoded in group
+        ]
+        yield rows, forest.n_rows
+
+
 def item_row(
     encoded: EncodedItem,
     branches: dict[tuple[Ids, Ids], BranchStats],
@@ -63,7 +99,6 @@ def item_row(
     *,
     adapter: str | None,
     model_key: str,
-    item_key: str,
     tokens: bool,
 ) -> Row:
     """Return an item's line of scores.jsonl.
@@ -89,7 +124,7 @@ def item_row(
         "answer": item.answer,
         "adapter": adapter,
         "model_key": model_key,
-        "item_key": item_key,
+        "item_key": item_key(item),
         "options": options,
         **_contrasts(options, item.answer),
     }

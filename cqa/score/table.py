@@ -72,7 +72,7 @@ def _items_table(group: str, base: Row, models: dict[str, Row]) -> str:
                 _signed(entry["d_z"]),
             ]
         )
-    return f"{group}: {base['n']} items\n" + _aligned(ITEM_HEADINGS, rows)
+    return f"{group}: {base['n']} items\n" + aligned(ITEM_HEADINGS, rows)
 
 
 def _texts_table(group: str, models: dict[str, Row]) -> str:
@@ -89,10 +89,11 @@ def _texts_table(group: str, models: dict[str, Row]) -> str:
             cells = [name, domain, str(part["n"]), f"{part['mean_logp_per_token_nats']:.3f}"]
             cells += changed or ["", ""]
             rows.append([*cells, f"{-part['mean_logp_per_byte_bits']:.3f}"])
-    return f"{group}: continuations\n" + _aligned(head, rows)
+    return f"{group}: continuations\n" + aligned(head, rows)
 
 
-def _aligned(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def aligned(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Lay cells out in columns, the first to the left; columns without a cell are left out."""
     filled = [[*row, *[""] * (len(head) - len(row))] for row in rows]
     used = [k for k in range(len(head)) if any(row[k] for row in filled)]
     lines = [[head[k] for k in used], *([row[k] for k in used] for row in filled)]

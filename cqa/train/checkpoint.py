@@ -81,7 +81,7 @@ def check_same_model(plan: Plan, model_digest: str) -> None:
             )
 
 
-def write_run(plan: Plan, *, model_digest: str, lora: TrainableLora, dtype: torch.dtype) -> None:
+def write_run(plan: Plan, *, model_digest: str, lora: TrainableLora) -> None:
     """Write run.json: what was asked, what was resolved, and what identifies the inputs."""
     decoder = lora.decoder
     on_cuda = decoder.device.type == "cuda"
@@ -98,8 +98,8 @@ def write_run(plan: Plan, *, model_digest: str, lora: TrainableLora, dtype: torc
             "total_steps": plan.total_steps,
             "n_parameters": lora.n_params,
             "scaling": plan.spec.scaling,
-            "dtype": dtype_name(dtype),
-            "backend": lora.decoder.backend,
+            "dtype": dtype_name(decoder.dtype),
+            "backend": decoder.backend,
             "device": torch.cuda.get_device_name() if on_cuda else platform.machine(),
             "n_threads": torch.get_num_threads(),
             "model_digest": model_digest,

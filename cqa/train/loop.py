@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ from cqa.kernels.philox import Dropout
 from cqa.kernels.token_logprobs import token_logprobs
 from cqa.layout import PackedBatch, pack_documents
 from cqa.model.decoder import Decoder
-from cqa.model.load import dtype_name, load_model, pick_device, pick_dtype
+from cqa.model.load import BaseModel, dtype_name, open_model
 from cqa.model.lora import TrainableLora
 from cqa.train.checkpoint import (
     Log,
@@ -37,14 +37,34 @@ from cqa.train.plan import Plan, make_plan, split_passes
 Event = dict[str, Any]
 
 
+class Monitor(Protocol):
+    """What looks at the model during training; what it returns is logged and selects nothing."""
+
+    def begin(self, decoder: Decoder) -> None:
+        """Take the model before the first step: its adapter is zero, so it is the base."""
+
+    def after_epoch(self, decoder: Decoder, epoch: int) -> Iterable[Event]:
+        """Return the events to log after an epoch, each with "event" and "epoch"."""
+
+
 def train(
-    config: TrainConfig, *, resume: bool = False, on_event: Callable[[Event], None] = lambda _: None
+    config: TrainConfig,
+    *,
+    resume: bool = False,
+    base: BaseModel | None = None,
+    only_epoch: int | None = None,
+    monitor: Monitor | None = None,
+    on_event: Callable[[Event], None] = lambda _: None,
 ) -> Event:
     """Train a LoRA; keep every epoch's adapter, and log loss and eval_loss.
 
     Args:
         config: The settings.
         resume: Continue the run in `config.out` from its last complete state.
+        base: `config.model` if it is loaded already, with room for the adapter; its device and
+            dtype then count.
+        only_epoch: Stop after this epoch of the schedule, and keep its adapter alone.
+        monitor: Looks at the model after each epoch.
         on_event: Called with every logged event, and first with {"event": "start", …}.
 
     Returns:
@@ -54,46 +74,58 @@ def train(
         CqaError: Anything that the user can mend; see cqa.errors.
     """
     plan = make_plan(config)
-    device = pick_device(config.device)
-    dtype = pick_dtype(config.dtype, device)
+    epochs = (
+        range(1, config.epochs + 1) if only_epoch is None else range(only_epoch, only_epoch + 1)
+    )
     with locked(config.out), Interrupt() as interrupt:
         last_step = open_run(plan, resume=resume)
-        if last_step == plan.total_steps:
+        if last_step == epochs[-1] * plan.steps_per_epoch:
             on_event({"event": "finished", "step": last_step})
-            return _result(plan)
-        base = load_model(
-            plan.folder, device=device, dtype=dtype, rank_columns=plan.spec.rank_columns()
-        )
+            return _result(plan, epochs)
+        if base is None:
+            columns = plan.spec.rank_columns()
+            base = open_model(plan.folder, config.device, config.dtype, rank_columns=columns)
         lora = TrainableLora(base.decoder, plan.spec, config.seed)
+        if monitor is not None:
+            monitor.begin(base.decoder)
         if last_step:
             check_same_model(plan, base.digest)
             load_state(plan, lora)
         else:
-            write_run(plan, model_digest=base.digest, lora=lora, dtype=dtype)
-            save_epoch(plan, lora, "init")
+            write_run(plan, model_digest=base.digest, lora=lora)
+            if only_epoch is None:
+                save_epoch(plan, lora, "init")
         log = Log(config.out, last_step, plan.steps_per_epoch)
         on_event(_start_event(plan, lora, last_step))
         try:
-            for event in _steps(plan, lora, last_step, interrupt):
+            for event in _steps(plan, lora, last_step, epochs, monitor, interrupt):
                 log.write(event)
                 on_event(event)
         finally:
             log.close()
-    return _result(plan)
+    return _result(plan, epochs)
 
 
 def _steps(
-    plan: Plan, lora: TrainableLora, last_step: int, interrupt: Interrupt
+    plan: Plan,
+    lora: TrainableLora,
+    last_step: int,
+    kept: range,
+    monitor: Monitor | None,
+    interrupt: Interrupt,
 ) -> Iterator[Event]:
     """Run the remaining steps, yielding their events; state is saved after each epoch."""
     config = plan.config
-    for step in range(last_step + 1, plan.total_steps + 1):
+    for step in range(last_step + 1, kept[-1] * plan.steps_per_epoch + 1):
         yield take_step(plan, lora, step)
         if plan.ends_epoch(step):
             epoch = plan.epoch_of(step)
             if plan.validation:
                 yield evaluate(plan, lora.decoder, epoch)
-            save_epoch(plan, lora, f"epoch-{epoch:02d}")
+            if epoch in kept:
+                save_epoch(plan, lora, epoch_name(epoch))
+            if monitor is not None:
+                yield from monitor.after_epoch(lora.decoder, epoch)
             save_state(plan, lora, step)
         if interrupt.requested:
             if not plan.ends_epoch(step):
@@ -195,8 +227,13 @@ def evaluate(plan: Plan, decoder: Decoder, epoch: int) -> Event:
     }
 
 
-def _result(plan: Plan) -> Event:
-    folders = [f"epoch-{epoch:02d}" for epoch in range(1, plan.config.epochs + 1)]
+def epoch_name(epoch: int) -> str:
+    """Name the folder of an epoch's adapter."""
+    return f"epoch-{epoch:02d}"
+
+
+def _result(plan: Plan, epochs: range) -> Event:
+    folders = [epoch_name(epoch) for epoch in epochs]
     return {"run": str(plan.config.out), "total_steps": plan.total_steps, "epochs": folders}
 
 

@@ -45,13 +45,22 @@ TRAIN_DEFAULTS = {
 FLAGS = {
     "train": [
         *TRAIN_DEFAULTS, "--model", "--data", "--out", "--preset", "--config", "--resume",
-        "--dry-run", "--max-tokens", "--no-rslora", "--no-recompute", "--json",
+        "--dry-run", "--max-tokens", "--no-rslora", "--no-recompute", "--json", "--dev",
     ],
     "score": [
         "--model", "--adapter", "--run", "--epochs", "--pairs", "--continuations", "--out",
         "--tokens", "--null-token", "--score-eos", "--dtype", "--config", "--json",
     ],
     "demo": ["--json"],
+    "prescreen": [
+        "--model", "--pairs", "--out", "--budget", "--high", "--per", "--device", "--config",
+        "--json",
+    ],
+    "coverage": ["--by", "--gold", "--json"],
+    "scale": [
+        *TRAIN_DEFAULTS, "--model", "--data", "--out", "--pairs", "--sizes", "--seeds", "--arms",
+        "--scored-epoch", "--preset", "--config", "--json",
+    ],
 }  # fmt: skip
 
 
@@ -244,6 +253,8 @@ def test_what_click_refuses_is_a_usage_error_too(args):
 
 TRAIN = ["train", "--model", MODEL, "--data", "{samples}", "--out", "{out}"]
 SCORE = ["score", "--model", MODEL, "--pairs", "{pairs}", "--out", "{out}"]
+PRESCREEN = ["prescreen", "--model", MODEL, "--pairs", "{pairs}", "--out", "{out}"]
+SCALE = ["scale", *TRAIN[1:], "--pairs", "{pairs}"]
 REFUSED = {
     "train-no-model": (2, ["train", "--data", "{samples}", "--out", "{out}"], "--model, got none"),
     "train-rate": (2, [*TRAIN, "--lr", "-1"], "expected lr to be positive"),
@@ -266,6 +277,17 @@ REFUSED = {
     "score-run": (4, [*SCORE, "--run", "{absent}"], "{absent}: expected a training run"),
     "score-null": (4, [*SCORE, "--null-token", "zz zz"], "expected --null-token to be one token"),
     "score-file": (2, [*SCORE, "--out", "{samples}"], "expected --out to be a folder, got a file"),
+    "dev-no-file": (3, [*TRAIN, "--dev", "{absent}"], "{absent}: expected a readable"),
+    "prescreen-high": (2, [*PRESCREEN, "--high", "0.4"], "expected high above 0.5"),
+    "prescreen-bad-line": (3, [*PRESCREEN, "--pairs", "{torn}"], "{torn}:2: expected one JSON"),
+    "prescreen-model": (4, [*PRESCREEN, "--model", "{absent}"], "expected a model folder"),
+    "coverage-no-file": (3, ["coverage", "{absent}"], "{absent}: expected a readable"),
+    "coverage-pairs": (3, ["coverage", "{pairs}"], "{pairs}:1: expected one of the keys `prompt`"),
+    "coverage-tags": (3, ["coverage", "--by", "tags", "{samples}"], "{samples}:1: expected `tags`"),
+    "scale-sizes": (2, [*SCALE, "--sizes", "5,2"], "expected sizes from 1, each larger"),
+    "scale-too-many": (2, [*SCALE, "--sizes", "7"], "{samples}: expected sizes up to 6"),
+    "scale-no-data": (3, [*SCALE, "--data", "{absent}"], "{absent}: expected a readable"),
+    "scale-bad-pairs": (3, [*SCALE, "--sizes", "2", "--pairs", "{torn}"], "{torn}:2: expected one"),
     "demo-file": (6, ["demo", "--out", "{samples}/x"], "{samples}/x"),
 }  # fmt: skip
 
@@ -350,6 +372,27 @@ def test_scores_go_to_standard_output_and_progress_to_standard_error(pairs, tmp_
     assert lines[0] == "scoring 2 items under 1 model"
     assert lines[1].startswith("base       2 items, ")
     assert len(lines) == 2
+
+
+@pytest.mark.parametrize(
+    ("args", "part"),
+    [
+        (["prescreen", "--model", MODEL, "--pairs", "{pairs}", "--out", "{out}"], "internalised"),
+        (["coverage", "{samples}"], "samples, by their own tags"),
+        (["coverage", "--by", "words", "{samples}"], "precision  recall"),
+        (["score", "--no-summary", "--model", MODEL, "--pairs", "{pairs}", "--out", "{out}"], ""),
+    ],
+    ids=["prescreen", "coverage", "coverage-words", "score-no-summary"],
+)
+def test_studies_print_text_or_one_json_object(pairs, samples, tmp_path, args, part):
+    tagged = [{**record, "tags": ["intent"]} for record in read_lines(samples)]
+    write_lines(samples, tagged)
+    paths = {"pairs": pairs, "samples": samples, "out": tmp_path / "out"}
+    text, data = (invoke(*[a.format(**paths) for a in args], *more) for more in ([], ["--json"]))
+    assert (text.exit_code, data.exit_code) == (0, 0)
+    assert part in text.stdout
+    assert bool(text.stdout) is bool(part)
+    assert isinstance(json.loads(data.stdout), dict)
 
 
 def test_training_prints_its_result_on_standard_output_and_its_losses_beside_it(samples):

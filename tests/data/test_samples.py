@@ -179,7 +179,7 @@ def test_ids_tags_and_unknown_keys(file):
     records = [{**PROMPT, "id": "a", "tags": ["x", "y"], "author": 7}, PROMPT]
     first, second = read_samples(write_lines(file, records))
     assert (first.id, first.tags) == ("a", ("x", "y"))
-    assert (second.id, second.tags) == ("line-2", ())
+    assert (second.id, second.tags) == ("line-2", None)
     assert second.where == f"{file}:2"
 
 

@@ -1,0 +1,111 @@
+"""Ids seen so far: what may come only once in a file of any length."""
+
+from __future__ import annotations
+
+import hashlib
+from array import array
+from pathlib import Path
+
+from cqa.data.jsonl import parse_object, raw_lines
+from cqa.errors import DataError
+
+_FULLEST = 0.75  # share of slots in use from which the table doubles
+
+
+class Fingerprints:
+    """A set of texts that keeps 8 bytes of each, not the text.
+
+    Open addressing over 64-bit hashes: 11 to 21 bytes an entry, half as much again while the table
+    doubles. Two texts are taken for one with probability n² / 2⁶⁵ among n: 3e-8 for a million.
+    """
+
+    def __init__(self) -> None:
+        self._slots = array("Q", [0]) * 1024
+        self._n = 0
+
+    def __len__(self) -> int:
+        return self._n
+
+    def __contains__(self, text: str) -> bool:
+        return self._slots[self._slot(_fingerprint(text))] != 0
+
+    def add(self, text: str) -> bool:
+        """Add a text; return whether it was new."""
+        value = _fingerprint(text)
+        slot = self._slot(value)
+        if self._slots[slot]:
+            return False
+        self._slots[slot] = value
+        self._n += 1
+        if self._n > _FULLEST * len(self._slots):
+            self._double()
+        return True
+
+    def _slot(self, value: int) -> int:
+        """Return where a value is, or the free slot where it belongs."""
+        slots, mask = self._slots, len(self._slots) - 1
+        slot = value & mask
+        while slots[slot] not in (0, value):
+            slot = slot + 1 & mask
+        return slot
+
+    def _double(self) -> None:
+        old = self._slots
+        self._slots = array("Q", [0]) * (2 * len(old))
+        for value in old:
+            if value:
+                self._slots[self._slot(value)] = value
+
+
+def _fingerprint(text: str) -> int:
+    digest = hashlib.blake2b(text.encode("utf-8"), digest_size=8).digest()
+    return int.from_bytes(digest) or 1  # 0 marks a free slot
+
+
+class UniqueIds:
+    """Refuses an id that comes twice, in memory that does not hold the ids."""
+
+    def __init__(self) -> None:
+        self._seen = Fingerprints()
+        self._files: dict[str, int] = {}  # the last line that each was read to
+
+    def __len__(self) -> int:
+        return len(self._seen)
+
+    def add(self, record_id: str, where: str) -> None:
+        """Take the id of the record at `file:line`; a record without one is called `line-N`.
+
+        Raises:
+            DataError: It came before; the hint says where.
+        """
+        path, _, number = where.rpartition(":")
+        read_before = int(number) <= self._files.get(path, 0)
+        self._files[path] = int(number)
+        if self._seen.add(record_id):
+            return
+        first = self._first(record_id, where) or (where if read_before else None)
+        if first is not None:
+            raise DataError(
+                f"expected each id once, got `{record_id}` again",
+                where=where,
+                hint=f"first seen at {first}",
+            )
+
+    def _first(self, record_id: str, where: str) -> str | None:
+        """Read the files again up to `where` for a record of this id."""
+        for path in self._files:
+            for place, line in raw_lines(Path(path)):
+                if place == where:
+                    return None
+                try:
+                    found = parse_object(line, place).get("id", line_id(place))
+                except DataError:
+                    continue
+                if found == record_id:
+                    return place
+        return None
+
+
+def line_id(where: str) -> str:
+    """Name a record without an id by its line."""
+    return f"line-{where.rpartition(':')[2]}"

@@ -1,0 +1,310 @@
+"""How the effect grows with the number of training samples (§3.4, §4.4).
+
+Subsets are nested: per seed one random order of the samples, of which the first 10, 30, 60 and 100
+are taken. A seed also decides everything random in training. Two arms answer two questions:
+
+    epoch   every size for the same number of epochs         more data and more steps
+    step    every size for as many steps as the largest      more data, the same steps
+
+Each seed gives one mean ddI per size; the interval over seeds holds the chance of subset and
+training, not that of the items, which are the same for all.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cqa.config import describe
+from cqa.data.jsonl import raw_lines
+from cqa.errors import ConfigError
+from cqa.files import locked, new_file, write_json
+from cqa.interrupt import Interrupted
+from cqa.kernels.philox import SPLIT, permutation, stream_of
+from cqa.model.load import BaseModel, open_model
+from cqa.score.config import ScoreConfig
+from cqa.score.run import Items, find_adapters, score
+from cqa.score.stats import t_interval
+from cqa.score.table import aligned
+from cqa.study.config import ScaleConfig
+from cqa.train.checkpoint import STATE, check_same_model, open_run
+from cqa.train.config import TrainConfig
+from cqa.train.loop import epoch_name, train
+from cqa.train.plan import Plan, make_plan
+
+Row = dict[str, Any]
+Event = dict[str, Any]
+RESULT, CURVE, RUNS = "scale.json", "curve.csv", "runs.csv"
+_SUBSET = 1  # number of the SPLIT stream that orders samples for subsets; 0 splits off validation
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One training run: a subset, a seed and a schedule."""
+
+    size: int
+    seed: int
+    epochs: int
+    scored_epoch: int
+
+    @property
+    def name(self) -> str:
+        """What its folder is called."""
+        return f"n{self.size:03d}-seed{self.seed}-epochs{self.epochs}"
+
+
+def scale(
+    config: ScaleConfig,
+    *,
+    on_train: Callable[[Event], None] = lambda _: None,
+    on_score: Callable[[Event], None] = lambda _: None,
+) -> Row:
+    """Train on every subset and seed, score the adapters, and return the curve.
+
+    The base is loaded once. What an earlier, killed call finished is not done again, and a run that
+    it left goes on from its last state; only the scored epoch's adapter of each run is kept.
+
+    Args:
+        config: The settings; those of training hold for every run.
+        on_train: Called with {"event": "run", "name", "k", "n_runs", "n_steps", "done"} before each
+            run, and with its training events.
+        on_score: Called with the scoring events.
+
+    Returns:
+        {"unit", "runs": a row per arm, size, seed and group, "curve": a row per arm, size, group}.
+
+    Raises:
+        CqaError: Anything that the user can mend; see cqa.errors.
+    """
+    plan = make_plan(config)
+    if config.sizes[-1] > len(plan.train):
+        raise ConfigError(
+            f"expected sizes up to {len(plan.train)}, the samples there are to train on, got: "
+            f"{config.sizes[-1]}",
+            where=str(config.data),
+        )
+    Items(_scoring(config, ()), plan.tokenizer, plan.shape.max_positions).check()
+    with locked(config.out):
+        validation = _write_subsets(config, plan)
+        arms = {arm: _cells(config, arm) for arm in config.arms}
+        cells = list(dict.fromkeys(cell for group in arms.values() for cell in group))
+        settings = {cell: _settings(config, cell, validation) for cell in cells}
+        columns = plan.spec.rank_columns()
+        base = open_model(plan.folder, config.device, config.dtype, rank_columns=columns)
+        for k, cell in enumerate(cells, start=1):
+            steps = _steps(config, cell.size, cell.scored_epoch)
+            run = {"event": "run", "name": cell.name, "k": k, "n_runs": len(cells)}
+            done = _is_trained(settings[cell], cell, base)
+            on_train({**run, "n_steps": steps, "done": done})
+            if not done:
+                _train(settings[cell], cell, base, on_train)
+            (settings[cell].out / STATE).unlink(missing_ok=True)
+        scored = _score(config, settings, base, on_score)
+    runs = [
+        _run_row(config, arm, cell, group, entry)
+        for arm, group_of_cells in arms.items()
+        for cell in group_of_cells
+        for group, entry in scored[cell].items()
+    ]
+    result: Row = {"unit": "nats", "runs": runs, "curve": _curve(runs)}
+    write_json(config.out / RESULT, {"settings": describe(config), **result})
+    write_csv(config.out / CURVE, result["curve"])
+    write_csv(config.out / RUNS, runs)
+    return result
+
+
+def _write_subsets(config: ScaleConfig, plan: Plan) -> str:
+    """Write every subset, and the held-out samples if any; return the setting `validation`."""
+    lines = {where: line.rstrip(b"\r\n") + b"\n" for where, line in raw_lines(config.data)}
+    (config.out / "data").mkdir(exist_ok=True)
+    for seed in range(config.seed, config.seed + config.seeds):
+        order = permutation(seed, 0, stream_of(SPLIT, _SUBSET), len(plan.train))
+        for size in config.sizes:
+            chosen = [lines[plan.train[i].where] for i in order[:size]]
+            _replace(_subset(config, size, seed), chosen)
+    if not config.validation_share:
+        return config.validation
+    held = config.out / "data" / "validation.jsonl"
+    _replace(held, [lines[sample.where] for sample in plan.validation])
+    return str(held)
+
+
+def _subset(config: ScaleConfig, size: int, seed: int) -> Path:
+    return config.out / "data" / f"n{size:03d}-seed{seed}.jsonl"
+
+
+def _replace(path: Path, lines: Iterable[bytes]) -> None:
+    with new_file(path) as temporary:
+        temporary.write_bytes(b"".join(lines))
+
+
+def _steps(config: ScaleConfig, size: int, epochs: int) -> int:
+    return math.ceil(size / config.window) * epochs
+
+
+def _cells(config: ScaleConfig, arm: str) -> list[Cell]:
+    """Return the runs of an arm; steps are matched to the nearest whole epoch."""
+    scored = config.scored_epoch or config.epochs
+    cells = []
+    for size in config.sizes:
+        longer = 1.0
+        if arm == "step":
+            longer = _steps(config, config.sizes[-1], 1) / _steps(config, size, 1)
+        epochs, scored_epoch = (max(1, round(n * longer)) for n in (config.epochs, scored))
+        cells += [
+            Cell(size, seed, epochs, scored_epoch)
+            for seed in range(config.seed, config.seed + config.seeds)
+        ]
+    return cells
+
+
+def _settings(config: ScaleConfig, cell: Cell, validation: str) -> TrainConfig:
+    own = {f.name: getattr(config, f.name) for f in fields(TrainConfig)}
+    changed = {
+        "data": _subset(config, cell.size, cell.seed),
+        "out": config.out / "runs" / cell.name,
+        "epochs": cell.epochs,
+        "seed": cell.seed,
+        "validation": validation,
+    }
+    return TrainConfig(**{**own, **changed})
+
+
+def _adapter(settings: TrainConfig, cell: Cell) -> Path:
+    return settings.out / epoch_name(cell.scored_epoch)
+
+
+def _is_trained(settings: TrainConfig, cell: Cell, base: BaseModel) -> bool:
+    """Whether a run's adapter is there, made with the same settings, data and base."""
+    if not _adapter(settings, cell).is_dir():
+        return False
+    plan = make_plan(settings)
+    open_run(plan, resume=True)
+    check_same_model(plan, base.digest)
+    return True
+
+
+def _train(
+    settings: TrainConfig, cell: Cell, base: BaseModel, on_event: Callable[[Event], None]
+) -> None:
+    try:
+        train(settings, resume=True, base=base, only_epoch=cell.scored_epoch, on_event=on_event)
+    except Interrupted as stop:
+        raise Interrupted(
+            stop.exit_code - 128, f"stopped in run {cell.name}; the same command continues"
+        ) from None
+
+
+def _scoring(config: ScaleConfig, adapters: tuple[Path, ...]) -> ScoreConfig:
+    return ScoreConfig(
+        model=config.model,
+        out=config.out / "scores",
+        adapter=adapters,
+        pairs=config.pairs,
+        template=config.template,
+        device=config.device,
+        dtype=config.dtype,
+    )
+
+
+def _score(
+    config: ScaleConfig,
+    settings: dict[Cell, TrainConfig],
+    base: BaseModel,
+    on_event: Callable[[Event], None],
+) -> dict[Cell, dict[str, Row]]:
+    """Score every run's adapter; return the summary's entry by run and group."""
+    folders = {_adapter(settings[cell], cell): cell for cell in settings}
+    scoring = _scoring(config, tuple(folders))
+    groups = score(scoring, base=base, on_event=on_event)["groups"]
+    return {
+        folders[found.folder]: {group: models[found.name] for group, models in groups.items()}
+        for found in find_adapters(scoring)
+    }
+
+
+def _run_row(config: ScaleConfig, arm: str, cell: Cell, group: str, entry: Row) -> Row:
+    return {
+        "arm": arm,
+        "size": cell.size,
+        "seed": cell.seed,
+        "group": group,
+        "run": cell.name,
+        "epochs": cell.epochs,
+        "scored_epoch": cell.scored_epoch,
+        "steps": _steps(config, cell.size, cell.scored_epoch),
+        "n_items": entry["n"],
+        "mean_delta_i_base_nats": entry["mean_delta_i_base_nats"],
+        "mean_delta_i_nats": entry["mean_delta_i_nats"],
+        "mean_ddi_nats": entry["mean_ddi_nats"],
+        "d_z": entry["d_z"],
+        "wilcoxon_p": entry["wilcoxon"]["p"],
+    }
+
+
+def _curve(runs: Sequence[Row]) -> list[Row]:
+    """Return mean and t interval over seeds, by arm, size and group."""
+    points: dict[tuple[str, int, str], list[Row]] = {}
+    for run in runs:
+        points.setdefault((run["arm"], run["size"], run["group"]), []).append(run)
+    rows = []
+    for (arm, size, group), seeds in points.items():
+        ddi = [run["mean_ddi_nats"] for run in seeds]
+        d_z = [run["d_z"] for run in seeds if run["d_z"] is not None]
+        interval = t_interval(ddi)
+        rows.append(
+            {
+                "arm": arm,
+                "size": size,
+                "group": group,
+                "n_seeds": len(seeds),
+                "steps": seeds[0]["steps"],
+                "n_items": seeds[0]["n_items"],
+                "mean_ddi_nats": float(np.mean(ddi)),
+                "ci95_low_nats": interval[0] if interval else None,
+                "ci95_high_nats": interval[1] if interval else None,
+                "mean_d_z": float(np.mean(d_z)) if d_z else None,
+            }
+        )
+    return rows
+
+
+def write_csv(path: Path, rows: Sequence[Row]) -> None:
+    """Write rows of one shape; what does not exist is an empty cell."""
+    with new_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def scale_text(result: Row) -> str:
+    """Return the curve as text: a table per group."""
+    head = ["arm", "samples", "steps", "seeds", "ddI nats", "95 % CI", "d_z"]
+    parts = []
+    for group in dict.fromkeys(row["group"] for row in result["curve"]):
+        points = [row for row in result["curve"] if row["group"] == group]
+        rows = [
+            [
+                p["arm"], str(p["size"]), str(p["steps"]), str(p["n_seeds"]),
+                f"{p['mean_ddi_nats']:+.2f}", _interval(p),
+                "n/a" if p["mean_d_z"] is None else f"{p['mean_d_z']:+.2f}",
+            ]
+            for p in points
+        ]  # fmt: skip
+        parts.append(f"{group}: {points[0]['n_items']} items\n" + aligned(head, rows))
+    parts.append(
+        "ddI and d_z: means over seeds, which draw subsets and training; the interval is t over\n"
+        "seeds and does not hold the chance of the items."
+    )
+    return "\n\n".join(parts)
+
+
+def _interval(point: Row) -> str:
+    low, high = point["ci95_low_nats"], point["ci95_high_nats"]
+    return "n/a" if low is None else f"[{low:+.2f}, {high:+.2f}]"

@@ -1,0 +1,149 @@
+"""A file of any length: memory does not grow with it, and a killed run goes on where it was."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import tracemalloc
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers import DEMO, ROOT, read_lines
+
+from cqa.data.tokenizer import Tokenizer
+from cqa.model.load import load_model
+from cqa.score.config import ScoreConfig
+from cqa.score.run import score
+from cqa.score.scorer import BranchStats
+
+MODEL = DEMO / "model"
+TEXT_CHARS = 1000
+
+
+def write_pairs(path: Path, n: int, n_chars: int) -> Path:
+    """Write pairs that are all different, a line at a time."""
+    with path.open("w", encoding="utf-8") as file:
+        for i in range(n):
+            context = f"{i} " + "It rained. " * (n_chars // 11)
+            pair = {"id": f"row-{i}", "context": context, "good": f" She ran {i}.", "bad": " No."}
+            file.write(json.dumps(pair) + "\n")
+    return path
+
+
+class AnyBranch(dict):
+    """Stands in for the decoder: some numbers for every branch."""
+
+    def __missing__(self, branch: tuple[Any, tuple[int, ...]]) -> BranchStats:
+        return BranchStats([-1.5] * len(branch[1]), [0.5] * len(branch[1]))
+
+
+@pytest.fixture
+def stubbed(monkeypatch) -> None:
+    """No decoder, and a tokenizer that is there already, so that rows alone take memory."""
+    tokenizer = Tokenizer(MODEL)
+    monkeypatch.setattr("cqa.score.scorer.run_forest", lambda decoder, forest: AnyBranch())
+    monkeypatch.setattr("cqa.score.run.Tokenizer", lambda folder, **options: tokenizer)
+    monkeypatch.setattr("cqa.score.run.versions", dict)  # reads more than a small file's rows
+
+
+def peak_bytes(folder: Path, n: int, **settings: Any) -> int:
+    """Return the peak of what scoring n pairs into a new folder allocates."""
+    folder.mkdir(exist_ok=True)
+    pairs = write_pairs(folder / f"{n}.jsonl", n, TEXT_CHARS)
+    config = ScoreConfig(model=str(MODEL), pairs=(pairs,), out=folder / f"out-{n}", **settings)
+    base = load_model(MODEL, device=torch.device("cpu"), dtype=torch.float32)
+    tracemalloc.start()
+    try:
+        score(config, base=base)
+        score(config, base=base)  # all of it resumed: every line of the folder is looked at
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.usefixtures("stubbed")
+@pytest.mark.parametrize(
+    ("summary", "limit"), [(False, 60), (True, TEXT_CHARS // 2)], ids=["rows", "summary"]
+)
+def test_peak_memory_grows_by_less_than_a_text_a_row(tmp_path, summary, limit):
+    settings = {"summary": summary, "batch_tokens": 1000}
+    few, many = 50, 250
+    peak_bytes(tmp_path / "warm", few, **settings)
+    growth = peak_bytes(tmp_path, many, **settings) - peak_bytes(tmp_path, few, **settings)
+    assert growth / (many - few) < limit
+
+
+@pytest.mark.usefixtures("stubbed")
+def test_without_a_summary_none_of_other_rows_is_left(tmp_path):
+    pairs = write_pairs(tmp_path / "p.jsonl", 3, 40)
+    config = {"model": str(MODEL), "pairs": (pairs,), "out": tmp_path / "out"}
+    score(ScoreConfig(**config))
+    assert (tmp_path / "out" / "summary.json").exists()
+    assert score(ScoreConfig(**config, summary=False)) == {"n_items": 3, "n_models": 1}
+    assert not (tmp_path / "out" / "summary.json").exists()
+
+
+def killed_after(command: list[str], file: Path, n_lines: int) -> int:
+    """Run a command, kill it (SIGKILL) when a file has that many lines; return the lines left."""
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'cli'}{os.pathsep}{ROOT}"}
+    environment["OMP_NUM_THREADS"] = str(torch.get_num_threads())  # which decides the last bits
+    with subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL) as process:
+        deadline = time.monotonic() + 120
+        while process.poll() is None and time.monotonic() < deadline:
+            if file.exists() and file.read_bytes().count(b"\n") >= n_lines:
+                process.send_signal(signal.SIGKILL)
+                break
+            time.sleep(0.002)
+        process.wait()
+    assert process.returncode == -signal.SIGKILL
+    return file.read_bytes().count(b"\n")
+
+
+def on_rows(seen: list[int]) -> Any:
+    return lambda event: seen.append(event["n"]) if event["event"] == "rows" else None
+
+
+def test_killed_run_goes_on_at_the_row_where_it_stopped(tmp_path):
+    n = 60
+    pairs = write_pairs(tmp_path / "p.jsonl", n, 40)
+
+    def config_of(out: str) -> ScoreConfig:
+        return ScoreConfig(
+            model=str(MODEL), pairs=(pairs,), out=tmp_path / out, batch_tokens=120, device="cpu"
+        )
+
+    score(config_of("whole"))
+    arguments = ["--model", MODEL, "--pairs", pairs, "--out", tmp_path / "killed"]
+    command = [sys.executable, "-m", "cqa_fast", "score", *arguments, "--batch-tokens", 120]
+    command += ["--device", "cpu"]
+    held = killed_after([str(part) for part in command], tmp_path / "killed" / "scores.jsonl", 10)
+    assert 10 <= held < n
+    seen: list[int] = []
+    score(config_of("killed"), on_event=on_rows(seen))
+    assert sum(seen) == n - held
+    for name in ("scores.jsonl", "items.jsonl", "summary.json"):
+        whole, killed = (tmp_path / out / name for out in ("whole", "killed"))
+        assert killed.read_bytes() == whole.read_bytes()
+
+
+def ids_of(folder: Path) -> Iterator[str]:
+    return (row["id"] for row in read_lines(folder / "scores.jsonl"))
+
+
+@pytest.mark.usefixtures("stubbed")
+def test_rows_merge_by_id_whatever_the_order_of_the_files(tmp_path):
+    pairs = write_pairs(tmp_path / "p.jsonl", 9, 40)
+    lines = pairs.read_bytes().splitlines(keepends=True)
+    some, rest = tmp_path / "some.jsonl", tmp_path / "rest.jsonl"
+    some.write_bytes(b"".join(lines[6:2:-1]))
+    rest.write_bytes(b"".join([lines[8], *lines[:3], lines[7]]))
+    out = tmp_path / "out"
+    for files in ((some,), (rest, some), (pairs,)):
+        summary = score(ScoreConfig(model=str(MODEL), pairs=files, out=out))
+    assert summary["base"]["ungrouped"]["n"] == 9
+    assert list(ids_of(out)) == [f"row-{i}" for i in (6, 5, 4, 3, 8, 0, 1, 2, 7)]
