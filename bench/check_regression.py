@@ -40,7 +40,7 @@ def assert_not_slower(name: str, ours, peer) -> None:
 
 @needs_native
 @pytest.mark.parametrize("peer", ["reference", "transformers_peft"])
-def check_training_window(peer):
+def test_training_window(peer):
     settings = {"model": str(MODEL), "window": SHAPES["demo"][1]}
     script = "ours_train" if peer == "reference" else peer
     with (
@@ -57,7 +57,7 @@ def check_training_window(peer):
 
 @needs_native
 @pytest.mark.parametrize("peer", ["reference", "lm_eval_hf"])
-def check_scoring(peer):
+def test_scoring(peer):
     settings = {"model": str(MODEL), "pairs": pairs(), "batch_size": 8}
     script = "ours_score" if peer == "reference" else peer
     with (
@@ -72,7 +72,7 @@ def pairs():
     return real_items(ASSETS / "literary.jsonl", 16)
 
 
-def check_counts():
+def test_counts():
     counted = {**scoring_counts(), "bytes_saved_for_backward": bytes_saved()}
     print(counted)
     for name, most in FLOORS["counts"].items():
