@@ -31,7 +31,7 @@ class ScoreConfig:
         "How contexts become text: plain, chat (the tokenizer's template) or a Jinja file.", "plain"
     )
     score_eos: bool = option("Score the end token after each option too.", False)
-    tokens: bool = option("Write per-token ids and log-probabilities.", False)
+    tokens: bool = option("Write each token's id, place in the text and log-probability.", False)
     batch_tokens: int = option("Token budget of one pass; changes no digit of a result.", 4096)
     device: Literal["auto", "cpu", "cuda"] = option("Where to compute.", "auto")
     dtype: Literal["auto", "fp32", "bf16"] = option(
