@@ -117,7 +117,11 @@ def score(
             speed = _score_model(items, results, base.decoder, name, model_key, interrupt, on_event)
             on_event({"event": "scored", "adapter": name})
             models.append({"model_key": model_key, "adapter": name, **identity, **speed})
-        summary = summarise(Scores(results.rows({model["model_key"] for model in models})))
+        summary = summarise(
+            Scores(results.rows({model["model_key"] for model in models})),
+            cutoff=config.cutoff,
+            margin_nats=config.margin,
+        )
         write_json(config.out / META, {**_environment(config, device), "models": models})
         write_json(config.out / SUMMARY, summary)
     return summary

@@ -178,7 +178,7 @@ def test_joint_charges_a_straddling_token_to_the_option(demo, context, option, s
 
 @pytest.mark.parametrize("boundary", BOUNDARIES)
 @given(st.sampled_from(TEXTS), st.data())
-@settings(deadline=None)
+@settings(deadline=None, max_examples=20)
 def test_token_ends_say_what_each_token_of_the_option_spells(tokenizer, boundary, text, data):
     text = "Well. " + text + " 在é👩"
     cut = data.draw(st.integers(6, len(text) - 1))
