@@ -94,7 +94,7 @@ def summarise(
         "selection": {
             group: _selection(models)
             for group, models in scores.items.items()
-            if len(models) > MANY_EPOCHS
+            if len(models) > MANY_EPOCHS and len(models[None]) > 1
         },
         "interaction": _interactions(scores),
         "cutoff": cutoff,
