@@ -326,8 +326,8 @@ def change(before: Sequence[float], after: Sequence[float]) -> Row:
     """Return the means before and after, and the mean change with its t interval."""
     moved = differences(before, after)
     return {
-        "base": mean(before),
-        "adapter": mean(after),
+        "before": mean(before),
+        "after": mean(after),
         "change": mean(moved),
         "ci95": listed(t_interval(moved)),
     }

@@ -5,8 +5,8 @@ import math
 
 import numpy as np
 import pytest
-from score.synthetic import make_items, make_rows
 from scipy import stats
+from score.synthetic import make_items, make_rows
 
 from cqa.score.compare import MARGIN_SHARE, READINGS, compare_items, item_facts, item_score
 from cqa.score.continuations import TextScore, compare_texts
@@ -42,8 +42,8 @@ def per_item(rows, value) -> np.ndarray:
 def check_change(entry, before, after):
     change = after - before
     interval = stats.ttest_1samp(change, 0).confidence_interval()
-    assert entry["base"] == pytest.approx(before.mean())
-    assert entry["adapter"] == pytest.approx(after.mean())
+    assert entry["before"] == pytest.approx(before.mean())
+    assert entry["after"] == pytest.approx(after.mean())
     assert entry["change"] == pytest.approx(change.mean())
     assert entry["ci95"] == pytest.approx([interval.low, interval.high])
 
