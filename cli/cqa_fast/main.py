@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from cqa import __version__
-from cqa.score.config import ScoreConfig
+from cqa.score.config import ReportConfig, ScoreConfig
 from cqa.train.config import PRESETS, TrainConfig
 from cqa_fast.options import ErrorsAsMessages, takes
 
@@ -86,6 +86,25 @@ def score(config: ScoreConfig, as_json: bool) -> None:
     with closing(ScoreProgress()) as progress:
         summary = run_scoring(config, on_event=progress)
     click.echo(_json(summary) if as_json else summary_text(summary))
+
+
+@main.command()
+@click.argument("scores", type=click.Path(path_type=Path))
+@takes(ReportConfig)
+@_JSON
+def report(config: ReportConfig, scores: Path, as_json: bool) -> None:
+    """Write a report on a folder of SCORES: HTML, Markdown, CSV, LaTeX, SVG and PNG.
+
+    No model is loaded and nothing is asked of the network.
+
+    \b
+    Example:
+      cqa-fast report scores --run run --out report
+    """
+    from cqa.score.report.write import write_report
+
+    written = write_report(scores, config)
+    click.echo(_json({"files": list(map(str, written))}) if as_json else str(written[0]))
 
 
 @main.command()

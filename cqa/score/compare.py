@@ -122,6 +122,7 @@ def base_entry(base: Mapping[str, ItemScore], facts: Mapping[str, ItemFacts]) ->
         "lengths": _lengths([facts[i] for i in base]),
         "n_boundary_merge": sum(facts[i].boundary_merge for i in base),
         "n_sources": len({facts[i].source_id for i in base} - {None}) or None,
+        "n_without_source": sum(facts[i].source_id is None for i in base),
     }
 
 

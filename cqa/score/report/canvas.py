@@ -34,6 +34,7 @@ STYLE: Any = {
     "axes.labelcolor": INK,
     "axes.titlecolor": INK,
     "axes.linewidth": 0.7,
+    "axes.facecolor": "none",
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,

@@ -91,13 +91,13 @@ def _clusters(view: View) -> Iterator[str]:
         entry = view.summary["groups"][group].get(view.shown or "")
         if base["n_sources"] is None:
             yield f"{group}: no item names its source_id, so items are taken as independent."
-        elif base["n_sources"] < base["n"]:
+        elif base["n_sources"] < (n_named := base["n"] - base["n_without_source"]):
             by_source = entry["by_source"] if entry else None
             interval = show(by_source and by_source["bca95_nats"], "interval")
             yield (
-                f"{group}: {base['n']} items come from {base['n_sources']} named sources. Tests "
-                f"take items as independent; resampling whole sources gives a 95 % CI of "
-                f"{interval} nats."
+                f"{group}: {n_named} of {base['n']} items come from {base['n_sources']} named "
+                f"sources. Tests take items as independent; resampling whole sources gives a "
+                f"95 % CI of {interval} nats."
             )
 
 

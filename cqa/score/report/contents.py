@@ -94,7 +94,7 @@ def table_1(view: View) -> Table:
         Column("mean_delta_i_nats", "dI adapter, nats", "number"),
         Column("mean_ddi_nats", "ddI, nats"),
         Column("ci95_nats", "95 % CI, nats", "interval"),
-        Column("w_plus", "W₊", "w"),
+        Column("w_plus", "W+", "w"),
         Column("p", "p, one-sided", "p"),
         Column("p_corrected", "p, max-T", "p"),
         Column("d_z", "d_z"),
@@ -131,7 +131,7 @@ def _more_tests(view: View) -> Table:
         Column("p_t", "t-test, p", "p"),
         Column("p_sign", "sign test, p", "p"),
         Column("bca95_nats", "BCa 95 % CI, nats", "interval"),
-        Column("n_sources", "sources", "count"),
+        Column("n_sources", "clusters", "count"),
         Column("ci95_by_source", "BCa by source, nats", "interval"),
         Column("p_by_source", "source means, p", "p"),
         Column("hedges_g_z", "Hedges g_z"),
@@ -141,7 +141,10 @@ def _more_tests(view: View) -> Table:
         Column("n_sign_gained", "gained", "count"),
         Column("n_sign_lost", "lost", "count"),
     )
-    note = "All p are one-sided (greater). By source: whole sources are resampled, or averaged"
+    note = (
+        "All p are one-sided (greater). By source: whole sources are resampled, or averaged; an "
+        "item without source_id is a cluster of its own"
+    )
     return Table(
         "other_tests", "Other tests and effect sizes", columns, rows, note, _of_shown(view)
     )
@@ -222,8 +225,8 @@ def _entropy(view: View) -> Table:
         GROUP,
         ADAPTER,
         Column("quantity", "entropy", "text"),
-        Column("before", "base", "number"),
-        Column("after", "under adapter", "number"),
+        Column("before", "base", "fine_number"),
+        Column("after", "under adapter", "fine_number"),
         Column("change", "change", "fine"),
         Column("ci95", "95 % CI", "fine_interval"),
     )
@@ -278,8 +281,8 @@ def table_2(view: View) -> Table:
         Column("domain", "domain", "text"),
         ADAPTER,
         N,
-        Column("mean_logp_per_token_base_nats", "log P base, nats/token", "number"),
-        Column("mean_logp_per_token_nats", "log P adapter, nats/token", "number"),
+        Column("mean_logp_per_token_base_nats", "log P base, nats/token", "fine_number"),
+        Column("mean_logp_per_token_nats", "log P adapter, nats/token", "fine_number"),
         Column("mean_dlogp_per_token_nats", "change, nats/token", "fine"),
         Column("ci95_nats", "95 % CI, nats/token", "fine_interval"),
         Column("mean_dlogp_per_token_bits", "change, bits/token", "fine"),
@@ -309,7 +312,7 @@ def _strata(view: View) -> Table:
         N,
         Column("mean_ddi_nats", "ddI, nats"),
         Column("ci95_nats", "95 % CI, nats", "interval"),
-        Column("w_plus", "W₊", "w"),
+        Column("w_plus", "W+", "w"),
         Column("p", "p, one-sided", "p"),
         Column("d_z", "d_z"),
     )

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
 
-from jinja2 import Environment, FunctionLoader
+from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
 from cqa import __version__
@@ -52,7 +52,7 @@ FIXED = (
     ("I(x; y)", "S(x|y) − S(x|∅); ∅ is one token: BOS, else <|endoftext|>, else EOS"),
     ("dI", "I(right) − mean I(wrong)"),
     ("ddI", "dI under the adapter − dI under the base = d_cond − d_prior"),
-    ("W₊, p", "signed-rank statistic of ddI; one-sided p from the exact null distribution"),
+    ("W+, p", "signed-rank statistic of ddI; one-sided p from the exact null distribution"),
     ("p, max-T", "the same question, corrected for all adapters by sign flips kept across them"),
     ("d_z", "mean / standard deviation of ddI over items"),
     ("TOST", "two one-sided t-tests: is the mean nearer to 0 than the margin?"),
@@ -79,7 +79,11 @@ class Report:
 def html_page(report: Report) -> str:
     """Return the page: style, script, figures and texts are all inside."""
     environment = Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, loader=FunctionLoader(_template)
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
+        loader=FunctionLoader(_template),
     )
     environment.globals.update(show=show)
     script = _template("script.js")

@@ -88,7 +88,7 @@ def read_source(folder: Path, run: Path | None = None) -> Source:
             where=str(folder / SCORES),
         ) from None
     groups = [*scores.items.values(), *scores.texts.values()]
-    if not groups or any(None not in models for models in groups):
+    if not groups or any(None not in by_model for by_model in groups):
         raise DataError("expected items scored under the base, got none", where=str(folder))
     source = Source(folder, meta, items, scores, [name for name in names if name is not None])
     source.run = read_run(run) if run else None

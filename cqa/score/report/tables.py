@@ -13,8 +13,9 @@ from typing import Any, Literal
 
 Row = dict[str, Any]
 Form = Literal[
-    "text", "count", "signed", "number", "fine", "p", "share", "interval", "fine_interval", "w"
-]
+    "text", "count", "signed", "number", "fine", "fine_number", "p", "share", "w",
+    "interval", "fine_interval",
+]  # fmt: skip
 ABSENT = "n/a"
 INTERVALS = ("interval", "fine_interval")
 
@@ -58,13 +59,14 @@ def show(value: Any, form: Form) -> str:
         digits = 3 if form == "fine_interval" else 2
         if value[0] is None or value[1] is None:
             return ABSENT
-        return f"[{_signed(value[0], digits)}, {_signed(value[1], digits)}]"
+        return f"[{_signed(value[0], digits)},\N{NO-BREAK SPACE}{_signed(value[1], digits)}]"
     shown: dict[str, Callable[[Any], str]] = {
         "text": str,
         "count": lambda v: f"{v:,}",
         "signed": lambda v: _signed(v, 2),
         "number": lambda v: f"{v:.2f}".replace("-", "−"),
         "fine": lambda v: _signed(v, 3),
+        "fine_number": lambda v: f"{v:.3f}".replace("-", "−"),
         "p": lambda v: "< 0.001" if v < 0.001 else f"{v:.3f}",
         "share": lambda v: f"{100 * v:.0f} %",
         "w": lambda v: f"{v:g}",
@@ -162,7 +164,7 @@ _LATEX = {
     "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
     "−": "$-$", "<": "$<$", ">": "$>$", "∅": r"$\emptyset$", "Δ": r"$\Delta$", "±": r"$\pm$",
     "≥": r"$\geq$", "→": r"$\to$", "|": "$|$", "\n": " ", "·": r"$\cdot$", "×": r"$\times$",
-    "₊": "$_+$", "–": "--", "\"": "''",
+    "₊": "$_+$", "–": "--", "\"": "''", "\N{NO-BREAK SPACE}": "~",
 }  # fmt: skip
 
 

@@ -75,11 +75,16 @@ def _nothing_to_compare(view: View) -> str:
 
 def _p(value: float | None) -> str:
     text = show(value, "p")
-    return f"p {text}" if text.startswith("<") else f"p = {text}"
+    sign = "" if text.startswith("<") else "= "
+    return f"p {sign}{text}".replace(" ", "\N{NO-BREAK SPACE}")
 
 
 def _nats(value: float | None) -> str:
-    return f"{show(value, 'signed')} nats"
+    return f"{show(value, 'signed')}\N{NO-BREAK SPACE}nats"
+
+
+def _ci(interval: list[float] | None) -> str:
+    return f"95 % CI {show(interval, 'interval')}".replace(" ", "\N{NO-BREAK SPACE}")
 
 
 def decisive_p(view: View) -> tuple[float, str]:
@@ -95,9 +100,8 @@ def decisive_p(view: View) -> tuple[float, str]:
 
 def _sensitivity(view: View, entry: Row) -> Finding:
     p, name = decisive_p(view)
-    ci = show(entry["ci95_nats"], "interval")
     text = (
-        f"{view.shown}: ddI = {_nats(entry['mean_ddi_nats'])} per item, 95 % CI {ci}, "
+        f"{view.shown}: ddI = {_nats(entry['mean_ddi_nats'])} per item, {_ci(entry['ci95_nats'])}, "
         f"n = {entry['n']}; {_p(p)} ({name})."
     )
     plain = entry["wilcoxon"]["p"]
@@ -129,7 +133,7 @@ def _selectivity(view: View) -> Finding | None:
         return Finding(question, "n/a", "Too few items to test the difference of the two groups.")
     p = max(test["p_two_sided"], test["p_permutation"])
     text = (
-        f"Difference {_nats(test['difference'])}, 95 % CI {show(test['ci95'], 'interval')}; "
+        f"Difference {_nats(test['difference'])}, {_ci(test['ci95'])}; "
         f"two-sided {_p(test['p_two_sided'])} (Welch), {_p(test['p_permutation'])} (permutation)."
     )
     if p > ALPHA:
@@ -147,7 +151,7 @@ def _absence(view: View) -> Finding | None:
         return Finding(question, "n/a", "Too few items to test for the absence of a change.")
     test = entry["equivalence"]
     text = (
-        f"ddI = {_nats(entry['mean_ddi_nats'])}, 95 % CI {show(entry['ci95_nats'], 'interval')}; "
+        f"ddI = {_nats(entry['mean_ddi_nats'])}, {_ci(entry['ci95_nats'])}; "
         f"within ±{test['margin_nats']:.2f} nats (margin: {test['margin_rule']}): "
         f"{_p(test['p'])} (TOST). The smallest margin that would do is "
         f"±{test['smallest_margin_nats']:.2f} nats."
@@ -166,7 +170,7 @@ def _part(view: View, entry: Row) -> Finding:
     cond, prior = entry["mean_d_cond_nats"], entry["mean_d_prior_nats"]
     text = (
         f"ddI = d_cond − d_prior = {show(cond, 'signed')} − ({show(prior, 'signed')}) nats; "
-        f"95 % CI {show(entry['ci95_d_cond_nats'], 'interval')} and "
+        f"{_ci(entry['ci95_d_cond_nats'])} and "
         f"{show(entry['ci95_d_prior_nats'], 'interval')}."
     )
     low_cond = (entry["ci95_d_cond_nats"] or [0, 0])[0]
@@ -250,10 +254,14 @@ def _tiles(view: View, entry: Row) -> list[Tile]:
         Tile(
             f"ddI, {view.primary}",
             _nats(entry["mean_ddi_nats"]),
-            f"95 % CI {show(entry['ci95_nats'], 'interval')}",
+            f"{_ci(entry['ci95_nats'])}",
         ),
         Tile("p, one-sided", show(p, "p"), name),
-        Tile("d_z", show(entry["d_z"], "signed"), f"95 % CI {show(entry['d_z_ci95'], 'interval')}"),
+        Tile(
+            "d_z",
+            show(entry["d_z"], "signed"),
+            f"{_ci(entry['d_z_ci95'])}",
+        ),
     ]
     test = view.summary["interaction"].get(view.shown)
     if test is not None and view.control is not None:
