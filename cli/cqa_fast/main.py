@@ -31,6 +31,7 @@ def main() -> None:
     With your own:
       cqa-fast train --model DIR --data train.jsonl --out run
       cqa-fast score --model DIR --run run --pairs literary.jsonl --pairs factual.jsonl --out scores
+      cqa-fast report scores --run run --out report
 
     Results go to standard output, progress to standard error.
     Exit codes: 0 ok, 2 usage, 3 data, 4 model, 5 not finite, 6 resources, 130/143 signals.
@@ -113,20 +114,21 @@ def report(config: ReportConfig, scores: Path, as_json: bool) -> None:
     type=click.Path(path_type=Path),
     default=Path("demo-out"),
     show_default=True,
-    help="Folder for the run and the scores.",
+    help="Folder for the run, the scores and the report.",
 )
 @click.option(
     "--epochs", type=click.IntRange(1), default=3, show_default=True, help="Epochs to train."
 )
 @_JSON
 def demo(out: Path, epochs: int, as_json: bool) -> None:
-    """Train and score the embedded 3.2 M-parameter model on the embedded data."""
+    """Train, score and report on the embedded 3.2 M-parameter model and data."""
     from cqa.score.table import summary_text
     from cqa.study.demo import run_demo
     from cqa_fast.progress import ScoreProgress, TrainProgress
 
     with closing(TrainProgress()) as training, closing(ScoreProgress()) as scoring:
         summary = run_demo(out, epochs, on_train=training, on_score=scoring)
+    click.echo(f"report: {out / 'report' / 'report.html'}", err=True)
     click.echo(_json(summary) if as_json else summary_text(summary))
 
 

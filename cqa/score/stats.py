@@ -147,13 +147,17 @@ def d_z_interval(d_z: float, n: int, level: float = 0.95) -> tuple[float, float]
     t, df = d_z * math.sqrt(n), n - 1
 
     def noncentrality(tail: float) -> float:
-        width = 10 + abs(t)
-        return float(
-            optimize.brentq(lambda nc: stats.nct.cdf(t, df, nc) - tail, t - width, t + width)
-        )
+        width = 10 + 3 * abs(t)
+        return float(optimize.brentq(lambda nc: _nct_cdf(t, df, nc) - tail, t - width, t + width))
 
     tail = (1 - level) / 2
     return noncentrality(1 - tail) / math.sqrt(n), noncentrality(tail) / math.sqrt(n)
+
+
+def _nct_cdf(t: float, df: int, nc: float) -> float:
+    """Return the noncentral t distribution's P(T ≤ t); far from t scipy's may be NaN."""
+    p = float(stats.nct.cdf(t, df, nc))
+    return float(nc < t) if math.isnan(p) else p
 
 
 def hedges_correction(n: int) -> float | None:
@@ -216,7 +220,7 @@ def power_of_t(d_z: float, n: int, alpha: float = 0.05) -> float | None:
     if n < 2:
         return None
     critical = float(stats.t.ppf(1 - alpha, n - 1))
-    return float(stats.nct.sf(critical, n - 1, d_z * math.sqrt(n)))
+    return 1 - _nct_cdf(critical, n - 1, d_z * math.sqrt(n))
 
 
 def detectable_d_z(n: int, power: float = 0.8, alpha: float = 0.05) -> float | None:

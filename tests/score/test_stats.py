@@ -112,6 +112,14 @@ def test_d_z_interval_leaves_the_tails_it_claims(d_z, n):
     assert stats.nct.cdf(t, n - 1, high * math.sqrt(n)) == pytest.approx(0.025, abs=1e-6)
 
 
+@pytest.mark.parametrize("n", [2, 3, 12, 60, 1000])
+@pytest.mark.parametrize("d_z", [0.0, 0.3, 1.0, 3.0, 12.0, 70.0])
+def test_d_z_interval_exists_for_every_size_and_holds_d_z(d_z, n):
+    low, high = d_z_interval(d_z, n)
+    assert low < d_z < high
+    assert d_z_interval(-d_z, n) == pytest.approx((-high, -low), abs=1e-8)
+
+
 def test_t_interval_agrees_with_scipy_and_one_value_has_none():
     values = [0.3, -1.2, 2.2, 0.9]
     expected = stats.ttest_1samp(values, 0).confidence_interval()
@@ -194,7 +202,7 @@ def test_power_is_the_share_of_tests_that_find_the_effect():
     assert power_of_t(0.0, 20) == pytest.approx(0.05)
 
 
-@pytest.mark.parametrize("n", [3, 20, 500])
+@pytest.mark.parametrize("n", [2, 3, 20, 500, 5000])
 def test_detectable_effect_has_the_power_it_promises(n):
     assert power_of_t(detectable_d_z(n), n) == pytest.approx(0.8)
 

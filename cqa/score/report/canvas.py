@@ -9,7 +9,7 @@ import re
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import matplotlib as mpl
@@ -92,42 +92,54 @@ def styled() -> Iterator[None]:
         yield
 
 
-def save(figure: Figure, path: Path, kind: str, *, name: str) -> None:
-    """Write a figure as `.svg` or `.png`, the same bytes every time."""
-    with styled():
-        if kind == ".svg":
-            path.write_text(_svg(figure, "white", name), encoding="utf-8")
-        else:
-            figure.savefig(path, format="png", dpi=200, facecolor="white", metadata=_NO_METADATA)
+@dataclass(frozen=True, slots=True)
+class Drawing:
+    """A figure as the bytes of its files, and as parts of a page."""
+
+    csv: str
+    svg: str
+    png: bytes
+    narrow_svg: str
 
 
-_NO_METADATA = {"Software": None}
-
-
-def _svg(figure: Figure, background: str, name: str) -> str:
+def svg_text(figure: Figure, title: str) -> str:
+    """Return a figure as SVG, the same text every time."""
     file = io.StringIO()
-    figure.savefig(file, format="svg", facecolor=background, metadata={"Date": None, "Title": name})
+    with styled():
+        figure.savefig(
+            file, format="svg", facecolor="white", metadata={"Date": None, "Title": title}
+        )
+    figure.set_layout_engine("none")  # what is laid out stays, and the next format is quicker
     return file.getvalue()
 
 
-def inline_svg(figure: Figure, prefix: str, label: str) -> str:
-    """Return a figure for an HTML page: its colours as CSS variables, its ids unique."""
+def png_bytes(figure: Figure) -> bytes:
+    """Return a figure as PNG, the same bytes every time."""
+    file = io.BytesIO()
     with styled():
-        text = _svg(figure, "none", label)
+        figure.savefig(file, format="png", dpi=200, facecolor="white", metadata={"Software": None})
+    return file.getvalue()
+
+
+def inline_svg(text: str, prefix: str, label: str) -> str:
+    """Return an SVG file for use in a page: its colours as CSS variables, its ids unique."""
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r"<style [^>]*>.*?</style>", "", text, flags=re.DOTALL)
     text = re.sub(r'\bid="', f'id="{prefix}-', text)
     text = re.sub(r'href="#', f'href="#{prefix}-', text)
     text = re.sub(r"url\(#", f"url(#{prefix}-", text)
-    for colour, variable in VARIABLES.items():
-        text = text.replace(colour, f"var(--{variable})")
+    for colour, value in _IN_PAGE.items():
+        text = text.replace(colour, value)
     view = re.search(r'viewBox="[^"]*"', text)
     head = f'<svg {view and view[0]} role="img" aria-label="{html.escape(label)}">'
     return re.sub(r"<svg\b[^>]*>", head, text, count=1).strip()
 
 
-VARIABLES = {
-    INK: "ink", MUTED: "muted", GRID: "grid", BASE: "base",
-    **{colour: f"c{k}" for k, colour in enumerate(PALETTE)},
+_IN_PAGE = {
+    "fill: #ffffff": "fill: none",
+    **{colour: f"var(--{name})" for colour, name in (
+        (INK, "ink"), (MUTED, "muted"), (GRID, "grid"), (BASE, "base"),
+        *((colour, f"c{k}") for k, colour in enumerate(PALETTE)),
+    )},
 }  # fmt: skip

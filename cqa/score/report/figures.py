@@ -11,17 +11,23 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from cqa.score.report.canvas import BASE, INK, MUTED, PALETTE, WIDE, styled
+from cqa.score.report.canvas import (
+    BASE,
+    INK,
+    MUTED,
+    NARROW,
+    PALETTE,
+    WIDE,
+    Drawing,
+    png_bytes,
+    rows_from_csv,
+    styled,
+    svg_text,
+)
 
 Row = dict[str, Any]
 MARKERS = ("o", "s", "^", "D", "v", "P")
 PARTS = {"ddI": (INK, "o"), "d_cond": (PALETTE[2], "^"), "d_prior": (PALETTE[3], "s")}
-
-
-def draw(name: str, rows: Sequence[Row], width: float = WIDE) -> Figure:
-    """Draw a figure from its rows, `width` inches wide."""
-    with styled():
-        return FIGURES[name][1](rows, width)
 
 
 def _groups(rows: Sequence[Row]) -> list[str]:
@@ -307,3 +313,18 @@ FIGURES: dict[str, tuple[str, Draw]] = {  # name: title, and how it is drawn
     "items": ("Change of every item", items),
     "continuations": ("True continuations", continuations),
 }
+
+
+def draw(name: str, rows: Sequence[Row], width: float = WIDE) -> Figure:
+    """Draw a figure from its rows, `width` inches wide."""
+    with styled():
+        return FIGURES[name][1](rows, width)
+
+
+def redraw(name: str, csv: str) -> Drawing:
+    """Draw a figure from the text of its CSV file alone."""
+    rows = rows_from_csv(csv)
+    title = FIGURES[name][0]
+    wide = draw(name, rows)
+    svg = svg_text(wide, title)
+    return Drawing(csv, svg, png_bytes(wide), svg_text(draw(name, rows, NARROW), title))

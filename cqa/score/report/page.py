@@ -13,10 +13,10 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
 from cqa import __version__
-from cqa.score.report.canvas import NARROW, WIDE, inline_svg
+from cqa.score.report.canvas import Drawing, inline_svg
 from cqa.score.report.contents import View
 from cqa.score.report.details import ITEM_COLUMNS, N_TEXTS, ScoredItem, texts_of
-from cqa.score.report.figures import FIGURES, draw
+from cqa.score.report.figures import FIGURES
 from cqa.score.report.tables import Table, show, to_markdown
 from cqa.score.report.verdict import Verdict
 
@@ -67,7 +67,7 @@ class Report:
     verdict: Verdict
     cautions: list[str]
     tables: list[Table]
-    figures: dict[str, list[Row]]
+    figures: dict[str, Drawing]
     found: list[ScoredItem]
 
     @property
@@ -125,16 +125,16 @@ def _sections(report: Report) -> list[Row]:
     for name, title, figures, tables in SECTIONS:
         drawn = [_figure(f, report.figures[f]) for f in figures if f in report.figures]
         held = [report.by_name[t] for t in tables if t in report.by_name]
-        if drawn or held:
+        if drawn or held or name == "items":
             sections.append({"name": name, "title": title, "figures": drawn, "tables": held})
     return sections
 
 
-def _figure(name: str, rows: list[Row]) -> Row:
+def _figure(name: str, drawing: Drawing) -> Row:
     title = FIGURES[name][0]
     svgs = {
-        size: Markup(inline_svg(draw(name, rows, width), f"{name}-{size}", title))
-        for size, width in (("wide", WIDE), ("narrow", NARROW))
+        size: Markup(inline_svg(text, f"{name}-{size}", title))
+        for size, text in (("wide", drawing.svg), ("narrow", drawing.narrow_svg))
     }
     return {"name": name, "title": title, "caption": CAPTIONS[name], **svgs}
 

@@ -82,13 +82,13 @@ def read_source(folder: Path, run: Path | None = None) -> Source:
     try:
         scores = Scores(_rows(folder / SCORES, keys))
         items = {row["id"]: row for _, row in read_jsonl(folder / ITEMS)}
-    except (KeyError, TypeError, IndexError) as error:
+    except (KeyError, TypeError, IndexError, ValueError, ZeroDivisionError) as error:
         raise DataError(
-            f"expected rows as cqa-fast score writes them, got one without {error}",
+            f"expected rows as cqa-fast score writes them, got another: {error!r}",
             where=str(folder / SCORES),
         ) from None
-    groups = [*scores.items.values(), *scores.texts.values()]
-    if not groups or any(None not in by_model for by_model in groups):
+    models_of = [set(m) for m in scores.items.values()] + [set(m) for m in scores.texts.values()]
+    if not models_of or any(None not in found for found in models_of):
         raise DataError("expected items scored under the base, got none", where=str(folder))
     source = Source(folder, meta, items, scores, [name for name in names if name is not None])
     source.run = read_run(run) if run else None

@@ -7,12 +7,12 @@ from pathlib import Path
 from cqa.errors import ConfigError
 from cqa.files import new_file, reported
 from cqa.score.config import ReportConfig
-from cqa.score.report.canvas import rows_from_csv, rows_to_csv, save
+from cqa.score.report.canvas import rows_to_csv
 from cqa.score.report.cautions import cautions
 from cqa.score.report.contents import all_tables, make_view
 from cqa.score.report.details import items_table, scored_items
 from cqa.score.report.figure_data import figure_rows
-from cqa.score.report.figures import draw
+from cqa.score.report.figures import redraw
 from cqa.score.report.page import Report, html_page, markdown_page
 from cqa.score.report.source import read_source
 from cqa.score.report.tables import to_csv, to_latex
@@ -32,23 +32,21 @@ def write_report(scores: Path, config: ReportConfig) -> list[Path]:
         ConfigError: `config.out` is a file.
         ResourceError: A file cannot be written.
     """
-    report = make_report(scores, config)
     if config.out.exists() and not config.out.is_dir():
         raise ConfigError("expected --out to be a folder, got a file", where=str(config.out))
-    texts = {"report.html": html_page(report), "report.md": markdown_page(report)}
+    report = make_report(scores, config)
+    files: dict[str, str | bytes] = {
+        "report.html": html_page(report),
+        "report.md": markdown_page(report),
+    }
     for table in report.tables:
-        texts[f"tables/{table.name}.csv"] = to_csv(table)
-        texts[f"tables/{table.name}.tex"] = to_latex(table)
-    for name, rows in report.figures.items():
-        texts[f"figures/{name}.csv"] = rows_to_csv(rows)
-    written = []
-    for name, text in texts.items():
-        written.append(_prepared(config.out / name))
-        with new_file(written[-1]) as temporary:
-            temporary.write_text(text, encoding="utf-8")
-    for name in report.figures:
-        written += redraw(config.out / "figures" / f"{name}.csv")
-    return written
+        files[f"tables/{table.name}.csv"] = to_csv(table)
+        files[f"tables/{table.name}.tex"] = to_latex(table)
+    for name, drawing in report.figures.items():
+        files[f"figures/{name}.csv"] = drawing.csv
+        files[f"figures/{name}.svg"] = drawing.svg
+        files[f"figures/{name}.png"] = drawing.png
+    return [_write(config.out / name, content) for name, content in files.items()]
 
 
 def make_report(scores: Path, config: ReportConfig) -> Report:
@@ -59,22 +57,13 @@ def make_report(scores: Path, config: ReportConfig) -> Report:
     view = make_view(source, summarise(source.scores, cutoff=cutoff, margin_nats=margin))
     found = scored_items(view)
     tables = [*all_tables(view), items_table(view, found)]
-    return Report(view, make_verdict(view), cautions(view), tables, figure_rows(view), found)
+    figures = {name: redraw(name, rows_to_csv(rows)) for name, rows in figure_rows(view).items()}
+    return Report(view, make_verdict(view), cautions(view), tables, figures, found)
 
 
-def redraw(path: Path) -> list[Path]:
-    """Draw a figure from its CSV file alone, beside it, as SVG and PNG."""
-    name = path.stem
-    figure = draw(name, rows_from_csv(path.read_text(encoding="utf-8")))
-    written = []
-    for kind in (".svg", ".png"):
-        with new_file(path.with_suffix(kind)) as temporary:
-            save(figure, temporary, kind, name=name)
-        written.append(path.with_suffix(kind))
-    return written
-
-
-def _prepared(path: Path) -> Path:
+def _write(path: Path, content: str | bytes) -> Path:
     with reported(path):
         path.parent.mkdir(parents=True, exist_ok=True)
+    with new_file(path) as temporary:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
     return path
