@@ -35,7 +35,7 @@ def folder(tmp_path_factory):
 
 @pytest.mark.slow
 def test_the_commands_run_in_order(folder):
-    assert len(commands()) == 6
+    assert len(commands()) == 8
     for command in commands():
         done = subprocess.run(
             [sys.executable, "-m", "cqa_fast", *shlex.split(command)[1:]],
@@ -47,6 +47,8 @@ def test_the_commands_run_in_order(folder):
         )
         assert done.returncode == 0, (command, done.stderr)
     assert (folder / "run" / "epoch-12" / "adapter_model.safetensors").is_file()
+    assert (folder / "report" / "report.html").is_file()
+    assert (folder / "report-2024" / "tables" / "strata.csv").is_file()
     run = json.loads((folder / "run-16" / "run.json").read_text())
     recipe = yaml.safe_load((folder / "recipe.yaml").read_text())
     assert {key: run["settings"][key] for key in recipe} == {"rank": 16, "lr": 1e-4, "epochs": 5}

@@ -18,6 +18,7 @@ from scipy import optimize, special, stats
 
 Alternative = Literal["greater", "less", "two-sided"]
 Law = npt.NDArray[np.float64]
+FAR = 5000.0
 EXACT_LIMIT = 1000  # non-zero differences; beyond, the normal approximation, named as such
 
 
@@ -147,6 +148,8 @@ def d_z_interval(d_z: float, n: int, level: float = 0.95) -> tuple[float, float]
     t, df = d_z * math.sqrt(n), n - 1
 
     def noncentrality(tail: float) -> float:
+        if t > FAR:  # beyond, the normal part of t is lost beside its spread, and scipy fails
+            return t * math.sqrt(float(stats.chi2.ppf(1 - tail, df)) / df)
         width = 10 + 3 * abs(t)
         return float(optimize.brentq(lambda nc: _nct_cdf(t, df, nc) - tail, t - width, t + width))
 

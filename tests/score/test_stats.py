@@ -120,6 +120,11 @@ def test_d_z_interval_exists_for_every_size_and_holds_d_z(d_z, n):
     assert d_z_interval(-d_z, n) == pytest.approx((-high, -low), abs=1e-8)
 
 
+def test_d_z_interval_of_huge_effects_goes_over_without_a_step():
+    below, above = d_z_interval(4999 / math.sqrt(20), 20), d_z_interval(5001 / math.sqrt(20), 20)
+    assert below == pytest.approx(above, rel=1e-3)
+
+
 def test_t_interval_agrees_with_scipy_and_one_value_has_none():
     values = [0.3, -1.2, 2.2, 0.9]
     expected = stats.ttest_1samp(values, 0).confidence_interval()
