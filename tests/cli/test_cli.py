@@ -395,7 +395,7 @@ def test_report_prints_the_page_or_all_files_and_needs_no_model(pairs, tmp_path)
     scores, out = tmp_path / "scores", tmp_path / "report"
     assert invoke("score", "--model", MODEL, "--pairs", pairs, "--out", scores).exit_code == 0
     result = invoke("report", scores, "--out", out)
-    assert (result.exit_code, result.stderr) == (0, "")
+    assert result.exit_code == 0, result.stderr
     assert result.stdout == f"{out / 'report.html'}\n"
     files = json.loads(invoke("report", scores, "--out", out, "--json").stdout)["files"]
     assert files[:2] == [str(out / "report.html"), str(out / "report.md")]

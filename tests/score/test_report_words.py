@@ -53,7 +53,7 @@ def _row(item_id, group, adapter, given, null, facts):
             "logp_null_nats": -50 + (null if good else 0.0),
             "logp_null2_nats": -50 + (null if good else 0.0),
             "pmi_nats": given - null if good else 0.0,
-            "entropy_given_context_nats": 30.0 - (adapter is not None) * facts.get("falls", 0.0),
+            "entropy_given_context_nats": 30.0,
             "entropy_null_nats": 30.0,
             "n_tokens": length, "n_bytes": length, "n_chars": length,
             "boundary_merge": facts.get("merge", False),
@@ -141,10 +141,22 @@ def test_a_change_of_the_prior_is_not_taken_for_one_of_the_conditional():
     assert "The change comes from the prior" in questions["prior"].text
 
 
-@pytest.mark.parametrize(("falls", "mark"), [(0.0, "not shown"), (1.0, "shown"), (-1.0, "against")])
-def test_entropy_is_judged_by_its_interval(falls, mark):
-    verdict = make_verdict(view_of({"mine": {"literary": spread(1.5)}}, falls=falls))
-    (found,) = [f for f in verdict.findings if f.question.startswith("Did H(X|Y)")]
+@pytest.mark.parametrize(
+    ("given", "null", "mark"),
+    [
+        ([-0.1, 0.1], [-0.1, 0.1], "not shown"),
+        ([0.1, 0.3], [-0.1, 0.1], "against"),
+        ([-0.3, -0.1], [-0.09, 0.05], "shown"),
+        ([-0.3, -0.1], [-0.15, 0.05], "not shown"),
+        ([-0.3, -0.1], [-0.3, -0.1], "against"),
+    ],
+)
+def test_entropy_has_to_fall_given_the_context_and_to_stay_without(given, null, mark):
+    view = view_of({"mine": {"literary": spread(1.5)}})
+    entropy = view.summary["groups"]["literary"]["mine"]["entropy_per_token"]
+    for name, ci in (("given_context", given), ("null", null)):
+        entropy[name] |= {"change": sum(ci) / 2, "ci95": ci}
+    (found,) = [f for f in make_verdict(view).findings if f.question.startswith("Did H(X|Y)")]
     assert found.mark == mark
 
 

@@ -105,7 +105,13 @@ def table_1(view: View) -> Table:
         "test, greater; p, max-T: corrected for all adapters of the table. CI: t; of d_z: "
         "noncentral t"
     )
-    return Table("table_1", "Change of conditional mutual information", columns, rows, note)
+    return Table(
+        "table_1",
+        "Change of conditional mutual information (the paper's Table 1)",
+        columns,
+        rows,
+        note,
+    )
 
 
 def _more_tests(view: View) -> Table:
@@ -295,7 +301,7 @@ def table_2(view: View) -> Table:
     def shown(row: Row) -> bool:
         return row["adapter"] in (view.shown, "base")
 
-    return Table("table_2", "True continuations", columns, rows, note, shown)
+    return Table("table_2", "True continuations (the paper's Table 2)", columns, rows, note, shown)
 
 
 def _strata(view: View) -> Table:

@@ -306,9 +306,9 @@ def continuations(rows: Sequence[Row], width: float) -> Figure:
 
 Draw = Callable[[Sequence[Row], float], Figure]
 FIGURES: dict[str, tuple[str, Draw]] = {  # name: title, and how it is drawn
-    "d_by_epoch": ("Effect size by epoch", d_by_epoch),
+    "d_by_epoch": ("Effect size by epoch (the paper's Figure 1)", d_by_epoch),
     "parts": ("Conditional and prior part", parts),
-    "collapse": ("Candidate probabilities before and after", collapse),
+    "collapse": ("Candidate probabilities before and after (the paper's Figure 2)", collapse),
     "overfitting": ("Losses, effect and spread by epoch", overfitting),
     "items": ("Change of every item", items),
     "continuations": ("True continuations", continuations),

@@ -200,14 +200,17 @@ def _entropy(view: View, entry: Row) -> Finding:
     )
     low, high = given["ci95"] or (0, 0)
     null_low, null_high = null["ci95"] or (0, 0)
-    if high >= 0:
-        mark: Mark = "against" if low > 0 else "not shown"
-        if low > 0:
-            text += " The conditional entropy rose."
-    elif null_low <= 0 <= null_high:
+    half = abs(given["change"]) / 2
+    mark: Mark = "not shown"
+    if low > 0:
+        mark = "against"
+        text += " The conditional entropy rose."
+    elif high < 0 and -half < null_low and null_high < half:
         mark = "shown"
-        text += " A change of H(X) was not found, which is not proof that there is none."
-    else:
+        text += " H(X) changed by less than half as much."
+    elif high < 0 and null_low <= 0 <= null_high:
+        text += " H(X|Y) fell; that H(X) did not, the interval leaves open."
+    elif high < 0:
         mark = "against"
         text += " H(X|Y) fell, but H(X) changed as well."
     return Finding("Did H(X|Y) fall while H(X) stayed?", mark, text)
