@@ -42,7 +42,7 @@ def folder(tmp_path_factory):
 
 @pytest.mark.slow
 def test_the_commands_run_in_order(folder):
-    assert len(commands()) == 10
+    assert len(commands()) == 12
     for command in commands():
         shorter = next((more for part, more in SHORTER.items() if part in command), [])
         done = subprocess.run(
@@ -58,6 +58,8 @@ def test_the_commands_run_in_order(folder):
     assert len(read_lines(folder / "points" / "selected.jsonl")) == 4
     assert (folder / "scale" / "curve.csv").is_file()
     assert any(event["event"] == "dev" for event in read_lines(folder / "run-dev" / "log.jsonl"))
+    assert (folder / "report" / "report.html").is_file()
+    assert (folder / "report-2024" / "tables" / "strata.csv").is_file()
     run = json.loads((folder / "run-16" / "run.json").read_text())
     recipe = yaml.safe_load((folder / "recipe.yaml").read_text())
     assert {key: run["settings"][key] for key in recipe} == {"rank": 16, "lr": 1e-4, "epochs": 5}

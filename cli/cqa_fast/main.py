@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from cqa import __version__
-from cqa.score.config import ScoreConfig
+from cqa.score.config import ReportConfig, ScoreConfig
 from cqa.study.config import PrescreenConfig, ScaleConfig, WatchedTrainConfig
 from cqa.train.config import PRESETS
 from cqa_fast.options import ErrorsAsMessages, takes
@@ -32,6 +32,7 @@ def main() -> None:
     With your own:
       cqa-fast train --model DIR --data train.jsonl --out run
       cqa-fast score --model DIR --run run --pairs literary.jsonl --pairs factual.jsonl --out scores
+      cqa-fast report scores --run run --out report
 
     Results go to standard output, progress to standard error.
     Exit codes: 0 ok, 2 usage, 3 data, 4 model, 5 not finite, 6 resources, 130/143 signals.
@@ -110,25 +111,45 @@ def prescreen(config: PrescreenConfig, as_json: bool) -> None:
 
 
 @main.command()
+@click.argument("scores", type=click.Path(path_type=Path))
+@takes(ReportConfig)
+@_JSON
+def report(config: ReportConfig, scores: Path, as_json: bool) -> None:
+    """Write a report on a folder of SCORES: HTML, Markdown, CSV, LaTeX, SVG and PNG.
+
+    No model is loaded and nothing is asked of the network.
+
+    \b
+    Example:
+      cqa-fast report scores --run run --out report
+    """
+    from cqa.score.report.write import write_report
+
+    written = write_report(scores, config)
+    click.echo(_json({"files": list(map(str, written))}) if as_json else str(written[0]))
+
+
+@main.command()
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
     default=Path("demo-out"),
     show_default=True,
-    help="Folder for the run and the scores.",
+    help="Folder for the run, the scores and the report.",
 )
 @click.option(
     "--epochs", type=click.IntRange(1), default=3, show_default=True, help="Epochs to train."
 )
 @_JSON
 def demo(out: Path, epochs: int, as_json: bool) -> None:
-    """Train and score the embedded 3.2 M-parameter model on the embedded data."""
+    """Train, score and report on the embedded 3.2 M-parameter model and data."""
     from cqa.score.table import summary_text
     from cqa.study.demo import run_demo
     from cqa_fast.progress import ScoreProgress, TrainProgress
 
     with closing(TrainProgress()) as training, closing(ScoreProgress()) as scoring:
         summary = run_demo(out, epochs, on_train=training, on_score=scoring)
+    click.echo(f"report: {out / 'report' / 'report.html'}", err=True)
     click.echo(_json(summary) if as_json else summary_text(summary))
 
 

@@ -18,6 +18,7 @@ from typing import Any, Literal
 from cqa.errors import ConfigError, DataError, ModelError
 
 Boundary = Literal["split", "joint"]
+Ids = tuple[int, ...]
 END_OF_TEXT = "<|endoftext|>"
 VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 
@@ -29,6 +30,7 @@ class Encoded:
     context_ids: tuple[int, ...]
     option_ids: tuple[int, ...]
     boundary_merge: bool  # whether joint encoding gives other ids than split
+    option_char_ends: tuple[int, ...]  # for each option token, where in the option's text it ends
 
 
 class Tokenizer:
@@ -76,10 +78,12 @@ class Tokenizer:
         Raises:
             DataError: The ids fed do not decode to `context + option`, or the option gets no token.
         """
-        split = self.encode_context(context), self.encode_following(option)
-        joint = self._encode_joint(context, option)
-        merge = split != joint
+        alone = self._following.encode(option, add_special_tokens=False)
+        split = self.encode_context(context), tuple(alone.ids)
+        *joint, joint_ends = self._encode_joint(context, option)
+        merge = split != tuple(joint)
         context_ids, option_ids = split if boundary == "split" else joint
+        ends = tuple(end for _, end in alone.offsets) if boundary == "split" else joint_ends
         if not option_ids or not context_ids:
             raise DataError(
                 f"expected at least one token on each side of the boundary, got "
@@ -89,7 +93,7 @@ class Tokenizer:
         if self._normalise(context + option) != self._normalise(context) + self._normalise(option):
             raise _unrepresentable(where)
         self.check_round_trip(context + option, context_ids + option_ids, where)
-        return Encoded(context_ids, option_ids, merge)
+        return Encoded(context_ids, option_ids, merge, ends)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Decode ids to text, special tokens included, nothing cleaned up."""
@@ -121,12 +125,14 @@ class Tokenizer:
             return text
         return self.render_chat([{"role": "user", "content": text}], prompt_only=True)
 
-    def _encode_joint(self, context: str, option: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    def _encode_joint(self, context: str, option: str) -> tuple[Ids, Ids, Ids]:
+        """Return the context's ids, the option's ids, and where the option's tokens end in it."""
         encoding = self._whole.encode(context + option, add_special_tokens=False)
         cut = len(context)
         n_context = sum(end <= cut for _, end in encoding.offsets)
         ids = tuple(encoding.ids)
-        return self.bos_ids + ids[:n_context], ids[n_context:]
+        ends = tuple(end - cut for _, end in encoding.offsets[n_context:])
+        return self.bos_ids + ids[:n_context], ids[n_context:], ends
 
     def check_round_trip(self, text: str, ids: tuple[int, ...], where: str) -> None:
         """Refuse ids (BOS included) that do not decode to the text."""

@@ -44,7 +44,7 @@ def validate_files(paths: Iterable[Path]) -> list[FileReport]:
         reports.append(report)
         for record in _records(path, report):
             if isinstance(record, Sample):
-                learned.update({_normal(turn.text): record.where for turn in record.turns})
+                learned.update(trained_texts([record]))
             else:
                 report.groups[record.group] += 1
                 asked.append((report, record))
@@ -115,10 +115,20 @@ def _warn_of_items(asked: list[tuple[FileReport, Item]]) -> None:
 
 def _warn_of_leaks(asked: list[tuple[FileReport, Item]], learned: dict[str, str]) -> None:
     for report, item in asked:
-        for text in (item.context, *item.options):
-            source = learned.get(_normal(text))
-            if source:
-                report.warnings.append(f"{item.where}: a text that is trained on at {source}")
+        report.warnings += [
+            f"{item.where}: a text that is trained on at {source}"
+            for source in leaks((item.context, *item.options), learned)
+        ]
+
+
+def trained_texts(samples: Iterable[Sample]) -> dict[str, str]:
+    """Return every text that samples hold, folded, and where it stands."""
+    return {_normal(turn.text): sample.where for sample in samples for turn in sample.turns}
+
+
+def leaks(texts: Iterable[str], trained: dict[str, str]) -> list[str]:
+    """Return where those of some evaluation texts stand that are also trained on."""
+    return [where for text in texts if (where := trained.get(_normal(text)))]
 
 
 def _normal(text: str) -> str:

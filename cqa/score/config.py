@@ -2,15 +2,46 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from cqa.config import option, require
+from cqa.score.strata import read_cutoff
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScoreConfig:
+class AnalysisConfig:
+    """What the statistics leave to the reader to fix, before the result is seen."""
+
+    cutoff: str | None = option(
+        "Last day of the base's training data, such as 2024-06: lists texts before, after and of "
+        "unknown date apart.",
+        None,
+    )
+    margin: float | None = option(
+        "Equivalence margin in nats; 0.2 sd of the base's dI, for each group.", None
+    )
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range."""
+        if self.cutoff is not None:
+            read_cutoff(self.cutoff)
+        if self.margin is not None:
+            require(0 < self.margin < math.inf, "margin to be positive and finite", self.margin)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportConfig(AnalysisConfig):
+    """One report, made from a folder of scores."""
+
+    run: Path | None = option("Training run of the adapters, for eval_loss and its settings.", None)
+    out: Path = option("Folder for report.html, report.md, tables and figures.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreConfig(AnalysisConfig):
     """One scoring run: the base once, then every adapter on the same resident base."""
 
     model: str = option("Base model: a folder in Hugging Face format, or a hub id.")
@@ -31,7 +62,7 @@ class ScoreConfig:
         "How contexts become text: plain, chat (the tokenizer's template) or a Jinja file.", "plain"
     )
     score_eos: bool = option("Score the end token after each option too.", False)
-    tokens: bool = option("Write per-token ids and log-probabilities.", False)
+    tokens: bool = option("Write each token's id, place in the text and log-probability.", False)
     summary: bool = option(
         "Compute the statistics; without them memory does not grow with the files.", True
     )
@@ -43,6 +74,7 @@ class ScoreConfig:
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
+        super().__post_init__()
         require(bool(self.pairs or self.continuations), "--pairs or --continuations", "neither")
         require(self.batch_tokens >= 1, "batch-tokens of at least 1", self.batch_tokens)
         require(self.run is not None or not self.epochs, "--run with --epochs", "no --run")

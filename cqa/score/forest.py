@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from cqa.data.items import Item
-from cqa.data.tokenizer import Boundary, Encoded, Tokenizer
+from cqa.data.tokenizer import Boundary, Encoded, Ids, Tokenizer
 from cqa.errors import DataError
 from cqa.layout import Tree
-
-Ids = tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +48,11 @@ def encode_item(
                 hint="shorten the context; nothing is ever cut without being asked for",
             )
         options.append(
-            Encoded(encoded.context_ids, encoded.option_ids + end, encoded.boundary_merge)
+            replace(
+                encoded,
+                option_ids=encoded.option_ids + end,
+                option_char_ends=encoded.option_char_ends + (len(text),) * len(end),
+            )
         )
     return EncodedItem(item, tuple(options))
 

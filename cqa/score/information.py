@@ -30,6 +30,11 @@ def softmax(values: Sequence[float]) -> list[float]:
     return [weight / total for weight in weights]
 
 
+def entropy(probabilities: Sequence[float]) -> float:
+    """Return -sum p ln p in nats; what is impossible adds nothing."""
+    return -math.fsum(p * math.log(p) for p in probabilities if p > 0)
+
+
 def rank_prob(logp_nats: Sequence[float], n_bytes: Sequence[int], answer: int) -> float:
     """Return the right option's share of the softmax over log-probability per byte (§4.2)."""
     return softmax([s / n for s, n in zip(logp_nats, n_bytes, strict=True)])[answer]

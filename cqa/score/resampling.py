@@ -6,7 +6,7 @@ Every function takes a seed and is deterministic. Differences are one number per
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,8 +48,10 @@ def bca_interval(
         return None
     mean = float(sums.sum() / sizes.sum())
     rng = np.random.default_rng(seed)
-    picks = rng.integers(0, n, (draws, n))
-    resampled = sums[picks].sum(1) / sizes[picks].sum(1)
+    resampled = np.empty(draws)
+    for part in _parts(draws, n):
+        picks = rng.integers(0, n, (part.stop - part.start, n))
+        resampled[part] = sums[picks].sum(1) / sizes[picks].sum(1)
     below = (np.sum(resampled < mean) + np.sum(resampled == mean) / 2) / draws
     if not 0 < below < 1:
         return None
@@ -61,6 +63,12 @@ def bca_interval(
     shares = special.ndtr(bias + (bias + z) / (1 - acceleration * (bias + z)))
     low, high = np.quantile(resampled, shares)
     return float(low), float(high)
+
+
+def _parts(draws: int, n: int) -> Iterator[slice]:
+    """Yield slices of the draws that need a few megabytes each, however many items there are."""
+    size = max(1, 1_000_000 // n)
+    return (slice(first, min(draws, first + size)) for first in range(0, draws, size))
 
 
 def _cluster_sums(values: Values, clusters: Sequence[str] | None) -> tuple[Values, Values]:
@@ -85,9 +93,13 @@ def permutation_welch(
     pooled = np.concatenate((x, y))
     observed = abs(_welch_t(x[None], y[None])[0])
     rng = np.random.default_rng(seed)
-    dealt = rng.permuted(np.broadcast_to(pooled, (draws, len(pooled))), axis=1)
-    t = np.abs(_welch_t(dealt[:, : len(x)], dealt[:, len(x) :]))
-    return float((1 + np.sum(t >= observed * (1 - 1e-12))) / (draws + 1))
+    as_large = 0
+    for part in _parts(draws, len(pooled)):
+        shape = (part.stop - part.start, len(pooled))
+        dealt = rng.permuted(np.broadcast_to(pooled, shape), axis=1)
+        t = np.abs(_welch_t(dealt[:, : len(x)], dealt[:, len(x) :]))
+        as_large += int(np.sum(t >= observed * (1 - 1e-12)))
+    return (1 + as_large) / (draws + 1)
 
 
 def _welch_t(x: Values, y: Values) -> Values:

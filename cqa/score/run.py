@@ -128,7 +128,11 @@ def score(
         if not config.summary:
             (config.out / SUMMARY).unlink(missing_ok=True)  # it would be of other rows
             return {"n_items": n_items, "n_models": len(models)}
-        summary = summarise(Scores(results.rows({model["model_key"] for model in models})))
+        summary = summarise(
+            Scores(results.rows({model["model_key"] for model in models})),
+            cutoff=config.cutoff,
+            margin_nats=config.margin,
+        )
         write_json(config.out / SUMMARY, summary)
     return summary
 

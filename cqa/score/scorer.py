@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
-from cqa.data.tokenizer import Tokenizer
+from cqa.data.tokenizer import Ids, Tokenizer
 from cqa.errors import NumericsError
 from cqa.kernels.token_logprobs import token_stats
 from cqa.layout import pack_trees
 from cqa.model.decoder import Decoder
-from cqa.score.forest import EncodedItem, Forest, Ids, passes
+from cqa.score.forest import EncodedItem, Forest, passes
 from cqa.score.information import contrast, delta_i_best_wrong, rank_prob
 from cqa.score.results import item_key
 
@@ -156,6 +156,7 @@ def _option(
     }
     if tokens:
         row["token_ids"] = list(ids.option_ids)
+        row["token_char_ends"] = list(ids.option_char_ends)
         row["token_logp_given_context_nats"] = given.logp
         row["token_logp_null_nats"] = null.logp
     return row

@@ -1,4 +1,4 @@
-"""Paired statistics on per-item differences: exact Wilcoxon, t, d_z, and t intervals.
+"""Paired statistics on per-item differences: Wilcoxon, sign test, t, TOST, effect sizes, power.
 
 Every result names its method. A statistic that does not exist (one item, no spread) is None,
 never NaN.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -16,6 +17,8 @@ import numpy.typing as npt
 from scipy import optimize, special, stats
 
 Alternative = Literal["greater", "less", "two-sided"]
+Law = npt.NDArray[np.float64]
+FAR = 5000.0
 EXACT_LIMIT = 1000  # non-zero differences; beyond, the normal approximation, named as such
 
 
@@ -38,6 +41,25 @@ class PairedT:
     df: int
     p_one_sided: float | None
     p_two_sided: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class SignTest:
+    """Result of an exact sign test: how many differences are positive."""
+
+    n_positive: int
+    n_nonzero: int
+    p: float
+
+
+@dataclass(frozen=True, slots=True)
+class Equivalence:
+    """Result of two one-sided t-tests: is the mean within ± margin?"""
+
+    margin: float
+    p: float | None
+    ci90: tuple[float, float] | None
+    smallest_margin: float | None  # the smallest at which p would be 0.05
 
 
 def wilcoxon(differences: Sequence[float], alternative: Alternative = "greater") -> Wilcoxon:
@@ -69,21 +91,25 @@ def wilcoxon(differences: Sequence[float], alternative: Alternative = "greater")
 
 def _exact_tails(ranks: npt.NDArray[np.float64], w_plus: float) -> tuple[float, float]:
     """Return P(W ≥ w_plus) and P(W ≤ w_plus) when every rank is added with probability 1/2."""
-    doubled = np.rint(2 * ranks).astype(np.int64)  # mean ranks are halves: doubled they are whole
-    if not (doubled % 2).any():
-        doubled //= 2
-        observed = round(w_plus)
-    else:
-        observed = round(2 * w_plus)
-    law = np.zeros(int(doubled.sum()) + 1)
+    doubled = np.sort(np.rint(2 * ranks).astype(np.int64))  # mean ranks are halves
+    step, at_least, at_most = _null_law(tuple(doubled.tolist()))
+    observed = round(2 * w_plus) // step
+    return float(at_least[observed]), float(at_most[observed])
+
+
+@lru_cache(maxsize=8)  # untied ranks of one n share a law: leaving items out asks for it n times
+def _null_law(doubled: tuple[int, ...]) -> tuple[int, Law, Law]:
+    """Return a step, and P(2W ≥ k·step) and P(2W ≤ k·step) for every k."""
+    step = 1 if any(rank % 2 for rank in doubled) else 2
+    law = np.zeros(sum(doubled) // step + 1)
     law[0] = 1.0
     reach = 0
-    for rank in doubled:
+    for rank in (rank // step for rank in doubled):
         grown = law[: reach + 1] / 2
         law[: reach + 1] = grown
         law[rank : rank + reach + 1] += grown
-        reach += int(rank)
-    return min(1.0, float(law[observed:].sum())), min(1.0, float(law[: observed + 1].sum()))
+        reach += rank
+    return step, np.minimum(1, law[::-1].cumsum()[::-1]), np.minimum(1, law.cumsum())
 
 
 def _normal_tails(ranks: npt.NDArray[np.float64], w_plus: float) -> tuple[float, float]:
@@ -122,13 +148,104 @@ def d_z_interval(d_z: float, n: int, level: float = 0.95) -> tuple[float, float]
     t, df = d_z * math.sqrt(n), n - 1
 
     def noncentrality(tail: float) -> float:
-        width = 10 + abs(t)
-        return float(
-            optimize.brentq(lambda nc: stats.nct.cdf(t, df, nc) - tail, t - width, t + width)
-        )
+        if t > FAR:  # beyond, the normal part of t is lost beside its spread, and scipy fails
+            return t * math.sqrt(float(stats.chi2.ppf(1 - tail, df)) / df)
+        width = 10 + 3 * abs(t)
+        return float(optimize.brentq(lambda nc: _nct_cdf(t, df, nc) - tail, t - width, t + width))
 
     tail = (1 - level) / 2
     return noncentrality(1 - tail) / math.sqrt(n), noncentrality(tail) / math.sqrt(n)
+
+
+def _nct_cdf(t: float, df: int, nc: float) -> float:
+    """Return the noncentral t distribution's P(T ≤ t); far from t scipy's may be NaN."""
+    p = float(stats.nct.cdf(t, df, nc))
+    return float(nc < t) if math.isnan(p) else p
+
+
+def hedges_correction(n: int) -> float | None:
+    """Return what to multiply d_z with to free it of small-sample bias; None below three items.
+
+    Source: Hedges 1981, exact form, n - 1 degrees of freedom.
+    """
+    df = n - 1
+    if df < 2:
+        return None
+    return math.exp(math.lgamma(df / 2) - math.lgamma((df - 1) / 2)) / math.sqrt(df / 2)
+
+
+def cohen_d_av(before: Sequence[float], after: Sequence[float]) -> float | None:
+    """Return the mean difference over the mean of the two standard deviations (Cumming 2012)."""
+    if len(before) < 2:
+        return None
+    spread = float(np.std(before, ddof=1) + np.std(after, ddof=1)) / 2
+    return float(np.mean(after) - np.mean(before)) / spread if spread > 0 else None
+
+
+def sign_test(differences: Sequence[float]) -> SignTest:
+    """Test, exactly and one-sided, whether positive differences outnumber negative ones.
+
+    Null hypothesis: a difference that is not zero is as likely positive as negative; zeros are
+    dropped.
+    """
+    n_positive = sum(value > 0 for value in differences)
+    n_nonzero = sum(value != 0 for value in differences)
+    p = stats.binomtest(n_positive, n_nonzero, alternative="greater").pvalue if n_nonzero else 1.0
+    return SignTest(n_positive, n_nonzero, float(p))
+
+
+def tost(differences: Sequence[float], margin: float) -> Equivalence:
+    """Test whether the mean difference lies within ± margin, by two one-sided t-tests.
+
+    Null hypothesis: the mean is `margin` or more away from 0. A small p shows that it is nearer;
+    a large p shows nothing.
+
+    Source: Schuirmann 1987; Lakens 2017, "Equivalence tests".
+    """
+    interval = t_interval(differences, level=0.90)
+    if interval is None:
+        return Equivalence(margin, None, None, None)
+    low, high = interval
+    bound = max(abs(low), abs(high))
+    n, mean = len(differences), float(np.mean(differences))
+    error = float(np.std(differences, ddof=1)) / math.sqrt(n)
+    if error == 0:
+        return Equivalence(margin, None, interval, bound)
+    p = float(stats.t.sf((margin - abs(mean)) / error, n - 1))  # the larger of the two
+    return Equivalence(margin, p, interval, bound)
+
+
+def power_of_t(d_z: float, n: int, alpha: float = 0.05) -> float | None:
+    """Return the power of the one-sided paired t-test; None for fewer than two items.
+
+    With normal differences the signed-rank test needs π/3 = 1.05 times the items (Pitman).
+    """
+    if n < 2:
+        return None
+    critical = float(stats.t.ppf(1 - alpha, n - 1))
+    return 1 - _nct_cdf(critical, n - 1, d_z * math.sqrt(n))
+
+
+def detectable_d_z(n: int, power: float = 0.8, alpha: float = 0.05) -> float | None:
+    """Return the smallest d_z that the one-sided paired t-test finds with the given power."""
+    if n < 2:
+        return None
+
+    def missing(d_z: float) -> float:
+        return (power_of_t(d_z, n, alpha) or 0.0) - power
+
+    high = 1.0
+    while missing(high) < 0:
+        high *= 2
+    return float(optimize.brentq(missing, 0.0, high))
+
+
+def wilson_interval(n_hits: int, n: int, level: float = 0.95) -> tuple[float, float] | None:
+    """Return Wilson's interval of a share; None without items."""
+    if n == 0:
+        return None
+    interval = stats.binomtest(n_hits, n).proportion_ci(level, method="wilson")
+    return float(interval.low), float(interval.high)
 
 
 @dataclass(frozen=True, slots=True)

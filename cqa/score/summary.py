@@ -2,102 +2,150 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
 from typing import Any
 
-import numpy as np
-
-from cqa.score.information import contrast
+from cqa.score.compare import (
+    READINGS,
+    ItemFacts,
+    ItemScore,
+    base_entry,
+    compare_items,
+    item_facts,
+    item_score,
+)
+from cqa.score.continuations import TextScore, compare_texts, text_score
 from cqa.score.resampling import (
     choose_epoch,
     leave_one_out_choice,
     max_t_sign_flip,
     permutation_welch,
 )
-from cqa.score.stats import cohen_d_z, d_z_interval, paired_t, t_interval, welch, wilcoxon
+from cqa.score.stats import welch
+from cqa.score.strata import STRATA, Stratum, read_cutoff, stratum
 
 Row = dict[str, Any]
 MANY_EPOCHS = 2  # more models than base and one adapter: there is something to choose
-
-
-@dataclass(frozen=True, slots=True)
-class ItemScore:
-    """What the statistics need of one item under one model."""
-
-    delta_i_nats: float
-    conditional_nats: float  # S(good|y) - mean S(bad|y)
-    prior_nats: float  # the same after the null context
-
-
-@dataclass(frozen=True, slots=True)
-class TextScore:
-    """What the statistics need of one continuation under one model."""
-
-    logp_nats: float
-    n_tokens: int
-    n_bytes: int
-    domain: str | None
-
-
 ByModel = dict[str | None, dict[str, ItemScore]]
 
 
 class Scores:
     """Rows sorted by kind, group and adapter; ids join a base row with an adapter's."""
 
-    def __init__(self, rows: Iterable[Row]) -> None:
+    def __init__(self, rows: Iterable[Row] = ()) -> None:
         """Read rows; where an id comes twice under one model, the last line counts."""
         self.items: dict[str, ByModel] = {}
         self.texts: dict[str, dict[str | None, dict[str, TextScore]]] = {}
+        self.facts: dict[str, ItemFacts] = {}
         for row in rows:
             if row["kind"] == "continuation":
-                by_model = self.texts.setdefault(row["group"], {}).setdefault(row["adapter"], {})
-                option = row["options"][0]
-                by_model[row["id"]] = TextScore(
-                    option["logp_given_context_nats"], option["n_tokens"], option["n_bytes"],
-                    row["domain"],
-                )  # fmt: skip
+                texts = self.texts.setdefault(row["group"], {}).setdefault(row["adapter"], {})
+                texts[row["id"]] = text_score(row)
             else:
                 scores = self.items.setdefault(row["group"], {}).setdefault(row["adapter"], {})
-                scores[row["id"]] = ItemScore(
-                    row["delta_i_nats"],
-                    _contrast_of(row, "logp_given_context_nats"),
-                    _contrast_of(row, "logp_null_nats"),
-                )
+                scores[row["id"]] = item_score(row)
+                self.facts[row["id"]] = item_facts(row)
+
+    def part(self, keep: Callable[[str | None], bool]) -> Scores:
+        """Return the scores of the items whose `published_at` is to be kept."""
+        found = Scores()
+        found.facts = self.facts
+        for group, models in self.items.items():
+            kept = {
+                name: {i: s for i, s in by_id.items() if keep(self.facts[i].published_at)}
+                for name, by_id in models.items()
+            }
+            if kept[None]:
+                found.items[group] = kept
+        for group, text_models in self.texts.items():
+            texts = {
+                name: {i: s for i, s in by_id.items() if keep(s.published_at)}
+                for name, by_id in text_models.items()
+            }
+            if texts[None]:
+                found.texts[group] = texts
+        return found
+
+    def dates(self) -> list[str | None]:
+        """Return `published_at` of every item and continuation."""
+        texts = [models[None].values() for models in self.texts.values()]
+        pairs = [models[None] for models in self.items.values()]
+        return [self.facts[i].published_at for by_id in pairs for i in by_id] + [
+            score.published_at for scores in texts for score in scores
+        ]
 
 
-def _contrast_of(row: Row, key: str) -> float:
-    return contrast([option[key] for option in row["options"]], row["answer"])
+def summarise(
+    scores: Scores, *, cutoff: str | None = None, margin_nats: float | None = None
+) -> Row:
+    """Return summary.json: every group under the base and under every adapter.
 
-
-def summarise(scores: Scores) -> Row:
-    """Return summary.json: every group under the base and under every adapter."""
+    Args:
+        scores: The rows of one base and its adapters.
+        cutoff: Last day of the base's training data; texts before, after and of unknown date are
+            then listed apart as well.
+        margin_nats: Equivalence margin; by default a fifth of the base's sd of dI, per group.
+    """
     return {
         "unit": "nats",
-        "base": {group: _base_entry(models[None]) for group, models in scores.items.items()},
+        "readings": READINGS,
+        **_part(scores, margin_nats),
+        "selection": {
+            group: _selection(models)
+            for group, models in scores.items.items()
+            if len(models) > MANY_EPOCHS and len(models[None]) > 1
+        },
+        "interaction": _interactions(scores),
+        "cutoff": cutoff,
+        "n_by_date": _count_dates(scores, cutoff),
+        "strata": _strata(scores, cutoff, margin_nats),
+    }
+
+
+def _part(scores: Scores, margin_nats: float | None) -> Row:
+    """Return base, groups and continuations of all items or of some."""
+    return {
+        "base": {
+            group: base_entry(models[None], scores.facts) for group, models in scores.items.items()
+        },
         "groups": {
             group: {
-                name: compare_items(models[None], by_id)
+                name: compare_items(models[None], by_id, scores.facts, margin_nats)
                 for name, by_id in models.items()
                 if name is not None
             }
             for group, models in scores.items.items()
         },
-        "selection": {
-            group: _selection(models)
-            for group, models in scores.items.items()
-            if len(models) > MANY_EPOCHS
-        },
-        "interaction": _interactions(scores),
         "continuations": {
             group: {
-                name or "base": _texts_entry(models[None], by_id) for name, by_id in models.items()
+                name or "base": compare_texts(models[None], by_id) for name, by_id in models.items()
             }
             for group, models in scores.texts.items()
         },
     }
+
+
+def _count_dates(scores: Scores, cutoff: str | None) -> Row:
+    """Return how many items lie where; without a cutoff only how many have a date."""
+    dates = scores.dates()
+    if cutoff is None:
+        dated = sum(d is not None for d in dates)
+        return {"dated": dated, "undated": len(dates) - dated}
+    day = read_cutoff(cutoff)
+    found = [stratum(d, day) for d in dates]
+    return {name: found.count(name) for name in STRATA}
+
+
+def _strata(scores: Scores, cutoff: str | None, margin_nats: float | None) -> Row:
+    if cutoff is None:
+        return {}
+    day = read_cutoff(cutoff)
+
+    def only(name: Stratum) -> Row:
+        return _part(scores.part(lambda d: stratum(d, day) == name), margin_nats)
+
+    return {name: only(name) for name in STRATA}
 
 
 def _differences(models: ByModel) -> dict[str, list[float]]:
@@ -137,79 +185,3 @@ def _interactions(scores: Scores) -> Row:
         for name in literary
         if name in factual and min(len(literary[name]), len(factual[name])) > 1
     }
-
-
-def _base_entry(base: Mapping[str, ItemScore]) -> Row:
-    values = [score.delta_i_nats for score in base.values()]
-    return {
-        "n": len(values),
-        "mean_delta_i_nats": _mean(values),
-        "sign_accuracy": _mean([float(value > 0) for value in values]),
-    }
-
-
-def compare_items(base: Mapping[str, ItemScore], adapted: Mapping[str, ItemScore]) -> Row:
-    """Return the statistics of ddI = dI_B - dI_A over the items that both models scored."""
-    ids = [item_id for item_id in base if item_id in adapted]
-    a, b = [base[i] for i in ids], [adapted[i] for i in ids]
-    ddi = [y.delta_i_nats - x.delta_i_nats for x, y in zip(a, b, strict=True)]
-    t = paired_t(ddi)
-    d_z = cohen_d_z(ddi)
-    return {
-        "n": len(ids),
-        "mean_delta_i_base_nats": _mean([x.delta_i_nats for x in a]),
-        "mean_delta_i_nats": _mean([y.delta_i_nats for y in b]),
-        "mean_ddi_nats": _mean(ddi),
-        "mean_d_cond_nats": _mean(
-            [y.conditional_nats - x.conditional_nats for x, y in zip(a, b, strict=True)]
-        ),
-        "mean_d_prior_nats": _mean(
-            [y.prior_nats - x.prior_nats for x, y in zip(a, b, strict=True)]
-        ),
-        "sign_accuracy_base": _mean([float(x.delta_i_nats > 0) for x in a]),
-        "sign_accuracy": _mean([float(y.delta_i_nats > 0) for y in b]),
-        "wilcoxon": asdict(wilcoxon(ddi)),
-        "t": asdict(t),
-        "d_z": d_z,
-        "d_z_ci95": None if d_z is None else list(d_z_interval(d_z, len(ids))),
-        "ci95_nats": _listed(t_interval(ddi)),
-    }
-
-
-def _texts_entry(base: Mapping[str, TextScore], adapted: Mapping[str, TextScore]) -> Row:
-    ids = [item_id for item_id in base if item_id in adapted]
-    domains = sorted({d for i in ids if (d := base[i].domain) is not None})
-    return {
-        **_texts_stats(base, adapted, ids),
-        "domains": {
-            domain: _texts_stats(base, adapted, [i for i in ids if base[i].domain == domain])
-            for domain in domains
-        },
-    }
-
-
-def _texts_stats(
-    base: Mapping[str, TextScore], adapted: Mapping[str, TextScore], ids: list[str]
-) -> Row:
-    """Return Table 2's row: per-token log-probability before and after, and its change."""
-    a = [base[i].logp_nats / base[i].n_tokens for i in ids]
-    b = [adapted[i].logp_nats / adapted[i].n_tokens for i in ids]
-    change = [y - x for x, y in zip(a, b, strict=True)]
-    per_byte = [adapted[i].logp_nats / adapted[i].n_bytes / math.log(2) for i in ids]
-    return {
-        "n": len(ids),
-        "mean_logp_per_token_base_nats": _mean(a),
-        "mean_logp_per_token_nats": _mean(b),
-        "mean_dlogp_per_token_nats": _mean(change),
-        "ci95_nats": _listed(t_interval(change)),
-        "mean_dlogp_per_token_bits": _mean(change) / math.log(2),
-        "mean_logp_per_byte_bits": _mean(per_byte),
-    }
-
-
-def _mean(values: list[float]) -> float:
-    return float(np.mean(values))
-
-
-def _listed(interval: tuple[float, float] | None) -> list[float] | None:
-    return None if interval is None else list(interval)

@@ -51,6 +51,12 @@ def _cautions(summary: Row) -> list[str]:
                 f"{_interval(test['ci95'])}, two-sided p = {test['p_two_sided']:.3f} (Welch), "
                 f"{test['p_permutation']:.3f} (permutation)"
             )
+    if summary["cutoff"] is not None:
+        n = summary["n_by_date"]
+        lines.append(
+            f"published by {summary['cutoff']}: {n['before']}, after it: {n['after']}, unknown: "
+            f"{n['unknown']}; pooled here, apart in summary.json and in the report"
+        )
     return lines
 
 

@@ -1,4 +1,4 @@
-"""The main job on the embedded model and data: train, then score base and every epoch."""
+"""The main job on the embedded model and data: train, score base and every epoch, report."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from cqa.score.config import ScoreConfig
+from cqa.score.config import ReportConfig, ScoreConfig
+from cqa.score.report.write import write_report
 from cqa.score.run import score
 from cqa.train.config import TrainConfig
 from cqa.train.loop import train
@@ -24,7 +25,8 @@ def run_demo(
     """Train the paper's recipe for a few epochs and return the score summary.
 
     Args:
-        out: Folder; the run goes to `out/run`, the scores to `out/scores`.
+        out: Folder; the run goes to `out/run`, the scores to `out/scores`, and the report to
+            `out/report`.
         epochs: Epochs to train.
         on_train: Called with the training events.
         on_score: Called with the scoring events.
@@ -36,13 +38,16 @@ def run_demo(
         resume=True,
         on_event=on_train,
     )
-    return score(
+    summary = score(
         ScoreConfig(
             model=model,
             run=run,
             pairs=(ASSETS / "literary.jsonl", ASSETS / "factual.jsonl"),
             continuations=(ASSETS / "continuations.jsonl",),
+            tokens=True,
             out=out / "scores",
         ),
         on_event=on_score,
     )
+    write_report(out / "scores", ReportConfig(run=run, out=out / "report"))
+    return summary

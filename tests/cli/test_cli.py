@@ -49,8 +49,10 @@ FLAGS = {
     ],
     "score": [
         "--model", "--adapter", "--run", "--epochs", "--pairs", "--continuations", "--out",
-        "--tokens", "--null-token", "--score-eos", "--dtype", "--config", "--json",
+        "--tokens", "--null-token", "--score-eos", "--dtype", "--cutoff", "--margin", "--config",
+        "--json",
     ],
+    "report": ["--run", "--out", "--cutoff", "--margin", "--config", "--json"],
     "demo": ["--json"],
     "prescreen": [
         "--model", "--pairs", "--out", "--budget", "--high", "--per", "--device", "--config",
@@ -168,7 +170,9 @@ def test_defaults_of_train_are_the_papers_recipe_and_shown(flag, value):
     assert f"[default: {value}]" in option_of("train", flag).help
 
 
-@pytest.mark.parametrize("args", [[], ["-h"], ["train", "-h"], ["score", "--help"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "args", [[], ["-h"], ["train", "-h"], ["score", "--help"], ["report", "-h"]]
+)
 def test_help_names_an_example(args):
     assert "cqa-fast " in invoke(*args).output
 
@@ -288,6 +292,10 @@ REFUSED = {
     "scale-too-many": (2, [*SCALE, "--sizes", "7"], "{samples}: expected sizes up to 6"),
     "scale-no-data": (3, [*SCALE, "--data", "{absent}"], "{absent}: expected a readable"),
     "scale-bad-pairs": (3, [*SCALE, "--sizes", "2", "--pairs", "{torn}"], "{torn}:2: expected one"),
+    "score-cutoff": (2, [*SCORE, "--cutoff", "soon"], "expected cutoff to be a date such as 2024-"),
+    "score-margin": (2, [*SCORE, "--margin", "0"], "expected margin to be positive and finite"),
+    "report-no-out": (2, ["report", "{out}"], "--out, got none"),
+    "report-nothing": (3, ["report", "{absent}", "--out", "{out}"], "{absent}: expected a folder"),
     "demo-file": (6, ["demo", "--out", "{samples}/x"], "{samples}/x"),
 }  # fmt: skip
 
@@ -426,6 +434,23 @@ def test_signal_ends_the_real_command_with_its_code_and_it_can_be_resumed(tmp_pa
     assert 0 < len(read_lines(out / "scores.jsonl")) < 40
 
 
+def test_report_prints_the_page_or_all_files_and_needs_no_model(pairs, tmp_path):
+    scores, out = tmp_path / "scores", tmp_path / "report"
+    assert invoke("score", "--model", MODEL, "--pairs", pairs, "--out", scores).exit_code == 0
+    result = invoke("report", scores, "--out", out)
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout == f"{out / 'report.html'}\n"
+    files = json.loads(invoke("report", scores, "--out", out, "--json").stdout)["files"]
+    assert files[:2] == [str(out / "report.html"), str(out / "report.md")]
+    assert all(Path(file).is_file() for file in files)
+
+
+def test_cutoff_is_printed_with_what_lies_on_either_side(pairs, tmp_path):
+    args = ["--model", MODEL, "--pairs", pairs, "--out", tmp_path / "out", "--cutoff", "2024-06"]
+    result = invoke("score", *args)
+    assert "published by 2024-06: 0, after it: 0, unknown: 2;" in result.stdout
+
+
 @pytest.mark.slow
 def test_demo_prints_a_table_of_both_groups_that_agrees_with_its_summary(tmp_path):
     result = invoke("demo", "--epochs", 1, "--out", tmp_path)
@@ -448,3 +473,6 @@ def test_demo_prints_a_table_of_both_groups_that_agrees_with_its_summary(tmp_pat
             f"{entry['wilcoxon']['p']:.3f}", f"{entry['d_z']:+.2f}",
         ]  # fmt: skip
     assert "scoring 120 items under 2 models" in result.stderr
+    page = tmp_path / "report" / "report.html"
+    assert result.stderr.endswith(f"report: {page}\n")
+    assert "data-tokens" in page.read_text(encoding="utf-8")

@@ -176,6 +176,27 @@ def test_joint_charges_a_straddling_token_to_the_option(demo, context, option, s
     assert joint.boundary_merge
 
 
+@pytest.mark.parametrize("boundary", BOUNDARIES)
+@given(st.sampled_from(TEXTS), st.data())
+@settings(deadline=None, max_examples=20)
+def test_token_ends_say_what_each_token_of_the_option_spells(tokenizer, boundary, text, data):
+    text = "Well. " + text + " 在é👩"
+    cut = data.draw(st.integers(6, len(text) - 1))
+    encoded = tokenizer.encode_pair(text[:cut], text[cut:], boundary)
+    ends = encoded.option_char_ends
+    assert ends == tuple(sorted(ends))
+    assert (len(ends), ends[-1]) == (len(encoded.option_ids), len(text) - cut)
+    whole = encoded.context_ids + encoded.option_ids
+    n_before = len(encoded.context_ids)
+    for k, end in enumerate(ends):
+        spelt = tokenizer.decode(whole[len(tokenizer.bos_ids) : n_before + k + 1])
+        complete = spelt.rstrip("\N{REPLACEMENT CHARACTER}")
+        if complete == spelt:
+            assert text[: cut + end] == spelt
+        else:  # the token ends inside a character, which is then charged to it
+            assert text[: cut + end - 1].startswith(complete)
+
+
 def test_options_have_the_same_ids_under_every_context(demo):
     option = "thing at all."
     ids = {demo.encode_pair(c, option, "split").option_ids for c in ("He saw no", "Some", "\n")}

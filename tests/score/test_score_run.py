@@ -1,5 +1,6 @@
 """A scoring run: the rows, the summary, and that it can be repeated, stopped and resumed."""
 
+import itertools
 import json
 import math
 import os
@@ -36,7 +37,9 @@ OPTION = {
     "entropy_given_context_nats", "entropy_null_nats", "n_tokens", "n_bytes", "n_chars",
     "boundary_merge",
 }  # fmt: skip
-PER_TOKEN = {"token_ids", "token_logp_given_context_nats", "token_logp_null_nats"}
+PER_TOKEN = {
+    "token_ids", "token_char_ends", "token_logp_given_context_nats", "token_logp_null_nats",
+}  # fmt: skip
 ROLES = {"pair": ["good", "bad"], "continuation": ["continuation"]}
 SEVERAL = [
     {
@@ -243,6 +246,12 @@ def test_counts_are_of_the_option_text_and_its_tokens(rows):
             assert option["n_chars"] == len(text)
             assert option["token_ids"] == list(tokenizer.encode_following(text))
             assert option["n_tokens"] == len(option["token_ids"])
+            ends = [0, *option["token_char_ends"]]
+            spelt = [text[a:b] for a, b in itertools.pairwise(ends)]
+            assert "".join(spelt) == text
+            for token, part in zip(option["token_ids"], spelt, strict=True):
+                decoded = tokenizer.decode([token])
+                assert decoded == part or "\N{REPLACEMENT CHARACTER}" in decoded
 
 
 def test_token_scores_add_up_to_the_option_scores(rows):

@@ -7,7 +7,21 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from cqa.score.stats import cohen_d_z, d_z_interval, paired_t, t_interval, wilcoxon
+from cqa.score.stats import (
+    _null_law,
+    cohen_d_av,
+    cohen_d_z,
+    d_z_interval,
+    detectable_d_z,
+    hedges_correction,
+    paired_t,
+    power_of_t,
+    sign_test,
+    t_interval,
+    tost,
+    wilcoxon,
+    wilson_interval,
+)
 
 # Table 1 of the paper: integer W+ at n = 20 and the printed one-sided p.
 TABLE_1 = [
@@ -98,6 +112,19 @@ def test_d_z_interval_leaves_the_tails_it_claims(d_z, n):
     assert stats.nct.cdf(t, n - 1, high * math.sqrt(n)) == pytest.approx(0.025, abs=1e-6)
 
 
+@pytest.mark.parametrize("n", [2, 3, 12, 60, 1000])
+@pytest.mark.parametrize("d_z", [0.0, 0.3, 1.0, 3.0, 12.0, 70.0])
+def test_d_z_interval_exists_for_every_size_and_holds_d_z(d_z, n):
+    low, high = d_z_interval(d_z, n)
+    assert low < d_z < high
+    assert d_z_interval(-d_z, n) == pytest.approx((-high, -low), abs=1e-8)
+
+
+def test_d_z_interval_of_huge_effects_goes_over_without_a_step():
+    below, above = d_z_interval(4999 / math.sqrt(20), 20), d_z_interval(5001 / math.sqrt(20), 20)
+    assert below == pytest.approx(above, rel=1e-3)
+
+
 def test_t_interval_agrees_with_scipy_and_one_value_has_none():
     values = [0.3, -1.2, 2.2, 0.9]
     expected = stats.ttest_1samp(values, 0).confidence_interval()
@@ -110,3 +137,94 @@ def test_paired_t_agrees_with_scipy():
     ours, theirs = paired_t(values), stats.ttest_1samp(values, 0, alternative="greater")
     assert (ours.t, ours.p_one_sided) == pytest.approx((theirs.statistic, theirs.pvalue))
     assert ours.p_two_sided == pytest.approx(stats.ttest_1samp(values, 0).pvalue)
+
+
+@pytest.mark.parametrize(("df", "c"), [(2, 0.5642), (10, 0.9228), (19, 0.9600)])
+def test_hedges_correction_is_that_of_his_table(df, c):
+    assert hedges_correction(df + 1) == pytest.approx(c, abs=1e-4)
+    assert hedges_correction(df + 1) == pytest.approx(1 - 3 / (4 * df - 1), rel=0.02)
+
+
+def test_hedges_correction_takes_the_bias_out_of_d_z():
+    values = np.random.default_rng(0).normal(0.5, 1, (40_000, 8))
+    d_z = values.mean(1) / values.std(1, ddof=1)
+    error = d_z.std() / math.sqrt(len(d_z))
+    assert d_z.mean() - 0.5 > 5 * error
+    assert d_z.mean() * hedges_correction(8) == pytest.approx(0.5, abs=3 * error)
+
+
+def test_what_two_items_cannot_have_is_none():
+    assert hedges_correction(2) is None
+    assert power_of_t(0.5, 1) is detectable_d_z(1) is None
+    assert cohen_d_av([1.0], [2.0]) is None
+    assert tost([1.0], 1.0).p is None
+    assert wilson_interval(0, 0) is None
+
+
+def test_d_av_divides_by_the_mean_of_the_two_spreads():
+    before, after = [1.0, 2.0, 3.0], [3.0, 5.0, 7.0]
+    assert cohen_d_av(before, after) == pytest.approx(3 / 1.5)
+
+
+def test_sign_test_counts_and_drops_zeros():
+    result = sign_test([1.0] * 15 + [-1.0] * 5 + [0.0] * 3)
+    assert (result.n_positive, result.n_nonzero) == (15, 20)
+    assert result.p == pytest.approx(0.0207, abs=5e-5)  # as printed in tables of the sign test
+    assert sign_test([0.0]).p == 1
+
+
+def test_equivalence_is_the_larger_of_two_one_sided_t_tests():
+    values = np.random.default_rng(6).normal(0.1, 1, 25)
+    theirs = [
+        stats.ttest_1samp(values, -0.5, alternative="greater").pvalue,
+        stats.ttest_1samp(values, 0.5, alternative="less").pvalue,
+    ]
+    result = tost(values, 0.5)
+    assert result.p == pytest.approx(max(theirs))
+    interval = stats.ttest_1samp(values, 0).confidence_interval(0.9)
+    assert result.ci90 == pytest.approx((interval.low, interval.high))
+    assert tost(values, result.smallest_margin).p == pytest.approx(0.05)
+
+
+def test_the_papers_factual_null_at_epoch_5_shows_no_equivalence():
+    values = np.linspace(-1, 1, 20)
+    values = values / values.std(ddof=1) * (3.04 / 0.12) - 3.04
+    assert t_interval(values) == pytest.approx((-14.9, 8.8), abs=0.06)
+    assert tost(values, 9.58 / 2).p > 0.3  # half the literary effect
+    assert tost(values, 9.58).p > 0.1  # even the whole of it
+
+
+@pytest.mark.parametrize(("n", "d_z", "alpha", "power"), [(20, 10 / 14.14214, 0.025, 0.85)])
+def test_power_of_a_published_example(n, d_z, alpha, power):
+    """Dalgaard, Introductory Statistics with R, section 8.3: 19.97 pairs have power 0.85."""
+    assert power_of_t(d_z, n, alpha) >= power > power_of_t(d_z, n - 1, alpha)
+
+
+def test_power_is_the_share_of_tests_that_find_the_effect():
+    values = np.random.default_rng(8).normal(0.5, 1, (20_000, 20))
+    p = stats.ttest_1samp(values, 0, axis=1, alternative="greater").pvalue
+    assert power_of_t(0.5, 20) == pytest.approx((p <= 0.05).mean(), abs=0.01)
+    assert power_of_t(0.0, 20) == pytest.approx(0.05)
+
+
+@pytest.mark.parametrize("n", [2, 3, 20, 500, 5000])
+def test_detectable_effect_has_the_power_it_promises(n):
+    assert power_of_t(detectable_d_z(n), n) == pytest.approx(0.8)
+
+
+def test_g_power_needs_27_pairs_for_a_medium_effect():
+    assert power_of_t(0.5, 27) >= 0.8 > power_of_t(0.5, 26)
+
+
+def test_wilson_interval_of_newcombes_example():
+    """Newcombe 1998, "Two-sided confidence intervals for the single proportion": 81 of 263."""
+    low, high = wilson_interval(81, 263)
+    assert (round(low, 4), round(high, 4)) == (0.2553, 0.3662)
+
+
+def test_leaving_out_each_item_in_turn_computes_one_law():
+    values = np.random.default_rng(12).normal(0.1, 1, 300)
+    known = _null_law.cache_info().misses
+    for item in range(300):
+        wilcoxon(np.delete(values, item))
+    assert _null_law.cache_info().misses == known + 1

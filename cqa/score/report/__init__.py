@@ -1,0 +1,1 @@
+"""A folder of scores to a report: words, tables and figures, from files alone."""

@@ -1,0 +1,135 @@
+"""What a report is made from: the files of a scoring run and, where given, of a training run."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cqa.data.jsonl import read_jsonl
+from cqa.data.samples import read_samples
+from cqa.data.validate import leaks, trained_texts
+from cqa.errors import DataError
+from cqa.files import read_json
+from cqa.score.results import ITEMS, META, SCORES
+from cqa.score.summary import Scores
+
+Row = dict[str, Any]
+EPOCH = re.compile(r"epoch-(\d+)")
+
+
+@dataclass(slots=True)
+class TrainingRun:
+    """What run.json and log.jsonl say of the training."""
+
+    folder: Path
+    settings: Row
+    facts: Row
+    loss_nats: dict[int, float]  # mean training loss by epoch
+    eval_loss_nats: dict[int, float]
+    trained: dict[str, str] | None = None  # texts trained on; None where the file is not at hand
+
+
+@dataclass(slots=True)
+class Source:
+    """A folder of scores, read once; rows of single models are read again when they are needed."""
+
+    folder: Path
+    meta: Row
+    items: dict[str, Row]
+    scores: Scores
+    adapters: list[str] = field(default_factory=list)
+    run: TrainingRun | None = None
+
+    def rows(self, adapter: str | None) -> Iterator[Row]:
+        """Yield the rows of the base (None) or of one adapter."""
+        keys = {m["model_key"] for m in self.meta["models"] if m["adapter"] == adapter}
+        return _rows(self.folder / SCORES, keys)
+
+    def leaked(self) -> list[tuple[str, str]] | None:
+        """Return (item id, place in the training file) of texts that are trained on, if known."""
+        if self.run is None or self.run.trained is None:
+            return None
+        return [
+            (item_id, where)
+            for item_id, item in self.items.items()
+            for where in leaks((item["context"], *item["options"]), self.run.trained)[:1]
+        ]
+
+
+def read_source(folder: Path, run: Path | None = None) -> Source:
+    """Read a folder that `cqa-fast score` wrote.
+
+    Raises:
+        DataError: A file is missing or damaged, or holds no scored item.
+    """
+    for name in (SCORES, ITEMS, META):
+        if not (folder / name).is_file():
+            raise DataError(
+                f"expected a folder of scores with {name}, got one without",
+                where=str(folder),
+                hint="cqa-fast score writes it; a stopped run is finished by the same command",
+            )
+    meta = read_json(folder / META)
+    _field(meta, "settings", folder / META)
+    models = _field(meta, "models", folder / META)
+    names: list[str | None] = [_field(model, "adapter", folder / META) for model in models]
+    if None not in names:
+        raise DataError("expected the base among the models, got none", where=str(folder / META))
+    keys = {model["model_key"] for model in meta["models"]}
+    try:
+        scores = Scores(_rows(folder / SCORES, keys))
+        items = {row["id"]: row for _, row in read_jsonl(folder / ITEMS)}
+    except (KeyError, TypeError, IndexError, ValueError, ZeroDivisionError) as error:
+        raise DataError(
+            f"expected rows as cqa-fast score writes them, got another: {error!r}",
+            where=str(folder / SCORES),
+        ) from None
+    models_of = [set(m) for m in scores.items.values()] + [set(m) for m in scores.texts.values()]
+    if not models_of or any(None not in found for found in models_of):
+        raise DataError("expected items scored under the base, got none", where=str(folder))
+    source = Source(folder, meta, items, scores, [name for name in names if name is not None])
+    source.run = read_run(run) if run else None
+    return source
+
+
+def _rows(path: Path, keys: set[str]) -> Iterator[Row]:
+    return (row for _, row in read_jsonl(path) if row["model_key"] in keys)
+
+
+def _field(record: Row, key: str, where: Path | str) -> Any:
+    if key not in record:
+        raise DataError(f"expected `{key}`, got none", where=str(where))
+    return record[key]
+
+
+def read_run(folder: Path) -> TrainingRun:
+    """Read a training run's settings and losses, and its texts where the file is at hand.
+
+    Raises:
+        DataError: run.json or log.jsonl is missing or damaged.
+    """
+    facts = read_json(folder / "run.json")
+    settings = _field(facts, "settings", folder / "run.json")
+    losses: dict[int, list[float]] = {}
+    held_out: dict[int, float] = {}
+    for where, event in read_jsonl(folder / "log.jsonl"):
+        kind = _field(event, "event", where)
+        if kind == "step":
+            losses.setdefault(event["epoch"], []).append(_field(event, "loss_nats", where))
+        elif kind == "eval":
+            held_out[event["epoch"]] = _field(event, "eval_loss_nats", where)
+    means = {epoch: sum(values) / len(values) for epoch, values in losses.items()}
+    try:
+        trained = trained_texts(read_samples(Path(settings.get("data", ""))))
+    except DataError:  # moved or on another machine: the report says that leaks are not known
+        trained = None
+    return TrainingRun(folder, settings, facts, means, held_out, trained)
+
+
+def epoch_of(adapter: str) -> int | None:
+    """Return the epoch that an adapter's name ends in, or None."""
+    match = EPOCH.fullmatch(adapter)
+    return int(match[1]) if match else None
