@@ -27,7 +27,7 @@ from cqa.score.report.tables import (
     to_latex,
     to_markdown,
 )
-from cqa.score.report.write import make_report, write_report
+from cqa.score.report.write import make_report, read_view, write_report
 from cqa.score.summary import Scores, summarise
 
 TABLES = {
@@ -41,8 +41,13 @@ def report_on(folder: Path, out: Path, **settings) -> list[Path]:
 
 
 @pytest.fixture(scope="module")
-def scored(tmp_path_factory) -> Path:
-    return make_folder(tmp_path_factory.mktemp("scores"))
+def scored(reported) -> Path:
+    return reported / "scores"
+
+
+@pytest.fixture(scope="module")
+def made(reported) -> Path:
+    return reported / "out"
 
 
 @pytest.fixture(scope="module")
@@ -50,15 +55,6 @@ def few(tmp_path_factory) -> Path:
     """Continuations under the base alone: no figure, so a report on them is quick."""
     items = [item for item in make_items(2) if item["kind"] == "continuation"]
     return make_folder(tmp_path_factory.mktemp("few"), items=items, adapters=[None], tokens=False)
-
-
-@pytest.fixture(scope="module")
-def made(scored, tmp_path_factory) -> Path:
-    """A report on everything: three epochs, a training run, a cutoff."""
-    folder = tmp_path_factory.mktemp("report")
-    run = make_run(folder / "run")
-    report_on(scored, folder / "out", run=run, cutoff="2024-06")
-    return folder / "out"
 
 
 @pytest.fixture(scope="module")
@@ -295,8 +291,8 @@ def test_settings_of_the_scoring_run_hold_unless_given_anew(tmp_path):
     folder = make_folder(
         tmp_path / "scores", items=items, adapters=adapters, cutoff="2023", margin=1.5
     )
-    own = make_report(folder, ReportConfig(out=tmp_path)).view.summary
-    anew = make_report(folder, ReportConfig(out=tmp_path, cutoff="2024", margin=9)).view.summary
+    own = read_view(folder, ReportConfig(out=tmp_path)).summary
+    anew = read_view(folder, ReportConfig(out=tmp_path, cutoff="2024", margin=9)).summary
     assert (own["cutoff"], anew["cutoff"]) == ("2023", "2024")
     margins = [
         s["groups"]["factual"]["epoch-02"]["equivalence"]["margin_nats"] for s in (own, anew)

@@ -5,21 +5,13 @@ from pathlib import Path
 import pytest
 from browser import Browser
 from helpers import read_lines
-from score.synthetic import make_folder, make_run
-
-from cqa.score.config import ReportConfig
-from cqa.score.report.write import write_report
 
 ORDER = "[...document.querySelectorAll('#table-items > tbody')].map(b => b.rows[0].cells[{0}].{1})"
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("page")
-    make_folder(path / "scores")
-    run = make_run(path / "run")
-    write_report(path / "scores", ReportConfig(out=path / "out", run=run, cutoff="2024-06"))
-    return path
+def folder(reported) -> Path:
+    return reported
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from cqa.files import new_file, reported
 from cqa.score.config import ReportConfig
 from cqa.score.report.canvas import rows_to_csv
 from cqa.score.report.cautions import cautions
-from cqa.score.report.contents import all_tables, make_view
+from cqa.score.report.contents import View, all_tables, make_view
 from cqa.score.report.details import items_table, scored_items
 from cqa.score.report.figure_data import figure_rows
 from cqa.score.report.figures import redraw
@@ -50,15 +50,20 @@ def write_report(scores: Path, config: ReportConfig) -> list[Path]:
 
 
 def make_report(scores: Path, config: ReportConfig) -> Report:
-    """Read the files and decide everything that the report says."""
-    source = read_source(scores, config.run)
-    cutoff = config.cutoff or source.meta["settings"].get("cutoff")
-    margin = config.margin or source.meta["settings"].get("margin")
-    view = make_view(source, summarise(source.scores, cutoff=cutoff, margin_nats=margin))
+    """Decide everything that the report says, and draw its figures."""
+    view = read_view(scores, config)
     found = scored_items(view)
     tables = [*all_tables(view), items_table(view, found)]
     figures = {name: redraw(name, rows_to_csv(rows)) for name, rows in figure_rows(view).items()}
     return Report(view, make_verdict(view), cautions(view), tables, figures, found)
+
+
+def read_view(scores: Path, config: ReportConfig) -> View:
+    """Read the files and compute the statistics; what `config` leaves open, scoring has settled."""
+    source = read_source(scores, config.run)
+    cutoff = config.cutoff or source.meta["settings"].get("cutoff")
+    margin = config.margin or source.meta["settings"].get("margin")
+    return make_view(source, summarise(source.scores, cutoff=cutoff, margin_nats=margin))
 
 
 def _write(path: Path, content: str | bytes) -> Path:
