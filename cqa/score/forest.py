@@ -92,12 +92,16 @@ class Forest:
 def passes(
     items: Iterable[EncodedItem], tokenizer: Tokenizer, batch_tokens: int
 ) -> Iterator[tuple[list[EncodedItem], Forest]]:
-    """Group items into passes of at most `batch_tokens` rows, a longer item alone."""
+    """Group items into passes of at most `batch_tokens` rows, a longer item alone.
+
+    Items whose branches are all in the pass already add no row; so items are limited in number too.
+    """
     group: list[EncodedItem] = []
     forest = Forest()
     for item in items:
         pairs = list(item.branches(tokenizer))
-        if group and forest.n_rows + forest.cost(pairs) > batch_tokens:
+        full = len(group) >= batch_tokens
+        if group and (full or forest.n_rows + forest.cost(pairs) > batch_tokens):
             yield group, forest
             group, forest = [], Forest()
         group.append(item)

@@ -31,12 +31,18 @@ def item_key(item: Item) -> str:
     return digest_json([item.kind, item.context, item.options, item.answer, item.labels])
 
 
+def known_as(item: Item) -> str:
+    """Return what a folder knows an item by: its key and its id."""
+    return item_key(item) + item.id
+
+
 class Results:
     """scores.jsonl and items.jsonl of one folder, append-only.
 
-    A row is known by (item id, model key). A partial last line, left by a kill, is cut off. What
-    is kept in memory of the rows of a folder that is resumed is 11 to 21 bytes each, one model at
-    a time, and twice that while the items are compared; of new rows nothing is kept.
+    A row is known by (item id, item key, model key): by texts and labels, not by name alone. A
+    partial last line, left by a kill, is cut off. What is kept in memory of the rows of a folder
+    that is resumed is 11 to 21 bytes each, one model at a time, and twice that while the items are
+    compared; of new rows nothing is kept.
     """
 
     def __init__(self, folder: Path, *, with_tokens: bool = False) -> None:
@@ -56,17 +62,17 @@ class Results:
             self._file = self._scores.open("ab")
 
     def done(self, model_key: str) -> Fingerprints:
-        """Return the ids of the items whose row under a model was there when this was opened.
+        """Return `known_as` of the items whose row under a model was there when this was opened.
 
         Raises:
             DataError: A complete line of an earlier run is damaged.
         """
-        ids = Fingerprints()
+        found = Fingerprints()
         for row in islice(_rows(self._scores), self._n_held):
             counts = not self._with_tokens or "token_ids" in row["options"][0]
             if counts and row["model_key"] == model_key:
-                ids.add(row["id"])
-        return ids
+                found.add(row["item_key"] + row["id"])
+        return found
 
     def write_items(self, items: Iterable[Item]) -> None:
         """Append the texts of items that are not there yet: all of them, or none.
@@ -82,12 +88,11 @@ class Results:
             size = file.tell()
             try:
                 for item in items:
-                    key = item_key(item)
-                    if key + item.id in keyed:
+                    if known_as(item) in keyed:
                         continue
                     if item.id in ids:
                         raise _changed(item)
-                    file.write(_line(_item_record(item, key)))
+                    file.write(_line(_item_record(item)))
             except BaseException:
                 file.truncate(size)
                 raise
@@ -99,20 +104,25 @@ class Results:
             self._file.write(b"".join(map(_line, rows)))
             _flush(self._file)
 
-    def rows(self, model_keys: set[str]) -> Iterator[Row]:
-        """Yield the rows of some models, in the order in which they were written."""
-        return (row for row in _rows(self._scores) if row["model_key"] in model_keys)
+    def rows(self, model_keys: set[str], items: Iterable[Item]) -> Iterator[Row]:
+        """Yield the rows of some items under some models, in the order of writing."""
+        asked = Fingerprints()
+        for item in items:
+            asked.add(known_as(item))
+        for row in _rows(self._scores):
+            if row["model_key"] in model_keys and row["item_key"] + row["id"] in asked:
+                yield row
 
     def close(self) -> None:
         """Close the file."""
         self._file.close()
 
 
-def _item_record(item: Item, key: str) -> Row:
+def _item_record(item: Item) -> Row:
     return {
         **item.extra,
         "id": item.id,
-        "item_key": key,
+        "item_key": item_key(item),
         "kind": item.kind,
         "context": item.context,
         "options": list(item.options),

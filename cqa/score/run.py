@@ -27,7 +27,7 @@ from cqa.model.load import BaseModel, dtype_name, open_model
 from cqa.model.lora import CONFIG, WEIGHTS, LoraSpec, attach, read_adapter, read_spec, widest
 from cqa.score.config import ScoreConfig
 from cqa.score.forest import EncodedItem, encode_item
-from cqa.score.results import META, SUMMARY, Results, digest_json
+from cqa.score.results import META, SUMMARY, Results, digest_json, known_as
 from cqa.score.scorer import score_rows
 from cqa.score.summary import Scores, summarise
 
@@ -128,11 +128,8 @@ def score(
         if not config.summary:
             (config.out / SUMMARY).unlink(missing_ok=True)  # it would be of other rows
             return {"n_items": n_items, "n_models": len(models)}
-        summary = summarise(
-            Scores(results.rows({model["model_key"] for model in models})),
-            cutoff=config.cutoff,
-            margin_nats=config.margin,
-        )
+        rows = results.rows({model["model_key"] for model in models}, items)
+        summary = summarise(Scores(rows), cutoff=config.cutoff, margin_nats=config.margin)
         write_json(config.out / SUMMARY, summary)
     return summary
 
@@ -152,7 +149,7 @@ def _score_model(
     done = results.done(model_key)
     passes = score_rows(
         decoder,
-        items.encoded(skip=lambda item: item.id in done),
+        items.encoded(skip=lambda item: known_as(item) in done),
         tokenizer,
         batch_tokens=config.batch_tokens,
         adapter=adapter,

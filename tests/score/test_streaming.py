@@ -15,9 +15,11 @@ import pytest
 import torch
 from helpers import DEMO, ROOT, read_lines
 
+from cqa.data.items import parse_pair
 from cqa.data.tokenizer import Tokenizer
 from cqa.model.load import load_model
 from cqa.score.config import ScoreConfig
+from cqa.score.forest import encode_item, passes
 from cqa.score.run import score
 from cqa.score.scorer import BranchStats
 
@@ -73,7 +75,7 @@ def peak_bytes(folder: Path, n: int, **settings: Any) -> int:
 def test_peak_memory_grows_by_less_than_a_text_a_row(tmp_path, summary, limit):
     settings = {"summary": summary, "batch_tokens": 1000}
     few, many = 50, 250
-    peak_bytes(tmp_path / "warm", few, **settings)
+    peak_bytes(tmp_path / "warm", 5, **settings)
     growth = peak_bytes(tmp_path, many, **settings) - peak_bytes(tmp_path, few, **settings)
     assert growth / (many - few) < limit
 
@@ -143,7 +145,22 @@ def test_rows_merge_by_id_whatever_the_order_of_the_files(tmp_path):
     some.write_bytes(b"".join(lines[6:2:-1]))
     rest.write_bytes(b"".join([lines[8], *lines[:3], lines[7]]))
     out = tmp_path / "out"
-    for files in ((some,), (rest, some), (pairs,)):
+    counts = []
+    for files in ((some,), (rest, some), (pairs,), (some,)):
         summary = score(ScoreConfig(model=str(MODEL), pairs=files, out=out))
-    assert summary["base"]["ungrouped"]["n"] == 9
+        counts.append(summary["base"]["ungrouped"]["n"])
+    assert counts == [4, 9, 9, 4]  # of the files at hand, not of all that the folder holds
     assert list(ids_of(out)) == [f"row-{i}" for i in (6, 5, 4, 3, 8, 0, 1, 2, 7)]
+
+
+def test_items_that_add_no_branch_do_not_make_a_pass_without_end():
+    tokenizer = Tokenizer(MODEL)
+    pair = {"context": "It rained.", "good": " She ran.", "bad": " She sat."}
+    items = (
+        encode_item(
+            parse_pair({**pair, "id": f"row-{i}"}, f"p.jsonl:{i + 1}"),
+            tokenizer, "split", score_eos=False, max_positions=1024,
+        )
+        for i in range(250)
+    )  # fmt: skip
+    assert [len(group) for group, _ in passes(items, tokenizer, 100)] == [100, 100, 50]
