@@ -16,6 +16,9 @@ from cqa.errors import ResourceError
 
 Backend = Literal["reference", "native"]
 LIBRARY = Path(__file__).parents[1] / "_C.so"
+REBUILD = (
+    "with torch and a C++ compiler there: pip install --no-build-isolation --force-reinstall ."
+)
 
 
 @cache
