@@ -48,8 +48,3 @@ def choose(backend: Backend | None, device: torch.device, dtype: torch.dtype) ->
     if backend == "native" and (problem := native_problem()):
         raise ResourceError(f"expected the native CPU ops, got none: {problem}", hint=REBUILD)
     return backend
-
-
-REBUILD = (
-    "with torch and a C++ compiler there: pip install --no-build-isolation --force-reinstall ."
-)
