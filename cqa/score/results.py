@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from cqa.data.items import Item
+from cqa.data.items import LABELS, Item
 from cqa.data.jsonl import read_jsonl
 from cqa.errors import DataError
-from cqa.files import reported
+from cqa.files import AppendedFile, inside
 
 SCORES, ITEMS, META, SUMMARY = "scores.jsonl", "items.jsonl", "meta.json", "summary.json"
+DIGEST = "row_digest"  # of all else in a row of scores.jsonl: a damaged digit is not averaged
 Row = dict[str, Any]
 
 
@@ -26,13 +26,18 @@ def digest_json(value: Any) -> str:
 
 def item_key(item: Item) -> str:
     """Identify an item by texts and labels, so that a changed one is never taken for the old."""
-    return digest_json([item.kind, item.context, item.options, item.answer, item.labels])
+    return _key(item.kind, item.context, item.options, item.answer, item.labels)
+
+
+def _key(*content: Any) -> str:
+    return digest_json(content)
 
 
 class Results:
     """scores.jsonl and items.jsonl of one folder, append-only.
 
-    A row is known by (item id, model key). A partial last line, left by a kill, is cut off.
+    A row is known by (item id, item key, model key): by texts and labels, not by name alone. A
+    partial last line, left by a kill, is cut off.
     """
 
     def __init__(self, folder: Path, *, with_tokens: bool = False) -> None:
@@ -46,21 +51,25 @@ class Results:
         Raises:
             DataError: A complete line of an earlier run is damaged.
         """
-        self._scores, self._items = folder / SCORES, folder / ITEMS
-        for path in (self._scores, self._items):
-            _cut_partial_line(path)
-        self._done = {
-            (row["id"], row["model_key"])
-            for row in _rows(self._scores)
-            if not with_tokens or "token_ids" in row["options"][0]
-        }
-        self._keys = {row["id"]: row["item_key"] for row in _rows(self._items)}
-        with reported(folder):
-            self._file = self._scores.open("ab")
+        self._asked: dict[str, str] = {}  # item keys by id, of the items given to write_items
+        self._scores = AppendedFile(inside(folder, SCORES))
+        self._items = AppendedFile(inside(folder, ITEMS))
+        try:
+            self._scores.cut_partial_line()
+            self._items.cut_partial_line()
+            self._done = {
+                (row["id"], row["item_key"], row["model_key"])
+                for row in _score_rows(self._scores.path)
+                if not with_tokens or "token_ids" in row["options"][0]
+            }
+            self._keys = {row["id"]: row["item_key"] for row in _item_rows(self._items.path)}
+        except BaseException:
+            self.close()
+            raise
 
     def has(self, item: Item, model_key: str) -> bool:
         """Whether this item's row under a model is there already."""
-        return (item.id, model_key) in self._done
+        return (item.id, item_key(item), model_key) in self._done
 
     def write_items(self, items: Iterable[Item]) -> None:
         """Append the texts of items that are not there yet.
@@ -69,34 +78,36 @@ class Results:
             DataError: An id is there with another text.
         """
         for item in items:
-            if self._keys.get(item.id, key := item_key(item)) != key:
+            self._asked[item.id] = key = item_key(item)
+            if self._keys.get(item.id, key) != key:
                 raise DataError(
                     f"expected item `{item.id}` as this folder holds it, got other texts or labels",
                     where=item.where,
                     hint="name another --out",
                 )
-        with reported(self._items), self._items.open("ab") as file:
-            for item in items:
-                if item.id not in self._keys:
-                    self._keys[item.id] = item_key(item)
-                    file.write(_line(_item_record(item, self._keys[item.id])))
-            _flush(file)
+        for item in items:
+            if item.id not in self._keys:
+                self._keys[item.id] = item_key(item)
+                self._items.append(_line(_item_record(item, self._keys[item.id])))
+        self._items.sync()
 
     def append(self, rows: Iterable[Row]) -> None:
         """Append the rows of one pass, all of them on disk when this returns."""
         rows = list(rows)
-        with reported(self._scores):
-            self._file.write(b"".join(map(_line, rows)))
-            _flush(self._file)
-        self._done.update((row["id"], row["model_key"]) for row in rows)
+        self._scores.append(b"".join(_line({**row, DIGEST: digest_json(row)}) for row in rows))
+        self._scores.sync()
+        self._done.update((row["id"], row["item_key"], row["model_key"]) for row in rows)
 
     def rows(self, model_keys: set[str]) -> Iterator[Row]:
-        """Yield the rows of some models, in the order in which they were written."""
-        return (row for row in _rows(self._scores) if row["model_key"] in model_keys)
+        """Yield the rows of some models and the items at hand, in the order of writing."""
+        for row in _score_rows(self._scores.path):
+            if row["model_key"] in model_keys and self._asked.get(row["id"]) == row["item_key"]:
+                yield row
 
     def close(self) -> None:
-        """Close the file."""
-        self._file.close()
+        """Close the files."""
+        self._scores.close()
+        self._items.close()
 
 
 def _item_record(item: Item, key: str) -> Row:
@@ -112,31 +123,39 @@ def _item_record(item: Item, key: str) -> Row:
     }
 
 
-def _rows(path: Path) -> Iterator[Row]:
-    return (row for _, row in read_jsonl(path)) if path.exists() else iter(())
+def _score_rows(path: Path) -> Iterator[Row]:
+    """Yield the rows of scores.jsonl, each checked against its own digest.
+
+    Raises:
+        DataError: A line is not as it was written.
+    """
+    for where, row in read_jsonl(path):
+        if row.pop(DIGEST, None) != digest_json(row):
+            raise _damaged("row", where)
+        yield row
+
+
+def _item_rows(path: Path) -> Iterator[Row]:
+    """Yield the rows of items.jsonl, each checked against its item key.
+
+    Raises:
+        DataError: A line is not as it was written.
+    """
+    for where, row in read_jsonl(path):
+        labels = {key: row[key] for key in LABELS if key in row}
+        content = [row.get(key) for key in ("kind", "context", "options", "answer")]
+        if not isinstance(row.get("id"), str) or row.get("item_key") != _key(*content, labels):
+            raise _damaged("item", where)
+        yield row
+
+
+def _damaged(what: str, where: str) -> DataError:
+    return DataError(
+        f"expected the {what} as it was written, got a damaged line",
+        where=where,
+        hint="take the line out, and it is written again",
+    )
 
 
 def _line(record: Row) -> bytes:
     return json.dumps(record, ensure_ascii=False, allow_nan=False).encode() + b"\n"
-
-
-def _flush(file: Any) -> None:
-    file.flush()
-    os.fsync(file.fileno())
-
-
-def _cut_partial_line(path: Path) -> None:
-    if not path.exists():
-        return
-    with reported(path), path.open("rb+") as file:
-        size = file.seek(0, os.SEEK_END)
-        keep, step = size, 1 << 16
-        while keep > 0:
-            start = max(0, keep - step)
-            file.seek(start)
-            newline = file.read(keep - start).rfind(b"\n")
-            if newline >= 0:
-                keep = start + newline + 1
-                break
-            keep = start
-        file.truncate(keep)
