@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -12,10 +13,12 @@ from pathlib import Path
 from unittest.mock import patch
 
 import safetensors.torch
+from helpers import read_lines
 
 import cqa.files
 import cqa.model.lora
 import cqa.train.checkpoint
+from cqa.model.checkpoint import opened
 
 CHANGES = [
     *((cqa.files, name) for name in ("write", "sync", "rename", "discard")),
@@ -138,3 +141,27 @@ def _digest(folder: Path) -> str:
 def leftovers(folder: Path) -> list[str]:
     """Name what should not be left in a folder when all went well."""
     return [p.name for p in folder.rglob("*") if p.name.endswith((".tmp", ".old"))]
+
+
+TIMES = {"step_s", "tokens_per_s", "eval_s", "seconds", "n_tokens"}
+
+
+def run_contents(out: Path) -> dict[str, object]:
+    """Everything that a training run leaves, but for the seconds it took."""
+    adapters = {str(p.relative_to(out)): p.read_bytes() for p in sorted(out.glob("[!.]*/*"))}
+    log = [untimed(event) for event in read_lines(out / "log.jsonl")]
+    with opened(out / "state.safetensors") as file:
+        state = {name: file.get_tensor(name).tolist() for name in file.keys()}  # noqa: SIM118
+        return {**adapters, "log": log, "state": state, "step": file.metadata()["step"]}
+
+
+def scores_contents(out: Path) -> dict[str, object]:
+    """Everything that a scoring run leaves, but for the seconds it took."""
+    models = [untimed(model) for model in json.loads((out / "meta.json").read_text())["models"]]
+    names = ("scores.jsonl", "items.jsonl", "summary.json")
+    return {**{name: (out / name).read_bytes() for name in names}, "models": models}
+
+
+def untimed(record: dict) -> dict:
+    """Leave out of a log line or a model's identity what depends on speed and on interruptions."""
+    return {key: value for key, value in record.items() if key not in TIMES}

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from faults import Crashes, failing_at, leftovers, no_space
+from faults import Crashes, failing_at, leftovers, no_space, scores_contents
 from helpers import read_lines, tiny_model, write_lines
 
 from cqa.errors import ResourceError
@@ -29,7 +29,10 @@ def inputs(tmp_path_factory) -> Path:
     """A folder with a model, a training run of two epochs, and items."""
     folder = tmp_path_factory.mktemp("inputs")
     model = tiny_model(folder / "model")
-    samples = [{"prompt": "the lamp", "response": " was lit"}, {"prompt": "she", "response": " ran"}]
+    samples = [
+        {"prompt": "the lamp", "response": " was lit"},
+        {"prompt": "she", "response": " ran"},
+    ]
     data = write_lines(folder / "train.jsonl", samples)
     train(
         TrainConfig(
@@ -43,19 +46,17 @@ def inputs(tmp_path_factory) -> Path:
 
 
 def config_of(inputs: Path, out: Path, **changes: object) -> ScoreConfig:
-    settings = {"batch_tokens": 30, "run": inputs / "run", "epochs": (2,), "tokens": True, **changes}
+    settings = {
+        "batch_tokens": 30,
+        "run": inputs / "run",
+        "epochs": (2,),
+        "tokens": True,
+        **changes,
+    }
     return ScoreConfig(
         model=str(inputs / "model"), pairs=(inputs / "pairs.jsonl",), out=out, device="cpu",
         continuations=(inputs / "texts.jsonl",), **settings,
     )  # fmt: skip
-
-
-def contents(out: Path) -> dict[str, object]:
-    """Everything that a run leaves, but for where and how fast."""
-    meta = json.loads((out / "meta.json").read_text())
-    models = [{k: v for k, v in m.items() if k not in ("seconds", "n_tokens")} for m in meta["models"]]
-    names = ("scores.jsonl", "items.jsonl", "summary.json")
-    return {**{name: (out / name).read_bytes() for name in names}, "models": models}
 
 
 @pytest.fixture(scope="module")
@@ -68,12 +69,12 @@ def crashes(inputs, tmp_path_factory) -> Crashes:
 
 
 def test_run_killed_or_cut_off_at_any_write_is_continued_to_the_same_bytes(inputs, crashes):
-    finished = contents(crashes.folder)
+    finished = scores_contents(crashes.folder)
     assert len(read_lines(crashes.folder / "scores.jsonl")) == 10
     assert len(crashes.states) > 20
     for copy in crashes.states.values():
         score(config_of(inputs, copy))
-        assert contents(copy) == finished
+        assert scores_contents(copy) == finished
         assert not leftovers(copy)
 
 
@@ -91,7 +92,7 @@ def test_identity_of_every_model_is_on_disk_before_its_first_row(crashes):
 def test_run_whose_write_fails_anywhere_ends_cleanly_and_is_continued(
     inputs, crashes, tmp_path, error
 ):
-    finished = contents(crashes.folder)
+    finished = scores_contents(crashes.folder)
     with failing_at(0, error) as changes:
         score(config_of(inputs, tmp_path / "whole"))
     for number in range(1, len(changes)):  # the last takes away the note of who holds the folder
@@ -101,7 +102,7 @@ def test_run_whose_write_fails_anywhere_ends_cleanly_and_is_continued(
         if error is no_space:
             assert "No space left on device\nhint: free some space" in str(caught.value)
         score(config)
-        assert contents(config.out) == finished
+        assert scores_contents(config.out) == finished
         assert not leftovers(config.out)
 
 
@@ -140,7 +141,9 @@ def test_pass_that_runs_out_of_memory_is_halved_and_no_byte_changes(
     config = config_of(inputs, tmp_path / "scores", batch_tokens=4096)
     score(config)
     assert max(fed) <= 20
-    assert (config.out / "scores.jsonl").read_bytes() == contents(crashes.folder)["scores.jsonl"]
+    assert (config.out / "scores.jsonl").read_bytes() == scores_contents(crashes.folder)[
+        "scores.jsonl"
+    ]
 
 
 def test_budget_is_halved_once_for_all_passes_that_follow(inputs, tmp_path, monkeypatch):
@@ -167,7 +170,9 @@ def test_budget_is_halved_once_for_all_passes_that_follow(inputs, tmp_path, monk
 def test_item_that_does_not_fit_alone_ends_the_run_by_name(inputs, tmp_path, monkeypatch):
     limit_memory(monkeypatch, 14, MemoryError)
     config = config_of(inputs, tmp_path / "scores", run=None, epochs=())
-    with pytest.raises(ResourceError, match=r"enough memory for item `p2` alone.*\nhint: ") as caught:
+    with pytest.raises(
+        ResourceError, match=r"enough memory for item `p2` alone.*\nhint: "
+    ) as caught:
         score(config)
     assert caught.value.exit_code == 6
     assert caught.value.where == f"{inputs / 'pairs.jsonl'}:2"
@@ -187,6 +192,8 @@ def test_model_that_does_not_fit_ends_the_run_before_anything_is_written(
         raise ERRORS["cpu"]()
 
     monkeypatch.setattr("cqa.score.run.load_model", no_memory)
-    with pytest.raises(ResourceError, match=r"enough memory for the model, got none\nhint: --dtype"):
+    with pytest.raises(
+        ResourceError, match=r"enough memory for the model, got none\nhint: --dtype"
+    ):
         score(config_of(inputs, tmp_path / "scores"))
     assert not (tmp_path / "scores").exists()

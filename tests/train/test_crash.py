@@ -3,16 +3,14 @@
 from pathlib import Path
 
 import pytest
-from faults import Crashes, failing_at, leftovers, no_space
-from helpers import read_lines, tiny_model, write_lines
+from faults import Crashes, failing_at, leftovers, no_space, run_contents
+from helpers import tiny_model, write_lines
 from safetensors.torch import load_file
 
 from cqa.errors import ResourceError
-from cqa.model.checkpoint import opened
 from cqa.train.config import TrainConfig
 from cqa.train.loop import train
 
-TIMES = {"step_s", "tokens_per_s", "eval_s"}
 SAMPLES = [
     {"id": f"s{i}", "prompt": "the lamp was lit"[: 8 + i], "response": " and she waited"[: 9 + i]}
     for i in range(5)
@@ -34,15 +32,6 @@ def config_of(inputs: tuple[Path, Path], out: Path) -> TrainConfig:
     )  # fmt: skip
 
 
-def contents(out: Path) -> dict[str, object]:
-    """Everything that a run leaves, but for the seconds it took."""
-    adapters = {str(p.relative_to(out)): p.read_bytes() for p in sorted(out.glob("*/*"))}
-    log = [{k: v for k, v in e.items() if k not in TIMES} for e in read_lines(out / "log.jsonl")]
-    with opened(out / "state.safetensors") as file:
-        state = {name: file.get_tensor(name).tolist() for name in file.keys()}  # noqa: SIM118
-        return {**adapters, "log": log, "state": state, "step": file.metadata()["step"]}
-
-
 @pytest.fixture(scope="module")
 def crashes(inputs, tmp_path_factory) -> Crashes:
     folder = tmp_path_factory.mktemp("crashes")
@@ -53,13 +42,13 @@ def crashes(inputs, tmp_path_factory) -> Crashes:
 
 
 def test_run_killed_or_cut_off_at_any_write_is_resumed_to_the_same_bits(inputs, crashes):
-    finished = contents(crashes.folder)
+    finished = run_contents(crashes.folder)
     assert len(crashes.states) > 15
     for copy in crashes.states.values():
         for path in copy.glob("[!.]*/*.safetensors"):
             load_file(path)
         train(config_of(inputs, copy), resume=True)
-        assert contents(copy) == finished
+        assert run_contents(copy) == finished
         assert not leftovers(copy)
 
 
@@ -67,7 +56,7 @@ def test_run_killed_or_cut_off_at_any_write_is_resumed_to_the_same_bits(inputs, 
 def test_run_whose_write_fails_anywhere_ends_cleanly_and_is_resumed(
     inputs, crashes, tmp_path, error
 ):
-    finished = contents(crashes.folder)
+    finished = run_contents(crashes.folder)
     with failing_at(0, error) as changes:
         train(config_of(inputs, tmp_path / "whole"))
     for number in range(1, len(changes)):  # the last takes away the note of who holds the folder
@@ -77,5 +66,5 @@ def test_run_whose_write_fails_anywhere_ends_cleanly_and_is_resumed(
         if error is no_space:
             assert "No space left on device\nhint: free some space" in str(caught.value)
         train(config, resume=True)
-        assert contents(config.out) == finished
+        assert run_contents(config.out) == finished
         assert not leftovers(config.out)

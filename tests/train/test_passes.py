@@ -137,7 +137,9 @@ def test_sample_that_does_not_fit_alone_ends_the_run_by_name_and_nothing_is_lost
         if event["event"] == "eval" and event["epoch"] == 2:
             limit_memory(monkeypatch, 5, MemoryError)
 
-    with pytest.raises(ResourceError, match=r"one sample a pass.*`s\d`.*\nhint: --recompute") as got:
+    with pytest.raises(
+        ResourceError, match=r"one sample a pass.*`s\d`.*\nhint: --recompute"
+    ) as got:
         train(config, on_event=tighten)
     assert got.value.exit_code == 6
     assert str(inputs[1]) in str(got.value.where)
