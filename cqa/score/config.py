@@ -30,6 +30,7 @@ class ScoreConfig:
     template: str = option(
         "How contexts become text: plain, chat (the tokenizer's template) or a Jinja file.", "plain"
     )
+    other_base: bool = option("Score adapters that were trained on another base too.", False)
     score_eos: bool = option("Score the end token after each option too.", False)
     tokens: bool = option("Write per-token ids and log-probabilities.", False)
     summary: bool = option(

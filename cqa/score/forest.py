@@ -52,6 +52,12 @@ def encode_item(
         options.append(
             Encoded(encoded.context_ids, encoded.option_ids + end, encoded.boundary_merge)
         )
+    if len({option.option_ids for option in options}) < len(options):
+        raise DataError(
+            f"expected options that differ in their tokens, got the same ids twice in `{item.id}`",
+            where=item.where,
+            hint="the tokenizer writes both texts alike, such as é in one sign or in two",
+        )
     return EncodedItem(item, tuple(options))
 
 
