@@ -6,6 +6,7 @@ Precedence: default < preset < file < flag. A field's name with dashes is its fl
 from __future__ import annotations
 
 import dataclasses
+import reprlib
 import types
 from collections.abc import Mapping
 from difflib import get_close_matches
@@ -53,10 +54,14 @@ def resolve(cls: type[T], *layers: Mapping[str, Any]) -> T:
     fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     values: dict[str, Any] = {}
     for layer in layers:
+        named: set[str] = set()
         for key, raw in layer.items():
             name = str(key).replace("-", "_")
             if name not in fields:
                 raise _unknown_key(str(key), fields)
+            if name in named:
+                raise ConfigError(f"expected {key_of(name)} once, got it spelt in two ways")
+            named.add(name)
             values[name] = convert(raw, hints[name], key_of(name))
     missing = [
         key_of(name)
@@ -80,29 +85,40 @@ def convert(raw: Any, kind: Any, key: str) -> Any:
     origin = get_origin(kind)
     if origin in (Union, types.UnionType):
         return _convert_union(raw, get_args(kind), key)
-    if raw is None or (kind is str and isinstance(raw, bool)):
-        raise ConfigError(f"expected {key} to be {_noun(kind)}, got: {raw!r}")
+    scalar = isinstance(raw, (str, int, float)) and not isinstance(raw, bool)
+    if raw is None or (kind is str and not scalar):
+        raise ConfigError(f"expected {key} to be {_noun(kind)}, got: {_shown(raw)}")
     if origin is Literal:
         if raw in get_args(kind):
             return raw
         choices = " | ".join(str(choice) for choice in get_args(kind))
-        raise ConfigError(f"expected {key} to be {choices}, got: {raw!r}")
+        raise ConfigError(f"expected {key} to be {choices}, got: {_shown(raw)}")
     if origin is tuple:
         if not isinstance(raw, (str, list, tuple)):
-            raise ConfigError(f"expected {key} to be a list, got: {raw!r}")
+            raise ConfigError(f"expected {key} to be a list, got: {_shown(raw)}")
         parts = raw.split(",") if isinstance(raw, str) else raw
         item = get_args(kind)[0]
         return tuple(convert(p.strip() if isinstance(p, str) else p, item, key) for p in parts)
     if kind is bool:
         return _convert_bool(raw, key)
     if kind in (int, float) and isinstance(raw, bool):
-        raise ConfigError(f"expected {key} to be {_noun(kind)}, got: {raw!r}")
+        raise ConfigError(f"expected {key} to be {_noun(kind)}, got: {_shown(raw)}")
     if kind is int and isinstance(raw, float) and not raw.is_integer():
-        raise ConfigError(f"expected {key} to be {_noun(kind)}, got: {raw!r}")
+        raise ConfigError(f"expected {key} to be {_noun(kind)}, got: {_shown(raw)}")
+    if isinstance(raw, str) and ("\0" in raw or not _is_unicode(raw)):
+        raise ConfigError(f"expected {key} to be plain text, got: {_shown(raw)}")
     try:
         return kind(raw)
     except (TypeError, ValueError, OverflowError) as error:
-        raise ConfigError(f"expected {key} to be {_noun(kind)}, got: {raw!r}") from error
+        raise ConfigError(f"expected {key} to be {_noun(kind)}, got: {_shown(raw)}") from error
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _convert_union(raw: Any, kinds: tuple[Any, ...], key: str) -> Any:
@@ -118,7 +134,14 @@ def _convert_bool(raw: Any, key: str) -> bool:
         return raw
     if isinstance(raw, str) and raw.lower() in words:
         return words[raw.lower()]
-    raise ConfigError(f"expected {key} to be true or false, got: {raw!r}")
+    raise ConfigError(f"expected {key} to be true or false, got: {_shown(raw)}")
+
+
+def _shown(raw: Any) -> str:
+    """Return a short repr, also of what YAML's aliases make huge."""
+    short = reprlib.Repr()
+    short.maxstring = short.maxother = 80
+    return short.repr(raw)
 
 
 def _noun(kind: Any) -> str:
@@ -133,13 +156,27 @@ def read_settings(path: Path) -> dict[str, Any]:
     """
     import yaml
 
+    class Once(yaml.SafeLoader):
+        """A safe loader that refuses a key that comes twice."""
+
+        def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+            seen: set[str] = set()
+            for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+                if key.value in seen:
+                    raise ConfigError(
+                        f"expected each setting once, got `{key.value}` twice",
+                        where=f"{path}:{key.start_mark.line + 1}",
+                    )
+                seen.add(key.value)
+            return super().construct_mapping(node, deep)
+
     try:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+        settings = Once(path.read_bytes()).get_single_data()
     except OSError as error:
         raise ConfigError(
             f"expected a settings file, got: {error.strerror}", where=str(path)
         ) from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}:{mark.line + 1}" if mark else str(path)
         raise ConfigError(

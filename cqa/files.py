@@ -1,4 +1,8 @@
-"""Writing that a kill cannot tear: temporary name, fsync, rename; and one run per folder."""
+"""Writing that a kill cannot tear, and one run per folder.
+
+A file or folder is filled under a temporary name, synced, and then renamed; a file of lines grows
+by whole lines. `write`, `sync`, `rename` and `discard` are all that ever changes a result on disk.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,8 @@ import os
 import shutil
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +21,58 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 from cqa.errors import ConfigError, DataError, ResourceError
+
+LONGEST_NAME_BYTES = 255
+FREE_SPACE = "free some space; what was complete before is intact"
+
+
+def write(descriptor: int, data: bytes) -> None:
+    """Write all of some bytes."""
+    rest = memoryview(data)
+    while rest:
+        rest = rest[os.write(descriptor, rest) :]
+
+
+def sync(path: Path) -> None:
+    """Wait until a file or a folder's names are on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def rename(source: Path, target: Path) -> None:
+    """Give a file or folder another name in one step; a file there is replaced."""
+    os.replace(source, target)
+
+
+def discard(path: Path) -> None:
+    """Remove a file, a link or a folder, if there is one."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def inside(folder: Path, name: str) -> Path:
+    """Return `folder / name`, for a name that stays in the folder.
+
+    Raises:
+        ConfigError: The name leads elsewhere (`..`, a path, a symbolic link), or no file can have
+            it.
+    """
+    n_bytes = len(name.encode("utf-8", "surrogatepass"))
+    odd = name in ("", ".", "..") or "/" in name or os.sep in name or "\0" in name
+    if odd or n_bytes > LONGEST_NAME_BYTES:
+        raise ConfigError(
+            f"expected a name within the folder, got: {name!r:.80}", where=str(folder)
+        )
+    if (folder / name).is_symlink():
+        raise ConfigError(
+            "expected a file of this folder, got a symbolic link", where=str(folder / name)
+        )
+    return folder / name
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -26,7 +83,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"expected a JSON object, got: {error}", where=str(path)) from None
     if not isinstance(value, dict):
         raise DataError("expected a JSON object", where=str(path))
@@ -37,44 +94,135 @@ def write_json(path: Path, value: Any) -> None:
     """Replace a JSON file in one step."""
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     with new_file(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        _create(temporary, text.encode())
+
+
+def _create(path: Path, data: bytes) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    try:
+        write(descriptor, data)
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager
 def new_file(path: Path) -> Iterator[Path]:
     """Fill a temporary file, then let it take the place of `path` in one step."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with reported(path):
+    with _filled(path) as temporary:
         yield temporary
-        _sync(temporary)
-        temporary.replace(path)
-        _sync(path.parent)
+        sync(temporary)
+        rename(temporary, path)
+        sync(path.parent)
 
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """Fill a temporary folder, then let it take the place of `path` in one step."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    with reported(path):
+    """Fill a temporary folder, then let it take the place of `path`.
+
+    A kill while an older folder is replaced can leave neither under that name, never a mixture.
+    """
+    old = path.with_name(f".{path.name}.old")
+    with _filled(path) as temporary:
         temporary.mkdir(parents=True)
         yield temporary
         for file in temporary.iterdir():
-            _sync(file)
-        _sync(temporary)
+            sync(file)
+        sync(temporary)
         if path.exists():
-            old = path.with_name(f".{path.name}.old")
-            shutil.rmtree(old, ignore_errors=True)
-            path.rename(old)
+            discard(old)
+            rename(path, old)
             try:
-                temporary.rename(path)
+                rename(temporary, path)
             except OSError:
-                old.rename(path)
+                rename(old, path)
                 raise
-            shutil.rmtree(old)
         else:
-            temporary.rename(path)
-        _sync(path.parent)
+            rename(temporary, path)
+        sync(path.parent)
+        discard(old)
+
+
+@contextmanager
+def _filled(path: Path) -> Iterator[Path]:
+    """Give a free temporary name beside `path`, and leave nothing under it after a failure."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with reported(path):
+        discard(temporary)
+        try:
+            yield temporary
+        except BaseException:
+            with suppress(OSError):
+                discard(temporary)
+            raise
+
+
+class AppendedFile:
+    """A file that grows by whole lines: what a failed write left of one is cut off at once."""
+
+    def __init__(self, path: Path) -> None:
+        """Open a file, or begin one.
+
+        Raises:
+            ResourceError: It cannot be written.
+        """
+        self.path = path
+        with reported(path):
+            flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+            self._descriptor = os.open(path, flags, 0o666)
+            sync(path.parent)
+
+    def __enter__(self) -> AppendedFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def append(self, data: bytes) -> None:
+        """Append whole lines."""
+        with self.whole(), reported(self.path):
+            write(self._descriptor, data)
+
+    @contextmanager
+    def whole(self) -> Iterator[None]:
+        """Keep all that is appended inside, or, after a failure, nothing of it."""
+        size = os.fstat(self._descriptor).st_size
+        try:
+            yield
+        except BaseException:
+            with suppress(OSError):
+                os.ftruncate(self._descriptor, size)
+            raise
+
+    def cut(self, size: int) -> None:
+        """Cut off all after the first `size` bytes."""
+        with reported(self.path):
+            os.ftruncate(self._descriptor, size)
+
+    def cut_partial_line(self) -> None:
+        """Cut off what a kill left of a last line."""
+        keep, step = os.fstat(self._descriptor).st_size, 1 << 16
+        while keep > 0:
+            start = max(0, keep - step)
+            newline = os.pread(self._descriptor, keep - start, start).rfind(b"\n")
+            if newline >= 0:
+                keep = start + newline + 1
+                break
+            keep = start
+        self.cut(keep)
+
+    def sync(self) -> None:
+        """Wait until what was appended is on disk."""
+        flush(self.path)
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._descriptor)
+
+
+def flush(path: Path) -> None:
+    """Wait until a file that others may be appending to is on disk."""
+    with reported(path):
+        sync(path)
 
 
 @contextmanager
@@ -85,10 +233,40 @@ def reported(path: Path) -> Iterator[None]:
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space" in reason
-        hint = "free some space; what was complete before is intact" if full else None
         raise ResourceError(
-            f"expected to write, got: {reason}", where=str(path), hint=hint
+            f"expected to write, got: {reason}",
+            where=str(path),
+            hint=FREE_SPACE if full else None,
         ) from error
+
+
+def check_room(folder: Path, n_bytes: int) -> None:
+    """Refuse to begin what the disk cannot hold.
+
+    Raises:
+        ResourceError: Fewer bytes are free than will be written.
+    """
+    with reported(folder):
+        free = shutil.disk_usage(folder).free
+    if free < n_bytes:
+        raise ResourceError(
+            f"expected {n_bytes / 1e9:.2f} GB of free disk for this run, got {free / 1e9:.2f} GB",
+            where=str(folder),
+            hint="free some space, or name another --out",
+        )
+
+
+def refuse_held(folder: Path) -> None:
+    """Refuse a folder that a run is using, before anything slow is done.
+
+    Raises:
+        ResourceError: Another process holds it, which the message names.
+    """
+    with reported(folder):
+        begun = (folder / ".lock").exists()
+    if begun:
+        with locked(folder):
+            pass
 
 
 @contextmanager
@@ -98,32 +276,38 @@ def locked(folder: Path) -> Iterator[None]:
     Raises:
         ResourceError: Another process holds it, which the message names.
     """
-    if folder.exists() and not folder.is_dir():
-        raise ConfigError("expected --out to be a folder, got a file", where=str(folder))
-    with reported(folder):
-        folder.mkdir(parents=True, exist_ok=True)
     holder = folder / ".lock-holder"
-    lock = FileLock(folder / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        who = holder.read_text(encoding="utf-8").strip() if holder.exists() else "another process"
-        raise ResourceError(
-            f"expected a folder that no other run uses, got one held by {who}", where=str(folder)
-        ) from None
+    with reported(folder):
+        if folder.exists() and not folder.is_dir():
+            raise ConfigError("expected --out to be a folder, got a file", where=str(folder))
+        folder.mkdir(parents=True, exist_ok=True)
+        sync(folder.parent)
+        lock = FileLock(folder / ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise ResourceError(
+                f"expected a folder that no other run uses, got one held by {_name_of(holder)}",
+                where=str(folder),
+                hint="wait for it to end, or name another --out",
+            ) from None
     try:
         with reported(holder):
-            who = f"process {os.getpid()} on {socket.gethostname()}\n"
-            holder.write_text(who, encoding="utf-8")
+            discard(holder)
+            now = datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
+            who = f"process {os.getpid()} on {socket.gethostname()} since {now}"
+            _create(holder, who.encode())
         yield
     finally:
-        holder.unlink(missing_ok=True)
-        lock.release()
+        try:
+            with suppress(OSError):
+                discard(holder)
+        finally:
+            lock.release()
 
 
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
+def _name_of(holder: Path) -> str:
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        return holder.read_text(encoding="utf-8") or "another process"
+    except (OSError, ValueError):  # it has only just got the lock, or is giving it back
+        return "another process"

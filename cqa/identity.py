@@ -1,16 +1,41 @@
-"""What made a result: the versions of this package and of what it computes with."""
+"""What made a result: this package's own code, and the versions of what it computes with."""
 
 from __future__ import annotations
 
+import hashlib
 import platform
+from functools import cache
 from importlib.metadata import version
+from pathlib import Path
 
 from cqa import __version__
 
 LIBRARIES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "scipy")
+PACKAGE = Path(__file__).parent
+BOTH = ("layout.py", "kernels", "model", "data/tokenizer.py")  # what every digit hangs on
 
 
 def versions() -> dict[str, str]:
     """Return the version of everything that a result depends on."""
     own = {"cqa_fast": __version__, "python": platform.python_version()}
     return own | {name: version(name) for name in LIBRARIES}
+
+
+@cache
+def code_digest(*parts: str) -> str:
+    """Return a sha256 over the source that computes, its compiled part, and torch's version.
+
+    Two results with the same digest were computed by the same code; a change that moves no digit
+    gives another digest too.
+
+    Args:
+        parts: Files and folders of the package, beside those that training and scoring share.
+    """
+    total = hashlib.sha256(version("torch").encode())
+    files: set[Path] = set(PACKAGE.glob("*.so"))
+    for path in (PACKAGE / part for part in (*BOTH, *parts)):
+        files |= set(path.rglob("*.py")) if path.is_dir() else {path}
+    for path in sorted(files):
+        name = path.relative_to(PACKAGE).as_posix()
+        total.update(name.encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
+    return total.hexdigest()

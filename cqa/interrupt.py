@@ -19,7 +19,10 @@ class Interrupted(CqaError):
 
 
 class Interrupt:
-    """While entered, remembers the first signal; a second one has its usual effect at once."""
+    """While entered, remembers the first signal; a second one has its usual effect at once.
+
+    A signal that was ignored before, as in a background job of a script, stays ignored.
+    """
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -29,7 +32,8 @@ class Interrupt:
 
     def __enter__(self) -> Interrupt:
         if threading.current_thread() is threading.main_thread():
-            self._before = {s: signal.signal(s, self._remember) for s in self.SIGNALS}
+            heard = (s for s in self.SIGNALS if signal.getsignal(s) is not signal.SIG_IGN)
+            self._before = {s: signal.signal(s, self._remember) for s in heard}
         return self
 
     def __exit__(

@@ -60,6 +60,30 @@ def tiny_checkpoint(
     return folder
 
 
+def tiny_model(folder: Path) -> Path:
+    """Write a random one-layer model with a tokenizer of its own: loaded in milliseconds."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300,
+        special_tokens=["<|endoftext|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(["the lamp was lit and she waited by the door"] * 9, trainer)
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "vocab_size": 304}
+    tiny_checkpoint(folder, "qwen2", **sizes, **heads)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|endoftext|>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return folder
+
+
 def assert_as_accurate(name, actual, naive, truth, *, factor=2.0):
     """Allow `actual` `factor` times the error of plain PyTorch in the same dtype, plus rounding."""
     floor = 4 * torch.finfo(actual.dtype).eps * truth.abs().max().item()

@@ -1,22 +1,35 @@
 """Files that a failure leaves whole, and folders that one process holds at a time."""
 
-import errno
 import os
 import resource
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 import torch
+from faults import failing_at, leftovers, no_space
 from helpers import ROOT
+from safetensors import safe_open
 from safetensors.torch import save_file
 
-from cqa.errors import DataError, ResourceError
-from cqa.files import locked, new_folder, read_json, write_json
+from cqa.errors import ConfigError, DataError, ResourceError
+from cqa.files import (
+    AppendedFile,
+    check_room,
+    inside,
+    locked,
+    new_file,
+    new_folder,
+    read_json,
+    refuse_held,
+    write_json,
+)
 
 HOLD = """
 import sys
@@ -30,10 +43,6 @@ with locked(Path(sys.argv[1])):
 
 def names_in(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
-
-
-def full_disk(*_: object, **__: object) -> None:
-    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def hold(folder: Path) -> None:
@@ -54,16 +63,22 @@ def test_json_is_read_as_it_was_written_and_nothing_else_is_left(tmp_path):
     assert names_in(tmp_path) == ["x.json"]
 
 
-@pytest.mark.parametrize("operation", ["write_text", "replace"])
-def test_full_disk_leaves_the_old_json_and_is_reported(tmp_path, monkeypatch, operation):
+def test_failure_at_any_change_leaves_the_old_json_or_the_new_and_is_reported(tmp_path):
     path = tmp_path / "x.json"
-    write_json(path, {"old": 1})
-    monkeypatch.setattr(Path, operation, full_disk)
     message = f"^{path}: expected to write, got: No space left on device\nhint: free some space"
-    with pytest.raises(ResourceError, match=message) as caught:
-        write_json(path, {"new": 2})
-    assert caught.value.exit_code == 6
-    assert read_json(path) == {"old": 1}
+    seen = []
+    for number in range(1, 6):  # discard, write, sync, rename, sync of the folder
+        write_json(path, {"old": 1})
+        with (
+            failing_at(number, no_space) as changes,
+            pytest.raises(ResourceError, match=message) as caught,
+        ):
+            write_json(path, {"new": 2})
+        assert caught.value.exit_code == 6
+        assert read_json(path) == ({"old": 1} if number < 5 else {"new": 2})
+        assert names_in(tmp_path) == ["x.json"]
+        seen.append(changes[number - 1])
+    assert seen == ["discard", "write", "sync", "rename", "sync"]
 
 
 def test_json_that_cannot_be_told_leaves_the_old_one(tmp_path):
@@ -132,19 +147,30 @@ def test_failure_while_filling_leaves_no_new_folder_and_the_next_try_starts_clea
     assert names_in(path) == ["a.txt"]
 
 
-def test_old_folder_stays_where_the_new_one_cannot_take_its_place(tmp_path, monkeypatch):
+@pytest.mark.parametrize("error", [no_space, KeyboardInterrupt], ids=["full-disk", "interrupt"])
+def test_failure_at_any_change_leaves_one_whole_folder_or_none(tmp_path, error):
+    with failing_at(0, error) as changes:
+        fill(tmp_path / "x", "old")
+        n_new = len(changes)
+        fill(tmp_path / "x", "new")
+    for number in range(1, len(changes) - n_new + 1):
+        path = tmp_path / str(number)
+        fill(path, "old")
+        with failing_at(number, error), pytest.raises((ResourceError, KeyboardInterrupt)):
+            fill(path, "new")
+        if path.exists():  # not so between the two renames
+            assert (path / "a.txt").read_text() in ("old", "new")
+        fill(path, "last")
+        assert (path / "a.txt").read_text() == "last"
+        assert not leftovers(tmp_path)
+
+
+def test_folder_whose_new_one_cannot_take_its_place_stays(tmp_path):
     path = tmp_path / "x"
     fill(path, "old")
-    rename = Path.rename
-
-    def refuse_new(self: Path, target: Path) -> Path:
-        if self.name.endswith(".tmp"):
-            full_disk()
-        return rename(self, target)
-
-    monkeypatch.setattr(Path, "rename", refuse_new)
-    with pytest.raises(ResourceError):
+    with failing_at(6, no_space) as changes, pytest.raises(ResourceError):
         fill(path, "new")
+    assert changes[4:] == ["rename", "rename", "rename", "discard"]  # away, fails, back
     assert (path / "a.txt").read_text() == "old"
 
 
@@ -155,7 +181,7 @@ def test_full_disk_while_filling_is_reported_and_leaves_the_old_folder(tmp_path)
         pytest.raises(ResourceError, match=f"^{path}: .*No space left") as caught,
         new_folder(path),
     ):
-        full_disk()
+        raise no_space()
     assert caught.value.exit_code == 6
     assert (path / "a.txt").read_text() == "old"
 
@@ -231,3 +257,190 @@ def test_folder_that_cannot_be_made_is_reported(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(ResourceError, match="file/run: expected to write, got: Not a directory"):
         hold(tmp_path / "file" / "run")
+
+
+def test_folder_in_use_is_refused_by_pid_host_and_time_before_anything_slow(tmp_path, holder):
+    since = r"since 20\d\d-\d\d-\d\d \d\d:\d\d:\d\d[+-]\d\d:\d\d"
+    message = f"held by process {holder.pid} on {socket.gethostname()} {since}\nhint: wait"
+    with pytest.raises(ResourceError, match=message) as caught:
+        refuse_held(tmp_path / "run")
+    assert caught.value.exit_code == 6
+
+
+def test_folder_that_nobody_uses_is_not_refused_and_not_made(tmp_path):
+    refuse_held(tmp_path / "new")
+    assert names_in(tmp_path) == []
+    hold(tmp_path / "used")
+    refuse_held(tmp_path / "used")
+
+
+def test_lock_that_cannot_be_made_is_reported(tmp_path):
+    (tmp_path / "run" / ".lock").mkdir(parents=True)
+    with pytest.raises(ResourceError, match="run: expected to write, got: Is a directory"):
+        hold(tmp_path / "run")
+
+
+def test_appended_lines_are_whole_whatever_fails(tmp_path):
+    path = tmp_path / "x.jsonl"
+    with AppendedFile(path) as file:
+        file.append(b"one\n")
+        with failing_at(1, no_space), pytest.raises(ResourceError, match=f"^{path}: .*No space"):
+            file.append(b"second\n")
+        assert path.read_bytes() == b"one\n"
+        with failing_at(1, KeyboardInterrupt), pytest.raises(KeyboardInterrupt):
+            file.append(b"third\n")
+        file.append(b"two\n")
+        file.sync()
+    assert path.read_bytes() == b"one\ntwo\n"
+
+
+@pytest.mark.parametrize(
+    ("held", "kept"),
+    [
+        (b"", b""),
+        (b"one", b""),
+        (b"one\n", b"one\n"),
+        (b"one\ntw", b"one\n"),
+        (b"one\n" + b"\0" * 4096, b"one\n"),
+        (b"one\n" + b"x" * 200_000, b"one\n"),
+        (b"x" * 200_000, b""),
+    ],
+    ids=["empty", "no-line", "whole", "torn", "zeros-after-power-cut", "long", "only-long"],
+)
+def test_partial_last_line_is_cut(tmp_path, held, kept):
+    path = tmp_path / "x.jsonl"
+    path.write_bytes(held)
+    with AppendedFile(path) as file:
+        file.cut_partial_line()
+        file.append(b"next\n")
+    assert path.read_bytes() == kept + b"next\n"
+
+
+def test_file_taken_away_during_the_work_is_reported(tmp_path):
+    path = tmp_path / "x.jsonl"
+    with AppendedFile(path) as file:
+        path.unlink()
+        with pytest.raises(ResourceError, match="No such file"):
+            file.sync()
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", ".", "..", "../x", "/etc/passwd", "a/b", "a\0b", "a" * 300, "在" * 100, "a\ud800" * 90],
+    ids=ascii,
+)
+def test_name_that_leaves_the_folder_is_refused(tmp_path, name):
+    with pytest.raises(ConfigError, match="expected a name within the folder") as caught:
+        inside(tmp_path, name)
+    assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize("name", ["x", "..x", "epoch-01", "在", "a" * 255])
+def test_plain_name_is_taken(tmp_path, name):
+    assert inside(tmp_path, name) == tmp_path / name
+
+
+@pytest.mark.parametrize("target", ["file", "nothing"])
+def test_symbolic_link_in_the_place_of_a_file_is_refused_and_not_followed(tmp_path, target):
+    (tmp_path / "file").write_text("mine")
+    folder = tmp_path / "out"
+    folder.mkdir()
+    (folder / "x").symlink_to(tmp_path / target)
+    with pytest.raises(ConfigError, match="out/x: expected a file of this folder, got a symbolic"):
+        inside(folder, "x")
+    with pytest.raises(ResourceError):
+        AppendedFile(folder / "x")
+    assert (tmp_path / "file").read_text() == "mine"
+    assert names_in(tmp_path) == ["file", "out"]
+
+
+@pytest.mark.parametrize("name", [".x.tmp", ".x.old"])
+def test_planted_link_under_a_temporary_name_is_not_followed(tmp_path, name):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "text").write_text("mine")
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / name).symlink_to(tmp_path / "mine")
+    for _ in range(2):
+        fill(out / "x", "ours")
+    with new_file(out / "y") as temporary:
+        temporary.write_text("ours")
+    assert (tmp_path / "mine" / "text").read_text() == "mine"
+    assert names_in(out) == ["x", "y"]
+
+
+def test_planted_link_in_the_place_of_the_lock_or_its_holder_is_not_followed(tmp_path):
+    (tmp_path / "mine").write_text("mine")
+    for name in (".lock", ".lock-holder"):
+        out = tmp_path / f"out{name}"
+        out.mkdir()
+        (out / name).symlink_to(tmp_path / "mine")
+        with suppress(ResourceError):
+            hold(out)
+        assert (tmp_path / "mine").read_text() == "mine"
+
+
+def test_file_that_is_mapped_into_memory_keeps_its_content_when_it_is_replaced(tmp_path):
+    path = tmp_path / "a.safetensors"
+    save_file({"a": torch.zeros(4096)}, path)
+    with safe_open(path, "pt") as mapped:
+        with new_file(path) as temporary:
+            save_file({"a": torch.ones(4096)}, temporary)
+        assert not mapped.get_tensor("a").any()
+    with safe_open(path, "pt") as mapped:
+        assert mapped.get_tensor("a").all()
+
+
+def test_too_little_room_is_refused_before_the_work(tmp_path):
+    free = shutil.disk_usage(tmp_path).free
+    check_room(tmp_path, free // 2)
+    with pytest.raises(
+        ResourceError, match=r"expected .* GB of free disk .*\nhint: free some space"
+    ):
+        check_room(tmp_path, 2 * free)
+
+
+FILL = """
+import sys
+from pathlib import Path
+from cqa.errors import ResourceError
+from cqa.files import AppendedFile, new_folder, write_json
+folder = Path(sys.argv[1])
+write_json(folder / "x.json", {"old": 1})
+with new_folder(folder / "x") as new:
+    (new / "a.bin").write_bytes(b"old")
+log = AppendedFile(folder / "log")
+log.append(b"one\\n")
+def json(): write_json(folder / "x.json", {"new": "x" * 2**21})
+def append(): log.append(b"x" * 2**21)
+def replace():
+    with new_folder(folder / "x") as new:
+        (new / "a.bin").write_bytes(bytes(2**21))
+for act in (json, append, replace):
+    try:
+        act()
+    except ResourceError as error:
+        assert "No space left" in error.message and "free some space" in error.hint, error
+    else:
+        raise SystemExit(f"{act} wrote two megabytes on a disk of one")
+names = sorted(path.name for path in folder.iterdir())
+assert names == ["log", "x", "x.json"], names
+assert (folder / "x.json").read_text() == '{\\n  "old": 1\\n}\\n'
+assert (folder / "log").read_bytes() == b"one\\n"
+assert (folder / "x" / "a.bin").read_bytes() == b"old"
+"""
+
+
+def test_really_full_disk_leaves_all_that_was_complete(tmp_path):
+    mount = f"mount -t tmpfs -o size=1m none {tmp_path} && exec"
+    for new in (["unshare", "-m"], ["unshare", "-Urm"]):
+        if shutil.which("unshare") and not subprocess.call(
+            [*new, "sh", "-c", f"{mount} true"], stderr=subprocess.DEVNULL
+        ):
+            command = [*new, "sh", "-c", f'{mount} "$@"', "sh", sys.executable, "-c", FILL]
+            done = subprocess.run(
+                [*command, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, check=False
+            )
+            assert done.returncode == 0, done.stderr + done.stdout
+            return
+    pytest.skip("this machine lets nobody mount a small disk")

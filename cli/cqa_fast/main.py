@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
+import sys
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -37,6 +40,9 @@ def main() -> None:
     Results go to standard output, progress to standard error.
     Exit codes: 0 ok, 2 usage, 3 data, 4 model, 5 not finite, 6 resources, 130/143 signals.
     """
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a text that the terminal lacks is no error
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 @main.command()

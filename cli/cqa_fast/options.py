@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import MISSING, fields
 from functools import wraps
@@ -12,7 +14,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 import click
 
 from cqa.config import key_of, read_settings, resolve
-from cqa.errors import ConfigError, CqaError
+from cqa.errors import ConfigError, CqaError, ResourceError
 
 T = TypeVar("T")
 Command = Callable[..., None]
@@ -79,11 +81,16 @@ def _metavar(kind: Any) -> str:
     return f"{word},…" if get_origin(kind) is tuple and base is not Path else word
 
 
+class Terminated(BaseException):
+    """SIGTERM came where there is nothing to finish or to save."""
+
+
 class ErrorsAsMessages(click.Group):
     """A group whose commands end in one message and an exit code where a user can mend it."""
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; a `CqaError` becomes `error: …` on standard error."""
+        before = _on_sigterm(_terminate)
         try:
             return super().invoke(ctx)
         except CqaError as error:
@@ -92,9 +99,21 @@ class ErrorsAsMessages(click.Group):
         except KeyboardInterrupt:
             click.echo("error: interrupted", err=True)
             ctx.exit(130)
+        except Terminated:
+            click.echo("error: terminated", err=True)
+            ctx.exit(143)
         except BrokenPipeError:
             sys.stderr.close()
             ctx.exit(0)
+        except OSError as error:
+            reason = f"expected to read or write, got: {error.strerror or error}"
+            show(ResourceError(reason, where=str(error.filename) if error.filename else None))
+            ctx.exit(ResourceError.exit_code)
+        except MemoryError:
+            show(ResourceError("expected enough memory, got none"))
+            ctx.exit(ResourceError.exit_code)
+        finally:
+            _on_sigterm(before)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -108,6 +127,17 @@ class ErrorsAsMessages(click.Group):
                 f"expected a command, got: {args[0]}", hint=f"did you mean `{near[0]}`?"
             )
         return super().resolve_command(ctx, args)
+
+
+def _terminate(*_: object) -> None:
+    raise Terminated
+
+
+def _on_sigterm(handler: Any) -> Any:
+    """Set what SIGTERM does; return what it did."""
+    if threading.current_thread() is threading.main_thread():
+        return signal.signal(signal.SIGTERM, handler)
+    return None
 
 
 def show(error: CqaError) -> None:

@@ -54,6 +54,10 @@ class _Progress:
         """Take the bar off the terminal."""
         self.display.stop()
 
+    def note(self, text: str) -> None:
+        """Say what the user should know and need not mend."""
+        self.display.line(f"note: {text}")
+
 
 class TrainProgress(_Progress):
     """Shows a training run's events."""
@@ -79,6 +83,10 @@ class TrainProgress(_Progress):
                 f"         dev ddI {event['mean_ddi_nats']:+.2f} nats ({event['group']}, "
                 f"{event['n']} items)"
             )
+        elif kind == "memory":
+            self.note(f"memory ran out; passes of at most {event['pass_tokens']} tokens from here")
+        elif kind == "note":
+            self.note(event["text"])
         elif kind == "finished":
             self.display.line("this run is finished; nothing to do")
 
@@ -150,6 +158,8 @@ class ScoreProgress(_Progress):
                 f"scoring {event['n_items']} items under {n_models} model{'s' * (n_models > 1)}"
             )
             self.display.start(event["n_items"] * n_models)
+        elif kind == "note":
+            self.note(event["text"])
         elif kind == "model":
             self._name = event["adapter"] or "base"
             self._tokens, self._items, self._since = 0, 0, time.perf_counter()

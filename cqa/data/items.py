@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -136,6 +137,8 @@ def _item(
         check_text(value, key, where)
         labels[key] = value
     known = {"id", "context", *own_keys, *LABELS}
+    extra = {key: value for key, value in record.items() if key not in known}
+    check_text(_as_json(extra, where), "unknown keys", where)
     return Item(
         id=take_text(record, "id", where),
         kind=kind,
@@ -143,6 +146,14 @@ def _item(
         options=options,
         answer=answer,
         labels=labels,
-        extra={key: value for key, value in record.items() if key not in known},
+        extra=extra,
         where=where,
     )
+
+
+def _as_json(extra: dict[str, Any], where: str) -> str:
+    """Return what items.jsonl will hold of unknown keys, which must be writable as it was read."""
+    try:
+        return json.dumps(extra, ensure_ascii=False) if extra else ""
+    except RecursionError as error:
+        raise DataError(f"expected a plain JSON object, got: {error}", where=where) from None

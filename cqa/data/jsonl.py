@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
+from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from cqa.errors import DataError
 
 BOM = b"\xef\xbb\xbf"
+LONGEST_LINE_BYTES = 1 << 26  # 64 MiB: a file without line ends is not read into memory
 
 
 def read_jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -28,38 +32,60 @@ def raw_lines(path: Path) -> Iterator[tuple[str, bytes]]:
     Lines end at `\\n` alone, so U+2028 or U+0085 inside a literary text splits nothing.
 
     Raises:
-        DataError: The file cannot be read.
+        DataError: The file cannot be read, can be read only once, or has a line that is too long.
     """
     try:
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise DataError(
+                "expected a regular file, got a pipe or a device", where=str(path),
+                hint="a file is read more than once; save it first",
+            )  # fmt: skip
         with path.open("rb") as file:
-            for number, line in enumerate(file, start=1):
+            lines = iter(partial(file.readline, LONGEST_LINE_BYTES + 1), b"")
+            for number, line in enumerate(lines, start=1):
+                if len(line) > LONGEST_LINE_BYTES:
+                    raise DataError(
+                        f"expected a line of at most {LONGEST_LINE_BYTES >> 20} MiB, got a longer "
+                        "one",
+                        where=f"{path}:{number}",
+                        hint=_hint(line[:80]),
+                    )
                 if number == 1:
                     line = line.removeprefix(BOM)
                 if line.strip():
                     yield f"{path}:{number}", line
-    except OSError as error:
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
         raise DataError(
-            f"expected a readable JSON Lines file, got: {error.strerror}", where=str(path)
+            f"expected a readable JSON Lines file, got: {reason}", where=str(path)
         ) from None
 
 
 def parse_object(line: bytes, where: str) -> dict[str, Any]:
     """Parse one line as one JSON object, refusing what JSON leaves undefined."""
 
-    def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    def sound(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         record = dict(pairs)
+        for key in record:
+            check_text(key, "a key", where)
         if len(record) != len(pairs):
-            keys = [key for key, _ in pairs]
-            twice = next(key for key in keys if keys.count(key) > 1)
-            raise DataError(f"expected each key once, got `{twice}` twice", where=where)
+            (twice, _), *_ = Counter(key for key, _ in pairs).most_common(1)
+            raise DataError(f"expected each key once, got `{twice:.80}` twice", where=where)
         return record
+
+    def finite(number: str) -> float:
+        if math.isinf(value := float(number)):
+            raise DataError(f"expected numbers that a double holds, got: {number:.80}", where=where)
+        return value
 
     def no_constants(name: str) -> float:
         raise DataError(f"expected JSON numbers, got: {name}", where=where)
 
     try:
         text = line.decode("utf-8").rstrip("\r\n")
-        record = json.loads(text, object_pairs_hook=no_duplicates, parse_constant=no_constants)
+        record = json.loads(
+            text, object_pairs_hook=sound, parse_float=finite, parse_constant=no_constants
+        )
     except UnicodeDecodeError as error:
         raise DataError(
             f"expected UTF-8, got byte {error.object[error.start]:#04x}", where=where

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,6 +62,7 @@ class Tokenizer:
         self.end_id = self._end_id()
         self.null_ids = (self._null_id(null_token),)
         self.null2_ids = self.null_ids + self.encode_following("\n")
+        self._n_ids = sys.maxsize
 
     def encode_context(self, text: str) -> tuple[int, ...]:
         """Encode text that starts a sequence, BOS in front where the tokenizer adds one."""
@@ -99,6 +101,24 @@ class Tokenizer:
         """Decode ids to text, special tokens included, nothing cleaned up."""
         return str(self._whole.decode(list(ids), skip_special_tokens=False))
 
+    def limit_ids(self, vocab_size: int) -> None:
+        """Refuse, from here on, ids that a model of this vocabulary does not have.
+
+        Raises:
+            ModelError: The null contexts or the end token have such an id.
+        """
+        self._n_ids = vocab_size
+        self._refuse_unknown_ids((*self.null2_ids, self.end_id), "")
+
+    def _refuse_unknown_ids(self, ids: Sequence[int], where: str) -> None:
+        if ids and max(ids) >= self._n_ids:
+            raise ModelError(
+                f"expected token ids below the model's vocab_size {self._n_ids}, got {max(ids)} "
+                f"for {self._whole.id_to_token(max(ids))!r}",
+                where=where or None,
+                hint="tokenizer and model do not belong together",
+            )
+
     def render_chat(self, messages: list[dict[str, str]], *, prompt_only: bool) -> str:
         """Render messages by the chat template, which must not be None.
 
@@ -106,8 +126,6 @@ class Tokenizer:
             messages: {"role", "content"} in order.
             prompt_only: End with what opens the assistant's answer.
         """
-        from jinja2 import TemplateError
-
         try:
             text = self.hf.apply_chat_template(
                 messages,
@@ -115,8 +133,9 @@ class Tokenizer:
                 tokenize=False,
                 add_generation_prompt=prompt_only,
             )
-        except TemplateError as error:
-            raise ConfigError(f"expected a template that renders, got: {error}") from error
+        except Exception as error:  # a template is a program: it can fail in any way
+            reason = str(error) or type(error).__name__
+            raise ConfigError(f"expected a template that renders, got: {reason}") from error
         return str(text).removeprefix(self.hf.bos_token if self.bos_ids else "")
 
     def render_context(self, text: str) -> str:
@@ -135,7 +154,8 @@ class Tokenizer:
         return self.bos_ids + ids[:n_context], ids[n_context:], ends
 
     def check_round_trip(self, text: str, ids: tuple[int, ...], where: str) -> None:
-        """Refuse ids (BOS included) that do not decode to the text."""
+        """Refuse ids (BOS included) that do not decode to the text, or that the model lacks."""
+        self._refuse_unknown_ids(ids, where)
         decoded = self.decode(ids[len(self.bos_ids) :])
         if decoded != self._normalise(text):
             raise _unrepresentable(where)
@@ -191,7 +211,9 @@ def _load_fast(folder: Path) -> Any:
         raise ModelError("expected a folder with a tokenizer, got none", where=str(folder))
     try:
         hf = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
-    except Exception as error:
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":  # of Rust
+            raise
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(f"expected a tokenizer, got: {reason}", where=str(folder)) from error
     if not hf.is_fast:
@@ -205,12 +227,14 @@ def _chat_template(hf: Any, template: str) -> str | None:
     if template == "plain":
         return None
     if template == "chat":
-        if not hf.chat_template:
+        held = hf.chat_template
+        held = held.get("default") if isinstance(held, dict) else held
+        if not held:
             raise ModelError(
                 "expected a tokenizer with a chat template, got one without",
                 hint="use --template plain, or a Jinja file",
             )
-        return str(hf.chat_template)
+        return str(held)
     try:
         return Path(template).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
@@ -227,6 +251,8 @@ def _refuse_remote_code(folder: Path) -> None:
         raise ModelError(
             f"expected a JSON tokenizer config, got: {error}", where=str(path)
         ) from None
+    if not isinstance(settings, dict):
+        raise ModelError("expected a JSON object", where=str(path))
     if "auto_map" in settings:
         raise ModelError(
             "expected a tokenizer of transformers itself, got one that wants remote code",

@@ -25,9 +25,13 @@ def locate(model: str) -> Path:
         ModelError: There is no such folder, and the hub id is neither cached nor reachable.
     """
     folder = Path(model)
-    if folder.is_dir():
-        return folder
-    if folder.exists() or model.startswith((".", "/", "~")) or model.count("/") != 1:
+    try:
+        if folder.is_dir():
+            return folder
+        is_file = folder.exists()
+    except OSError as error:
+        raise ModelError(f"expected a model folder, got: {error.strerror}", where=model) from None
+    if is_file or model.startswith((".", "/", "~")) or model.count("/") != 1:
         raise ModelError("expected a model folder or a hub id, got no such folder", where=model)
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
@@ -36,8 +40,9 @@ def locate(model: str) -> Path:
     try:
         return Path(snapshot_download(model, allow_patterns=wanted))
     except (OSError, ValueError, HFValidationError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ModelError(
-            f"expected a model folder or a hub id, got neither: {str(error).splitlines()[0]}",
+            f"expected a model folder or a hub id, got neither: {reason}",
             where=model,
             hint="download it first, or unset HF_HUB_OFFLINE to allow a download",
         ) from None
@@ -69,20 +74,25 @@ def _from_index(index: Path) -> dict[str, Path]:
     try:
         names = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         items = list(names.items())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ModelError(
             f"expected an index with a weight_map, got: {error!r}", where=str(index)
         ) from None
     files = {}
     for name, file in items:
-        if (
-            not isinstance(file, str)
-            or Path(file).name != file
-            or not (index.parent / file).is_file()
-        ):
-            raise ModelError(f"expected a file beside the index, got: {file!r}", where=str(index))
+        if not isinstance(file, str) or not _is_beside(index, file):
+            raise ModelError(
+                f"expected a file beside the index, got: {file!r:.200}", where=str(index)
+            )
         files[name] = index.parent / file
     return files
+
+
+def _is_beside(index: Path, name: str) -> bool:
+    try:
+        return Path(name).name == name and (index.parent / name).is_file()
+    except OSError:  # no file can have such a name
+        return False
 
 
 @contextmanager
@@ -95,8 +105,20 @@ def opened(path: Path) -> Iterator[Any]:
         raise ModelError(f"expected a safetensors file, got: {error}", where=str(path)) from error
 
 
+def headers(files: Mapping[str, Path]) -> Iterator[tuple[str, tuple[int, ...], str]]:
+    """Yield each tensor's name, shape and dtype, as the files' headers have them."""
+    for file, name in _by_file(files):
+        part = file.get_slice(name)
+        yield name, tuple(part.get_shape()), str(part.get_dtype())
+
+
 def stream(files: Mapping[str, Path]) -> Iterator[tuple[str, Tensor]]:
     """Yield every tensor once, file by file; only the one in hand is in memory."""
+    return ((name, file.get_tensor(name)) for file, name in _by_file(files))
+
+
+def _by_file(files: Mapping[str, Path]) -> Iterator[tuple[Any, str]]:
+    """Yield (open file, name) of each tensor, file by file."""
     for path in sorted(set(files.values())):
         with opened(path) as file:
             held = set(file.keys())
@@ -105,7 +127,7 @@ def stream(files: Mapping[str, Path]) -> Iterator[tuple[str, Tensor]]:
                     raise ModelError(
                         f"expected tensor {name} as the index says, got none", where=str(path)
                     )
-                yield name, file.get_tensor(name)
+                yield file, name
 
 
 def digest_files(paths: list[Path]) -> str:
@@ -114,4 +136,14 @@ def digest_files(paths: list[Path]) -> str:
     for path in sorted(paths):
         with path.open("rb") as file:
             total.update(path.name.encode() + b"\0" + hashlib.file_digest(file, "sha256").digest())
+    return total.hexdigest()
+
+
+def digest_bytes(paths: list[Path]) -> str:
+    """Return one sha256 over the bytes of files, one after the other."""
+    total = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                total.update(block)
     return total.hexdigest()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from cqa.errors import ModelError
 
 ARCHITECTURES = ("qwen2", "qwen3", "llama", "mistral")
+MOST_LAYERS = 10_000
 ROPE_TYPES = {  # what each needs beside rope_theta
     "default": (),
     "linear": ("factor",),
@@ -125,7 +127,7 @@ def _positive(raw: dict[str, Any], key: str, default: float | None = None) -> fl
     value = raw.get(key, default)
     if value is None:
         raise KeyError(key)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
         raise ValueError(f"{key} {value!r}")
     return value
 
@@ -137,16 +139,27 @@ def _count(raw: dict[str, Any], key: str, default: int | None = None) -> int:
     return value
 
 
+def _flag(raw: dict[str, Any], key: str) -> bool:
+    value = raw.get(key)
+    if value is not None and not isinstance(value, bool):
+        raise ValueError(f"{key} {value!r}")
+    return bool(value)
+
+
 def _parse(raw: dict[str, Any]) -> DecoderConfig:
     model_type = raw["model_type"]
     n_layers, n_heads = _count(raw, "num_hidden_layers"), _count(raw, "num_attention_heads")
     hidden_size = _count(raw, "hidden_size")
-    bias = bool(raw.get("attention_bias", False)) and model_type in ("llama", "qwen3")
+    bias = _flag(raw, "attention_bias") and model_type in ("llama", "qwen3")
     default_dim = 128 if model_type == "qwen3" else hidden_size // n_heads
     given = {key: value for key, value in raw.items() if value is not None}
     n_kv_heads = _count(given, "num_key_value_heads", n_heads)
     if n_heads % n_kv_heads:
         raise ValueError(f"{n_heads} heads for {n_kv_heads} key/value heads")
+    if n_layers > MOST_LAYERS:
+        raise ValueError(f"{n_layers} layers")
+    if _count(given, "head_dim", default_dim) % 2:
+        raise ValueError("an odd head_dim")
     return DecoderConfig(
         model_type=model_type,
         n_layers=n_layers,
@@ -158,10 +171,10 @@ def _parse(raw: dict[str, Any]) -> DecoderConfig:
         vocab_size=_count(raw, "vocab_size"),
         max_positions=_count(raw, "max_position_embeddings"),
         rms_norm_eps=_positive(raw, "rms_norm_eps", 1e-6),
-        tied=bool(raw.get("tie_word_embeddings", False)),
+        tied=_flag(raw, "tie_word_embeddings"),
         qkv_bias=model_type == "qwen2" or bias,
         o_bias=bias,
-        mlp_bias=bool(raw.get("mlp_bias", False)) and model_type == "llama",
+        mlp_bias=_flag(raw, "mlp_bias") and model_type == "llama",
         qk_norm=model_type == "qwen3",
         windows=_windows(raw, n_layers),
         rope=_rope(raw),
@@ -171,12 +184,15 @@ def _parse(raw: dict[str, Any]) -> DecoderConfig:
 def _windows(raw: dict[str, Any], n_layers: int) -> tuple[int | None, ...]:
     """Return each layer's window: Mistral's is global, Qwen's by layer and off by default."""
     window = raw.get("sliding_window", 4096 if raw["model_type"] == "mistral" else None)
+    window = None if window is None else _count(raw, "sliding_window", window)
     if raw["model_type"] == "mistral":
         return (window,) * n_layers
-    if raw["model_type"] == "llama" or not raw.get("use_sliding_window") or window is None:
+    if raw["model_type"] == "llama" or not _flag(raw, "use_sliding_window") or window is None:
         return (None,) * n_layers
     first = raw.get("max_window_layers", 28)
     kinds = raw.get("layer_types") or [
         "sliding_attention" if i >= first else "full_attention" for i in range(n_layers)
     ]
+    if len(kinds) != n_layers:
+        raise ValueError(f"{len(kinds)} layer_types for {n_layers} layers")
     return tuple(window if kind == "sliding_attention" else None for kind in kinds)

@@ -13,13 +13,14 @@ from torch import Tensor
 
 from cqa.errors import ModelError, ResourceError
 from cqa.kernels.backend import Backend
-from cqa.model.checkpoint import digest_files, stream, tensor_files
-from cqa.model.config import read_config
+from cqa.model.checkpoint import digest_files, headers, stream, tensor_files
+from cqa.model.config import DecoderConfig, read_config
 from cqa.model.decoder import Decoder
 
 Device = Literal["auto", "cpu", "cuda"]
 Dtype = Literal["auto", "fp32", "bf16"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+FLOATS = {"F64", "F32", "F16", "BF16"}  # as safetensors calls them
 PLACES = {
     "self_attn.q_proj": "q",
     "self_attn.k_proj": "k",
@@ -94,19 +95,36 @@ def load_model(
     """
     config = read_config(folder)
     files = tensor_files(folder)
+    _check(config, files, folder)
     with ThreadPoolExecutor(max_workers=1) as pool:
         paths = [folder / "config.json", *set(files.values())]
         digest = pool.submit(digest_files, paths)
         decoder = Decoder(
             config, rank_columns=rank_columns or {}, dtype=dtype, device=device, backend=backend
         )
-        _fill(decoder, files, folder)
+        places = _destinations(decoder)
+        for name, tensor in stream({name: files[name] for name in places}):
+            put = places[name][1]
+            put(tensor)
         return BaseModel(decoder, digest.result())
 
 
-def _fill(decoder: Decoder, files: dict[str, Path], folder: Path) -> None:
-    places = _destinations(decoder)
-    ignored = {"lm_head.weight"} if decoder.config.tied else set()
+def _check(config: DecoderConfig, files: dict[str, Path], folder: Path) -> None:
+    """Compare config and tensors by the files' headers, before any memory is taken."""
+    if config.n_layers > len(files):
+        raise ModelError(
+            f"expected {config.n_layers} layers as the config says, got {len(files)} tensors",
+            where=str(folder),
+        )
+    try:
+        meta = torch.device("meta")
+        places = _destinations(Decoder(config, rank_columns={}, dtype=torch.float32, device=meta))
+    except (ArithmeticError, RuntimeError, TypeError, ValueError) as error:
+        raise ModelError(
+            f"expected sizes that a model can have, got: {str(error).splitlines()[0]}",
+            where=str(folder / "config.json"),
+        ) from error
+    ignored = {"lm_head.weight"} if config.tied else set()
     unexpected = [
         n for n in files if n not in places and n not in ignored and "rotary_emb" not in n
     ]
@@ -114,22 +132,17 @@ def _fill(decoder: Decoder, files: dict[str, Path], folder: Path) -> None:
     for problem, names in (("no", missing), ("an unexpected", unexpected)):
         if names:
             raise ModelError(
-                f"expected the tensors of a {decoder.config.model_type} model, got {problem} "
+                f"expected the tensors of a {config.model_type} model, got {problem} "
                 f"{names[0]}{f' (and {len(names) - 1} more)' if len(names) > 1 else ''}",
                 where=str(folder),
             )
-    for name, tensor in stream({name: files[name] for name in places}):
-        shape, put = places[name]
-        if tuple(tensor.shape) != shape:
+    for name, shape, dtype in headers({name: files[name] for name in places}):
+        if shape != places[name][0]:
             raise ModelError(
-                f"expected {name} of shape {shape}, got: {tuple(tensor.shape)}",
-                where=str(files[name]),
+                f"expected {name} of shape {places[name][0]}, got: {shape}", where=str(files[name])
             )
-        if not tensor.is_floating_point():
-            raise ModelError(
-                f"expected floats in {name}, got: {tensor.dtype}", where=str(files[name])
-            )
-        put(tensor)
+        if dtype not in FLOATS:
+            raise ModelError(f"expected floats in {name}, got: {dtype}", where=str(files[name]))
 
 
 def _destinations(

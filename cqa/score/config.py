@@ -61,6 +61,7 @@ class ScoreConfig(AnalysisConfig):
     template: str = option(
         "How contexts become text: plain, chat (the tokenizer's template) or a Jinja file.", "plain"
     )
+    other_base: bool = option("Score adapters that were trained on another base too.", False)
     score_eos: bool = option("Score the end token after each option too.", False)
     tokens: bool = option("Write each token's id, place in the text and log-probability.", False)
     summary: bool = option(

@@ -54,6 +54,12 @@ def encode_item(
                 option_char_ends=encoded.option_char_ends + (len(text),) * len(end),
             )
         )
+    if len({option.option_ids for option in options}) < len(options):
+        raise DataError(
+            f"expected options that differ in their tokens, got the same ids twice in `{item.id}`",
+            where=item.where,
+            hint="the tokenizer writes both texts alike, such as é in one sign or in two",
+        )
     return EncodedItem(item, tuple(options))
 
 

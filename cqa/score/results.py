@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from cqa.data.items import Item
+from cqa.data.items import LABELS, Item
 from cqa.data.jsonl import read_jsonl
 from cqa.data.unique import Fingerprints
 from cqa.errors import DataError
-from cqa.files import reported
+from cqa.files import AppendedFile, inside
 
 SCORES, ITEMS, META, SUMMARY = "scores.jsonl", "items.jsonl", "meta.json", "summary.json"
+DIGEST = "row_digest"  # of all else in a row of scores.jsonl: a damaged digit is not averaged
 Row = dict[str, Any]
 
 
@@ -28,12 +28,16 @@ def digest_json(value: Any) -> str:
 
 def item_key(item: Item) -> str:
     """Identify an item by texts and labels, so that a changed one is never taken for the old."""
-    return digest_json([item.kind, item.context, item.options, item.answer, item.labels])
+    return _key(item.kind, item.context, item.options, item.answer, item.labels)
 
 
-def known_as(item: Item) -> str:
-    """Return what a folder knows an item by: its key and its id."""
+def named(item: Item) -> str:
+    """Return what an item and its rows are found again by: key and id."""
     return item_key(item) + item.id
+
+
+def _key(*content: Any) -> str:
+    return digest_json(content)
 
 
 class Results:
@@ -53,26 +57,29 @@ class Results:
             with_tokens: Whether a row counts only if it has per-token values; of two rows of an
                 item under one model the later counts.
         """
-        self._scores, self._items = folder / SCORES, folder / ITEMS
-        for path in (self._scores, self._items):
-            _cut_partial_line(path)
         self._with_tokens = with_tokens
-        self._n_held = _count_lines(self._scores)
-        with reported(folder):
-            self._file = self._scores.open("ab")
+        self._scores = AppendedFile(inside(folder, SCORES))
+        self._items = AppendedFile(inside(folder, ITEMS))
+        try:
+            self._scores.cut_partial_line()
+            self._items.cut_partial_line()
+            self._n_held = _count_lines(self._scores.path)
+        except BaseException:
+            self.close()
+            raise
 
     def done(self, model_key: str) -> Fingerprints:
-        """Return `known_as` of the items whose row under a model was there when this was opened.
+        """Return the items, as `named`, whose row under a model was there when this was opened.
 
         Raises:
             DataError: A complete line of an earlier run is damaged.
         """
-        found = Fingerprints()
-        for row in islice(_rows(self._scores), self._n_held):
+        done = Fingerprints()
+        for row in islice(_score_rows(self._scores.path), self._n_held):
             counts = not self._with_tokens or "token_ids" in row["options"][0]
             if counts and row["model_key"] == model_key:
-                found.add(row["item_key"] + row["id"])
-        return found
+                done.add(row["item_key"] + row["id"])
+        return done
 
     def write_items(self, items: Iterable[Item]) -> None:
         """Append the texts of items that are not there yet: all of them, or none.
@@ -81,41 +88,36 @@ class Results:
             DataError: An id is there with another text, or a line of an earlier run is damaged.
         """
         ids, keyed = Fingerprints(), Fingerprints()
-        for row in _rows(self._items):
+        for row in _item_rows(self._items.path):
             ids.add(row["id"])
             keyed.add(row["item_key"] + row["id"])
-        with reported(self._items), self._items.open("ab") as file:
-            size = file.tell()
-            try:
-                for item in items:
-                    if known_as(item) in keyed:
-                        continue
-                    if item.id in ids:
-                        raise _changed(item)
-                    file.write(_line(_item_record(item)))
-            except BaseException:
-                file.truncate(size)
-                raise
-            _flush(file)
+        with self._items.whole():
+            for item in items:
+                if named(item) in keyed:
+                    continue
+                if item.id in ids:
+                    raise _changed(item)
+                self._items.append(_line(_item_record(item)))
+            self._items.sync()
 
     def append(self, rows: Iterable[Row]) -> None:
         """Append the rows of one pass, all of them on disk when this returns."""
-        with reported(self._scores):
-            self._file.write(b"".join(map(_line, rows)))
-            _flush(self._file)
+        self._scores.append(b"".join(_line({**row, DIGEST: digest_json(row)}) for row in rows))
+        self._scores.sync()
 
     def rows(self, model_keys: set[str], items: Iterable[Item]) -> Iterator[Row]:
-        """Yield the rows of some items under some models, in the order of writing."""
-        asked = Fingerprints()
+        """Yield the rows of some models and items, in the order of writing."""
+        wanted = Fingerprints()
         for item in items:
-            asked.add(known_as(item))
-        for row in _rows(self._scores):
-            if row["model_key"] in model_keys and row["item_key"] + row["id"] in asked:
+            wanted.add(named(item))
+        for row in _score_rows(self._scores.path):
+            if row["model_key"] in model_keys and row["item_key"] + row["id"] in wanted:
                 yield row
 
     def close(self) -> None:
-        """Close the file."""
-        self._file.close()
+        """Close the files."""
+        self._scores.close()
+        self._items.close()
 
 
 def _item_record(item: Item) -> Row:
@@ -140,37 +142,43 @@ def _changed(item: Item) -> DataError:
 
 
 def _count_lines(path: Path) -> int:
-    if not path.exists():
-        return 0
     with path.open("rb") as file:
         return sum(block.count(b"\n") for block in iter(lambda: file.read(1 << 16), b""))
 
 
-def _rows(path: Path) -> Iterator[Row]:
-    return (row for _, row in read_jsonl(path)) if path.exists() else iter(())
+def _score_rows(path: Path) -> Iterator[Row]:
+    """Yield the rows of scores.jsonl, each checked against its own digest.
+
+    Raises:
+        DataError: A line is not as it was written.
+    """
+    for where, row in read_jsonl(path):
+        if row.pop(DIGEST, None) != digest_json(row):
+            raise _damaged("row", where)
+        yield row
+
+
+def _item_rows(path: Path) -> Iterator[Row]:
+    """Yield the rows of items.jsonl, each checked against its item key.
+
+    Raises:
+        DataError: A line is not as it was written.
+    """
+    for where, row in read_jsonl(path):
+        labels = {key: row[key] for key in LABELS if key in row}
+        content = [row.get(key) for key in ("kind", "context", "options", "answer")]
+        if not isinstance(row.get("id"), str) or row.get("item_key") != _key(*content, labels):
+            raise _damaged("item", where)
+        yield row
+
+
+def _damaged(what: str, where: str) -> DataError:
+    return DataError(
+        f"expected the {what} as it was written, got a damaged line",
+        where=where,
+        hint="take the line out, and it is written again",
+    )
 
 
 def _line(record: Row) -> bytes:
     return json.dumps(record, ensure_ascii=False, allow_nan=False).encode() + b"\n"
-
-
-def _flush(file: Any) -> None:
-    file.flush()
-    os.fsync(file.fileno())
-
-
-def _cut_partial_line(path: Path) -> None:
-    if not path.exists():
-        return
-    with reported(path), path.open("rb+") as file:
-        size = file.seek(0, os.SEEK_END)
-        keep, step = size, 1 << 16
-        while keep > 0:
-            start = max(0, keep - step)
-            file.seek(start)
-            newline = file.read(keep - start).rfind(b"\n")
-            if newline >= 0:
-                keep = start + newline + 1
-                break
-            keep = start
-        file.truncate(keep)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import filterfalse
@@ -16,22 +17,26 @@ import torch
 from cqa.config import describe
 from cqa.data.items import Item, check_ids, read_items
 from cqa.data.tokenizer import Tokenizer
-from cqa.errors import ModelError
-from cqa.files import locked, write_json
-from cqa.identity import versions
+from cqa.errors import DataError, ModelError
+from cqa.files import discard, inside, locked, read_json, refuse_held, write_json
+from cqa.identity import code_digest, versions
 from cqa.interrupt import Interrupt
-from cqa.model.checkpoint import digest_files, locate
+from cqa.model.checkpoint import locate
 from cqa.model.config import read_config
 from cqa.model.decoder import Decoder
 from cqa.model.load import BaseModel, dtype_name, open_model
-from cqa.model.lora import CONFIG, WEIGHTS, LoraSpec, attach, read_adapter, read_spec, widest
+from cqa.model.lora import LoraSpec, attach, read_adapter, read_spec, widest
+from cqa.model.memory import reported as memory_reported
+from cqa.model.origin import check_origin, read_origin
+from cqa.score.adapters import adapter_digest, missing_epochs, refuse_idle, refuse_twins
 from cqa.score.config import ScoreConfig
 from cqa.score.forest import EncodedItem, encode_item
-from cqa.score.results import META, SUMMARY, Results, digest_json, known_as
+from cqa.score.results import META, SUMMARY, Results, digest_json, item_key, named
 from cqa.score.scorer import score_rows
 from cqa.score.summary import Scores, summarise
 
-NUMERICS = 2  # raised with every change that can move a digit of a score
+CODE = ("data/items.py", "score/forest.py", "score/scorer.py", "score/information.py")
+MANY_MERGED = 0.05  # share of options from which a warning is due
 Event = dict[str, Any]
 
 
@@ -42,6 +47,7 @@ class AdapterFolder:
     name: str
     folder: Path
     spec: LoraSpec
+    of_run: bool = False  # an epoch of --run
 
 
 class Items:
@@ -49,8 +55,28 @@ class Items:
 
     def __init__(self, config: ScoreConfig, tokenizer: Tokenizer, max_positions: int) -> None:
         self.config, self.tokenizer, self.max_positions = config, tokenizer, max_positions
+        self.n_options, self.n_merged = 0, 0  # the options, and those that joint encoding changes
+        self.digest: str | None = None  # of all texts and labels in order, after the first pass
 
     def __iter__(self) -> Iterator[Item]:
+        """Yield the items.
+
+        Raises:
+            DataError: At the end, if they are not those of the first pass.
+        """
+        total = hashlib.sha256()
+        for item in self._read():
+            total.update(digest_json([item.id, item_key(item)]).encode())
+            yield item
+        if self.digest not in (None, total.hexdigest()):
+            raise DataError(
+                "expected the items as they were at the start, got others",
+                where=", ".join(map(str, (*self.config.pairs, *self.config.continuations))),
+                hint="a file was changed during the run; give the same command again",
+            )
+        self.digest = total.hexdigest()
+
+    def _read(self) -> Iterator[Item]:
         yield from read_items(self.config.pairs)
         yield from read_items(self.config.continuations, continuations=True)
 
@@ -67,7 +93,23 @@ class Items:
 
     def check(self) -> int:
         """Read everything once before any work; return how many items there are."""
-        return check_ids(encoded.item for encoded in self.encoded())
+        return check_ids(self._counted())
+
+    def _counted(self) -> Iterator[Item]:
+        self.n_options, self.n_merged = 0, 0
+        for encoded in self.encoded():
+            self.n_options += len(encoded.options)
+            self.n_merged += sum(option.boundary_merge for option in encoded.options)
+            yield encoded.item
+
+    def warning(self) -> str | None:
+        """Say when many options have other tokens alone than at the end of their context."""
+        if self.n_merged <= MANY_MERGED * self.n_options:
+            return None
+        return (
+            f"{self.n_merged} of {self.n_options} options are other tokens when encoded together "
+            f"with their context; compare --boundary joint in another --out"
+        )
 
 
 def score(
@@ -79,59 +121,148 @@ def score(
     """Score items under the base and under every adapter; return the summary, if one is asked for.
 
     Rows that `config.out` already holds for the same texts and models are not computed again. The
-    files are read once to check every item before any is computed, once for its text, and once per
-    model; no pass keeps more of an item than 21 bytes. The summary keeps a few numbers an item.
+    files are read once to check every item before any is computed, once for its text, once per
+    model, and once for the summary; no pass keeps more of an item than 21 bytes. The summary keeps
+    a few numbers an item.
 
     Args:
         config: The settings.
         base: `config.model` if it is loaded already, with room for every adapter; its device and
             dtype then count.
-        on_event: Called with {"event": "start" | "model" | "rows" | "scored", …} for progress.
+        on_event: Called with {"event": "start" | "model" | "rows" | "scored" | "note", …} for
+            progress.
 
     Raises:
         CqaError: Anything that the user can mend; see cqa.errors.
     """
+    refuse_held(config.out)
     folder = locate(config.model)
+    shape = read_config(folder)
     adapters = find_adapters(config)
+    _tell_missing(config, adapters, on_event)
     tokenizer = Tokenizer(folder, null_token=config.null_token, template=config.template)
-    items = Items(config, tokenizer, read_config(folder).max_positions)
+    tokenizer.limit_ids(shape.vocab_size)
+    items = Items(config, tokenizer, shape.max_positions)
     n_items = items.check()
-    if base is None:
-        columns = widest([adapter.spec for adapter in adapters])
-        base = open_model(folder, config.device, config.dtype, rank_columns=columns)
-    device, dtype = base.decoder.device, base.decoder.dtype
-    for found in adapters:  # a bad one ends the run before anything is computed or written
-        read_adapter(found.folder, base.decoder)
+    with memory_reported("the model", "--dtype bf16, or a device with more memory"):
+        if base is None:
+            columns = widest([adapter.spec for adapter in adapters])
+            base = open_model(folder, config.device, config.dtype, rank_columns=columns)
+        # a bad adapter ends the run before anything is computed or written
+        models = identify(config, base, adapters, items)
     with (
         locked(config.out),
         Interrupt() as interrupt,
         closing(Results(config.out, with_tokens=config.tokens)) as results,
     ):
         results.write_items(items)
-        shared = {
-            **_conventions(config, tokenizer),
-            "model": base.digest,
-            "device": device.type,
-            "dtype": dtype_name(dtype),
-            "backend": base.decoder.backend,
+        meta = {
+            **_environment(config, base.decoder.device),
+            "items_digest": items.digest,
+            "n_options": items.n_options,
+            "n_boundary_merges": items.n_merged,
         }
-        on_event({"event": "start", "n_items": n_items, "n_models": 1 + len(adapters)})
-        models = []
-        for adapter in (None, *adapters):
-            identity = {**shared, "adapter_digest": _attach(base.decoder, adapter)}
-            model_key, name = digest_json(identity), adapter.name if adapter else None
+        earlier = _earlier_models(config.out, models)
+        _write_meta(config.out, meta, models, earlier)
+        on_event({"event": "start", "n_items": n_items, "n_models": len(models)})
+        if warning := items.warning():
+            on_event({"event": "note", "text": warning})
+        for adapter, model in zip((None, *adapters), models, strict=True):
+            name, key = model["adapter"], model["model_key"]
             on_event({"event": "model", "adapter": name})
-            speed = _score_model(items, results, base.decoder, name, model_key, interrupt, on_event)
+            _attach(base.decoder, adapter, model["adapter_digest"])
+            speed = _score_model(items, results, base.decoder, name, key, interrupt, on_event)
             on_event({"event": "scored", "adapter": name})
-            models.append({"model_key": model_key, "adapter": name, **identity, **speed})
-        write_json(config.out / META, {**_environment(config, device), "models": models})
+            model.update(speed)
+        _write_meta(config.out, meta, models, earlier)
         if not config.summary:
-            (config.out / SUMMARY).unlink(missing_ok=True)  # it would be of other rows
+            discard(inside(config.out, SUMMARY))  # it would be of other rows
             return {"n_items": n_items, "n_models": len(models)}
-        rows = results.rows({model["model_key"] for model in models}, items)
-        summary = summarise(Scores(rows), cutoff=config.cutoff, margin_nats=config.margin)
-        write_json(config.out / SUMMARY, summary)
+        names = {model["model_key"]: model["adapter"] for model in models}
+        rows = results.rows(set(names), items)
+        summary = {
+            **summarise(
+                Scores({**row, "adapter": names[row["model_key"]]} for row in rows),
+                cutoff=config.cutoff,
+                margin_nats=config.margin,
+            ),
+            "items_digest": items.digest,
+            "model_keys": {name or "base": key for key, name in names.items()},
+        }
+        write_json(inside(config.out, SUMMARY), summary)
     return summary
+
+
+def identify(
+    config: ScoreConfig, base: BaseModel, adapters: Sequence[AdapterFolder], items: Items
+) -> list[dict[str, Any]]:
+    """Return what identifies the base and each adapter, refusing an adapter that cannot be scored.
+
+    Raises:
+        ModelError: An adapter does not fit, was trained on another base, comes twice, or changes
+            no score.
+    """
+    shared = {
+        **_conventions(config, items.tokenizer),
+        "model": base.digest,
+        "device": base.decoder.device.type,
+        "dtype": dtype_name(base.decoder.dtype),
+        "backend": base.decoder.backend,
+    }
+    digests = [adapter_digest(adapter.folder) for adapter in adapters]
+    refuse_twins([adapter.folder for adapter in adapters], digests)
+    models: list[dict[str, Any]] = []
+    for adapter, digest in zip((None, *adapters), (None, *digests), strict=True):
+        identity = {**shared, "adapter_digest": digest}
+        name = adapter.name if adapter else None
+        models.append({"model_key": digest_json(identity), "adapter": name, **identity})
+        if adapter:
+            if not config.other_base:
+                check_origin(
+                    adapter.folder,
+                    model_digest=base.digest,
+                    tokenizer_digest=items.tokenizer.digest,
+                )
+            refuse_idle(adapter.folder, base.decoder, items.encoded(), items.tokenizer)
+            models[-1]["adapter_origin"] = read_origin(adapter.folder)
+    return models
+
+
+def _earlier_models(out: Path, models: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return the identities behind rows that earlier commands left in the folder."""
+    path = inside(out, META)
+    if not path.exists():
+        return []
+    held, keys = read_json(path), {model["model_key"] for model in models}
+    known: list[Any] = []
+    for part in ("earlier_models", "models"):
+        if not isinstance(found := held.get(part, []), list):
+            raise DataError(f"expected `{part}` to be an array", where=str(path))
+        known += found
+    if not all(isinstance(m, dict) and isinstance(m.get("model_key"), str) for m in known):
+        raise DataError("expected models with a `model_key`, got others", where=str(path))
+    return [model for model in known if model["model_key"] not in keys]
+
+
+def _write_meta(
+    out: Path,
+    meta: Mapping[str, Any],
+    models: Sequence[Mapping[str, Any]],
+    earlier: Sequence[Mapping[str, Any]],
+) -> None:
+    write_json(inside(out, META), {**meta, "models": models, "earlier_models": earlier})
+
+
+def _tell_missing(
+    config: ScoreConfig, adapters: Sequence[AdapterFolder], on_event: Callable[[Event], None]
+) -> None:
+    """Say which epochs of a run are not scored because they are not there."""
+    if config.run is None or config.epochs:
+        return
+    gone = missing_epochs(config.run, [int(a.folder.name[6:]) for a in adapters if a.of_run])
+    if gone:
+        text = f"{config.run} has no adapter of epoch {', '.join(map(str, gone))}; not scored"
+        on_event({"event": "note", "text": text})
 
 
 def _score_model(
@@ -149,7 +280,7 @@ def _score_model(
     done = results.done(model_key)
     passes = score_rows(
         decoder,
-        items.encoded(skip=lambda item: known_as(item) in done),
+        items.encoded(skip=lambda item: named(item) in done),
         tokenizer,
         batch_tokens=config.batch_tokens,
         adapter=adapter,
@@ -177,8 +308,10 @@ def find_adapters(config: ScoreConfig) -> list[AdapterFolder]:
         folders += _epoch_folders(config.run, config.epochs)
     resolved = [folder.resolve() for folder in folders]
     return [
-        AdapterFolder(_own_name(path, resolved), folder, read_spec(folder))
-        for path, folder in zip(resolved, folders, strict=True)
+        AdapterFolder(
+            _own_name(path, resolved), folder, read_spec(folder), k >= len(config.adapter)
+        )
+        for k, (path, folder) in enumerate(zip(resolved, folders, strict=True))
     ]
 
 
@@ -193,8 +326,17 @@ def _own_name(path: Path, others: list[Path]) -> str:
 
 
 def _epoch_folders(run: Path, epochs: tuple[int, ...]) -> list[Path]:
-    names = (path for path in run.glob("epoch-*") if path.name[6:].isdecimal())
-    by_number = {int(path.name[6:]): path for path in names}
+    by_number: dict[int, Path] = {}
+    for path in sorted(run.glob("epoch-*")):
+        if not (path.name.isascii() and path.name[6:].isdecimal()):
+            continue
+        number = int(path.name[6:])
+        if number in by_number:
+            raise ModelError(
+                f"expected epoch {number} once, got {by_number[number].name} and {path.name}",
+                where=str(run),
+            )
+        by_number[number] = path
     if not by_number:
         raise ModelError("expected a training run with epoch folders, got none", where=str(run))
     for epoch in epochs:
@@ -204,13 +346,19 @@ def _epoch_folders(run: Path, epochs: tuple[int, ...]) -> list[Path]:
     return [by_number[epoch] for epoch in epochs or sorted(by_number)]
 
 
-def _attach(decoder: Decoder, adapter: AdapterFolder | None) -> str | None:
-    """Make the decoder the base or base + adapter; return the adapter's digest."""
+def _attach(decoder: Decoder, adapter: AdapterFolder | None, digest: str | None) -> None:
+    """Make the decoder the base, or the base with an adapter of this digest."""
+    decoder.detach_adapter()
     if adapter is None:
-        decoder.detach_adapter()
-        return None
-    attach(decoder, read_adapter(adapter.folder, decoder))
-    return digest_files([adapter.folder / CONFIG, adapter.folder / WEIGHTS])
+        return
+    weights = read_adapter(adapter.folder, decoder)
+    if adapter_digest(adapter.folder) != digest:
+        raise ModelError(
+            "expected the adapter as it was at the start, got other bytes",
+            where=str(adapter.folder),
+            hint="it was written anew during the run; give the same command again",
+        )
+    attach(decoder, weights)
 
 
 def _conventions(config: ScoreConfig, tokenizer: Tokenizer) -> dict[str, Any]:
@@ -222,7 +370,7 @@ def _conventions(config: ScoreConfig, tokenizer: Tokenizer) -> dict[str, Any]:
         "null_ids": list(tokenizer.null_ids),
         "null2_ids": list(tokenizer.null2_ids),
         "score_eos": config.score_eos,
-        "numerics": NUMERICS,
+        "code": code_digest(*CODE),
     }
 
 

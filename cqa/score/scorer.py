@@ -9,10 +9,11 @@ from typing import Any
 import torch
 
 from cqa.data.tokenizer import Ids, Tokenizer
-from cqa.errors import NumericsError
+from cqa.errors import NumericsError, ResourceError
 from cqa.kernels.token_logprobs import token_stats
 from cqa.layout import pack_trees
 from cqa.model.decoder import Decoder
+from cqa.model.memory import give_back, ran_out
 from cqa.score.forest import EncodedItem, Forest, passes
 from cqa.score.information import contrast, delta_i_best_wrong, rank_prob
 from cqa.score.results import item_key
@@ -80,16 +81,64 @@ def score_rows(
 
     Raises:
         NumericsError: A score is not finite.
+        ResourceError: There is not enough memory for one item alone.
     """
-    for group, forest in passes(items, tokenizer, batch_tokens):
-        branches = run_forest(decoder, forest)
+    for group, branches, n_fed in scored_passes(decoder, items, tokenizer, batch_tokens):
         rows = [
             item_row(
                 encoded, branches, tokenizer, adapter=adapter, model_key=model_key, tokens=tokens
             )
             for encoded in group
         ]
-        yield rows, forest.n_rows
+        yield rows, n_fed
+
+
+def scored_passes(
+    decoder: Decoder, items: Iterable[EncodedItem], tokenizer: Tokenizer, batch_tokens: int
+) -> Iterator[tuple[list[EncodedItem], dict[tuple[Ids, Ids], BranchStats], int]]:
+    """Score items pass by pass; where memory runs out, halve the token budget and go on.
+
+    No result depends on what else is in its pass, so the budget changes none.
+
+    Yields:
+        The items of a pass, the statistics of their branches, and how many tokens it fed.
+
+    Raises:
+        ResourceError: There is not enough memory for one item alone.
+    """
+    for group, forest in passes(items, tokenizer, batch_tokens):
+        pending = [(group, forest)]
+        while pending:
+            group, forest = pending.pop()
+            if forest.n_rows > batch_tokens and len(group) > 1:  # the budget was lowered since
+                pending += reversed(list(passes(group, tokenizer, batch_tokens)))
+                continue
+            branches = _run_or_none(decoder, group, forest)
+            if branches is not None:
+                yield group, branches, forest.n_rows
+                continue
+            give_back()
+            batch_tokens = max(1, min(batch_tokens, forest.n_rows) // 2)
+            pending.append((group, forest))
+
+
+def _run_or_none(
+    decoder: Decoder, group: list[EncodedItem], forest: Forest
+) -> dict[tuple[Ids, Ids], BranchStats] | None:
+    """Score a forest; return None where memory ran out and there are items to divide."""
+    try:
+        return run_forest(decoder, forest)
+    except (RuntimeError, MemoryError) as error:
+        if not ran_out(error):
+            raise
+        if len(group) > 1:
+            return None
+        raise ResourceError(
+            f"expected enough memory for item `{group[0].item.id}` alone, got none for its "
+            f"{forest.n_rows} tokens",
+            where=group[0].item.where,
+            hint="--dtype bf16, a shorter context, or a device with more memory",
+        ) from error
 
 
 def item_row(

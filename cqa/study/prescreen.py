@@ -29,9 +29,9 @@ from cqa.data.items import Item, read_items
 from cqa.data.jsonl import parse_object, raw_lines
 from cqa.data.unique import Fingerprints
 from cqa.errors import DataError
-from cqa.files import new_file, read_json, write_json
+from cqa.files import discard, new_file, read_json, write_json
 from cqa.score.config import ScoreConfig
-from cqa.score.results import META, SCORES
+from cqa.score.results import META, SCORES, named
 from cqa.score.run import score
 from cqa.score.table import aligned
 from cqa.study.config import PrescreenConfig
@@ -83,7 +83,11 @@ def prescreen(
     counts: dict[str, Counter[str]] = {}
     n_other_per_byte = 0
     for place, row in _placed_rows(scores):
-        if row["model_key"] == model_key and row["id"] in ids and seen.add(row["id"]):
+        if (
+            row["model_key"] == model_key
+            and row["item_key"] + row["id"] in ids
+            and seen.add(row["id"])
+        ):
             point = point_of(row, config, experts.get(row["id"]))
             values.append(point["value_nats"])
             places.append(place)
@@ -92,7 +96,7 @@ def prescreen(
     order = np.argsort(-np.frombuffer(values), kind="stable")
     ranked = _read_in_order(scores, (places[i] for i in order), config, experts)
     top = _write_ranked(config, ranked)
-    (config.out / SELECTED).unlink(missing_ok=True)
+    discard(config.out / SELECTED)
     if config.budget is not None:
         _write_selected(config, [point["id"] for point in top[: config.budget]])
     summary = _summarise(config, np.frombuffer(values)[order], counts, top)
@@ -102,10 +106,10 @@ def prescreen(
 
 
 def _read_experts(paths: Sequence[Path]) -> tuple[Fingerprints, dict[str, list[float]]]:
-    """Read the ids of all points, and the distributions of those that carry one."""
+    """Read the keys and ids of all points, and the distributions of those that carry one."""
     ids, experts = Fingerprints(), {}
     for item in read_items(paths):
-        ids.add(item.id)
+        ids.add(named(item))
         if "expert" in item.extra:
             experts[item.id] = _expert(item)
     return ids, experts

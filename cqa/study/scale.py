@@ -24,7 +24,7 @@ import numpy as np
 from cqa.config import describe
 from cqa.data.jsonl import raw_lines
 from cqa.errors import ConfigError
-from cqa.files import locked, new_file, write_json
+from cqa.files import discard, locked, new_file, write_json
 from cqa.interrupt import Interrupted
 from cqa.kernels.philox import SPLIT, permutation, stream_of
 from cqa.model.load import BaseModel, open_model
@@ -33,9 +33,9 @@ from cqa.score.run import Items, find_adapters, score
 from cqa.score.stats import t_interval
 from cqa.score.table import aligned
 from cqa.study.config import ScaleConfig
-from cqa.train.checkpoint import STATE, check_same_model, open_run
+from cqa.train.checkpoint import STATE, check_same_model, epoch_name, open_run
 from cqa.train.config import TrainConfig
-from cqa.train.loop import epoch_name, train
+from cqa.train.loop import train
 from cqa.train.plan import Plan, make_plan
 
 Row = dict[str, Any]
@@ -104,7 +104,7 @@ def scale(
             on_train({**run, "n_steps": steps, "done": done})
             if not done:
                 _train(settings[cell], cell, base, on_train)
-            (settings[cell].out / STATE).unlink(missing_ok=True)
+            discard(settings[cell].out / STATE)
         scored = _score(config, settings, base, on_score)
     runs = [
         _run_row(config, arm, cell, group, entry)
@@ -186,7 +186,7 @@ def _is_trained(settings: TrainConfig, cell: Cell, base: BaseModel) -> bool:
         return False
     plan = make_plan(settings)
     open_run(plan, resume=True)
-    check_same_model(plan, base.digest)
+    check_same_model(plan, base.digest, base.decoder.dtype)
     return True
 
 

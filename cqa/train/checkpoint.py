@@ -1,31 +1,43 @@
 """The run folder: every epoch's adapter, the state to resume from, and the log.
 
 Everything random follows from seed and step (kernels/philox.py), so the state is the optimizer's
-buffers and a step number. Folders appear complete or not at all.
+buffers and a step number. Folders and files appear complete or not at all, in this order: log,
+adapter, state; so a state never says more than what is there.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-import os
+import math
 import platform
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from cqa.config import describe
-from cqa.errors import ConfigError, DataError, ModelError
-from cqa.files import new_file, new_folder, read_json, reported, write_json
-from cqa.identity import versions
+from cqa.errors import ConfigError, DataError, ModelError, NumericsError
+from cqa.files import (
+    AppendedFile,
+    flush,
+    inside,
+    new_file,
+    new_folder,
+    read_json,
+    write_json,
+)
+from cqa.identity import code_digest, versions
 from cqa.kernels.adamw import AdamState
 from cqa.model.checkpoint import opened
 from cqa.model.load import dtype_name
-from cqa.model.lora import TrainableLora, write_adapter
+from cqa.model.lora import CONFIG, WEIGHTS, TrainableLora, write_adapter
+from cqa.model.origin import Origin, write_origin
 from cqa.train.plan import Plan
 
 RUN, LOG, STATE = "run.json", "log.jsonl", "state.safetensors"
+DIGESTS = ("model_digest", "tokenizer_digest", "data_digest")
 _FREE = {"out", "device", "pass-tokens", "recompute"}  # may differ when a run is resumed
 
 
@@ -34,23 +46,40 @@ def open_run(plan: Plan, *, resume: bool) -> int:
 
     Raises:
         ConfigError: The folder already holds a run and `resume` was not asked for, or holds one
-            with other settings or data.
+            with other settings, or files that a new run would replace.
+        DataError: The run was made of other data, or its state is not its own.
     """
     out = plan.config.out
-    if not (out / RUN).exists():
+    if not inside(out, RUN).exists():
+        _refuse_to_replace(out)
         return 0
     if not resume:
         raise ConfigError(
             "expected a new folder, got one that already holds a run", where=str(out),
             hint="--resume continues it; or name another --out",
         )  # fmt: skip
-    _check_same_run(read_json(out / RUN), plan)
-    return saved_step(out)
+    held = read_json(out / RUN)
+    _check_same_run(held, plan)
+    return saved_step(out, held, plan.total_steps)
+
+
+def _refuse_to_replace(out: Path) -> None:
+    """Refuse a folder without run.json that holds what a run would write."""
+    held = [out / "init", out / LOG, out / STATE, *sorted(out.glob("epoch-*"))]
+    for path in held:
+        if path.exists() or path.is_symlink():
+            raise ConfigError(
+                f"expected a new folder or a run, got one with `{path.name}` and no {RUN}",
+                where=str(out),
+                hint="nothing is replaced that this run did not make; name another --out",
+            )
 
 
 def _check_same_run(held: dict[str, Any], plan: Plan) -> None:
     now = describe(plan.config)
-    then = held.get("settings", {})
+    then = held.get("settings")
+    if not isinstance(then, dict):
+        raise DataError("expected `settings`, got none", where=str(plan.config.out / RUN))
     for key in now:
         if key not in _FREE and then.get(key) != now[key]:
             raise ConfigError(
@@ -64,27 +93,58 @@ def _check_same_run(held: dict[str, Any], plan: Plan) -> None:
         )
 
 
-def check_same_model(plan: Plan, model_digest: str) -> None:
-    """Refuse to resume on a base model or tokenizer that has changed.
+def check_same_model(plan: Plan, model_digest: str, dtype: torch.dtype) -> None:
+    """Refuse to resume on a base model, tokenizer, template or dtype that has changed.
 
     Raises:
         ModelError: A digest is not the one that the run began with.
+        ConfigError: `--dtype auto` now means another dtype.
     """
     held = read_json(plan.config.out / RUN)
-    now = {"model_digest": model_digest, "tokenizer_digest": plan.tokenizer.digest}
-    for key, digest in now.items():
+    for key, digest in _identity(plan, model_digest).items():
         if held.get(key) != digest:
             what = key.removesuffix("_digest")
             raise ModelError(
                 f"expected the {what} of the run to resume, got other bytes",
                 where=str(plan.folder),
             )
+    if held.get("dtype") != dtype_name(dtype):
+        raise ConfigError(
+            f"expected the dtype of the run to resume, got {dtype_name(dtype)} instead of "
+            f"{held.get('dtype')}",
+            where=str(plan.config.out),
+        )
+
+
+def _identity(plan: Plan, model_digest: str) -> dict[str, str | None]:
+    """What a run is made of."""
+    template = plan.tokenizer.chat_template
+    return {
+        "model_digest": model_digest,
+        "tokenizer_digest": plan.tokenizer.digest,
+        "template_digest": None if template is None else _sha256(template),
+        "data_digest": plan.data_digest,
+    }
+
+
+def _environment(lora: TrainableLora) -> dict[str, Any]:
+    """What a run is made with: it may change on resume, and the last digits with it."""
+    on_cuda = lora.decoder.device.type == "cuda"
+    return {
+        "backend": lora.decoder.backend,
+        "device": torch.cuda.get_device_name() if on_cuda else platform.machine(),
+        "n_threads": torch.get_num_threads(),
+        "versions": versions(),
+        "code_digest": code_digest("train", "data/samples.py"),
+    }
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def write_run(plan: Plan, *, model_digest: str, lora: TrainableLora) -> None:
     """Write run.json: what was asked, what was resolved, and what identifies the inputs."""
-    decoder = lora.decoder
-    on_cuda = decoder.device.type == "cuda"
     write_json(
         plan.config.out / RUN,
         {
@@ -98,89 +158,180 @@ def write_run(plan: Plan, *, model_digest: str, lora: TrainableLora) -> None:
             "total_steps": plan.total_steps,
             "n_parameters": lora.n_params,
             "scaling": plan.spec.scaling,
-            "dtype": dtype_name(decoder.dtype),
-            "backend": decoder.backend,
-            "device": torch.cuda.get_device_name() if on_cuda else platform.machine(),
-            "n_threads": torch.get_num_threads(),
-            "model_digest": model_digest,
-            "tokenizer_digest": plan.tokenizer.digest,
-            "data_digest": plan.data_digest,
-            "versions": versions(),
+            "dtype": dtype_name(lora.decoder.dtype),
+            **_identity(plan, model_digest),
+            **_environment(lora),
+            "resumed": [],
         },
     )
 
 
+def note_resume(plan: Plan, lora: TrainableLora, step: int) -> list[str]:
+    """Add to run.json what a run is resumed with; return what of it differs from the start."""
+    held = read_json(plan.config.out / RUN)
+    now = _environment(lora)
+    changed = [key for key in now if now[key] != held.get(key)]
+    if changed:
+        held["resumed"] = [*held.get("resumed", []), {"after_step": step, **now}]
+        write_json(plan.config.out / RUN, held)
+    return changed
+
+
+def epoch_name(epoch: int) -> str:
+    """Name the folder of an epoch's adapter."""
+    return f"epoch-{epoch:02d}"
+
+
+def missing_epochs(plan: Plan, step: int, kept: range) -> list[str]:
+    """Name the kept epochs complete by `step` whose adapter is not there any more."""
+    names = [epoch_name(epoch) for epoch in kept if epoch * plan.steps_per_epoch <= step]
+    out = plan.config.out
+    return [n for n in names if not all((out / n / file).is_file() for file in (CONFIG, WEIGHTS))]
+
+
 def save_epoch(plan: Plan, lora: TrainableLora, name: str) -> None:
-    """Write an adapter folder (`init`, `epoch-01` …) in PEFT's format."""
-    with new_folder(plan.config.out / name) as folder:
+    """Write an adapter folder (`init`, `epoch-01` …) in PEFT's format.
+
+    Raises:
+        NumericsError: A parameter is not finite; nothing is written.
+    """
+    _require_finite(lora.state, ("param",), f"{name} is not written")
+    with new_folder(inside(plan.config.out, name)) as folder:
         write_adapter(folder, lora.spec, lora.weights, plan.config.model, plan.config.dropout)
+        write_origin(folder, _origin(plan))
 
 
-def saved_step(out: Path) -> int:
-    """Return the step of the last complete state, 0 where there is none."""
-    if not (out / STATE).exists():
+def _origin(plan: Plan) -> Origin:
+    held = read_json(plan.config.out / RUN)
+    made_of = {key: held.get(key) for key in (*DIGESTS, "template_digest")}
+    return {**made_of, "code_digest": code_digest("train", "data/samples.py")}
+
+
+def saved_step(out: Path, held: dict[str, Any], total_steps: int) -> int:
+    """Return the step of the last complete state, 0 where there is none.
+
+    Raises:
+        DataError: The state is damaged, or that of another run.
+    """
+    path = inside(out, STATE)
+    if not path.exists():
         return 0
-    with opened(out / STATE) as file:
-        return int(file.metadata()["step"])
+    try:
+        with opened(path) as file:
+            said = file.metadata() or {}
+    except ModelError as error:
+        raise DataError(
+            error.message, where=error.where, hint="without this file --resume starts from step 1"
+        ) from error
+    step = said.get("step", "")
+    own = all(said.get(key) == held.get(key) for key in DIGESTS)
+    if not own or not (step.isdecimal() and 1 <= int(step) <= total_steps):
+        raise DataError("expected the state of this run, got that of another", where=str(path))
+    return int(step)
 
 
 def save_state(plan: Plan, lora: TrainableLora, step: int) -> None:
-    """Write what a resumed run needs: one file, replaced in one step."""
+    """Write what a resumed run needs: one file, replaced in one step, after the log's lines.
+
+    Raises:
+        NumericsError: A parameter or moment is not finite; the last state stays.
+    """
     state = lora.state
     tensors = {"param": state.param, "exp_avg": state.exp_avg, "exp_avg_sq": state.exp_avg_sq}
-    with new_file(plan.config.out / STATE) as path:
+    _require_finite(state, tuple(tensors), "the last complete state is intact")
+    out = plan.config.out
+    held = read_json(out / RUN)
+    metadata = {"step": str(step), **{key: held[key] for key in DIGESTS}}
+    flush(out / LOG)
+    with new_file(inside(out, STATE)) as path:
         on_cpu = {name: tensor.detach().cpu() for name, tensor in tensors.items()}
-        save_file(on_cpu, path, metadata={"step": str(step)})
+        save_file(on_cpu, path, metadata=metadata)
+
+
+def _require_finite(state: AdamState, names: tuple[str, ...], consequence: str) -> None:
+    for name in names:
+        if not bool(torch.isfinite(getattr(state, name)).all()):
+            raise NumericsError(
+                f"expected finite numbers in the adapter's {name}, got others; {consequence}",
+                hint="a lower --lr, or a --max-grad-norm",
+            )
 
 
 def load_state(plan: Plan, lora: TrainableLora) -> None:
-    """Restore the optimizer's buffers, and with them the adapter."""
+    """Restore the optimizer's buffers, and with them the adapter.
+
+    Raises:
+        DataError: The state does not fit this run.
+    """
     path = plan.config.out / STATE
-    tensors = load_file(path)
     state: AdamState = lora.state
-    for name, target in (
-        ("param", state.param),
-        ("exp_avg", state.exp_avg),
-        ("exp_avg_sq", state.exp_avg_sq),
-    ):
-        if tensors[name].shape != target.shape:
-            raise DataError(f"expected {target.numel()} values in {name}", where=str(path))
-        target.copy_(tensors[name])
+    with opened(path) as file:
+        held = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    for name in ("param", "exp_avg", "exp_avg_sq"):
+        target, tensor = getattr(state, name), held.get(name)
+        if tensor is None or tensor.shape != target.shape or tensor.dtype != target.dtype:
+            raise DataError(f"expected {target.numel()} numbers in {name}", where=str(path))
+        target.copy_(tensor)
+    _require_finite(state, ("param", "exp_avg", "exp_avg_sq"), "the state is damaged")
     lora.after_step()
 
 
+def room_for(plan: Plan, lora: TrainableLora, step: int, kept: range) -> int:
+    """Return the bytes that the rest of a run will write: adapters, and a state beside the old."""
+    adapter_bytes = 4 * lora.n_params
+    n_epochs = sum(epoch * plan.steps_per_epoch > step for epoch in kept)
+    return (n_epochs + (step == 0)) * adapter_bytes + 3 * adapter_bytes * (2 if step == 0 else 1)
+
+
 class Log:
-    """log.jsonl, flushed a line at a time; a resumed run cuts what came after its state."""
+    """log.jsonl, written a line at a time; a resumed run cuts what came after its state."""
 
     def __init__(self, folder: Path, last_step: int, steps_per_epoch: int) -> None:
-        """Open the log for appending after `last_step`."""
-        self.path = folder / LOG
-        kept = 0
-        if self.path.exists():
-            for line in self.path.read_bytes().splitlines(keepends=True):
-                if not line.endswith(b"\n") or not _belongs(line, last_step, steps_per_epoch):
-                    break
-                kept += len(line)
-        with reported(self.path):
-            self._file = self.path.open("ab")
-            self._file.truncate(kept)
+        """Open the log for appending after `last_step`.
+
+        Raises:
+            DataError: A step up to there is missing.
+        """
+        self._file = AppendedFile(inside(folder, LOG))
+        n_bytes, n_lines, n_steps = 0, 0, 0
+        for line in self._file.path.read_bytes().splitlines(keepends=True):
+            event = _event(line)
+            if event is None or _reach(event, steps_per_epoch) > last_step:
+                break
+            n_bytes, n_lines = n_bytes + len(line), n_lines + 1
+            n_steps += event["event"] == "step"
+        if n_steps != last_step:
+            self._file.close()
+            raise DataError(
+                f"expected the log of steps 1 to {last_step}, got {n_steps} of them",
+                where=f"{self._file.path}:{n_lines + 1}",
+                hint="a run is not continued without its log; train anew into another --out",
+            )
+        self._file.cut(n_bytes)
 
     def write(self, event: dict[str, Any]) -> None:
         """Append one event."""
-        with reported(self.path):
-            self._file.write(
-                json.dumps(event, ensure_ascii=False, allow_nan=False).encode() + b"\n"
-            )
-            self._file.flush()
+        line = json.dumps(event, ensure_ascii=False, allow_nan=False)
+        self._file.append(line.encode() + b"\n")
 
     def close(self) -> None:
         """Flush to disk and close."""
-        with reported(self.path):
-            os.fsync(self._file.fileno())
-            self._file.close()
+        self._file.sync()
+        self._file.close()
 
 
-def _belongs(line: bytes, last_step: int, steps_per_epoch: int) -> bool:
-    event = json.loads(line)
-    step = event["step"] if event["event"] == "step" else event["epoch"] * steps_per_epoch
-    return bool(step <= last_step)
+def _event(line: bytes) -> dict[str, Any] | None:
+    """Return a line's event, None where the line is torn or damaged."""
+    try:
+        event = json.loads(line) if line.endswith(b"\n") else None
+    except (ValueError, RecursionError):
+        return None
+    return event if isinstance(event, dict) and "event" in event else None
+
+
+def _reach(event: dict[str, Any], steps_per_epoch: int) -> float:
+    """The step after which an event was written; infinite where it does not say."""
+    step, epoch = event.get("step"), event.get("epoch")
+    if isinstance(step, int):
+        return step
+    return epoch * steps_per_epoch if isinstance(epoch, int) else math.inf

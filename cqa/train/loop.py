@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cqa.data.samples import EncodedSample
 from cqa.errors import NumericsError
-from cqa.files import locked
+from cqa.files import check_room, locked, refuse_held
 from cqa.interrupt import Interrupt
 from cqa.kernels.adamw import adamw_step, clip_gradient
 from cqa.kernels.embed import Noise
@@ -22,16 +22,22 @@ from cqa.layout import PackedBatch, pack_documents
 from cqa.model.decoder import Decoder
 from cqa.model.load import BaseModel, dtype_name, open_model
 from cqa.model.lora import TrainableLora
+from cqa.model.memory import reported as memory_reported
 from cqa.train.checkpoint import (
     Log,
     check_same_model,
+    epoch_name,
     load_state,
+    missing_epochs,
+    note_resume,
     open_run,
+    room_for,
     save_epoch,
     save_state,
     write_run,
 )
 from cqa.train.config import TrainConfig
+from cqa.train.passes import HINT, PassLimit
 from cqa.train.plan import Plan, make_plan, split_passes
 
 Event = dict[str, Any]
@@ -73,12 +79,15 @@ def train(
     Raises:
         CqaError: Anything that the user can mend; see cqa.errors.
     """
+    refuse_held(config.out)
     plan = make_plan(config)
     epochs = (
         range(1, config.epochs + 1) if only_epoch is None else range(only_epoch, only_epoch + 1)
     )
-    with locked(config.out), Interrupt() as interrupt:
+    with locked(config.out), Interrupt() as interrupt, memory_reported("training", HINT):
         last_step = open_run(plan, resume=resume)
+        for name in missing_epochs(plan, last_step, epochs):
+            on_event({"event": "note", "text": f"{name} is not there any more"})
         if last_step == epochs[-1] * plan.steps_per_epoch:
             on_event({"event": "finished", "step": last_step})
             return _result(plan, epochs)
@@ -86,24 +95,34 @@ def train(
             columns = plan.spec.rank_columns()
             base = open_model(plan.folder, config.device, config.dtype, rank_columns=columns)
         lora = TrainableLora(base.decoder, plan.spec, config.seed)
+        check_room(config.out, room_for(plan, lora, last_step, epochs))
+        if last_step:
+            check_same_model(plan, base.digest, base.decoder.dtype)
         if monitor is not None:
             monitor.begin(base.decoder)
         if last_step:
-            check_same_model(plan, base.digest)
             load_state(plan, lora)
         else:
             write_run(plan, model_digest=base.digest, lora=lora)
             if only_epoch is None:
                 save_epoch(plan, lora, "init")
         log = Log(config.out, last_step, plan.steps_per_epoch)
-        on_event(_start_event(plan, lora, last_step))
         try:
+            if last_step:
+                _tell_changes(note_resume(plan, lora, last_step), on_event)
+            on_event(_start_event(plan, lora, last_step))
             for event in _steps(plan, lora, last_step, epochs, monitor, interrupt):
                 log.write(event)
                 on_event(event)
         finally:
             log.close()
     return _result(plan, epochs)
+
+
+def _tell_changes(changed: list[str], on_event: Callable[[Event], None]) -> None:
+    if changed:
+        text = f"resumed with other {', '.join(changed)}; the last digits may differ (see run.json)"
+        on_event({"event": "note", "text": text})
 
 
 def _steps(
@@ -116,12 +135,17 @@ def _steps(
 ) -> Iterator[Event]:
     """Run the remaining steps, yielding their events; state is saved after each epoch."""
     config = plan.config
+    limit = PassLimit(config.pass_tokens)
+    told = limit.tokens
     for step in range(last_step + 1, kept[-1] * plan.steps_per_epoch + 1):
-        yield take_step(plan, lora, step)
+        epoch = plan.epoch_of(step)
+        yield take_step(plan, lora, step, limit)
+        if plan.ends_epoch(step) and plan.validation:
+            yield evaluate(plan, lora.decoder, epoch, limit)
+        if limit.tokens < told:
+            told = limit.tokens
+            yield {"event": "memory", "step": step, "pass_tokens": told}
         if plan.ends_epoch(step):
-            epoch = plan.epoch_of(step)
-            if plan.validation:
-                yield evaluate(plan, lora.decoder, epoch)
             if epoch in kept:
                 save_epoch(plan, lora, epoch_name(epoch))
             if monitor is not None:
@@ -133,13 +157,18 @@ def _steps(
             interrupt.stop(f"stopped after step {step}; continue with --resume --out {config.out}")
 
 
-def take_step(plan: Plan, lora: TrainableLora, step: int) -> Event:
+def take_step(plan: Plan, lora: TrainableLora, step: int, limit: PassLimit | None = None) -> Event:
     """Take one optimizer step over one accumulation window; return its log event."""
     config, backend = plan.config, lora.decoder.backend
+    limit = limit or PassLimit(config.pass_tokens)
     started = time.perf_counter()
     window = plan.window(step)
     n_labels = sum(sample.n_labels for sample in window)
-    loss = backward_window(plan, lora.decoder, window, step, n_labels)
+    loss = limit.run(
+        window,
+        lambda parts: backward_passes(plan, lora.decoder, parts, step, n_labels),
+        undo=lora.state.grad.zero_,
+    )
     grad_norm = float(clip_gradient(lora.state, config.max_grad_norm, backend=backend))
     if not math.isfinite(loss) or not math.isfinite(grad_norm):
         raise NumericsError(
@@ -170,7 +199,19 @@ def take_step(plan: Plan, lora: TrainableLora, step: int) -> Event:
 def backward_window(
     plan: Plan, decoder: Decoder, window: Sequence[EncodedSample], step: int, n_labels: int
 ) -> float:
-    """Add the window's gradient to the flat buffer; return the mean loss in nats per token.
+    """Add the window's gradient to the flat buffer; return the mean loss in nats per token."""
+    parts = split_passes(list(window), plan.config.pass_tokens)
+    return backward_passes(plan, decoder, parts, step, n_labels)
+
+
+def backward_passes(
+    plan: Plan,
+    decoder: Decoder,
+    parts: Sequence[Sequence[EncodedSample]],
+    step: int,
+    n_labels: int,
+) -> float:
+    """Add the gradient of a window's passes to the flat buffer; return the window's mean loss.
 
     The loss is summed over the whole window and divided once, so neither the split into
     micro-batches nor into passes changes it.
@@ -178,7 +219,7 @@ def backward_window(
     config = plan.config
     loss = torch.zeros((), dtype=torch.float64, device=decoder.device)
     first_row = 0
-    for part in split_passes(list(window), config.pass_tokens):
+    for part in parts:
         batch = _packed(part, decoder)
         rows = torch.arange(first_row, first_row + batch.n_rows, device=decoder.device)
         hidden = decoder.hidden(
@@ -205,19 +246,12 @@ def _packed(samples: Sequence[EncodedSample], decoder: Decoder) -> PackedBatch:
 
 
 @torch.no_grad()
-def evaluate(plan: Plan, decoder: Decoder, epoch: int) -> Event:
+def evaluate(plan: Plan, decoder: Decoder, epoch: int, limit: PassLimit | None = None) -> Event:
     """Return the mean loss over the learned validation tokens: a diagnostic, selecting nothing."""
+    limit = limit or PassLimit(plan.config.pass_tokens)
     started = time.perf_counter()
-    total, n_labels = 0.0, 0
-    for part in split_passes(list(plan.validation), plan.config.pass_tokens):
-        batch = _packed(part, decoder)
-        hidden = decoder.hidden(batch)
-        logp = token_logprobs(hidden, decoder.head, batch.target, backend=decoder.backend)
-        total -= float(logp.double().sum())
-        n_labels += batch.n_targets
-    loss = total / n_labels
-    if not math.isfinite(loss):
-        raise NumericsError(f"expected a finite eval_loss after epoch {epoch}, got {loss}")
+    n_labels = sum(sample.n_labels for sample in plan.validation)
+    loss = limit.run(plan.validation, lambda parts: _loss_of(parts, decoder, epoch)) / n_labels
     return {
         "event": "eval",
         "epoch": epoch,
@@ -227,14 +261,32 @@ def evaluate(plan: Plan, decoder: Decoder, epoch: int) -> Event:
     }
 
 
-def epoch_name(epoch: int) -> str:
-    """Name the folder of an epoch's adapter."""
-    return f"epoch-{epoch:02d}"
+def _loss_of(parts: Sequence[Sequence[EncodedSample]], decoder: Decoder, epoch: int) -> float:
+    """Return the summed loss of some passes, nats."""
+    total = 0.0
+    for part in parts:
+        batch = _packed(part, decoder)
+        hidden = decoder.hidden(batch)
+        logp = token_logprobs(hidden, decoder.head, batch.target, backend=decoder.backend)
+        loss = -float(logp.double().sum())
+        if not math.isfinite(loss):
+            raise NumericsError(
+                f"expected a finite eval_loss after epoch {epoch}, got {loss} for samples "
+                f"{', '.join(sample.id for sample in part)}",
+                hint="the epochs before it are intact",
+            )
+        total += loss
+    return total
 
 
 def _result(plan: Plan, epochs: range) -> Event:
+    gone = missing_epochs(plan, plan.total_steps, epochs)
     folders = [epoch_name(epoch) for epoch in epochs]
-    return {"run": str(plan.config.out), "total_steps": plan.total_steps, "epochs": folders}
+    return {
+        "run": str(plan.config.out),
+        "total_steps": plan.total_steps,
+        "epochs": [name for name in folders if name not in gone],
+    }
 
 
 def _start_event(plan: Plan, lora: TrainableLora, last_step: int) -> Event:

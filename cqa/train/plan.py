@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from cqa.data.samples import EncodedSample, encode_sample, fit_lengths, read_sam
 from cqa.data.tokenizer import Tokenizer
 from cqa.errors import DataError
 from cqa.kernels.philox import ORDER, SPLIT, permutation, stream_of
-from cqa.model.checkpoint import locate
+from cqa.model.checkpoint import digest_bytes, locate
 from cqa.model.config import DecoderConfig, read_config
 from cqa.model.lora import LoraSpec
 from cqa.train.config import TARGETS, TrainConfig
@@ -80,6 +79,7 @@ def make_plan(config: TrainConfig) -> Plan:
     folder = locate(config.model)
     shape = read_config(folder)
     tokenizer = Tokenizer(folder, template=config.template)
+    tokenizer.limit_ids(shape.vocab_size)
     limit = min(config.max_tokens or shape.max_positions, shape.max_positions)
 
     def load(path: Path) -> tuple[str, list[EncodedSample], list[str]]:
@@ -105,7 +105,7 @@ def make_plan(config: TrainConfig) -> Plan:
         )
     return Plan(
         config, folder, shape, tokenizer, kind, tuple(train), tuple(validation), tuple(touched),
-        hashlib.sha256(b"".join(path.read_bytes() for path in digests)).hexdigest(),
+        digest_bytes(digests),
     )  # fmt: skip
 
 

@@ -1,0 +1,369 @@
+"""Mutated inputs of every kind: each must be taken, or refused with one of our own errors.
+
+    make fuzz                            ten thousand cases
+    python tests/fuzz.py --seed 7        others; tests/ and the root have to be on PYTHONPATH
+
+A case is a sound file, damaged at random: bytes changed, moved, cut, or, for JSON, values replaced
+by others that JSON allows. A traceback, a hang or a demand for gigabytes is a failure, and the
+input that caused it is kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import resource
+import shutil
+import signal
+import sys
+import tempfile
+import traceback
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from helpers import tiny_model, write_lines
+
+from cqa.config import read_settings, resolve
+from cqa.data.items import check_ids, read_items
+from cqa.data.samples import encode_sample, fit_lengths, read_samples
+from cqa.data.tokenizer import Tokenizer
+from cqa.data.validate import report_text, validate_files
+from cqa.errors import CqaError
+from cqa.model.load import load_model
+from cqa.model.lora import LoraSpec, TrainableLora, read_adapter
+from cqa.model.origin import check_origin
+from cqa.model.projection import MODULES
+from cqa.score.config import ScoreConfig
+from cqa.score.forest import encode_item
+from cqa.score.results import Results
+from cqa.score.run import score
+from cqa.train.checkpoint import Log, load_state, open_run
+from cqa.train.config import TrainConfig
+from cqa.train.loop import train
+from cqa.train.plan import make_plan
+
+CPU = torch.device("cpu")
+SECONDS = 20  # no case may take longer
+GIGABYTES = 24  # of address space
+ODD: list[Any] = [
+    None, True, False, 0, -1, 1.5, -0.0, 1e300, 10**9, 10**30, "", " ", "x", "0", "1e5", "nan",
+    "..", "/etc/passwd", "../x", "a" * 300, "\0", "\ud800", "\u2028", "\ufeff", "é", "e\u0301",
+    "在", [], {}, [[]], [{}], {"": 0}, ["x"], [None], {"a": {"b": []}},
+]  # fmt: skip
+PIECES = [
+    b'"', b"{", b"}", b"[", b"]", b",", b":", b"\n", b"\r\n", b"\0", b"\xff", b"\xef\xbb\xbf",
+    b"null", b"NaN", b"1e999", b"-1", b"9" * 5000, b"\\ud800", b"\xe2\x80\xa8", b"[" * 2000,
+    b"true",
+]  # fmt: skip
+
+
+def damage_bytes(rng: random.Random, data: bytes) -> bytes:
+    """Change, cut, double or insert some bytes."""
+    out = bytearray(data)
+    for _ in range(rng.randint(1, 4)):
+        at = rng.randrange(len(out) + 1)
+        match rng.randrange(5):
+            case 0:
+                out[at : at + 1] = bytes([rng.randrange(256)])
+            case 1:
+                del out[at : at + rng.choice([1, 3, 30, len(out)])]
+            case 2:
+                out[at:at] = rng.choice(PIECES)
+            case 3:
+                start = rng.randrange(len(out) + 1)
+                out[at:at] = out[start : start + rng.randint(1, 60)]
+            case 4:
+                del out[at:]
+    return bytes(out)
+
+
+def damage_value(rng: random.Random, value: Any) -> Any:
+    """Replace, drop, double or add something within a JSON value."""
+    inner = rng.random() < 0.8
+    if inner and isinstance(value, dict) and value:
+        key = rng.choice(list(value))
+        match rng.randrange(6):
+            case 0:
+                return {k: v for k, v in value.items() if k != key}
+            case 1:
+                return {**value, rng.choice(["", "x", "auto_map", "id", "\ud800"]): rng.choice(ODD)}
+            case _:
+                return {**value, key: damage_value(rng, value[key])}
+    if inner and isinstance(value, list) and value:
+        at = rng.randrange(len(value))
+        match rng.randrange(5):
+            case 0:
+                return value[:at] + value[at + 1 :]
+            case 1:
+                return value + value[at : at + 1]
+            case _:
+                return [*value[:at], damage_value(rng, value[at]), *value[at + 1 :]]
+    return rng.choice(ODD)
+
+
+def damage_json(rng: random.Random, data: bytes) -> bytes:
+    """Damage a JSON file, or one line of a JSON Lines file, as a value."""
+    lines = data.splitlines() if data.count(b"\n") > 1 and data.startswith(b'{"') else [data]
+    at = rng.randrange(len(lines))
+    value = damage_value(rng, json.loads(lines[at]))
+    lines[at] = json.dumps(value, ensure_ascii=rng.random() < 0.9).encode("utf-8", "surrogatepass")
+    return b"\n".join(lines)
+
+
+def damage_header(rng: random.Random, data: bytes) -> bytes:
+    """Damage the JSON header of a safetensors file, keeping its length right."""
+    n = int.from_bytes(data[:8], "little")
+    header = damage_json(rng, data[8 : 8 + n])
+    return len(header).to_bytes(8, "little") + header + data[8 + n :]
+
+
+@dataclass(frozen=True)
+class Target:
+    """A file to damage, and what reads it."""
+
+    file: str  # within the folder of sound files
+    damages: tuple[Callable[[random.Random, bytes], bytes], ...]
+    read: Callable[[Path], object]  # takes the folder
+
+
+class Sound:
+    """A folder of sound inputs and outputs of a tiny model, and what reads each of them."""
+
+    def __init__(self, folder: Path) -> None:
+        """Make a model, data, a stopped training run, an adapter and a scoring folder."""
+        self.folder = folder
+        self.model = tiny_model(folder / "model")
+        samples = [
+            {"id": "a", "prompt": "the lamp", "response": " was lit", "tags": ["x"]},
+            {"id": "b", "prompt": "she waited", "response": " by the door"},
+            {"prompt": "在门口", "response": "等着"},
+        ]
+        write_lines(folder / "train.jsonl", samples)
+        asked, told = {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}
+        chats = [{"messages": [asked, told]}, {"messages": [told], "id": "z"}]
+        write_lines(folder / "chat.jsonl", chats)
+        write_lines(
+            folder / "alpaca.jsonl",
+            [{"instruction": "a", "input": "b", "output": "c", "history": [["d", "e"]]}],
+        )
+        write_lines(
+            folder / "pairs.jsonl",
+            [
+                {
+                    "id": "p",
+                    "context": "she",
+                    "good": " waited",
+                    "bad": " ran",
+                    "group": "literary",
+                },
+                {"id": "q", "context": "a", "options": ["b", "c"], "answer": 1, "n": [1, {"x": 2}]},
+            ],
+        )
+        write_lines(
+            folder / "texts.jsonl", [{"id": "t", "context": "the", "continuation": " door"}]
+        )
+        (folder / "settings.yaml").write_text(
+            "model: m\ndata: train.jsonl\nout: run\nepochs: 3\nlr: 1e-4\ntargets: [q, v]\n"
+            "rslora: yes\nvalidation: 0.1\nmax-tokens: null\n"
+        )
+        train(self.training(folder))
+        score(self.scoring(folder))
+        self.tokenizer = Tokenizer(self.model)
+        spec = LoraSpec(2, 32.0, True, MODULES)
+        columns = spec.rank_columns()
+        base = load_model(self.model, device=CPU, dtype=torch.float32, rank_columns=columns)
+        self.decoder, self.digest = base.decoder, base.digest
+        self.lora = TrainableLora(self.decoder, spec, 0)
+
+    def training(self, folder: Path) -> TrainConfig:
+        """Return the settings of the run in the folder."""
+        return TrainConfig(
+            model=str(self.model), data=self.folder / "train.jsonl", out=folder / "run", epochs=2,
+            rank=2, validation="0", device="cpu", lr=1e-2,
+        )  # fmt: skip
+
+    def scoring(self, folder: Path) -> ScoreConfig:
+        """Return the settings of the scores in the folder."""
+        return ScoreConfig(
+            model=str(self.model), pairs=(folder / "pairs.jsonl",), device="cpu",
+            continuations=(folder / "texts.jsonl",), run=folder / "run", epochs=(2,),
+            out=folder / "scores",
+        )  # fmt: skip
+
+    def read_training_file(self, path: Path) -> None:
+        """Read and encode samples."""
+        encoded = [encode_sample(s, self.tokenizer) for s in read_samples(path)]
+        fit_lengths(encoded, 40, "truncate")
+        report_text(validate_files([path]))
+
+    def read_item_file(self, path: Path) -> None:
+        """Read, encode and keep items."""
+        items = list(read_items([path], continuations=path.name == "texts.jsonl"))
+        check_ids(items)
+        for item in items:
+            for boundary in ("split", "joint"):
+                encode_item(item, self.tokenizer, boundary, score_eos=True, max_positions=200)
+        with tempfile.TemporaryDirectory() as out:
+            results = Results(Path(out))
+            results.write_items(items)
+            results.close()
+        report_text(validate_files([path]))
+
+    def read_model(self, folder: Path) -> None:
+        """Load a base model."""
+        load_model(folder / "model", device=CPU, dtype=torch.float32, rank_columns={"q": 2})
+
+    def read_tokenizer(self, folder: Path) -> None:
+        """Load a tokenizer and encode with it."""
+        tokenizer = Tokenizer(folder / "model")
+        tokenizer.limit_ids(304)
+        for boundary in ("split", "joint"):
+            tokenizer.encode_pair("she waited", " by the door", boundary)
+
+    def read_origin(self, folder: Path) -> None:
+        """Read what an adapter was made of."""
+        check_origin(
+            folder / "run" / "epoch-02",
+            model_digest=self.digest,
+            tokenizer_digest=self.tokenizer.digest,
+        )
+
+    def read_adapter_files(self, folder: Path) -> None:
+        """Read an adapter's config and weights."""
+        read_adapter(folder / "run" / "epoch-02", self.decoder)
+
+    def read_run(self, folder: Path) -> None:
+        """Open a training run to continue it."""
+        config = self.training(folder)
+        plan = make_plan(config)
+        step = open_run(plan, resume=True)
+        if step:
+            load_state(plan, self.lora)
+        Log(config.out, step, plan.steps_per_epoch).close()
+
+    def read_scores(self, folder: Path) -> None:
+        """Continue a scoring run."""
+        score(self.scoring(folder))
+
+    def read_settings(self, path: Path) -> None:
+        """Read settings."""
+        resolve(TrainConfig, read_settings(path))
+
+    def targets(self) -> list[Target]:
+        """Return every kind of file and its reader."""
+        lines, tree, tensors = (
+            (damage_bytes, damage_json),
+            (damage_bytes, damage_json, damage_json),
+            (damage_bytes, damage_header, damage_header),
+        )
+        adapter = "run/epoch-02/adapter_"
+        samples, items = (lines, self.read_training_file), (lines, self.read_item_file)
+        files = {
+            **dict.fromkeys(("train.jsonl", "chat.jsonl", "alpaca.jsonl"), samples),
+            **dict.fromkeys(("pairs.jsonl", "texts.jsonl"), items),
+            "settings.yaml": ((damage_bytes,), self.read_settings),
+        }
+        return [
+            *(Target(f, d, lambda folder, f=f, r=r: r(folder / f)) for f, (d, r) in files.items()),
+            Target("model/config.json", tree, self.read_model),
+            Target("model/model.safetensors", tensors, self.read_model),
+            Target("model/tokenizer.json", tree, self.read_tokenizer),
+            Target("model/tokenizer_config.json", tree, self.read_tokenizer),
+            Target(f"{adapter}config.json", tree, self.read_adapter_files),
+            Target(f"{adapter}model.safetensors", tensors, self.read_adapter_files),
+            Target("run/epoch-02/origin.json", tree, self.read_origin),
+            Target("run/run.json", tree, self.read_run),
+            Target("run/state.safetensors", tensors, self.read_run),
+            Target("run/log.jsonl", lines, self.read_run),
+            Target("scores/scores.jsonl", lines, self.read_scores),
+            Target("scores/items.jsonl", lines, self.read_scores),
+            Target("scores/meta.json", tree, self.read_scores),
+        ]
+
+
+class Hang(BaseException):
+    """A case took too long."""
+
+
+def _hang(*_: object) -> None:
+    raise Hang
+
+
+def fuzz(n_cases: int, seed: int, folder: Path) -> tuple[Counter[str], list[str]]:
+    """Run cases over all targets in turn; return the outcomes, and the failures with their file."""
+    sound = Sound(folder / "sound")
+    targets = sound.targets()
+    outcomes: Counter[str] = Counter()
+    failures = []
+    before = signal.signal(signal.SIGALRM, _hang)
+    try:
+        for case in range(n_cases):
+            target = targets[case % len(targets)]
+            rng = random.Random(f"{seed}/{case}")
+            outcome, failure = _run(sound, target, rng, folder / "case")
+            outcomes[f"{target.file}: {outcome}"] += 1
+            if failure:
+                kept = folder / f"failure-{case}-{Path(target.file).name}"
+                shutil.copy(folder / "case" / target.file, kept)
+                failures.append(f"case {case}, {target.file}: {failure}; kept as {kept}")
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+    return outcomes, failures
+
+
+def _run(sound: Sound, target: Target, rng: random.Random, folder: Path) -> tuple[str, str | None]:
+    """Damage one file in a copy of the sound folder and read it."""
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(sound.folder, folder)
+    damaged = rng.choice(target.damages)(rng, (folder / target.file).read_bytes())
+    (folder / target.file).write_bytes(damaged)
+    signal.alarm(SECONDS)
+    try:
+        target.read(folder)
+    except CqaError as error:
+        return f"refused with {error.exit_code}", _unclear(error)
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt):
+            raise
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        place = f"{Path(last.filename).name}:{last.lineno}"
+        return "failed", f"{type(error).__name__} at {place}: {str(error)[:200]}"
+    finally:
+        signal.alarm(0)
+    return "taken", None
+
+
+def _unclear(error: CqaError) -> str | None:
+    """Say what is wrong with a message: it must print, in a few lines, and name an exit code."""
+    text = str(error)
+    if not text.strip() or error.exit_code not in (2, 3, 4, 5, 6):
+        return f"an error without a message or a code of its own: {error!r}"
+    return f"a message of {len(text)} characters" if len(text) > 2000 else None
+
+
+def main() -> None:
+    """Fuzz, say what came of it, and end with 1 if anything failed."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--cases", type=int, default=10_000)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    resource.setrlimit(resource.RLIMIT_AS, (GIGABYTES << 30, GIGABYTES << 30))
+    folder = Path(tempfile.mkdtemp(prefix="cqa-fuzz-"))
+    outcomes, failures = fuzz(arguments.cases, arguments.seed, folder)
+    for name, count in sorted(outcomes.items()):
+        print(f"{count:>6}  {name}")
+    print(f"{arguments.cases} cases, seed {arguments.seed}: {len(failures)} failures")
+    print("\n".join(failures))
+    if failures:
+        sys.exit(1)
+    shutil.rmtree(folder)
+
+
+if __name__ == "__main__":
+    main()

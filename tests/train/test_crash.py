@@ -1,0 +1,70 @@
+"""Training that is killed, or finds the disk full, at any write: nothing lost, the same bits."""
+
+from pathlib import Path
+
+import pytest
+from faults import Crashes, failing_at, leftovers, no_space, run_contents
+from helpers import tiny_model, write_lines
+from safetensors.torch import load_file
+
+from cqa.errors import ResourceError
+from cqa.train.config import TrainConfig
+from cqa.train.loop import train
+
+SAMPLES = [
+    {"id": f"s{i}", "prompt": "the lamp was lit"[: 8 + i], "response": " and she waited"[: 9 + i]}
+    for i in range(5)
+]
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("inputs")
+    return tiny_model(folder / "model"), write_lines(folder / "train.jsonl", SAMPLES)
+
+
+def config_of(inputs: tuple[Path, Path], out: Path) -> TrainConfig:
+    """Dropout, noise, validation, a last partial window: two epochs of two steps."""
+    model, data = inputs
+    return TrainConfig(
+        model=str(model), data=data, out=out, epochs=2, rank=2, lr=1e-2, validation="0.3",
+        device="cpu", seed=3,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def crashes(inputs, tmp_path_factory) -> Crashes:
+    folder = tmp_path_factory.mktemp("crashes")
+    watched = Crashes(folder / "run", folder / "copies")
+    with watched.watched():
+        train(config_of(inputs, folder / "run"))
+    return watched
+
+
+def test_run_killed_or_cut_off_at_any_write_is_resumed_to_the_same_bits(inputs, crashes):
+    finished = run_contents(crashes.folder)
+    assert len(crashes.states) > 15
+    for copy in crashes.states.values():
+        for path in copy.glob("[!.]*/*.safetensors"):
+            load_file(path)
+        train(config_of(inputs, copy), resume=True)
+        assert run_contents(copy) == finished
+        assert not leftovers(copy)
+
+
+@pytest.mark.parametrize("error", [no_space, KeyboardInterrupt], ids=["full-disk", "second-ctrl-c"])
+def test_run_whose_write_fails_anywhere_ends_cleanly_and_is_resumed(
+    inputs, crashes, tmp_path, error
+):
+    finished = run_contents(crashes.folder)
+    with failing_at(0, error) as changes:
+        train(config_of(inputs, tmp_path / "whole"))
+    for number in range(1, len(changes)):  # the last takes away the note of who holds the folder
+        config = config_of(inputs, tmp_path / f"run-{number}")
+        with failing_at(number, error), pytest.raises((ResourceError, KeyboardInterrupt)) as caught:
+            train(config)
+        if error is no_space:
+            assert "No space left on device\nhint: free some space" in str(caught.value)
+        train(config, resume=True)
+        assert run_contents(config.out) == finished
+        assert not leftovers(config.out)
