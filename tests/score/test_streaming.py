@@ -24,7 +24,7 @@ from cqa.score.run import score
 from cqa.score.scorer import BranchStats
 
 MODEL = DEMO / "model"
-TEXT_CHARS = 1000
+TEXT_CHARS = 2700
 
 
 def write_pairs(path: Path, n: int, n_chars: int) -> Path:
@@ -70,7 +70,9 @@ def peak_bytes(folder: Path, n: int, **settings: Any) -> int:
 
 @pytest.mark.usefixtures("stubbed")
 @pytest.mark.parametrize(
-    ("summary", "limit"), [(False, 60), (True, TEXT_CHARS // 2)], ids=["rows", "summary"]
+    ("summary", "limit"),
+    [(False, TEXT_CHARS // 4), (True, TEXT_CHARS * 2 // 3)],
+    ids=["rows", "summary"],
 )
 def test_peak_memory_grows_by_less_than_a_text_a_row(tmp_path, summary, limit):
     settings = {"summary": summary, "batch_tokens": 1000}
