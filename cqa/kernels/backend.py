@@ -1,7 +1,12 @@
 """Which implementation of an op runs.
 
 Every op has a PyTorch reference, the ground truth, which runs everywhere. "native" is the C++ twin
-in csrc/, for fp32 weights on a CPU. An op that is not told takes the fastest that fits its tensors.
+in csrc/, for fp32 weights on a CPU. "triton" is the GPU's, in the op's own file. An op that is not
+told takes the fastest that fits its tensors.
+
+Triton kernels run on CPU tensors too where TRITON_INTERPRET=1 was set before they were imported,
+slowly, to check their arithmetic; and take tensors without data (device "meta") to be compiled
+ahead of time.
 """
 
 from __future__ import annotations
@@ -11,10 +16,12 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+import triton
 
 from cqa.errors import ResourceError
 
-Backend = Literal["reference", "native"]
+Backend = Literal["reference", "native", "triton"]
+TRITON_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 LIBRARY = Path(__file__).parents[1] / "_C.so"
 REBUILD = (
     "with torch and a C++ compiler there: pip install --no-build-isolation --force-reinstall ."
@@ -33,18 +40,32 @@ def native_problem() -> str | None:
     return None
 
 
+def fastest(device: torch.device, dtype: torch.dtype) -> Backend:
+    """Return the fastest backend for weights of a dtype on a device."""
+    if device.type == "cuda" and dtype in TRITON_DTYPES:
+        return "triton"
+    fits_native = device.type == "cpu" and dtype == torch.float32
+    return "native" if fits_native and native_problem() is None else "reference"
+
+
 def choose(backend: Backend | None, device: torch.device, dtype: torch.dtype) -> Backend:
     """Return the backend to use for weights of a dtype on a device.
 
     Raises:
         ResourceError: "native" was asked for and is not there.
-        ValueError: "native" was asked for and does not do this device or dtype.
+        ValueError: The backend asked for does not do this device or dtype.
     """
-    fits = device.type == "cpu" and dtype == torch.float32
     if backend is None:
-        return "native" if fits and native_problem() is None else "reference"
-    if backend == "native" and not fits:
-        raise ValueError(f"expected fp32 on a CPU for the native ops, got {dtype} on {device}")
-    if backend == "native" and (problem := native_problem()):
-        raise ResourceError(f"expected the native CPU ops, got none: {problem}", hint=REBUILD)
+        return fastest(device, dtype)
+    if backend == "native":
+        if device.type != "cpu" or dtype != torch.float32:
+            raise ValueError(f"expected fp32 on a CPU for the native ops, got {dtype} on {device}")
+        if problem := native_problem():
+            raise ResourceError(f"expected the native CPU ops, got none: {problem}", hint=REBUILD)
+    if backend == "triton":
+        devices = ("cuda", "meta", "cpu") if triton.knobs.runtime.interpret else ("cuda", "meta")
+        if device.type not in devices or dtype not in TRITON_DTYPES:
+            raise ValueError(
+                f"expected 16 or 32-bit floats on a GPU for Triton, got {dtype} on {device}"
+            )
     return backend

@@ -19,11 +19,13 @@ Source: Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"; Trito
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
 import torch
+import triton
+import triton.language as tl
 from torch import Tensor
 
 from cqa.kernels.backend import native_problem
@@ -89,6 +91,32 @@ def _ten_rounds(counter: list[Words64], seed: int) -> list[Words64]:
     return [c0, c1, c2, c3]
 
 
+@triton.jit
+def philox_words(key, stream, index):
+    """The four words of each counter; key points at (seed, step), index is int64 of any shape."""
+    low = index.to(tl.uint32)
+    high = (index >> 32).to(tl.uint32)
+    streams = tl.zeros_like(low) + stream.to(tl.uint32)
+    steps = tl.zeros_like(low) + tl.load(key + 1).to(tl.uint32)
+    return tl.philox(tl.load(key), low, high, streams, steps)
+
+
+@triton.jit
+def dropout_keep(key, stream, threshold, rows, first, n_cols, WIDTH: tl.constexpr):
+    """The mask of columns [first, first + WIDTH) of some rows, first and WIDTH multiples of 8.
+
+    One counter decides eight neighbouring columns. `rows` (M,) are numbers within the window;
+    the result is (M, WIDTH), True is kept.
+    """
+    calls = tl.cdiv(n_cols, 8)
+    index = rows[:, None].to(tl.int64) * calls + (first // 8 + tl.arange(0, WIDTH // 8))[None, :]
+    w0, w1, w2, w3 = philox_words(key, stream, index)
+    # lane 4 * b2 + 2 * b1 + b0: what is joined first varies slowest
+    even = tl.join(tl.join(w0, w2), tl.join(w1, w3))
+    lanes = tl.join(even & 0xFFFF, even >> 16)
+    return tl.reshape(lanes, (rows.shape[0], WIDTH)) >= threshold
+
+
 def signed64(word: int) -> int:
     """Return the signed number with the same low 64 bits, as an op's integer argument holds it."""
     low = word & 2**64 - 1
@@ -115,6 +143,11 @@ def permutation(seed: int, step: int, stream: int, count: int) -> list[int]:
     return [int(i) for i in np.argsort(keys, kind="stable")]
 
 
+def device_key(seed: int, step: int, device: torch.device) -> Tensor:
+    """Return what the Triton kernels read (seed, step) from, shape (2,) int64."""
+    return torch.tensor([signed64(seed), step]).to(device, non_blocking=True)
+
+
 @dataclass(frozen=True, slots=True)
 class Dropout:
     """One step's dropout: every module draws its own mask from (seed, step, module, row, column).
@@ -127,6 +160,10 @@ class Dropout:
     seed: int
     step: int
     rows: Tensor
+    key: Tensor = field(init=False)  # (seed, step) where the rows are, int64
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "key", device_key(self.seed, self.step, self.rows.device))
 
     @property
     def threshold(self) -> int:

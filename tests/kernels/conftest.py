@@ -4,16 +4,22 @@ import pytest
 import torch
 
 from cqa.kernels import backend as backends
-from cqa.kernels.backend import Backend, native_problem
+from cqa.kernels.backend import TRITON_DTYPES, Backend, native_problem
 
 
-@pytest.fixture(autouse=True, params=["reference", "native"])
+@pytest.fixture(autouse=True, params=["reference", "native", "triton"])
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Backend:
-    """Let ops that are not told take this one."""
-    if request.param == "reference":
+    """Let ops that are not told take this one; Triton's are interpreted where there is no GPU."""
+    if request.param != "native":
         monkeypatch.setattr(backends, "native_problem", lambda: "switched off by a test")
     elif problem := native_problem():
         pytest.skip(f"no native ops: {problem}")
+    if request.param == "triton":
+        monkeypatch.setattr(
+            backends,
+            "fastest",
+            lambda device, dtype: "triton" if dtype in TRITON_DTYPES else "reference",
+        )
     return request.param
 
 

@@ -1,7 +1,8 @@
 """Scores equal a naive transformers loop on real items, and lm-eval's loglikelihood.
 
-The naive loop runs in fp32. On the longest options it is itself up to 1.3e-4 nats off, so where the
-two differ by more than the tolerance, the same loop in float64 decides.
+The naive loop runs in fp32. On the longest options it is itself up to 1.3e-4 nats off (how often
+depends on the processor), so where the two differ by more than the tolerance, the same loop in
+float64 decides.
 """
 
 import pytest
@@ -46,7 +47,7 @@ def test_the_first_200_fitting_items_equal_a_naive_loop(models, file):
         for pair, logp in zip(pairs, naive, strict=True)
         if not abs(ours[pair].total - float(logp.sum())) <= TOLERANCE_NATS
     ]
-    assert len(apart) <= 1 + len(pairs) / 100
+    assert len(apart) <= 1 + len(pairs) / 20
     for pair, exact in zip(
         apart, naive_logps(load_reference(folder, torch.float64), apart), strict=True
     ):

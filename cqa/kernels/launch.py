@@ -1,0 +1,29 @@
+"""What every launch of a Triton kernel shares."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+
+INTERPRETED: bool = triton.knobs.runtime.interpret
+_TYPES = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.float32: tl.float32}
+
+
+def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **meta: Any) -> None:
+    """Run a kernel on every program of a grid; an empty grid runs none.
+
+    Multiply-adds are fused whatever Triton's default is: the accuracy tests count on it.
+    """
+    if 0 not in grid:
+        kernel[grid](*args, enable_fp_fusion=True, **meta)
+
+
+def dot_type(dtype: torch.dtype) -> tl.dtype:
+    """Return the operand type of `tl.dot` for tensors of a dtype.
+
+    The interpreter multiplies bf16 as if it were integers, so there the operands are widened.
+    """
+    return tl.float32 if INTERPRETED else _TYPES[dtype]
