@@ -3,7 +3,6 @@
 import json
 import os
 import platform
-import shutil
 from importlib.metadata import version
 from pathlib import Path
 
@@ -38,9 +37,8 @@ def half_billion(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a model of the 0.5 B shape with random weights."""
     import torch
     from safetensors.torch import save_file
+    from tokenizers import Tokenizer, models
     from transformers import AutoConfig, AutoModelForCausalLM
-
-    from cqa.study.demo import ASSETS
 
     folder = tmp_path_factory.mktemp("half_billion")
     (folder / "config.json").write_text(json.dumps(HALF_BILLION))
@@ -48,6 +46,9 @@ def half_billion(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
     tensors = {n: t for n, t in model.state_dict().items() if n != "lm_head.weight"}
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(ASSETS / "model" / name, folder)
+    # as many tokens as the model has: lm-eval cuts the model's table to the tokenizer's length
+    words = {f"t{i}": i for i in range(HALF_BILLION["vocab_size"])}
+    Tokenizer(models.WordLevel(words, unk_token="t0")).save(str(folder / "tokenizer.json"))
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "t0"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     return folder

@@ -7,12 +7,16 @@ Keys of a segment are `prefix ∥ own rows` and the causal mask is bottom-right 
 window, j also lies within the last `window` positions. The reference is torch's SDPA, one call per
 segment, so that a segment's result cannot depend on its neighbours. The native op computes only the
 scores that the mask leaves, and a segment after a prefix gets the bits it would get if the prefix
-were its own.
+were its own. On a GPU in 16 bits it is one call of a library for all segments, with the prefixes'
+keys and values gathered before their own.
 """
 
 from __future__ import annotations
 
-from functools import lru_cache
+import inspect
+from collections.abc import Callable
+from functools import cache, lru_cache
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import torch
@@ -70,6 +74,101 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, span: AttentionSpan, window: int | 
     return out[0].transpose(0, 1)
 
 
+@cache
+def _library() -> Callable[..., Tensor] | None:
+    """Return attention over segments of different lengths, or None where there is none.
+
+    torch's own takes fewer key heads than query heads as they are in 2.11; 2.12 asks for
+    `enable_gqa`. Both libraries align the causal mask at the bottom right.
+    """
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        varlen_attn = None
+    if varlen_attn is not None and torch.backends.cuda.is_flash_attention_available():
+        grouped = "enable_gqa" in inspect.signature(varlen_attn).parameters
+        extra = {"enable_gqa": True, "num_splits": 1} if grouped else {}
+
+        def by_torch(*tensors_and_sizes: Any, window: tuple[int, int]) -> Tensor:
+            out: Tensor = varlen_attn(*tensors_and_sizes, window_size=window, **extra)
+            return out
+
+        return by_torch
+    try:
+        from flash_attn import flash_attn_varlen_func
+    except ImportError:
+        return None
+
+    def by_flash_attn(*tensors_and_sizes: Any, window: tuple[int, int]) -> Tensor:
+        out: Tensor = flash_attn_varlen_func(*tensors_and_sizes, causal=True, window_size=window)
+        return out
+
+    return by_flash_attn
+
+
+def _fits_library(q: Tensor) -> bool:
+    head_dim = q.shape[2]
+    return (
+        q.is_cuda
+        and q.dtype in (torch.bfloat16, torch.float16)
+        and head_dim % 8 == 0
+        and head_dim <= 256
+        and torch.cuda.get_device_capability(q.device) >= (8, 0)
+        and _library() is not None
+    )
+
+
+class Gathered(NamedTuple):
+    """A batch's spans as one call takes them."""
+
+    cu_query: Tensor  # (spans + 1,) int32
+    cu_key: Tensor  # (spans + 1,) int32
+    longest_query: int
+    longest_key: int
+    keys: Tensor | None  # rows of k and v in the order of the spans; None where they are that
+
+
+@lru_cache(maxsize=8)  # every layer of a pass asks for the same
+def gathered(spans: tuple[AttentionSpan, ...], n_rows: int, device: torch.device) -> Gathered:
+    """Lay spans out for variable-length attention; `n_rows` is that of k and v."""
+    lengths_q = [s.query[1] - s.query[0] for s in spans]
+    keys = [
+        row
+        for s in spans
+        for part in (s.prefix if s.prefix[1] > s.prefix[0] else (0, 0), s.own)
+        for row in range(*part)
+    ]
+    lengths_k = [max(0, s.prefix[1] - s.prefix[0]) + s.own[1] - s.own[0] for s in spans]
+    plain = len(keys) == n_rows and all(i == row for i, row in enumerate(keys))
+
+    def offsets(lengths: list[int]) -> Tensor:
+        return torch.tensor([0, *accumulate(lengths)], dtype=torch.int32).to(device)
+
+    return Gathered(
+        offsets(lengths_q),
+        offsets(lengths_k),
+        max(lengths_q, default=0),
+        max(lengths_k, default=0),
+        None if plain else torch.tensor(keys).to(device),
+    )
+
+
+def attention_by_library(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    spans: tuple[AttentionSpan, ...],
+    window: int | None,
+    library: Callable[..., Tensor],
+) -> Tensor:
+    """One call for all spans."""
+    g = gathered(spans, k.shape[0], k.device)
+    if g.keys is not None:
+        k, v = k[g.keys], v[g.keys]
+    sides = (-1 if window is None else window - 1, 0)
+    return library(q, k, v, g.cu_query, g.cu_key, g.longest_query, g.longest_key, window=sides)
+
+
 class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -122,7 +221,10 @@ def attention(
     Returns:
         Shape (Mq, H, D).
     """
-    if choose(backend, q.device, q.dtype) == "native":
+    backend = choose(backend, q.device, q.dtype)
+    if backend == "native":
         out: Tensor = _Attention.apply(q, k, v, spans, window)  # type: ignore[no-untyped-call]
         return out
+    if backend == "triton" and _fits_library(q) and (library := _library()):
+        return attention_by_library(q, k, v, spans, window, library)
     return attention_ref(q, k, v, spans, window)

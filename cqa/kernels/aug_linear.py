@@ -10,6 +10,7 @@ block-diagonal. W and bias are frozen, so their gradients are never formed.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -17,6 +18,8 @@ from torch import Tensor
 
 from cqa.kernels.backend import Backend, choose
 from cqa.kernels.matmul import mm
+from cqa.kernels.outer_sums import OuterSum, outer_sums
+from cqa.kernels.philox import NO_DROPOUT
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +29,39 @@ class LoraRows:
     rows: slice
     columns: slice  # within the augmented row
     lora_b: Tensor  # (rows, R)
+
+
+def _lora_b_grads(
+    dy: Tensor, x_aug: Tensor, members: tuple[LoraRows, ...], scaling: float, backend: Backend
+) -> list[Tensor]:
+    """Return dB of every member."""
+    grads = []
+    for member in members:
+        db = mm(x_aug[:, member.columns].T, dy[:, member.rows], backend=backend).T
+        grads.append(db.to(member.lora_b.dtype).mul(scaling))
+    return grads
+
+
+def _lora_b_grads_triton(
+    dy: Tensor, x_aug: Tensor, members: tuple[LoraRows, ...], scaling: float, _: Backend
+) -> list[Tensor]:
+    """Return dB of every member, all from one launch, as views of one buffer."""
+    if not members:
+        return []
+    rank = members[0].lora_b.shape[1]
+    sizes = [member.lora_b.numel() for member in members]
+    offsets = [0, *accumulate(sizes)]
+    out = dy.new_empty(offsets[-1], dtype=members[0].lora_b.dtype)
+    sums = tuple(
+        OuterSum((member.rows.start, member.rows.stop), member.columns.start, offset)
+        for member, offset in zip(members, offsets, strict=False)
+    )
+    dy = dy if dy.stride(1) == 1 else dy.contiguous()
+    outer_sums(dy, x_aug, out, sums, (rank, 1), rank, scale=scaling, dropout=NO_DROPOUT)
+    return [
+        part.view(member.lora_b.shape)
+        for part, member in zip(out.split(sizes), members, strict=True)
+    ]
 
 
 class _AugLinear(torch.autograd.Function):
@@ -42,19 +78,15 @@ class _AugLinear(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(x_aug, weight)
         ctx.scaling, ctx.members, ctx.backend = scaling, members, backend
-        if residual is None or residual.dtype == weight.dtype:
-            return mm(x_aug, weight.T, residual, backend=backend)
-        return residual + mm(x_aug, weight.T, backend=backend)
+        return mm(x_aug, weight.T, residual, backend=backend)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
         x_aug, weight = ctx.saved_tensors
         dx_aug = mm(dy, weight, backend=ctx.backend) if ctx.needs_input_grad[0] else None
         dresidual = dy if ctx.needs_input_grad[1] else None
-        grads = []
-        for member in ctx.members:
-            db = mm(x_aug[:, member.columns].T, dy[:, member.rows], backend=ctx.backend).T
-            grads.append(db.to(member.lora_b.dtype).mul(ctx.scaling))
+        make = _lora_b_grads_triton if ctx.backend == "triton" else _lora_b_grads
+        grads = make(dy, x_aug, ctx.members, ctx.scaling, ctx.backend)
         return dx_aug, dresidual, None, None, None, None, *grads
 
 

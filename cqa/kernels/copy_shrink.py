@@ -5,19 +5,110 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import triton
+import triton.language as tl
 from torch import Tensor
 
 from cqa.kernels.backend import Backend, choose
-from cqa.kernels.rms_norm import with_constants
+from cqa.kernels.launch import dot_type, launch, rank_tile
 from cqa.kernels.shrink import (
     AugColumns,
     Shrink,
     augmented,
+    expand_tile,
+    group_dropout,
     native_arguments,
     shrink_backward_ref,
     shrink_da_native,
+    shrink_da_triton,
     shrink_forward_ref,
+    shrink_tile,
+    store_constants,
+    sum_splits,
 )
+
+SPLITS = 4  # of the columns, so that a few hundred rows fill a GPU
+
+
+@triton.jit
+def _copy_shrink_kernel(  # a program: a block of rows, a share of the columns, one member
+    x, lora_a, out, partial, key, streams, window_rows, m, k, x_stride, out_stride, base, rank,
+    end_of_ranks, total, threshold, scale,
+    ROWS: tl.constexpr, RANK: tl.constexpr, WIDTH: tl.constexpr, DROPOUT: tl.constexpr,
+    DOT: tl.constexpr,
+):  # fmt: skip
+    rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    split, member, in_range = tl.program_id(1), tl.program_id(2), rows < m
+    numbers = rows
+    if DROPOUT:
+        numbers = tl.load(window_rows + rows, mask=in_range, other=0)
+    s = tl.zeros((ROWS, RANK), tl.float32)
+    for start in range(split * WIDTH, k, tl.num_programs(1) * WIDTH):
+        cols = start + tl.arange(0, WIDTH)
+        mask = in_range[:, None] & (cols < k)[None, :]
+        tile = tl.load(x + rows[:, None] * x_stride + cols[None, :], mask=mask, other=0.0)
+        if member == 0:
+            tl.store(out + rows[:, None] * out_stride + cols[None, :], tile, mask=mask)
+        s = shrink_tile(
+            s, tile.to(tl.float32), lora_a, member, rank, k, start, key, streams, threshold,
+            numbers, RANK, WIDTH, DROPOUT, DOT,
+        )  # fmt: skip
+    ranks = tl.arange(0, RANK)
+    row_of_partial = (split * m + rows)[:, None] * (tl.num_programs(2) * rank)
+    at = partial + row_of_partial + (member * rank + ranks)[None, :]
+    tl.store(at, s * scale, mask=in_range[:, None] & (ranks < rank)[None, :])
+    if (split == 0) & (member == 0):
+        store_constants(out, out_stride, rows, in_range, k, base, end_of_ranks, total)
+
+
+@triton.jit
+def _copy_backward_kernel(  # dx += mask · (dS · A) · scale, a tile a program
+    dx, ds, lora_a, key, streams, window_rows, m, k, dx_stride, ds_stride, rank, threshold, scale,
+    MEMBERS: tl.constexpr, ROWS: tl.constexpr, RANK: tl.constexpr, WIDTH: tl.constexpr,
+    DROPOUT: tl.constexpr, DOT: tl.constexpr,
+):  # fmt: skip
+    rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    start, in_range = tl.program_id(1) * WIDTH, rows < m
+    numbers = rows
+    if DROPOUT:
+        numbers = tl.load(window_rows + rows, mask=in_range, other=0)
+    low = expand_tile(
+        ds, ds_stride, lora_a, rank, k, start, key, streams, threshold, numbers, rows, in_range,
+        MEMBERS, ROWS, RANK, WIDTH, DROPOUT, DOT,
+    )  # fmt: skip
+    cols = start + tl.arange(0, WIDTH)
+    mask = in_range[:, None] & (cols < k)[None, :]
+    at = dx + rows[:, None] * dx_stride + cols[None, :]
+    tl.store(at, tl.load(at, mask=mask, other=0.0).to(tl.float32) + low * scale, mask=mask)
+
+
+def _copy_triton(x: Tensor, out: Tensor, columns: AugColumns, shrink: Shrink) -> None:
+    """Write all columns of [X | 1 | S]."""
+    m, k = x.shape
+    dropout = group_dropout(shrink)
+    partial = x.new_empty(SPLITS, m, columns.rank_columns, dtype=torch.float32)
+    launch(
+        _copy_shrink_kernel, (triton.cdiv(m, 32), SPLITS, len(shrink.modules)),
+        x, shrink.lora_a, out, partial, dropout.key, dropout.streams, dropout.rows, m, k,
+        x.stride(0), out.stride(0), columns.base, shrink.rank, columns.ranks.stop, columns.total,
+        dropout.threshold, shrink.scale,
+        ROWS=32, RANK=rank_tile(shrink.rank), WIDTH=128, DROPOUT=dropout.threshold > 0,
+        DOT=dot_type(x.dtype), num_warps=4,
+    )  # fmt: skip
+    sum_splits(partial, out[:, columns.ranks])
+
+
+def _copy_backward_triton(dx: Tensor, ds: Tensor, shrink: Shrink) -> None:
+    """Add the low-rank part to dx, in place."""
+    m, k = dx.shape
+    dropout = group_dropout(shrink)
+    launch(
+        _copy_backward_kernel, (triton.cdiv(m, 32), triton.cdiv(k, 128)),
+        dx, ds, shrink.lora_a, dropout.key, dropout.streams, dropout.rows, m, k, dx.stride(0),
+        ds.stride(0), shrink.rank, dropout.threshold, shrink.scale,
+        MEMBERS=len(shrink.modules), ROWS=32, RANK=rank_tile(shrink.rank), WIDTH=128,
+        DROPOUT=dropout.threshold > 0, DOT=dot_type(dx.dtype), num_warps=4,
+    )  # fmt: skip
 
 
 class _CopyShrink(torch.autograd.Function):
@@ -25,16 +116,20 @@ class _CopyShrink(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, lora_a: Tensor, columns: AugColumns, shrink: Shrink, backend: Backend
     ) -> Tensor:
-        x_aug = augmented(x, columns, x.dtype)
-        copied, s = x_aug[:, : columns.features], x_aug[:, columns.ranks]
         masks = []
-        if backend == "native":
-            torch.ops.cqa.copy_shrink(
-                x, copied, s, lora_a * shrink.scale, *native_arguments(shrink)
-            )
+        if backend == "triton":
+            x_aug = x.new_empty(x.shape[0], columns.total)
+            _copy_triton(x, x_aug, columns, shrink)
         else:
-            copied.copy_(x)
-            masks = shrink_forward_ref(copied, lora_a, shrink.modules, shrink.dropout, s)
+            x_aug = augmented(x, columns, x.dtype)
+            copied, s = x_aug[:, : columns.features], x_aug[:, columns.ranks]
+            if backend == "native":
+                torch.ops.cqa.copy_shrink(
+                    x, copied, s, lora_a * shrink.scale, *native_arguments(shrink)
+                )
+            else:
+                copied.copy_(x)
+                masks = shrink_forward_ref(copied, lora_a, shrink.modules, shrink.dropout, s)
         ctx.save_for_backward(lora_a, x_aug, *masks)
         ctx.columns, ctx.shrink, ctx.backend = columns, shrink, backend
         return x_aug
@@ -45,7 +140,10 @@ class _CopyShrink(torch.autograd.Function):
         columns, shrink = ctx.columns, ctx.shrink
         x, ds = x_aug[:, : columns.features], dx_aug[:, columns.ranks]
         dx = dx_aug[:, : columns.features]
-        if ctx.backend == "native":
+        if ctx.backend == "triton":
+            da = shrink_da_triton(ds, x, shrink)
+            _copy_backward_triton(dx, ds, shrink)
+        elif ctx.backend == "native":
             da = shrink_da_native(ds, x, shrink)
             torch.ops.cqa.copy_shrink_backward(
                 dx, ds, lora_a * shrink.scale, *native_arguments(shrink)
@@ -64,7 +162,16 @@ def copy_shrink(
 ) -> Tensor:  # (M, columns.total)
     """Append the constant and low-rank columns to X; see `norm_shrink` for the layout."""
     if shrink is None:
-        return with_constants(x, columns)
+        return _with_constant(x, columns)
     backend = choose(backend, x.device, x.dtype)
     out: Tensor = _CopyShrink.apply(x, shrink.lora_a, columns, shrink, backend)  # type: ignore[no-untyped-call]
     return out
+
+
+def _with_constant(x: Tensor, columns: AugColumns) -> Tensor:
+    """Append the constant column where there is a bias: the base part [X | 1]."""
+    if not columns.bias:
+        return x
+    constant = x.new_zeros(x.shape[0], columns.base - columns.features)
+    constant[:, 0] = 1
+    return torch.cat((x, constant), dim=1)

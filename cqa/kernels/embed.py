@@ -8,13 +8,17 @@ Source: NEFTune, arXiv:2310.05914, section 2.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+import triton
+import triton.language as tl
 from torch import Tensor
 
-from cqa.kernels.philox import NEFTUNE, row_words, stream_of
+from cqa.kernels.backend import Backend, choose
+from cqa.kernels.launch import launch
+from cqa.kernels.philox import NEFTUNE, device_key, philox_words, row_words, stream_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +30,10 @@ class Noise:
     step: int
     rows: Tensor  # (M,) int64
     lengths: Tensor  # (M,) int64, the length of each row's own sample
+    key: Tensor = field(init=False)  # (seed, step) where the rows are, int64
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "key", device_key(self.seed, self.step, self.rows.device))
 
     def uniform(self, n_cols: int) -> Tensor:
         """Return u, shape (M, n_cols), fp32: word j % 4 of index row · ceil(D / 4) + j // 4."""
@@ -35,16 +43,53 @@ class Noise:
         return torch.from_numpy((words >> np.uint32(8)).astype(np.float32)) * 2.0**-23 - 1
 
 
+def embed_noisy_ref(ids: Tensor, table: Tensor, noise: Noise) -> Tensor:
+    """The definition: ids (M,), table (V, D) to (M, D)."""
+    hidden, n_cols = table[ids], table.shape[1]
+    u = noise.uniform(n_cols).to(hidden.device)
+    magnitude = noise.alpha / torch.sqrt(noise.lengths.float() * n_cols)
+    return (hidden.float() + magnitude[:, None].to(hidden.device) * u).to(hidden.dtype)
+
+
+@triton.jit
+def _embed_noisy_kernel(  # a program: a row
+    ids, table, out, key, window_rows, lengths, stream, n_cols, alpha, WIDTH: tl.constexpr
+):
+    row = tl.program_id(0).to(tl.int64)
+    magnitude = alpha / tl.sqrt_rn((tl.load(lengths + row) * n_cols).to(tl.float32))
+    calls = tl.cdiv(n_cols, 4)
+    first_call = tl.load(window_rows + row) * calls
+    source = table + tl.load(ids + row) * n_cols
+    for start in range(0, n_cols, WIDTH):
+        index = first_call + start // 4 + tl.arange(0, WIDTH // 4)
+        w0, w1, w2, w3 = philox_words(key, stream, index)
+        words = tl.reshape(tl.join(tl.join(w0, w2), tl.join(w1, w3)), (WIDTH,))
+        u = (words >> 8).to(tl.float32) * 1.1920928955078125e-07 - 1.0  # 2^-23
+        cols = start + tl.arange(0, WIDTH)
+        hidden = tl.load(source + cols, mask=cols < n_cols, other=0.0).to(tl.float32)
+        tl.store(out + row * n_cols + cols, hidden + magnitude * u, mask=cols < n_cols)
+
+
+def _embed_noisy_triton(ids: Tensor, table: Tensor, noise: Noise) -> Tensor:
+    out = table.new_empty(ids.shape[0], table.shape[1])
+    launch(
+        _embed_noisy_kernel, (ids.shape[0],),
+        ids, table, out, noise.key, noise.rows, noise.lengths, stream_of(NEFTUNE), table.shape[1],
+        noise.alpha, WIDTH=1024,
+    )  # fmt: skip
+    return out
+
+
 def embed(
     ids: Tensor,  # (M,) int64
     table: Tensor,  # (V, D)
     noise: Noise | None = None,
+    *,
+    backend: Backend | None = None,
 ) -> Tensor:  # (M, D)
     """Look up embeddings and add noise; the table is frozen, so there is no gradient."""
-    hidden = table[ids]
     if noise is None:
-        return hidden
-    n_cols = table.shape[1]
-    u = noise.uniform(n_cols).to(hidden.device)
-    magnitude = noise.alpha / torch.sqrt(noise.lengths.float() * n_cols)
-    return (hidden.float() + magnitude[:, None].to(hidden.device) * u).to(hidden.dtype)
+        return table[ids]
+    backend = choose(backend, table.device, table.dtype)
+    make = _embed_noisy_triton if backend == "triton" else embed_noisy_ref
+    return make(ids, table, noise)

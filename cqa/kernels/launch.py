@@ -27,3 +27,13 @@ def dot_type(dtype: torch.dtype) -> tl.dtype:
     The interpreter multiplies bf16 as if it were integers, so there the operands are widened.
     """
     return tl.float32 if INTERPRETED else _TYPES[dtype]
+
+
+def accumulator(dtype: torch.dtype) -> tl.dtype:
+    """Return the type in which a row of a dtype is reduced."""
+    return tl.float64 if dtype == torch.float64 else tl.float32
+
+
+def rank_tile(rank: int) -> int:
+    """Return the width of a tile over the ranks: a power of two that the matrix units take."""
+    return max(16, int(triton.next_power_of_2(rank)))

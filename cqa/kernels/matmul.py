@@ -17,12 +17,22 @@ from cqa.kernels.backend import Backend, choose
 
 def mm_ref(a: Tensor, b: Tensor, start: Tensor | None = None) -> Tensor:
     """The definition."""
-    return a @ b if start is None else torch.addmm(start, a, b)
+    if start is None:
+        return a @ b
+    if start.dtype == a.dtype:
+        return torch.addmm(start, a, b)
+    if a.dtype.itemsize > 2:
+        return start + a @ b
+    if a.is_cuda:
+        return torch.addmm(start, a, b, out_dtype=start.dtype)
+    return torch.addmm(start, a.to(start.dtype), b.to(start.dtype))
 
 
 def _mm_native(a: Tensor, b: Tensor, start: Tensor | None) -> Tensor:
     if a.shape[1] == 0:
         return mm_ref(a, b, start)
+    if start is not None and start.dtype != a.dtype:
+        return start + _mm_native(a, b, None)
     out = a.new_empty(a.shape[0], b.shape[1])
     torch.ops.cqa.mm(_unit_stride(a), _unit_stride(b), out, start)
     return out
@@ -44,7 +54,8 @@ def mm(
     Args:
         a: Left factor, shape (M, K); rows or columns may be strided.
         b: Right factor, shape (K, N), likewise, same dtype and device.
-        start: Added to the product, shape (M, N), rows contiguous.
+        start: Added to the product, shape (M, N), rows contiguous. It may be one precision wider,
+            which the result then has; a product of 16-bit numbers is then not rounded before it.
         backend: See cqa.kernels.backend.
     """
     if choose(backend, a.device, a.dtype) == "native":

@@ -20,6 +20,7 @@ Source: Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"; Trito
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import cache
 
 import numpy as np
 import numpy.typing as npt
@@ -185,3 +186,29 @@ class Dropout:
         words = row_words(self.seed, self.step, stream, self.rows, -(-n_cols // 8))
         lanes = words.view("<u2")[:, :n_cols]
         return torch.from_numpy(lanes >= self.threshold)
+
+
+@dataclass(frozen=True, slots=True)
+class GroupDropout:
+    """The dropout of the members of a group as Triton kernels take it; all None and 0 without."""
+
+    rows: Tensor | None
+    key: Tensor | None
+    streams: Tensor | None
+    threshold: int
+
+    @classmethod
+    def of(cls, dropout: Dropout | None, modules: tuple[int, ...]) -> GroupDropout:
+        """Return the dropout of these modules."""
+        if dropout is None or dropout.threshold == 0:
+            return NO_DROPOUT
+        streams = _streams(modules, dropout.rows.device)
+        return cls(dropout.rows, dropout.key, streams, dropout.threshold)
+
+
+NO_DROPOUT = GroupDropout(None, None, None, 0)
+
+
+@cache
+def _streams(modules: tuple[int, ...], device: torch.device) -> Tensor:
+    return torch.tensor([signed64(stream_of(DROPOUT, m)) for m in modules]).to(device)

@@ -10,18 +10,26 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import triton
+import triton.language as tl
 from torch import Tensor
 
 from cqa.kernels.backend import Backend, choose
+from cqa.kernels.launch import accumulator, dot_type, launch, rank_tile
 from cqa.kernels.precision import wider
 from cqa.kernels.shrink import (
     AugColumns,
     Shrink,
     augmented,
+    expand_tile,
+    group_dropout,
     native_arguments,
     shrink_backward_ref,
     shrink_da_native,
+    shrink_da_triton,
     shrink_forward_ref,
+    shrink_tile,
+    store_constants,
 )
 
 
@@ -41,12 +49,161 @@ def _rms_norm_backward_ref(dy: Tensor, x: Tensor, weight: Tensor, eps: float) ->
     return (rstd * (g - normed * (g * normed).mean(-1, keepdim=True))).to(x.dtype)
 
 
+@triton.jit
+def _rstd(
+    x, stride, rows, in_range, k, eps, ROWS: tl.constexpr, WIDTH: tl.constexpr, SUM: tl.constexpr
+):
+    """1 / √(mean(x²) + eps) of some rows, (M,) in the type of the sum."""
+    total = tl.zeros((ROWS,), SUM)
+    for start in range(0, k, WIDTH):
+        cols = start + tl.arange(0, WIDTH)
+        mask = in_range[:, None] & (cols < k)[None, :]
+        tile = tl.load(x + rows[:, None] * stride + cols[None, :], mask=mask, other=0.0).to(SUM)
+        total += tl.sum(tile * tile, 1)
+    square = total / k + eps
+    return (
+        1.0 / tl.sqrt(square) if square.dtype == tl.float64 else tl.div_rn(1.0, tl.sqrt_rn(square))
+    )
+
+
+@triton.jit
+def _norm_shrink_kernel(  # a program: a block of rows and one member; member 0 also writes X
+    x, weight, lora_a, out, key, streams, window_rows, m, k, x_stride, out_stride, base, rank,
+    end_of_ranks, total, threshold, scale, eps, ROWS: tl.constexpr, RANK: tl.constexpr,
+    WIDTH: tl.constexpr, LORA: tl.constexpr, DROPOUT: tl.constexpr, SUM: tl.constexpr,
+    DOT: tl.constexpr,
+):  # fmt: skip
+    rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    member, in_range = tl.program_id(1), rows < m
+    rstd = _rstd(x, x_stride, rows, in_range, k, eps, ROWS, WIDTH, SUM)
+    numbers = rows
+    if DROPOUT:
+        numbers = tl.load(window_rows + rows, mask=in_range, other=0)
+    s = tl.zeros((ROWS, RANK), tl.float32)
+    for start in range(0, k, WIDTH):
+        cols = start + tl.arange(0, WIDTH)
+        mask = in_range[:, None] & (cols < k)[None, :]
+        tile = tl.load(x + rows[:, None] * x_stride + cols[None, :], mask=mask, other=0.0).to(SUM)
+        scales = tl.load(weight + cols, mask=cols < k, other=0.0).to(SUM)
+        # rounded once, as S must see what the base sees
+        normed = (tile * rstd[:, None] * scales[None, :]).to(out.dtype.element_ty)
+        if member == 0:
+            tl.store(out + rows[:, None] * out_stride + cols[None, :], normed, mask=mask)
+        if LORA:
+            s = shrink_tile(
+                s, normed.to(tl.float32), lora_a, member, rank, k, start, key, streams, threshold,
+                numbers, RANK, WIDTH, DROPOUT, DOT,
+            )  # fmt: skip
+    if LORA:
+        ranks = tl.arange(0, RANK)
+        at = out + rows[:, None] * out_stride + (base + member * rank + ranks)[None, :]
+        tl.store(at, s * scale, mask=in_range[:, None] & (ranks < rank)[None, :])
+    if member == 0:
+        store_constants(out, out_stride, rows, in_range, k, base, end_of_ranks, total)
+
+
+@triton.jit
+def _norm_backward_kernel(  # a program: a block of rows, read twice
+    dy, ds, lora_a, x, weight, dx, key, streams, window_rows, m, k, dy_stride, ds_stride, x_stride,
+    rank, threshold, scale, eps, MEMBERS: tl.constexpr, ROWS: tl.constexpr, RANK: tl.constexpr,
+    WIDTH: tl.constexpr, DROPOUT: tl.constexpr, SUM: tl.constexpr, DOT: tl.constexpr,
+):  # fmt: skip
+    rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    in_range = rows < m
+    rstd = _rstd(x, x_stride, rows, in_range, k, eps, ROWS, WIDTH, SUM)
+    numbers = rows
+    if DROPOUT:
+        numbers = tl.load(window_rows + rows, mask=in_range, other=0)
+    along = tl.zeros((ROWS,), SUM)
+    for start in range(0, k, WIDTH):
+        cols = start + tl.arange(0, WIDTH)
+        mask = in_range[:, None] & (cols < k)[None, :]
+        dy_at = dy + rows[:, None] * dy_stride + cols[None, :]
+        g = tl.load(dy_at, mask=mask, other=0.0).to(tl.float32)
+        if MEMBERS > 0:
+            low = expand_tile(
+                ds, ds_stride, lora_a, rank, k, start, key, streams, threshold, numbers, rows,
+                in_range, MEMBERS, ROWS, RANK, WIDTH, DROPOUT, DOT,
+            )  # fmt: skip
+            g += low * scale
+            tl.store(dy_at, g, mask=mask)  # for the second reading
+        tile = tl.load(x + rows[:, None] * x_stride + cols[None, :], mask=mask, other=0.0).to(SUM)
+        scales = tl.load(weight + cols, mask=cols < k, other=0.0).to(SUM)
+        along += tl.sum(g.to(SUM) * scales[None, :] * tile * rstd[:, None], 1)
+    along = along / k
+    tl.debug_barrier()
+    for start in range(0, k, WIDTH):
+        cols = start + tl.arange(0, WIDTH)
+        mask = in_range[:, None] & (cols < k)[None, :]
+        g = tl.load(dy + rows[:, None] * dy_stride + cols[None, :], mask=mask, other=0.0).to(SUM)
+        tile = tl.load(x + rows[:, None] * x_stride + cols[None, :], mask=mask, other=0.0).to(SUM)
+        scales = tl.load(weight + cols, mask=cols < k, other=0.0).to(SUM)
+        normed = tile * rstd[:, None]
+        value = rstd[:, None] * (g * scales[None, :] - normed * along[:, None])
+        tl.store(dx + rows[:, None] * k + cols[None, :], value, mask=mask)
+
+
+def _norm_triton(
+    x: Tensor, weight: Tensor, eps: float, out: Tensor, columns: AugColumns, shrink: Shrink | None
+) -> None:
+    """Write all columns of `out`, [X | 1 | S], or those of [X | 1] without an adapter."""
+    m, k = x.shape
+    dropout = group_dropout(shrink)
+    end = columns.ranks.stop if shrink else columns.base
+    launch(
+        _norm_shrink_kernel, (triton.cdiv(m, 32), len(shrink.modules) if shrink else 1), x, weight,
+        shrink.lora_a if shrink else None, out, dropout.key, dropout.streams, dropout.rows, m, k,
+        x.stride(0), out.stride(0), columns.base, shrink.rank if shrink else 1, end, out.shape[1],
+        dropout.threshold, shrink.scale if shrink else 1.0, eps, ROWS=32,
+        RANK=rank_tile(shrink.rank if shrink else 1), WIDTH=128, LORA=shrink is not None,
+        DROPOUT=dropout.threshold > 0, SUM=accumulator(x.dtype), DOT=dot_type(weight.dtype),
+        num_warps=4,
+    )  # fmt: skip
+
+
+def _norm_backward_triton(
+    dy: Tensor, x: Tensor, weight: Tensor, eps: float, ds: Tensor | None, shrink: Shrink | None
+) -> Tensor:
+    """Add the low-rank part to dy, in place; return dx."""
+    dx = torch.empty_like(x, memory_format=torch.contiguous_format)
+    m, k = x.shape
+    dropout = group_dropout(shrink)
+    launch(
+        _norm_backward_kernel, (triton.cdiv(m, 16),), dy, ds, shrink.lora_a if shrink else None, x,
+        weight, dx, dropout.key, dropout.streams, dropout.rows, m, k, dy.stride(0),
+        ds.stride(0) if ds is not None else 0, x.stride(0), shrink.rank if shrink else 1,
+        dropout.threshold, shrink.scale if shrink else 1.0, eps,
+        MEMBERS=len(shrink.modules) if shrink else 0, ROWS=16,
+        RANK=rank_tile(shrink.rank if shrink else 1), WIDTH=128, DROPOUT=dropout.threshold > 0,
+        SUM=accumulator(x.dtype), DOT=dot_type(weight.dtype), num_warps=4,
+    )  # fmt: skip
+    return dx
+
+
 def _norm_native(
     x: Tensor, weight: Tensor, eps: float, out: Tensor, s: Tensor | None, shrink: Shrink | None
 ) -> None:
     """Write the norm to `out`, and S to `s` where there is an adapter."""
     scaled_a = None if shrink is None else shrink.lora_a * shrink.scale
     torch.ops.cqa.norm_shrink(x, weight, eps, out, s, scaled_a, *native_arguments(shrink))
+
+
+def _norm_backward_native(
+    dy: Tensor, x: Tensor, weight: Tensor, eps: float, ds: Tensor | None, shrink: Shrink | None
+) -> Tensor:
+    """Add the low-rank part to dy, in place; return dx."""
+    dx = torch.empty_like(x)
+    scaled_a = None if shrink is None else shrink.lora_a.detach() * shrink.scale
+    torch.ops.cqa.norm_shrink_backward(
+        dy, ds, scaled_a, x, weight, eps, dx, *native_arguments(shrink)
+    )
+    return dx
+
+
+FUSED = {
+    "native": (shrink_da_native, _norm_backward_native),
+    "triton": (shrink_da_triton, _norm_backward_triton),
+}
 
 
 class _NormShrink(torch.autograd.Function):
@@ -61,14 +218,18 @@ class _NormShrink(torch.autograd.Function):
         shrink: Shrink,
         backend: Backend,
     ) -> Tensor:
-        x_aug = augmented(x, columns, weight.dtype)
-        normed, s = x_aug[:, : columns.features], x_aug[:, columns.ranks]
         masks = []
-        if backend == "native":
-            _norm_native(x, weight, eps, normed, s, shrink)
+        if backend == "triton":
+            x_aug = x.new_empty(x.shape[0], columns.total, dtype=weight.dtype)
+            _norm_triton(x, weight, eps, x_aug, columns, shrink)
         else:
-            normed.copy_(rms_norm_ref(x, weight, eps))
-            masks = shrink_forward_ref(normed, lora_a, shrink.modules, shrink.dropout, s)
+            x_aug = augmented(x, columns, weight.dtype)
+            normed, s = x_aug[:, : columns.features], x_aug[:, columns.ranks]
+            if backend == "native":
+                _norm_native(x, weight, eps, normed, s, shrink)
+            else:
+                normed.copy_(rms_norm_ref(x, weight, eps))
+                masks = shrink_forward_ref(normed, lora_a, shrink.modules, shrink.dropout, s)
         ctx.save_for_backward(x, weight, lora_a, x_aug, *masks)
         ctx.eps, ctx.columns, ctx.shrink, ctx.backend = eps, columns, shrink, backend
         return x_aug
@@ -80,27 +241,16 @@ class _NormShrink(torch.autograd.Function):
         normed, ds = x_aug[:, : columns.features], dx_aug[:, columns.ranks]
         dnormed = dx_aug[:, : columns.features] if ctx.needs_input_grad[0] else None
         dx = None
-        if ctx.backend == "native":
-            da = shrink_da_native(ds, normed, shrink)
+        if ctx.backend in FUSED:
+            shrink_da, norm_backward = FUSED[ctx.backend]
+            da = shrink_da(ds, normed, shrink)
             if dnormed is not None:
-                dx = _norm_backward_native(dnormed, x, weight, ctx.eps, ds, shrink)
+                dx = norm_backward(dnormed, x, weight, ctx.eps, ds, shrink)
         else:
             da = shrink_backward_ref(normed, ds, lora_a, masks, shrink.scale, dnormed)
             if dnormed is not None:
                 dx = _rms_norm_backward_ref(dnormed, x, weight, ctx.eps)
         return dx, None, da, None, None, None, None
-
-
-def _norm_backward_native(
-    dy: Tensor, x: Tensor, weight: Tensor, eps: float, ds: Tensor | None, shrink: Shrink | None
-) -> Tensor:
-    """Add the low-rank part to dy, in place; return dx."""
-    dx = torch.empty_like(x)
-    scaled_a = None if shrink is None else shrink.lora_a.detach() * shrink.scale
-    torch.ops.cqa.norm_shrink_backward(
-        dy, ds, scaled_a, x, weight, eps, dx, *native_arguments(shrink)
-    )
-    return dx
 
 
 def norm_shrink(
@@ -127,25 +277,44 @@ def norm_shrink(
     """
     backend = choose(backend, weight.device, weight.dtype)
     if shrink is None:
-        return with_constants(rms_norm(x, weight, eps, backend=backend), columns)
+        return _base(x, weight, eps, columns.alone, backend)
     out: Tensor = _NormShrink.apply(x, weight, shrink.lora_a, eps, columns, shrink, backend)  # type: ignore[no-untyped-call]
     return out
 
 
 class _RmsNorm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, eps: float, columns: AugColumns, backend: Backend
+    ) -> Tensor:
         ctx.save_for_backward(x, weight)
-        ctx.eps = eps
-        out = torch.empty_like(x, dtype=weight.dtype)
-        _norm_native(x, weight, eps, out, None, None)
+        ctx.eps, ctx.features, ctx.backend = eps, columns.features, backend
+        if backend == "triton":
+            out = x.new_empty(x.shape[0], columns.total, dtype=weight.dtype)
+            _norm_triton(x, weight, eps, out, columns, None)
+            return out
+        out = augmented(x, columns, weight.dtype)
+        normed = out[:, : columns.features]
+        if backend == "native":
+            _norm_native(x, weight, eps, normed, None, None)
+        else:
+            normed.copy_(rms_norm_ref(x, weight, eps))
         return out
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        dx = _norm_backward_native(dy.contiguous(), x, weight, ctx.eps, None, None)
-        return dx, None, None
+        dy = dy[:, : ctx.features]
+        if ctx.backend == "reference":
+            dx = _rms_norm_backward_ref(dy, x, weight, ctx.eps)
+        else:
+            dx = FUSED[ctx.backend][1](dy.contiguous(), x, weight, ctx.eps, None, None)
+        return dx, None, None, None, None
+
+
+def _base(x: Tensor, weight: Tensor, eps: float, columns: AugColumns, backend: Backend) -> Tensor:
+    out: Tensor = _RmsNorm.apply(x, weight, eps, columns, backend)  # type: ignore[no-untyped-call]
+    return out
 
 
 def rms_norm(
@@ -156,16 +325,6 @@ def rms_norm(
     backend: Backend | None = None,
 ) -> Tensor:  # (..., K)
     """Normalise the last dimension; arguments as for `norm_shrink`."""
-    if choose(backend, weight.device, weight.dtype) != "native":
-        return rms_norm_ref(x, weight, eps)
-    out: Tensor = _RmsNorm.apply(x.reshape(-1, x.shape[-1]), weight, eps)  # type: ignore[no-untyped-call]
-    return out.view(x.shape)
-
-
-def with_constants(x: Tensor, columns: AugColumns) -> Tensor:
-    """Append the constant column to X where there is a bias: the base part of [X | 1 | S]."""
-    if not columns.bias:
-        return x
-    constant = x.new_zeros(x.shape[0], columns.base - columns.features)
-    constant[:, 0] = 1
-    return torch.cat((x, constant), dim=1)
+    backend = choose(backend, weight.device, weight.dtype)
+    columns = AugColumns(weight.shape[0], False, 0, 1)
+    return _base(x.reshape(-1, x.shape[-1]), weight, eps, columns, backend).view(x.shape)

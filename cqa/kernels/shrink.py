@@ -9,8 +9,8 @@ The ops that produce X (norm, copy, SwiGLU) write all columns of one buffer. In 
     dX += Σ_g mask_g · (dS_g · A_g) · scale         dA_g = dS_gᵀ · dropout_g(X)
 
 The sum is added in place to the gradient that comes in, whose only other owner is the GEMM that
-made it. The reference keeps the boolean masks between forward and backward; the native ops make
-them again, while they pack an operand.
+made it. The reference keeps the boolean masks between forward and backward; the native ops and the
+Triton kernels make them again.
 Source: LoRA, arXiv:2106.09685, eq. 3, by block multiplication.
 """
 
@@ -20,9 +20,21 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import triton
+import triton.language as tl
 from torch import Tensor
 
-from cqa.kernels.philox import DROPOUT, Dropout, signed64, stream_of
+from cqa.kernels.launch import launch
+from cqa.kernels.outer_sums import OuterSum, outer_sums
+from cqa.kernels.philox import (
+    DROPOUT,
+    NO_DROPOUT,
+    Dropout,
+    GroupDropout,
+    dropout_keep,
+    signed64,
+    stream_of,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +66,11 @@ class AugColumns:
         """The columns of S."""
         return slice(self.base, self.base + self.rank_columns)
 
+    @property
+    def alone(self) -> AugColumns:
+        """The layout of the base part alone, [X | 1]."""
+        return AugColumns(self.features, self.bias, 0, 1)
+
 
 @dataclass(frozen=True, slots=True)
 class Shrink:
@@ -67,6 +84,11 @@ class Shrink:
     def scale(self) -> float:
         """What a kept element is multiplied by."""
         return self.dropout.scale if self.dropout else 1.0
+
+    @property
+    def rank(self) -> int:
+        """R, the rows of A that one member has."""
+        return self.lora_a.shape[0] // len(self.modules)
 
 
 def shrink_forward_ref(
@@ -113,6 +135,123 @@ def shrink_backward_ref(
             dx += (ds[:, cols] @ (a[cols] * scale)).mul_(keep)
         da[cols] = (ds[:, cols].T @ (x * keep)).to(lora_a.dtype).mul_(scale)
     return da
+
+
+@triton.jit
+def shrink_tile(  # one member's share of S from columns [start, start + WIDTH) of X
+    s,  # (M, RANK) fp32, the sum so far
+    x,  # (M, WIDTH)
+    lora_a,
+    member,
+    rank,
+    k,
+    start,
+    key,
+    streams,
+    threshold,
+    window_rows,
+    RANK: tl.constexpr,
+    WIDTH: tl.constexpr,
+    DROPOUT: tl.constexpr,
+    DOT: tl.constexpr,
+):
+    if DROPOUT:
+        stream = tl.load(streams + member)
+        keep = dropout_keep(key, stream, threshold, window_rows, start, k, WIDTH)
+        x = tl.where(keep, x, 0.0)
+    ranks, cols = tl.arange(0, RANK), start + tl.arange(0, WIDTH)
+    mask = (ranks < rank)[None, :] & (cols < k)[:, None]
+    at = lora_a + (member * rank + ranks)[None, :] * k + cols[:, None]
+    a = tl.load(at, mask=mask, other=0.0)
+    return tl.dot(x.to(DOT), a.to(DOT), s, input_precision="ieee")
+
+
+@triton.jit
+def expand_tile(  # Σ_g mask_g · (dS_g · A_g) for columns [start, start + WIDTH), without the scale
+    ds,
+    ds_stride,
+    lora_a,
+    rank,
+    k,
+    start,
+    key,
+    streams,
+    threshold,
+    window_rows,
+    rows,  # (M,) int64
+    in_range,  # (M,)
+    MEMBERS: tl.constexpr,
+    ROWS: tl.constexpr,
+    RANK: tl.constexpr,
+    WIDTH: tl.constexpr,
+    DROPOUT: tl.constexpr,
+    DOT: tl.constexpr,
+):
+    total = tl.zeros((ROWS, WIDTH), tl.float32)
+    ranks, cols = tl.arange(0, RANK), start + tl.arange(0, WIDTH)
+    for g in tl.static_range(MEMBERS):
+        mask = in_range[:, None] & (ranks < rank)[None, :]
+        s_at = ds + rows[:, None] * ds_stride + (g * rank + ranks)[None, :]
+        s = tl.load(s_at, mask=mask, other=0.0)
+        mask = (ranks < rank)[:, None] & (cols < k)[None, :]
+        a_at = lora_a + (g * rank + ranks)[:, None] * k + cols[None, :]
+        a = tl.load(a_at, mask=mask, other=0.0)
+        part = tl.dot(s.to(DOT), a.to(DOT), input_precision="ieee")
+        if DROPOUT:
+            stream = tl.load(streams + g)
+            keep = dropout_keep(key, stream, threshold, window_rows, start, k, WIDTH)
+            part = tl.where(keep, part, 0.0)
+        total += part
+    return total
+
+
+@triton.jit
+def store_constants(  # the constant column and the zeros of the padding
+    x_aug, stride, rows, in_range, features, base, end_of_ranks, total,
+):  # fmt: skip
+    cols = tl.arange(0, 64)[None, :]
+    at = x_aug + rows[:, None] * stride
+    one = tl.where(cols == 0, 1.0, 0.0).to(x_aug.dtype.element_ty)
+    tl.store(at + features + cols, one, mask=in_range[:, None] & (features + cols < base))
+    padding = in_range[:, None] & (end_of_ranks + cols < total)
+    tl.store(at + end_of_ranks + cols, one * 0, mask=padding)
+
+
+@triton.jit
+def _sum_splits_kernel(partial, out, out_stride, m, columns, n_splits, WIDTH: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    cols = tl.arange(0, WIDTH)
+    total = tl.zeros((WIDTH,), tl.float32)
+    for split in range(n_splits):
+        at = partial + (split * m + row) * columns + cols
+        total += tl.load(at, mask=cols < columns, other=0.0)
+    tl.store(out + row * out_stride + cols, total, mask=cols < columns)
+
+
+def sum_splits(partial: Tensor, out: Tensor) -> None:
+    """Sum (splits, M, G * R) over the splits, in order, into (M, G * R)."""
+    n_splits, m, columns = partial.shape
+    width = triton.next_power_of_2(columns)
+    launch(_sum_splits_kernel, (m,), partial, out, out.stride(0), m, columns, n_splits, WIDTH=width)
+
+
+def shrink_da_triton(
+    ds: Tensor,  # (M, G * R)
+    x: Tensor,  # (M, K)
+    shrink: Shrink,
+) -> Tensor:  # (G * R, K)
+    """Return dA of all members, the masks made again."""
+    da = torch.empty_like(shrink.lora_a)
+    k, rank = x.shape[1], shrink.rank
+    sums = tuple(OuterSum((0, k), g * rank, g * rank * k) for g in range(len(shrink.modules)))
+    dropout = group_dropout(shrink)
+    outer_sums(x, ds, da, sums, (1, k), rank, scale=shrink.scale, dropout=dropout)
+    return da
+
+
+def group_dropout(shrink: Shrink | None) -> GroupDropout:
+    """Return a group's dropout as the Triton kernels take it."""
+    return GroupDropout.of(shrink.dropout, shrink.modules) if shrink else NO_DROPOUT
 
 
 def native_arguments(shrink: Shrink | None) -> tuple[Any, ...]:

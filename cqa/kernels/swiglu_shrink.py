@@ -10,20 +10,30 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import triton
+import triton.language as tl
 from torch import Tensor
 
 from cqa.kernels.backend import Backend, choose
+from cqa.kernels.launch import dot_type, launch, rank_tile
 from cqa.kernels.precision import wider
-from cqa.kernels.rms_norm import with_constants
 from cqa.kernels.shrink import (
     AugColumns,
     Shrink,
     augmented,
+    expand_tile,
+    group_dropout,
     native_arguments,
     shrink_backward_ref,
     shrink_da_native,
+    shrink_da_triton,
     shrink_forward_ref,
+    shrink_tile,
+    store_constants,
+    sum_splits,
 )
+
+SPLITS = 8  # of the columns, so that a few hundred rows fill a GPU
 
 
 def swiglu_ref(gate_up: Tensor) -> Tensor:
@@ -51,6 +61,119 @@ def _swiglu_backward_ref(dact: Tensor, gate_up: Tensor) -> Tensor:
     return out
 
 
+@triton.jit
+def _sigmoid(z):
+    small = tl.exp(-tl.abs(z))  # never overflows
+    return tl.div_rn(tl.where(z < 0, small, 1.0), 1.0 + small)
+
+
+@triton.jit
+def _swiglu_shrink_kernel(  # a program: a block of rows, a share of the columns, one member
+    gate_up, lora_a, out, partial, key, streams, window_rows, m, k, in_stride, out_stride, base,
+    rank, end_of_ranks, total, threshold, scale,
+    ROWS: tl.constexpr, RANK: tl.constexpr, WIDTH: tl.constexpr, LORA: tl.constexpr,
+    DROPOUT: tl.constexpr, DOT: tl.constexpr,
+):  # fmt: skip
+    rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    split, member, in_range = tl.program_id(1), tl.program_id(2), rows < m
+    numbers = rows
+    if DROPOUT:
+        numbers = tl.load(window_rows + rows, mask=in_range, other=0)
+    s = tl.zeros((ROWS, RANK), tl.float32)
+    for start in range(split * WIDTH, k, tl.num_programs(1) * WIDTH):
+        cols = start + tl.arange(0, WIDTH)
+        mask = in_range[:, None] & (cols < k)[None, :]
+        at = gate_up + rows[:, None] * in_stride + cols[None, :]
+        gate = tl.load(at, mask=mask, other=0.0).to(tl.float32)
+        up = tl.load(at + k, mask=mask, other=0.0).to(tl.float32)
+        act = (gate * _sigmoid(gate) * up).to(out.dtype.element_ty)
+        if member == 0:
+            tl.store(out + rows[:, None] * out_stride + cols[None, :], act, mask=mask)
+        if LORA:
+            s = shrink_tile(
+                s, act.to(tl.float32), lora_a, member, rank, k, start, key, streams, threshold,
+                numbers, RANK, WIDTH, DROPOUT, DOT,
+            )  # fmt: skip
+    if LORA:
+        ranks = tl.arange(0, RANK)
+        row_of_partial = (split * m + rows)[:, None] * (tl.num_programs(2) * rank)
+        at = partial + row_of_partial + (member * rank + ranks)[None, :]
+        tl.store(at, s * scale, mask=in_range[:, None] & (ranks < rank)[None, :])
+    if (split == 0) & (member == 0):
+        store_constants(out, out_stride, rows, in_range, k, base, end_of_ranks, total)
+
+
+@triton.jit
+def _swiglu_backward_kernel(  # a tile a program
+    dact, ds, lora_a, gate_up, out, key, streams, window_rows, m, k, dact_stride, ds_stride,
+    in_stride, rank, threshold, scale,
+    MEMBERS: tl.constexpr, ROWS: tl.constexpr, RANK: tl.constexpr, WIDTH: tl.constexpr,
+    DROPOUT: tl.constexpr, DOT: tl.constexpr,
+):  # fmt: skip
+    rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    start, in_range = tl.program_id(1) * WIDTH, rows < m
+    cols = start + tl.arange(0, WIDTH)
+    mask = in_range[:, None] & (cols < k)[None, :]
+    d = tl.load(dact + rows[:, None] * dact_stride + cols[None, :], mask=mask, other=0.0)
+    d = d.to(tl.float32)
+    if MEMBERS > 0:
+        numbers = rows
+        if DROPOUT:
+            numbers = tl.load(window_rows + rows, mask=in_range, other=0)
+        d += scale * expand_tile(
+            ds, ds_stride, lora_a, rank, k, start, key, streams, threshold, numbers, rows, in_range,
+            MEMBERS, ROWS, RANK, WIDTH, DROPOUT, DOT,
+        )  # fmt: skip
+    at = gate_up + rows[:, None] * in_stride + cols[None, :]
+    gate = tl.load(at, mask=mask, other=0.0).to(tl.float32)
+    up = tl.load(at + k, mask=mask, other=0.0).to(tl.float32)
+    sigmoid = _sigmoid(gate)
+    silu = gate * sigmoid
+    at = out + rows[:, None] * (2 * k) + cols[None, :]
+    tl.store(at, d * up * (sigmoid + silu * (1 - sigmoid)), mask=mask)
+    tl.store(at + k, d * silu, mask=mask)
+
+
+def _swiglu_triton(
+    gate_up: Tensor, out: Tensor, columns: AugColumns, shrink: Shrink | None
+) -> None:
+    """Write all columns of `out`, [X | 1 | S], or those of [X | 1] without an adapter."""
+    m, k = gate_up.shape[0], columns.features
+    rank, members = (shrink.rank, len(shrink.modules)) if shrink else (1, 1)
+    dropout = group_dropout(shrink)
+    shape = (SPLITS, m, columns.rank_columns)
+    partial = out.new_empty(shape, dtype=torch.float32) if shrink else None
+    launch(
+        _swiglu_shrink_kernel, (triton.cdiv(m, 32), SPLITS, members),
+        gate_up, shrink.lora_a if shrink else None, out, partial, dropout.key, dropout.streams,
+        dropout.rows, m, k, gate_up.stride(0), out.stride(0), columns.base, rank,
+        columns.ranks.stop, columns.total, dropout.threshold, shrink.scale if shrink else 1.0,
+        ROWS=32, RANK=rank_tile(rank), WIDTH=128, LORA=shrink is not None,
+        DROPOUT=dropout.threshold > 0, DOT=dot_type(out.dtype), num_warps=4,
+    )  # fmt: skip
+    if partial is not None:
+        sum_splits(partial, out[:, columns.ranks])
+
+
+def _swiglu_backward_triton(
+    dact: Tensor, gate_up: Tensor, ds: Tensor | None, shrink: Shrink | None
+) -> Tensor:
+    """Return d(gate_up), the low-rank part included."""
+    out = torch.empty_like(gate_up, memory_format=torch.contiguous_format)
+    m, k = dact.shape
+    rank = shrink.rank if shrink else 1
+    dropout = group_dropout(shrink)
+    launch(
+        _swiglu_backward_kernel, (triton.cdiv(m, 32), triton.cdiv(k, 128)),
+        dact, ds, shrink.lora_a if shrink else None, gate_up, out, dropout.key, dropout.streams,
+        dropout.rows, m, k, dact.stride(0), ds.stride(0) if ds is not None else 0,
+        gate_up.stride(0), rank, dropout.threshold, shrink.scale if shrink else 1.0,
+        MEMBERS=len(shrink.modules) if shrink else 0, ROWS=32, RANK=rank_tile(rank), WIDTH=128,
+        DROPOUT=dropout.threshold > 0, DOT=dot_type(dact.dtype), num_warps=4,
+    )  # fmt: skip
+    return out
+
+
 def _swiglu_native(gate_up: Tensor, out: Tensor, s: Tensor | None, shrink: Shrink | None) -> None:
     scaled_a = None if shrink is None else shrink.lora_a * shrink.scale
     torch.ops.cqa.swiglu_shrink(gate_up, out, s, scaled_a, *native_arguments(shrink))
@@ -68,6 +191,12 @@ def _swiglu_backward_native(
     return out
 
 
+FUSED = {
+    "native": (shrink_da_native, _swiglu_backward_native),
+    "triton": (shrink_da_triton, _swiglu_backward_triton),
+}
+
+
 class _SwigluShrink(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -78,14 +207,18 @@ class _SwigluShrink(torch.autograd.Function):
         shrink: Shrink,
         backend: Backend,
     ) -> Tensor:
-        act_aug = augmented(gate_up, columns, gate_up.dtype)
-        act, s = act_aug[:, : columns.features], act_aug[:, columns.ranks]
         masks = []
-        if backend == "native":
-            _swiglu_native(gate_up, act, s, shrink)
+        if backend == "triton":
+            act_aug = gate_up.new_empty(gate_up.shape[0], columns.total)
+            _swiglu_triton(gate_up, act_aug, columns, shrink)
         else:
-            act.copy_(swiglu_ref(gate_up))
-            masks = shrink_forward_ref(act, lora_a, shrink.modules, shrink.dropout, s)
+            act_aug = augmented(gate_up, columns, gate_up.dtype)
+            act, s = act_aug[:, : columns.features], act_aug[:, columns.ranks]
+            if backend == "native":
+                _swiglu_native(gate_up, act, s, shrink)
+            else:
+                act.copy_(swiglu_ref(gate_up))
+                masks = shrink_forward_ref(act, lora_a, shrink.modules, shrink.dropout, s)
         ctx.save_for_backward(gate_up, lora_a, act_aug, *masks)
         ctx.columns, ctx.shrink, ctx.backend = columns, shrink, backend
         return act_aug
@@ -96,9 +229,10 @@ class _SwigluShrink(torch.autograd.Function):
         columns, shrink = ctx.columns, ctx.shrink
         act, ds = act_aug[:, : columns.features], dact_aug[:, columns.ranks]
         dact = dact_aug[:, : columns.features]
-        if ctx.backend == "native":
-            da = shrink_da_native(ds, act, shrink)
-            dgate_up = _swiglu_backward_native(dact, gate_up, ds, shrink)
+        if ctx.backend in FUSED:
+            shrink_da, swiglu_backward = FUSED[ctx.backend]
+            da = shrink_da(ds, act, shrink)
+            dgate_up = swiglu_backward(dact, gate_up, ds, shrink)
         else:
             da = shrink_backward_ref(act, ds, lora_a, masks, shrink.scale, dact)
             dgate_up = _swiglu_backward_ref(dact, gate_up)
@@ -107,21 +241,28 @@ class _SwigluShrink(torch.autograd.Function):
 
 class _Swiglu(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, gate_up: Tensor, backend: Backend) -> Tensor:
+    def forward(ctx: Any, gate_up: Tensor, columns: AugColumns, backend: Backend) -> Tensor:
         ctx.save_for_backward(gate_up)
-        ctx.backend = backend
-        if backend == "reference":
-            return swiglu_ref(gate_up)
-        out = gate_up.new_empty(gate_up.shape[0], gate_up.shape[1] // 2)
-        _swiglu_native(gate_up, out, None, None)
+        ctx.features, ctx.backend = columns.features, backend
+        if backend == "triton":
+            out = gate_up.new_empty(gate_up.shape[0], columns.total)
+            _swiglu_triton(gate_up, out, columns, None)
+            return out
+        out = augmented(gate_up, columns, gate_up.dtype)
+        act = out[:, : columns.features]
+        if backend == "native":
+            _swiglu_native(gate_up, act, None, None)
+        else:
+            act.copy_(swiglu_ref(gate_up))
         return out
 
     @staticmethod
-    def backward(ctx: Any, dact: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, dact: Tensor) -> tuple[Tensor | None, ...]:
         (gate_up,) = ctx.saved_tensors
+        dact = dact[:, : ctx.features]
         if ctx.backend == "reference":
-            return _swiglu_backward_ref(dact, gate_up), None
-        return _swiglu_backward_native(dact.contiguous(), gate_up, None, None), None
+            return _swiglu_backward_ref(dact, gate_up), None, None
+        return FUSED[ctx.backend][1](dact.contiguous(), gate_up, None, None), None, None
 
 
 def swiglu_shrink(
@@ -134,7 +275,7 @@ def swiglu_shrink(
     """Gate, and append the low-rank columns of down; see `norm_shrink` for the layout."""
     backend = choose(backend, gate_up.device, gate_up.dtype)
     if shrink is None:
-        act: Tensor = _Swiglu.apply(gate_up, backend)  # type: ignore[no-untyped-call]
-        return with_constants(act, columns)
+        act: Tensor = _Swiglu.apply(gate_up, columns.alone, backend)  # type: ignore[no-untyped-call]
+        return act
     out: Tensor = _SwigluShrink.apply(gate_up, shrink.lora_a, columns, shrink, backend)  # type: ignore[no-untyped-call]
     return out

@@ -32,8 +32,9 @@ from cqa.model.config import DecoderConfig
 from cqa.model.projection import Projection
 from cqa.model.rope import inverse_frequencies, rope_tables
 
-BLOCK_ROWS = {  # of scoring
-    "native": 2048,  # weights are read once a block
+BLOCK_ROWS = {  # of scoring; weights are read once a block
+    "native": 2048,
+    "triton": 2048,  # padded, but a pass fills several
     "reference": 256,  # padded, so not too high
 }
 
@@ -135,13 +136,13 @@ class Decoder:
             Shape (T, hidden_size).
         """
         height = BLOCK_ROWS[self.backend] if scoring else None
-        run = _Blocks(height, pad=self.backend == "reference")
+        run = _Blocks(height, pad=self.backend != "native")
         cos, sin = rope_tables(self._inv_freq, self._rope_factor, batch.position_ids)
         spans = tuple(
             AttentionSpan((s.start, s.stop), (s.start, s.stop), (s.prefix_start, s.prefix_stop))
             for s in batch.segments
         )
-        h = embed(batch.input_ids, self.table, noise)
+        h = embed(batch.input_ids, self.table, noise, backend=self.backend)
         if scoring:
             h = h.to(wider(self.dtype))
         for layer in self.layers[:-1]:

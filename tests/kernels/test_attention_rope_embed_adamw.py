@@ -10,8 +10,9 @@ from torch import Tensor
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from cqa.kernels.adamw import AdamState, adamw_step, clip_gradient
-from cqa.kernels.attention import AttentionSpan, attention
+from cqa.kernels.attention import AttentionSpan, attention, attention_by_library, gathered
 from cqa.kernels.embed import Noise, embed
+from cqa.kernels.launch import INTERPRETED
 from cqa.kernels.philox import NEFTUNE, philox_words_ref, stream_of
 from cqa.kernels.rope import rope
 
@@ -118,6 +119,37 @@ def test_bits_of_a_span_do_not_depend_on_the_other_spans(window):
             dirty.fill_(torch.nan)
 
 
+def library_of_segments(q, k, v, cu_query, cu_key, longest_query, longest_key, *, window):
+    """What a library for a GPU does, segment by segment: causal, aligned at the bottom right."""
+    outs, left = [], window[0]
+    for i in range(len(cu_query) - 1):
+        n_query, n_key = ((cu[i + 1] - cu[i]).item() for cu in (cu_query, cu_key))
+        assert (n_query <= longest_query, n_key <= longest_key) == (True, True)
+        query, key = slice(cu_query[i], cu_query[i + 1]), slice(cu_key[i], cu_key[i + 1])
+        span = AttentionSpan((0, n_query), (0, n_key), NOTHING)
+        outs.append(dense([q[query], k[key], v[key]], [span], None if left < 0 else left + 1))
+    assert window[1] == 0
+    return torch.cat(outs)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("window", [None, 4])
+def test_spans_laid_out_for_a_library_mean_the_same(layout, window):
+    spans = LAYOUTS[layout]
+    qkv = random_qkv(spans, 6, 2)
+    dout = torch.randn_like(qkv[0])
+    expected = values_and_gradients(lambda t: dense(t, spans, window), qkv, dout)
+    actual = values_and_gradients(
+        lambda t: attention_by_library(*t, tuple(spans), window, library_of_segments), qkv, dout
+    )
+    for one, other in zip(actual, expected, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_documents_are_not_gathered():
+    assert gathered(tuple(LAYOUTS["documents"]), 30, torch.device("cpu")).keys is None
+
+
 def angles(positions: Tensor, head_dim: int) -> tuple[Tensor, Tensor]:
     half = positions.double()[:, None] * 100.0 ** (-torch.arange(head_dim // 2) / head_dim * 2)
     return half.cos(), half.sin()
@@ -212,7 +244,9 @@ def test_noise_is_uncorrelated_between(other):
     assert abs(torch.corrcoef(torch.stack((a, b)))[0, 1]) < 4 / math.sqrt(a.numel())
 
 
-def test_noise_is_added_in_fp32_and_rounded_once():
+def test_noise_is_added_in_fp32_and_rounded_once(backend):
+    if backend == "triton" and INTERPRETED:
+        pytest.skip("the interpreter rounds to bf16 towards zero")
     table, ids = torch.randn(3, 64).bfloat16(), torch.tensor([1])
     noise = noise_of(5.0, [7])
     expected = (table[ids].float() + noisy(noise, 64)).bfloat16()

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from cqa.kernels.aug_linear import LoraRows, aug_linear
 from cqa.kernels.copy_shrink import copy_shrink
+from cqa.kernels.launch import INTERPRETED
 from cqa.kernels.philox import Dropout
 from cqa.kernels.rms_norm import norm_shrink, rms_norm_ref
 from cqa.kernels.shrink import AugColumns, Shrink
@@ -182,7 +183,11 @@ OPS = pytest.mark.parametrize("op", ["norm", "swiglu", "copy"])
     ids=["plain", "bias", "dropout", "both", "p=0.9", "one-member", "two-members", "pad-64"],
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
-def test_projections_and_gradients_are_as_accurate_as_plain_torch(op, m, k, settings, dtype):
+def test_projections_and_gradients_are_as_accurate_as_plain_torch(
+    op, m, k, settings, dtype, backend
+):
+    if backend == "triton" and INTERPRETED and (m, k) not in ((7, 40), (65, 50)):
+        pytest.skip("two sizes are enough in the slow interpreter")
     problem = Problem(op, m, k, **settings)
     truth, naive = plain(problem, torch.float64), plain(problem, dtype)
     assert_all_as_accurate(fused(problem, dtype), naive, truth)

@@ -1,0 +1,116 @@
+"""Every op that has a Triton kernel, called as a layer calls it, on tensors without data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cqa.kernels.aug_linear import LoraRows, aug_linear
+from cqa.kernels.copy_shrink import copy_shrink
+from cqa.kernels.embed import Noise, embed
+from cqa.kernels.philox import Dropout
+from cqa.kernels.rms_norm import norm_shrink, rms_norm
+from cqa.kernels.shrink import AugColumns, Shrink
+from cqa.kernels.swiglu_shrink import swiglu_shrink
+
+ROWS, RANK = 1400, 32
+META = torch.device("meta")
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of a model."""
+
+    hidden: int
+    intermediate: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocabulary: int
+
+
+SHAPES = {
+    "7B": Shape(3584, 18944, 28, 4, 128, 152_064),
+    "0.5B": Shape(896, 4864, 14, 2, 64, 151_936),
+}
+
+
+def tensor(*size: int, dtype: torch.dtype) -> Tensor:
+    """A tensor without data that takes a gradient."""
+    return torch.empty(*size, dtype=dtype, device=META, requires_grad=dtype.is_floating_point)
+
+
+def variants(features: int, members: int, *, bias: bool) -> list[tuple[AugColumns, Shrink | None]]:
+    """A group's input side: in training, in scoring with an adapter, and the base alone."""
+    columns = AugColumns(features, bias, members * RANK, 64)
+    lora_a = tensor(members * RANK, features, dtype=torch.float32)
+    rows = torch.arange(ROWS, device=META)
+    modules = tuple(range(members))
+    return [
+        (columns, Shrink(lora_a, modules, Dropout(0.05, 1, 1, rows))),
+        (columns, Shrink(lora_a, modules)),
+        (columns.alone, None),
+    ]
+
+
+def both_ways(out: Tensor) -> None:
+    """Run backward too."""
+    out.backward(torch.empty_like(out))
+
+
+def norm(shape: Shape, dtype: torch.dtype) -> None:
+    """Before qkv and gate_up, and the head norms."""
+    weight = torch.empty(shape.hidden, dtype=dtype, device=META)
+    for members in (3, 2):
+        for columns, shrink in variants(shape.hidden, members, bias=members == 3):
+            x = tensor(ROWS, shape.hidden, dtype=dtype)
+            both_ways(norm_shrink(x, weight, 1e-6, columns, shrink, backend="triton"))
+    wide = tensor(ROWS, shape.hidden, dtype=torch.float32)
+    norm_shrink(wide, weight, 1e-6, columns, shrink, backend="triton")
+    heads = tensor(ROWS, shape.heads, shape.head_dim, dtype=dtype)
+    of_heads = torch.empty(shape.head_dim, dtype=dtype, device=META)
+    both_ways(rms_norm(heads, of_heads, 1e-6, backend="triton"))
+
+
+def copy(shape: Shape, dtype: torch.dtype) -> None:
+    """Before o."""
+    width = shape.heads * shape.head_dim
+    for columns, shrink in variants(width, 1, bias=False)[:2]:
+        both_ways(copy_shrink(tensor(ROWS, width, dtype=dtype), columns, shrink, backend="triton"))
+
+
+def swiglu(shape: Shape, dtype: torch.dtype) -> None:
+    """Before down."""
+    for columns, shrink in variants(shape.intermediate, 1, bias=False):
+        gate_up = tensor(ROWS, 2 * shape.intermediate, dtype=dtype)
+        both_ways(swiglu_shrink(gate_up, columns, shrink, backend="triton"))
+
+
+def projection(shape: Shape, dtype: torch.dtype) -> None:
+    """The gradient of B."""
+    columns = AugColumns(shape.hidden, False, 2 * RANK, 64)
+    n = shape.intermediate
+    members = tuple(
+        LoraRows(slice(g * n, (g + 1) * n), slice(first, first + RANK), b)
+        for g, first in enumerate((columns.base, columns.base + RANK))
+        for b in [tensor(n, RANK, dtype=torch.float32)]
+    )
+    x_aug = tensor(ROWS, columns.total, dtype=dtype)
+    weight = torch.empty(2 * n, columns.total, dtype=dtype, device=META)
+    both_ways(aug_linear(x_aug, weight, members, backend="triton"))
+
+
+def embedding(shape: Shape, dtype: torch.dtype) -> None:
+    """Token embedding with noise."""
+    table = torch.empty(shape.vocabulary, shape.hidden, dtype=dtype, device=META)
+    ids = torch.zeros(ROWS, dtype=torch.int64, device=META)
+    noise = Noise(5.0, 1, 1, torch.arange(ROWS, device=META), ids + ROWS)
+    embed(ids, table, noise, backend="triton")
+
+
+CASES: list[Callable[[Shape, torch.dtype], None]] = [
+    norm, copy, swiglu, projection, embedding,
+]  # fmt: skip

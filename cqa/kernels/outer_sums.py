@@ -1,0 +1,113 @@
+"""Gradients of LoRA's factors: tall products xᵀ · s, all of a group in one launch.
+
+    out[c, r] = scale · Σ_m dropout(x)[m, c] · s[m, r]        dA: x is X, s is dS
+                                                              dB: x is dY, s is S
+
+Each tile of `out` is summed by one program in the order of the rows, so it has the same bits every
+time. On a CPU the same products are matrix products (matmul.py, and csrc/shrink.cpp with dropout).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from cqa.kernels.launch import dot_type, launch, rank_tile
+from cqa.kernels.philox import GroupDropout, dropout_keep
+
+
+@triton.jit
+def _outer_sum_kernel(  # out[c, r] = scale · Σ_m dropout(x)[m, c] · s[m, r], tile by tile
+    x,
+    s,
+    out,
+    tiles,  # per tile: first and last column of x, column of s, offset in out, index of stream
+    key,
+    streams,
+    window_rows,
+    m,
+    x_stride,
+    s_stride,
+    out_column_stride,
+    out_rank_stride,
+    k,
+    rank,
+    threshold,
+    scale,
+    ROWS: tl.constexpr,
+    RANK: tl.constexpr,
+    WIDTH: tl.constexpr,
+    DROPOUT: tl.constexpr,
+    DOT: tl.constexpr,
+):
+    tile = tiles + tl.program_id(0) * 5
+    first, stop, s_column = tl.load(tile), tl.load(tile + 1), tl.load(tile + 2)
+    cols, ranks = first + tl.arange(0, WIDTH), tl.arange(0, RANK)
+    total = tl.zeros((WIDTH, RANK), tl.float32)
+    for start in range(0, m, ROWS):
+        rows = start + tl.arange(0, ROWS).to(tl.int64)
+        x_at = x + rows[:, None] * x_stride + cols[None, :]
+        block = tl.load(x_at, mask=(rows < m)[:, None] & (cols < stop)[None, :], other=0.0)
+        if DROPOUT:
+            stream = tl.load(streams + tl.load(tile + 4))
+            numbers = tl.load(window_rows + rows, mask=rows < m, other=0)
+            keep = dropout_keep(key, stream, threshold, numbers, first, k, WIDTH)
+            block = tl.where(keep, block, 0.0)
+        s_at = s + rows[:, None] * s_stride + (s_column + ranks)[None, :]
+        right = tl.load(s_at, mask=(rows < m)[:, None] & (ranks < rank)[None, :], other=0.0)
+        left = tl.trans(block.to(DOT))
+        total = tl.dot(left, right.to(DOT), total, input_precision="ieee")
+    at = out + tl.load(tile + 3) + (cols - first)[:, None] * out_column_stride
+    at += ranks[None, :] * out_rank_stride
+    mask = (cols < stop)[:, None] & (ranks < rank)[None, :]
+    tl.store(at, total * scale, mask=mask)
+
+
+@dataclass(frozen=True, slots=True)
+class OuterSum:
+    """One product of `outer_sums`: columns of x, the first column of s, where it goes in `out`."""
+
+    columns: tuple[int, int]
+    s_column: int
+    offset: int
+
+
+OUTER_WIDTH, OUTER_ROWS = 64, 64
+
+
+@cache
+def _tiles(sums: tuple[OuterSum, ...], column_stride: int, device: torch.device) -> Tensor:
+    """Return the table of tiles, shape (n, 5) int64."""
+    tiles = [
+        (first, part.columns[1], part.s_column, at, g)
+        for g, part in enumerate(sums)
+        for first in range(*part.columns, OUTER_WIDTH)
+        for at in [part.offset + (first - part.columns[0]) * column_stride]
+    ]
+    return torch.tensor(tiles).to(device)
+
+
+def outer_sums(
+    x: Tensor,  # (M, K)
+    s: Tensor,  # (M, G * R)
+    out: Tensor,  # fp32, written
+    sums: tuple[OuterSum, ...],
+    strides: tuple[int, int],  # of out, along the columns of x and of s
+    rank: int,
+    *,
+    scale: float,
+    dropout: GroupDropout,
+) -> None:
+    """Form all products of a group; with dropout, product g takes x as member g dropped it."""
+    tiles = _tiles(sums, strides[0], x.device)
+    launch(
+        _outer_sum_kernel, (tiles.shape[0],), x, s, out, tiles, dropout.key, dropout.streams,
+        dropout.rows, x.shape[0], x.stride(0), s.stride(0), *strides, x.shape[1], rank,
+        dropout.threshold, scale, ROWS=OUTER_ROWS, RANK=rank_tile(rank), WIDTH=OUTER_WIDTH,
+        DROPOUT=dropout.threshold > 0, DOT=dot_type(x.dtype), num_warps=4,
+    )  # fmt: skip
