@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check bench bench-check bench-peers clean
+.PHONY: demo test check aot bench bench-check bench-peers clean
 
 $(READY): pyproject.toml setup.py constraints.txt $(wildcard csrc/*)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "cqa-fast needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
@@ -27,6 +27,9 @@ check: $(READY)  ## format, lint, types
 
 bench-check: $(READY)  ## fail if it got slower or larger than bench/floors.json allows
 	$(BIN)/python -m pytest bench/check_regression.py -q
+
+aot: $(READY)  ## compile every Triton kernel for GPUs that need not be here
+	$(BIN)/python bench/aot.py --out bench/results/aot.md
 
 bench-peers:  ## LLaMA-Factory in an environment of its own, for make bench
 	$(PYTHON) -m venv bench/peers/.venv-llamafactory

@@ -16,6 +16,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from functools import cache, lru_cache
+from importlib import import_module
 from itertools import accumulate
 from typing import Any, NamedTuple
 
@@ -74,36 +75,31 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, span: AttentionSpan, window: int | 
     return out[0].transpose(0, 1)
 
 
+def _imported(module: str, name: str) -> Callable[..., Any] | None:
+    try:
+        function: Callable[..., Any] = getattr(import_module(module), name)
+    except (ImportError, AttributeError):
+        return None
+    return function
+
+
 @cache
 def _library() -> Callable[..., Tensor] | None:
     """Return attention over segments of different lengths, or None where there is none.
 
     torch's own takes fewer key heads than query heads as they are in 2.11; 2.12 asks for
-    `enable_gqa`. Both libraries align the causal mask at the bottom right.
+    `enable_gqa`, and with one split a segment's bits do not depend on the others. Both libraries
+    align the causal mask at the bottom right.
     """
-    try:
-        from torch.nn.attention.varlen import varlen_attn
-    except ImportError:
-        varlen_attn = None
-    if varlen_attn is not None and torch.backends.cuda.is_flash_attention_available():
-        grouped = "enable_gqa" in inspect.signature(varlen_attn).parameters
-        extra = {"enable_gqa": True, "num_splits": 1} if grouped else {}
-
-        def by_torch(*tensors_and_sizes: Any, window: tuple[int, int]) -> Tensor:
-            out: Tensor = varlen_attn(*tensors_and_sizes, window_size=window, **extra)
-            return out
-
-        return by_torch
-    try:
-        from flash_attn import flash_attn_varlen_func
-    except ImportError:
+    by_torch = _imported("torch.nn.attention.varlen", "varlen_attn")
+    if by_torch is not None and torch.backends.cuda.is_flash_attention_available():
+        newer = "enable_gqa" in inspect.signature(by_torch).parameters
+        extra = {"enable_gqa": True, "num_splits": 1} if newer else {}
+        return lambda *given, window: by_torch(*given, window_size=window, **extra)
+    by_flash_attn = _imported("flash_attn", "flash_attn_varlen_func")
+    if by_flash_attn is None:
         return None
-
-    def by_flash_attn(*tensors_and_sizes: Any, window: tuple[int, int]) -> Tensor:
-        out: Tensor = flash_attn_varlen_func(*tensors_and_sizes, causal=True, window_size=window)
-        return out
-
-    return by_flash_attn
+    return lambda *given, window: by_flash_attn(*given, causal=True, window_size=window)
 
 
 def _fits_library(q: Tensor) -> bool:

@@ -8,10 +8,13 @@ import pytest
 from helpers import ROOT
 
 
+@pytest.fixture(autouse=True)
+def backend():
+    """Triton's alone."""
+
+
 @pytest.mark.parametrize("architecture", ["80", "90"])
-def test_kernels_compile_without_spills_and_use_the_matrix_units(architecture, backend):
-    if backend != "triton":
-        pytest.skip("about Triton's kernels alone")
+def test_kernels_compile_without_spills_and_use_the_matrix_units(architecture):
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     command = ["bench/aot.py", "--shape", "7B", "--dtype", "bf16", "--sm", architecture]
     run = subprocess.run(

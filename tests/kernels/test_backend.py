@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+import triton
 from helpers import ROOT
 
 from cqa.errors import ResourceError
@@ -12,27 +13,46 @@ from cqa.kernels import backend as backends
 from cqa.kernels.backend import choose, native_problem
 from cqa.study.doctor import examine
 
-CPU = torch.device("cpu")
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 
 @pytest.fixture(autouse=True)
-def _as_installed(backend, monkeypatch):
-    """These tests are about the choice itself."""
-    if backend == "reference":
-        pytest.skip("the choice is tested once")
+def backend():
+    """Leave the choice as it is installed: it is what these tests are about."""
 
 
-def test_fp32_on_a_cpu_is_native_and_everything_else_is_the_reference():
-    assert choose(None, CPU, torch.float32) == "native"
-    assert choose(None, CPU, torch.bfloat16) == "reference"
-    assert choose(None, CPU, torch.float64) == "reference"
-    assert choose(None, torch.device("cuda"), torch.float32) == "reference"
-    assert choose("reference", CPU, torch.float32) == "reference"
+@pytest.mark.parametrize(
+    ("device", "dtype", "expected"),
+    [
+        (CPU, torch.float32, "native"),
+        (CPU, torch.bfloat16, "reference"),
+        (CPU, torch.float64, "reference"),
+        (CUDA, torch.bfloat16, "triton"),
+        (CUDA, torch.float16, "triton"),
+        (CUDA, torch.float32, "triton"),
+        (CUDA, torch.float64, "reference"),
+    ],
+    ids=str,
+)
+def test_the_fastest_that_fits_is_taken(device, dtype, expected):
+    assert choose(None, device, dtype) == expected
+    assert choose("reference", device, dtype) == "reference"
 
 
 def test_native_ops_are_refused_where_they_do_not_fit():
     with pytest.raises(ValueError, match="expected fp32 on a CPU for the native ops, got"):
         choose("native", CPU, torch.bfloat16)
+    with pytest.raises(ValueError, match="expected fp32 on a CPU for the native ops, got"):
+        choose("native", CUDA, torch.float32)
+
+
+def test_triton_is_refused_where_it_does_not_fit(monkeypatch):
+    with pytest.raises(ValueError, match="expected 16 or 32-bit floats on a GPU for Triton, got"):
+        choose("triton", CUDA, torch.float64)
+    monkeypatch.setattr(triton.knobs.runtime, "interpret", False)
+    with pytest.raises(ValueError, match="expected 16 or 32-bit floats on a GPU for Triton, got"):
+        choose("triton", CPU, torch.float32)
+    assert choose("triton", torch.device("meta"), torch.bfloat16) == "triton"
 
 
 def test_what_is_missing_is_said_with_what_to_do(monkeypatch, tmp_path):

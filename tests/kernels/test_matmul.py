@@ -56,7 +56,7 @@ def test_layout_of_the_factors_does_not_change_the_product(left, right, m, k, n)
 
 
 def test_bits_of_a_row_depend_on_nothing_but_the_row(backend):
-    if backend == "reference":
+    if backend != "native":
         pytest.skip("a library's order of summation follows the shape of the whole product")
     a, b, start = (t.float() for t in factors(150, 777, 100))
     whole = mm(a, b, start)
@@ -90,7 +90,7 @@ def test_empty_products():
 
 @pytest.mark.parametrize("tile", ["avx2", "plain"])
 def test_every_tile_gives_the_same_product(tile, backend):
-    if backend == "reference":
+    if backend != "native":
         pytest.skip("tiles belong to the native product")
     code = """
 import torch
