@@ -154,7 +154,7 @@ def _dump(cubin: Path, what: str) -> str:
 
 
 def compiled_table(
-    shapes: list[str], dtypes: list[torch.dtype], architectures: list[int]
+    shapes: list[str], dtypes: list[torch.dtype], architectures: list[int], *, quick: bool
 ) -> Iterator[tuple[str, str, int, Compiled]]:
     """Yield kernel, pointer type, architecture and result of every distinct launch."""
     launches: dict[Launch, str] = {}
@@ -163,6 +163,9 @@ def compiled_table(
             for case in CASES:
                 for launch in launches_of(partial(case, SHAPES[shape], dtype)):
                     launches.setdefault(launch, TYPES[dtype])
+    if quick:
+        first = {launch.kernel: launch for launch in reversed(launches)}
+        launches = {launch: launches[launch] for launch in first.values()}
     jobs = [(launch, architecture) for launch in launches for architecture in architectures]
     with ThreadPoolExecutor(2) as pool:
         results = pool.map(lambda job: compile_launch(*job), jobs)
@@ -176,6 +179,7 @@ def main() -> None:
     parser.add_argument("--shape", nargs="+", default=list(SHAPES), choices=list(SHAPES))
     parser.add_argument("--dtype", nargs="+", default=["bf16", "fp32"], choices=["bf16", "fp32"])
     parser.add_argument("--sm", nargs="+", type=int, default=list(SHARED_BYTES))
+    parser.add_argument("--quick", action="store_true", help="one variant of each kernel")
     parser.add_argument("--out", type=Path, help="also write the table here, as Markdown")
     options = parser.parse_args()
     by_name = {name: dtype for dtype, name in TYPES.items()}
@@ -187,7 +191,8 @@ def main() -> None:
     ]
     print("\n".join(lines))
     failures = 0
-    table = compiled_table(options.shape, [by_name[d] for d in options.dtype], options.sm)
+    dtypes = [by_name[d] for d in options.dtype]
+    table = compiled_table(options.shape, dtypes, options.sm, quick=options.quick)
     for name, dtype, architecture, c in table:
         unit = c.matrix_unit or "–"
         line = f"| {name} | {dtype} | {architecture} | {c.registers} | {c.stack_bytes} | "
