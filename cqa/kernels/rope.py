@@ -64,7 +64,7 @@ def _rope_triton(x: Tensor, cos: Tensor, sin: Tensor, sign: float) -> Tensor:
 
 def _rope_native(x: Tensor, cos: Tensor, sin: Tensor, sign: float) -> Tensor:
     out = x.new_empty(x.shape)
-    torch.ops.cqa.rope(x if x[0].is_contiguous() else x.contiguous(), cos, sin, out, sign)
+    torch.ops.cqa.rope(x if x[:1].is_contiguous() else x.contiguous(), cos, sin, out, sign)
     return out
 
 
