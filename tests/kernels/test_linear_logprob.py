@@ -139,7 +139,7 @@ def far_apart(rows: Tensor) -> Tensor:
 
 @pytest.mark.skipif(DEVICE == "cuda", reason="a device has no memory to spare on empty space")
 def test_offsets_of_rows_have_64_bits():
-    z, target = rows_of("normal", 40, 4)
+    z, target = rows_of("normal", 40, 3)
     exact = at(z, target).double()
     far = far_apart(z.bfloat16())
     near = far.clone()
@@ -190,6 +190,7 @@ def test_both_routes_count_ties_alike(route):
     assert stats.rank.tolist() == (z > at(z, target)[:, None]).sum(1).tolist()
 
 
+@pytest.mark.usefixtures("sums_in_order")
 @pytest.mark.parametrize("d", [64, 200])
 def test_a_copy_of_the_targets_row_is_not_above_it(d):
     hidden, head, target = head_of(30, 600, d, torch.float32)
@@ -197,7 +198,7 @@ def test_a_copy_of_the_targets_row_is_not_above_it(d):
     head[599] = head[target[1]]
     stats = token_stats(hidden, head, target, backend="triton")
     truth = hidden.double() @ head.double().T
-    clear = (truth - at(truth, target)[:, None]).abs() > 1e-4
+    clear = (truth - at(truth, target)[:, None]).abs() > 1e-5
     equal = (head == head[target][:, None]).all(2)
     assert (clear | equal).all()
     above = (truth > at(truth, target)[:, None]) & ~equal

@@ -2,9 +2,7 @@
 
 import math
 from dataclasses import astuple
-from functools import partial
 
-import numpy as np
 import pytest
 import torch
 from helpers import assert_as_accurate
@@ -206,14 +204,7 @@ def test_statistics_are_fp64_and_training_is_fp32_or_wider(dtype):
     assert token_logprobs(hidden.requires_grad_(), head, target).dtype == expected
 
 
-@pytest.fixture
-def _sums_in_order(backend, monkeypatch):
-    """The interpreter multiplies tiles by a library that orders a sum by its place in the tile."""
-    if backend == "triton":
-        monkeypatch.setattr(np, "matmul", partial(np.einsum, "ij,jk->ik"))
-
-
-@pytest.mark.usefixtures("_sums_in_order")
+@pytest.mark.usefixtures("sums_in_order")
 @pytest.mark.parametrize(("v", "d"), [(211, 48), (1003, 64), (4096, 192)])
 def test_bits_of_a_row_do_not_depend_on_the_other_rows(v, d, backend):
     v = min(v, 1100) if backend == "triton" else v  # interpreted
