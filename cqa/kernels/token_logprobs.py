@@ -26,6 +26,7 @@ from cqa.kernels.matmul import mm
 from cqa.kernels.row_stats import TokenStats, row_stats_ref, row_stats_triton
 
 Route = Literal["fused", "chunked"]
+ROUTES: tuple[Route, ...] = ("fused", "chunked")
 # Which route scoring takes on a GPU, until a device has measured both. One for any number of rows,
 # since a row's bits must not depend on how many others there are; and the fused one, since its own
 # tiles make sure of that, while a library may choose its order of summation.

@@ -11,7 +11,7 @@ from torch import Tensor
 from cqa.kernels import linear_logprob, token_logprobs
 from cqa.kernels.loss_rows import loss_rows
 from cqa.kernels.row_stats import row_stats_triton
-from cqa.kernels.token_logprobs import token_stats
+from cqa.kernels.token_logprobs import ROUTES, token_stats
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 KINDS = pytest.mark.parametrize("kind", ["normal", "peaked", "flat", "offset"])
@@ -168,7 +168,7 @@ def head_of(m: int, v: int, d: int, dtype: torch.dtype) -> tuple[Tensor, Tensor,
 
 
 @DTYPES
-@pytest.mark.parametrize("route", ["fused", "chunked"])
+@pytest.mark.parametrize("route", ROUTES)
 @pytest.mark.parametrize(("m", "v", "d"), [(5, 1100, 40), (70, 513, 64), (1, 1, 7)])
 def test_both_routes_are_as_accurate_as_log_softmax(route, m, v, d, dtype):
     hidden, head, target = head_of(m, v, d, dtype)
@@ -179,7 +179,7 @@ def test_both_routes_are_as_accurate_as_log_softmax(route, m, v, d, dtype):
         assert_as_accurate(name, getattr(stats, name), naive[name], truth[name])
 
 
-@pytest.mark.parametrize("route", ["fused", "chunked"])
+@pytest.mark.parametrize("route", ROUTES)
 def test_both_routes_count_ties_alike(route):
     hidden, head = torch.randint(-2, 3, (20, 8)).float(), torch.randint(-2, 3, (700, 8)).float()
     target = torch.randint(700, (20,))
@@ -225,7 +225,7 @@ def test_rows_in_several_launches_give_the_same_bits(monkeypatch):
         assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize("route", ["fused", "chunked"])
+@pytest.mark.parametrize("route", ROUTES)
 def test_a_hidden_state_that_is_not_a_number_spoils_its_own_row_alone(route):
     hidden, head, target = head_of(6, 600, 16, torch.float32)
     hidden[2, 3] = math.nan
