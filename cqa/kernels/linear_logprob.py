@@ -23,7 +23,7 @@ from cqa.kernels.row_stats import LEAST, NOTHING, TokenStats, with_target
 
 SPLIT = 512  # columns of one program
 _ROWS = 1 << 14  # rows whose partial results exist at a time
-_any_rows = triton.jit(do_not_specialize=["n_rows"])  # one compiled form for any number of rows
+_any_rows = triton.jit(do_not_specialize=["n_rows", "plane"])  # one form for any number of rows
 _GROUP = 8  # blocks of rows that run beside each other, so that their operands stay in L2
 
 
@@ -93,7 +93,7 @@ def _exact_logits(
 
 @_any_rows
 def _split_stats(
-    hidden, head, target, own, tops, weights, weighteds, aboves, n_rows, n_cols,
+    hidden, head, target, own, tops, weights, weighteds, aboves, n_rows, pitch, n_cols,
     hidden_stride, head_stride, DEPTH: tl.constexpr, SPLIT: tl.constexpr, GROUP: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, DOT: tl.constexpr,
 ):  # fmt: skip
@@ -127,7 +127,7 @@ def _split_stats(
         weighted = scale * (weighted + raised * weight) + tl.sum(counted, 1)
         weight = scale * weight + tl.sum(e, 1)
         top = new_top
-    to = split.to(tl.int64) * n_rows + row
+    to = split.to(tl.int64) * pitch + row
     tl.store(tops + to, top, mask=row < n_rows)
     tl.store(weights + to, weight, mask=row < n_rows)
     tl.store(weighteds + to, weighted, mask=row < n_rows)
@@ -136,12 +136,12 @@ def _split_stats(
 
 @_any_rows
 def _join_splits(
-    tops, weights, weighteds, aboves, exact, stats, rank, n_rows, n_splits, plane,
+    tops, weights, weighteds, aboves, exact, stats, rank, n_rows, pitch, n_splits, plane,
     ROWS: tl.constexpr, SPLITS: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     split = tl.arange(0, SPLITS)
-    place = split.to(tl.int64)[:, None] * n_rows + row[None, :]
+    place = split.to(tl.int64)[:, None] * pitch + row[None, :]
     inside = (split < n_splits)[:, None] & (row < n_rows)[None, :]
     top = tl.load(tops + place, mask=inside, other=LEAST).to(tl.float64)
     weight = tl.load(weights + place, mask=inside, other=0).to(tl.float64)
@@ -196,15 +196,16 @@ def _write_stats(hidden: Tensor, head: Tensor, target: Tensor, stats: Tensor, ra
     exact = exact_logits_triton(hidden, head, target)
     own = torch.empty(n_rows, dtype=torch.float32, device=device)
     launch(_own_logits, (n_blocks,), hidden, head, target, own, n_rows, *strides, **tiles)
-    sums = torch.empty(3, n_splits, n_rows, dtype=torch.float32, device=device)
-    above = torch.empty(n_splits, n_rows, dtype=torch.int32, device=device)
+    pitch = triton.cdiv(n_rows, 16) * 16  # keeps every row of partial results aligned
+    sums = torch.empty(3, n_splits, pitch, dtype=torch.float32, device=device)
+    above = torch.empty(n_splits, pitch, dtype=torch.int32, device=device)
     launch(
         _split_stats, (n_blocks * n_splits,),
-        hidden, head, target, own, *sums, above, n_rows, n_cols, *strides,
+        hidden, head, target, own, *sums, above, n_rows, pitch, n_cols, *strides,
         SPLIT=SPLIT, GROUP=_GROUP, **tiles,
     )  # fmt: skip
     launch(
         _join_splits, (triton.cdiv(n_rows, 8),),
-        *sums, above, exact, stats, rank, n_rows, n_splits, stats.stride(0),
+        *sums, above, exact, stats, rank, n_rows, pitch, n_splits, stats.stride(0),
         ROWS=8, SPLITS=triton.next_power_of_2(n_splits), num_warps=8,
     )  # fmt: skip
