@@ -8,13 +8,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from cqa.kernels.adamw import AdamState, adam_rates, adamw_step, gradient_norm
 from cqa.kernels.aug_linear import LoraRows, aug_linear
 from cqa.kernels.copy_shrink import copy_shrink
 from cqa.kernels.embed import Noise, embed
 from cqa.kernels.philox import Dropout
 from cqa.kernels.rms_norm import norm_shrink, rms_norm
+from cqa.kernels.rope import rope
+from cqa.kernels.scatter import ScatterTable, Segment, scatter
 from cqa.kernels.shrink import AugColumns, Shrink
 from cqa.kernels.swiglu_shrink import swiglu_shrink
+from cqa.kernels.token_logprobs import ROUTES, token_logprobs, token_stats
 
 ROWS, RANK = 1400, 32
 META = torch.device("meta")
@@ -111,6 +115,36 @@ def embedding(shape: Shape, dtype: torch.dtype) -> None:
     embed(ids, table, noise, backend="triton")
 
 
+def rotation(shape: Shape, dtype: torch.dtype) -> None:
+    """Queries and keys, slices of the fused projection."""
+    fused = tensor(ROWS, shape.heads + 2 * shape.kv_heads, shape.head_dim, dtype=dtype)
+    angles = torch.empty(ROWS, shape.head_dim // 2, device=META)
+    for heads in (slice(shape.heads), slice(shape.heads, shape.heads + shape.kv_heads)):
+        both_ways(rope(fused[:, heads], angles, angles, backend="triton"))
+
+
+def head(shape: Shape, dtype: torch.dtype) -> None:
+    """Loss and gradient rows, and both routes of scoring."""
+    hidden = tensor(ROWS, shape.hidden, dtype=dtype)
+    table = torch.empty(shape.vocabulary, shape.hidden, dtype=dtype, device=META)
+    target = torch.zeros(ROWS, dtype=torch.int64, device=META)
+    both_ways(token_logprobs(hidden, table, target, backend="triton"))
+    for route in ROUTES:
+        token_stats(hidden, table, target, backend="triton", route=route)
+
+
+def optimizer(shape: Shape, dtype: torch.dtype) -> None:
+    """Norm, step, and the way back into the augmented weights."""
+    state = AdamState(*(torch.empty(80_700_000, device=META) for _ in range(4)))
+    norm = gradient_norm(state.grad, backend="triton")
+    rates = adam_rates(lr=1e-4, step=1, weight_decay=0.0, device=META)
+    adamw_step(state, rates, norm=norm, max_norm=1.0, backend="triton")
+    columns = AugColumns(shape.hidden, False, RANK, 64)
+    weight = torch.empty(shape.hidden, columns.total, dtype=dtype, device=META)
+    table = ScatterTable([Segment(0, weight[:, columns.ranks], 2.0)])
+    scatter(state.param, table, backend="triton")
+
+
 CASES: list[Callable[[Shape, torch.dtype], None]] = [
-    norm, copy, swiglu, projection, embedding,
+    norm, copy, swiglu, projection, embedding, rotation, head, optimizer,
 ]  # fmt: skip

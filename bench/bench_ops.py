@@ -4,7 +4,7 @@ import pytest
 import torch
 from compare import record, turn_about
 
-from cqa.kernels.adamw import AdamState, adamw_step
+from cqa.kernels.adamw import AdamState, adam_rates, adamw_step
 from cqa.kernels.attention import AttentionSpan, attention
 from cqa.kernels.backend import native_problem
 from cqa.kernels.copy_shrink import copy_shrink
@@ -76,9 +76,11 @@ def op_token_stats():
 
 def op_adamw():
     state = AdamState(*(torch.rand(17_600_000) for _ in range(4)))
+    rates = adam_rates(lr=1e-5, step=3, weight_decay=0.0, device=torch.device("cpu"))
+    norm = torch.ones(())
 
     def step(backend):
-        adamw_step(state, lr=1e-5, step=3, weight_decay=0.0, backend=backend)
+        adamw_step(state, rates, norm=norm, max_norm=0, backend=backend)
         return state.param
 
     return step

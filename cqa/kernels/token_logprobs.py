@@ -4,99 +4,64 @@
     H[m] = lse_m - Σ_v p_v z[m, v]                       rank[m] = #{v : z[m, v] > z[m, t_m]}
 
 The one quantity of the project: its mean, negated, is the training loss; its sum is a score.
-Logits exist only for one chunk of rows. In training the chunk is turned into the gradient of the
-hidden states at once: the head is frozen, so nothing else is kept. Units: nats.
+In training, logits exist for one chunk of rows, which is turned into the gradient of the hidden
+states at once: the head is frozen, so nothing else is kept. In scoring on a GPU there are two
+routes to the same numbers: "fused" (linear_logprob.py) never writes logits; "chunked" writes a
+chunk of them by the library's product and reads it once (row_stats.py). Units: nats.
 Source: the paper's section 4.1 (log P) and 6.1 (entropy); chunking as in arXiv:2411.09009.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from cqa.kernels.backend import Backend, choose
+from cqa.kernels.linear_logprob import exact_logits_ref, exact_logits_triton, linear_logprob_triton
+from cqa.kernels.loss_rows import loss_rows
 from cqa.kernels.matmul import mm
+from cqa.kernels.row_stats import TokenStats, row_stats_ref, row_stats_triton
 
+Route = Literal["fused", "chunked"]
+ROUTES: tuple[Route, ...] = ("fused", "chunked")
+# Which route scoring takes on a GPU, until a device has measured both. One for any number of rows,
+# since a row's bits must not depend on how many others there are; and the fused one, since its own
+# tiles make sure of that, while a library may choose its order of summation.
+DEFAULT_ROUTE: Route = "fused"
 CHUNK_ROWS = 128  # rows of logits alive at a time, and the fixed height of a library's GEMM
-CHUNK_BYTES = 1 << 28  # of fp32 logits alive at a time in training, where that is more rows
+CHUNK_BYTES = 300 << 20  # of fp32 logits alive at a time, where that is more rows
+_TALLEST_CHUNK = 512  # of scoring, whose last chunk is padded
 
 
-@dataclass(frozen=True, slots=True)
-class TokenStats:
-    """What one read of a row of logits gives; every field has shape (M,)."""
-
-    logp: Tensor  # nats, fp64
-    entropy: Tensor  # nats, fp64
-    rank: Tensor  # int64, 0 is the most probable token
-    lse: Tensor  # fp64
+def _chunk_rows(vocab_size: int) -> int:
+    """How many rows of logits are alive at a time: a multiple of CHUNK_ROWS."""
+    return max(1, CHUNK_BYTES // (4 * vocab_size * CHUNK_ROWS)) * CHUNK_ROWS
 
 
-def row_stats_ref(
-    logits: Tensor,  # (M, V) fp32 or wider, overwritten
-    target: Tensor,  # (M,) int64
-    at_target: Tensor,  # (M,) fp64
-) -> TokenStats:
-    """The definition for one chunk of logits, which it uses as its working memory.
-
-    `at_target` is the target's logit to more digits than the row holds; it takes the place of the
-    row's own, also within the sum, so that no probability exceeds 1 and the others keep their
-    digits where the target takes nearly all.
-    """
-    column = target[:, None]
-    rank = (logits > logits.gather(1, column)).sum(1)
-    top = logits.amax(1, keepdim=True)
-    shifted = logits.sub_(top)
-    weights = torch.exp(shifted)
-    weights.scatter_(1, column, 0)
-    exact = at_target - top.squeeze(1)
-    log_total = torch.logaddexp(weights.sum(1).double().log(), exact)
-    weighted = weights.mul_(shifted).sum(1).double() + exact.exp() * exact
-    return TokenStats(
-        logp=exact - log_total,
-        entropy=(log_total - weighted * torch.exp(-log_total)).clamp_(min=0),
-        rank=rank,
-        lse=top.squeeze(1) + log_total,
-    )
-
-
-def loss_rows_ref(
-    logits: Tensor,  # (M, V) fp32 or wider, overwritten by d(-logp) / d(logits)
-    target: Tensor,  # (M,) int64
-) -> Tensor:  # (M,) logp
-    """Return logp and turn the logits into the gradient rows p - onehot(target), in place."""
-    top = logits.amax(1, keepdim=True)
-    at_target = logits.gather(1, target[:, None]) - top
-    total = torch.exp(logits.sub_(top), out=logits).sum(1, keepdim=True)
-    logp = at_target.double() - total.double().log()
-    logits.div_(total)
-    logits.scatter_(1, target[:, None], torch.expm1(logp).to(logits.dtype))
-    return logp.squeeze(1).to(logits.dtype)
+def _wide_product(a: Tensor, b: Tensor, backend: Backend) -> Tensor:
+    """Return a · b in fp32 for 16-bit factors, else in theirs; no partial sum has 16 bits."""
+    if a.dtype in (torch.float32, torch.float64):
+        return mm(a, b, backend=backend)
+    if a.is_cuda:
+        return torch.mm(a, b, out_dtype=torch.float32)
+    return a.float() @ b.float()
 
 
 def logits_of(hidden: Tensor, head: Tensor, backend: Backend = "reference") -> Tensor:
     """Return fp32-accumulated logits, shape (M, V): fp32, or fp64 for fp64 inputs."""
-    if hidden.dtype in (torch.float32, torch.float64):
-        return mm(hidden, head.T, backend=backend)
-    if hidden.is_cuda:
-        return torch.mm(hidden, head.T, out_dtype=torch.float32)
-    return hidden.float() @ head.float().T
+    return _wide_product(hidden, head.T, backend)
 
 
-def _loss_rows_native(logits: Tensor, target: Tensor) -> Tensor:
-    logp = torch.empty(target.shape, dtype=torch.float64)
-    torch.ops.cqa.loss_rows(logits, target, logp)
-    return logp
-
-
-def _token_stats_native(hidden: Tensor, head: Tensor, target: Tensor) -> TokenStats:
-    """Fused log-softmax and gather: logits exist in tiles, within the cache."""
-    stats = torch.empty(3, target.shape[0], dtype=torch.float64)
-    rank = torch.empty_like(target)
-    torch.ops.cqa.token_stats(hidden.contiguous(), head, target, stats, rank)
-    return TokenStats(logp=stats[0], entropy=stats[1], rank=rank, lse=stats[2])
+def _loss_and_gradient(
+    hidden: Tensor, head: Tensor, target: Tensor, backend: Backend
+) -> tuple[Tensor, Tensor]:
+    """Return logp and d(-logp) / d(hidden) of one chunk, whose logits are gone afterwards."""
+    logits = logits_of(hidden, head, backend)
+    logp, dlogits = loss_rows(logits, target, head.dtype, backend=backend)
+    return logp, _wide_product(dlogits, head, backend)
 
 
 class _TokenLogprobs(torch.autograd.Function):
@@ -105,13 +70,12 @@ class _TokenLogprobs(torch.autograd.Function):
         wide = torch.promote_types(hidden.dtype, torch.float32)
         logp = torch.empty(target.shape, dtype=wide, device=hidden.device)
         dhidden = torch.empty_like(hidden)
-        loss_rows = _loss_rows_native if backend == "native" else loss_rows_ref
-        height = max(CHUNK_ROWS, CHUNK_BYTES // (4 * head.shape[0]))
+        height = _chunk_rows(head.shape[0])
         for start in range(0, target.shape[0], height):
             rows = slice(start, start + height)
-            logits = logits_of(hidden[rows], head, backend)
-            logp[rows] = loss_rows(logits, target[rows])
-            dhidden[rows] = mm(logits.to(head.dtype), head, backend=backend)
+            logp[rows], dhidden[rows] = _loss_and_gradient(
+                hidden[rows], head, target[rows], backend
+            )
         ctx.save_for_backward(dhidden)
         return logp
 
@@ -150,22 +114,33 @@ def token_logprobs(
 
 
 def token_stats_ref(hidden: Tensor, head: Tensor, target: Tensor) -> TokenStats:
-    """The definition, chunk by chunk.
+    """The definition, chunk by chunk."""
+    return _chunked(hidden, head, target, CHUNK_ROWS, exact_logits_ref, row_stats_ref)
 
-    Every GEMM has exactly `CHUNK_ROWS` rows (the last one is padded), so that a row's result does
-    not depend on how many others there are. The one logit that a log-probability hinges on, the
+
+def _chunked(
+    hidden: Tensor,
+    head: Tensor,
+    target: Tensor,
+    height: int,
+    exact_logits: Callable[[Tensor, Tensor, Tensor], Tensor],
+    row_stats: Callable[[Tensor, Tensor, Tensor], TokenStats],
+) -> TokenStats:
+    """Go by way of a chunk of logits at a time.
+
+    Every GEMM has exactly `height` rows (the last one is padded), so that a row's result does not
+    depend on how many others there are. The one logit that a log-probability hinges on, the
     target's, is formed again in fp64: it costs D products a row and removes most of the rounding.
     """
     chunks = []
-    for start in range(0, target.shape[0], CHUNK_ROWS):
-        rows = slice(start, start + CHUNK_ROWS)
+    for start in range(0, target.shape[0], height):
+        rows = slice(start, start + height)
         n = target[rows].shape[0]
         h, t = hidden[rows], target[rows]
-        if n < CHUNK_ROWS:
-            h = torch.cat((h, h.new_zeros(CHUNK_ROWS - n, h.shape[1])))
-            t = torch.cat((t, t.new_zeros(CHUNK_ROWS - n)))
-        at_target = (h.double() * head[t].double()).sum(1)
-        stats = row_stats_ref(logits_of(h, head), t, at_target)
+        if n < height:
+            h = torch.cat((h, h.new_zeros(height - n, h.shape[1])))
+            t = torch.cat((t, t.new_zeros(height - n)))
+        stats = row_stats(logits_of(h, head), t, exact_logits(h, head, t))
         chunks.append([field[:n] for field in (stats.logp, stats.entropy, stats.rank, stats.lse)])
     if not chunks:
         none = hidden.new_empty(0, dtype=torch.float64)
@@ -173,12 +148,34 @@ def token_stats_ref(hidden: Tensor, head: Tensor, target: Tensor) -> TokenStats:
     return TokenStats(*(torch.cat(parts) for parts in zip(*chunks, strict=True)))
 
 
+def _token_stats_triton(hidden: Tensor, head: Tensor, target: Tensor, route: Route) -> TokenStats:
+    hidden, head, target = _unit_stride(hidden), _unit_stride(head), target.contiguous()
+    if route == "fused":
+        return linear_logprob_triton(hidden, head, target)
+    height = min(_TALLEST_CHUNK, _chunk_rows(head.shape[0]))
+    return _chunked(hidden, head, target, height, exact_logits_triton, row_stats_triton)
+
+
+def _unit_stride(matrix: Tensor) -> Tensor:
+    return matrix if matrix.stride(1) == 1 else matrix.contiguous()
+
+
+def _token_stats_native(hidden: Tensor, head: Tensor, target: Tensor) -> TokenStats:
+    """Fused log-softmax and gather: logits exist in tiles, within the cache."""
+    stats = torch.empty(3, target.shape[0], dtype=torch.float64)
+    rank = torch.empty_like(target)
+    torch.ops.cqa.token_stats(hidden.contiguous(), head, target, stats, rank)
+    return TokenStats(logp=stats[0], entropy=stats[1], rank=rank, lse=stats[2])
+
+
+@torch.no_grad()
 def token_stats(
     hidden: Tensor,  # (M, D)
     head: Tensor,  # (V, D)
     target: Tensor,  # (M,) int64
     *,
     backend: Backend | None = None,
+    route: Route = DEFAULT_ROUTE,
 ) -> TokenStats:
     """Return log-probability, entropy, rank and log-sum-exp of each target, without gradient.
 
@@ -186,10 +183,14 @@ def token_stats(
 
     Args:
         hidden: Hidden states after the final norm, shape (M, D).
-        head: Output embedding, shape (V, D).
+        head: Output embedding, shape (V, D), same dtype and device.
         target: Token ids in [0, V), shape (M,).
         backend: See cqa.kernels.backend.
+        route: Which of the two ways Triton goes; the other backends have one.
     """
-    if choose(backend, head.device, head.dtype) == "native":
+    backend = choose(backend, head.device, head.dtype)
+    if backend == "triton":
+        return _token_stats_triton(hidden, head, target, route)
+    if backend == "native":
         return _token_stats_native(hidden, head, target)
     return token_stats_ref(hidden, head, target)

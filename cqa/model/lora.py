@@ -16,6 +16,7 @@ from torch import Tensor
 from cqa.errors import ModelError
 from cqa.kernels.adamw import AdamState
 from cqa.kernels.philox import INIT, stream_of, uniforms
+from cqa.kernels.scatter import ScatterTable, Segment, scatter
 from cqa.model.checkpoint import opened
 from cqa.model.decoder import Decoder
 from cqa.model.projection import MODULES, Projection, module_number
@@ -92,6 +93,13 @@ class TrainableLora:
         self._offset = 0
         for projection, names in self._groups:
             self._attach_group(projection, names, seed)
+        self._table = ScatterTable(
+            [
+                Segment(b.storage_offset(), block, spec.scaling)
+                for projection, _ in self._groups
+                for b, block in projection.b_blocks()
+            ]
+        )
 
     @property
     def n_params(self) -> int:
@@ -100,8 +108,7 @@ class TrainableLora:
 
     def after_step(self) -> None:
         """Bring the augmented weights up to date with the masters, and clear the gradient."""
-        for projection, _ in self._groups:
-            projection.write_b()
+        scatter(self.state.param, self._table, backend=self.decoder.backend)
         self.state.grad.zero_()
 
     def _attach_group(self, projection: Projection, names: list[str], seed: int) -> None:

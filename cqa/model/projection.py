@@ -88,13 +88,13 @@ class Projection:
             for g, (name, b) in enumerate(zip(modules, lora_b, strict=True))
         )
         self.weight[:, self.columns.base :].zero_()
-        self.write_b()
-
-    def write_b(self) -> None:
-        """Copy scaling·B of every adapted member into its block of the weight."""
         with torch.no_grad():
-            for member in self._rows:
-                self.weight[member.rows, member.columns] = member.lora_b * self._scaling
+            for b, block in self.b_blocks():
+                block.copy_(b * scaling)
+
+    def b_blocks(self) -> list[tuple[Tensor, Tensor]]:
+        """Return B of every adapted member, and the block of the weight that holds scaling·B."""
+        return [(m.lora_b, self.weight[m.rows, m.columns]) for m in self._rows]
 
     def detach(self) -> None:
         """Go back to the base: the adapter columns are no longer read."""

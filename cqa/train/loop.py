@@ -14,7 +14,7 @@ from cqa.data.samples import EncodedSample
 from cqa.errors import NumericsError
 from cqa.files import check_room, locked, refuse_held
 from cqa.interrupt import Interrupt
-from cqa.kernels.adamw import adamw_step, clip_gradient
+from cqa.kernels.adamw import adam_rates, adamw_step, gradient_norm
 from cqa.kernels.embed import Noise
 from cqa.kernels.philox import Dropout
 from cqa.kernels.token_logprobs import token_logprobs
@@ -169,23 +169,26 @@ def take_step(plan: Plan, lora: TrainableLora, step: int, limit: PassLimit | Non
         lambda parts: backward_passes(plan, lora.decoder, parts, step, n_labels),
         undo=lora.state.grad.zero_,
     )
-    grad_norm = float(clip_gradient(lora.state, config.max_grad_norm, backend=backend))
-    if not math.isfinite(loss) or not math.isfinite(grad_norm):
+    lr, device = plan.learning_rate(step), lora.decoder.device
+    rates = adam_rates(lr=lr, step=step, weight_decay=config.weight_decay, device=device)
+    norm = gradient_norm(lora.state.grad, backend=backend)
+    checked = norm.where(loss.isfinite(), torch.nan)  # no step is taken unless both are finite
+    adamw_step(lora.state, rates, norm=checked, max_norm=config.max_grad_norm, backend=backend)
+    lora.after_step()
+    loss_nats, grad_norm = float(loss), float(norm)  # here the host waits for the device
+    if not math.isfinite(loss_nats) or not math.isfinite(grad_norm):
         raise NumericsError(
-            f"expected a finite loss and gradient at step {step}, got {loss} and {grad_norm} "
+            f"expected a finite loss and gradient at step {step}, got {loss_nats} and {grad_norm} "
             f"for samples {', '.join(sample.id for sample in window)}",
             hint="a lower --lr, or look at these samples; the last complete state is intact",
         )
-    lr = plan.learning_rate(step)
-    adamw_step(lora.state, lr=lr, step=step, weight_decay=config.weight_decay, backend=backend)
-    lora.after_step()
     n_tokens = sum(len(sample.ids) for sample in window)
     seconds = time.perf_counter() - started
     return {
         "event": "step",
         "step": step,
         "epoch": plan.epoch_of(step),
-        "loss_nats": loss,
+        "loss_nats": loss_nats,
         "lr": lr,
         "grad_norm": grad_norm,
         "sample_ids": [sample.id for sample in window],
@@ -201,7 +204,7 @@ def backward_window(
 ) -> float:
     """Add the window's gradient to the flat buffer; return the mean loss in nats per token."""
     parts = split_passes(list(window), plan.config.pass_tokens)
-    return backward_passes(plan, decoder, parts, step, n_labels)
+    return float(backward_passes(plan, decoder, parts, step, n_labels))
 
 
 def backward_passes(
@@ -210,11 +213,11 @@ def backward_passes(
     parts: Sequence[Sequence[EncodedSample]],
     step: int,
     n_labels: int,
-) -> float:
+) -> Tensor:
     """Add the gradient of a window's passes to the flat buffer; return the window's mean loss.
 
     The loss is summed over the whole window and divided once, so neither the split into
-    micro-batches nor into passes changes it.
+    micro-batches nor into passes changes it. It stays on the device, shape (), fp64.
     """
     config = plan.config
     loss = torch.zeros((), dtype=torch.float64, device=decoder.device)
@@ -233,7 +236,7 @@ def backward_passes(
         part_loss.backward()
         loss += part_loss.detach()
         first_row += batch.n_rows
-    return float(loss)
+    return loss
 
 
 def _noise(plan: Plan, batch: PackedBatch, step: int, rows: Tensor) -> Noise | None:

@@ -1,5 +1,8 @@
 """Every test of an op runs on each backend that does its dtype."""
 
+from functools import partial
+
+import numpy as np
 import pytest
 import torch
 
@@ -26,3 +29,10 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.fixture(autouse=True)
 def _same_numbers_every_run() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def sums_in_order(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The interpreter multiplies tiles by a library that orders a sum by its place in the tile."""
+    if backend == "triton":
+        monkeypatch.setattr(np, "matmul", partial(np.einsum, "ij,jk->ik"))

@@ -9,12 +9,13 @@ from helpers import assert_as_accurate
 from torch import Tensor
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-from cqa.kernels.adamw import AdamState, adamw_step, clip_gradient
+from cqa.kernels.adamw import AdamState, adam_rates, adamw_step, gradient_norm
 from cqa.kernels.attention import AttentionSpan, attention, attention_by_library, gathered
 from cqa.kernels.embed import Noise, embed
 from cqa.kernels.launch import INTERPRETED
 from cqa.kernels.philox import NEFTUNE, philox_words_ref, stream_of
 from cqa.kernels.rope import rope
+from cqa.kernels.scatter import ScatterTable, Segment, scatter
 
 NOTHING = (0, 0)
 LAYOUTS = {
@@ -168,6 +169,32 @@ def test_rotation_equals_that_of_transformers(dtype):
     assert_as_accurate("rope", rope(x, cos, sin), theirs(x), theirs(x.double()))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize(("rows", "heads", "head_dim"), [(5, 3, 8), (3, 7, 80), (2, 40, 128)])
+def test_rotation_of_slices_of_a_projection_and_its_gradient(rows, heads, head_dim, dtype):
+    cos, sin = (t.float() for t in angles(torch.arange(rows) + 1000, head_dim))
+    fused = torch.randn(rows, heads + 2, head_dim).to(dtype)
+    dout = torch.randn(heads, rows, head_dim).to(dtype).transpose(0, 1)  # as attention returns it
+
+    def plain(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        x1, x2 = x.chunk(2, dim=-1)
+        cos, sin = cos[:, None].to(x.dtype), sin[:, None].to(x.dtype)
+        return torch.cat((x1 * cos - x2 * sin, x2 * cos + x1 * sin), dim=-1)
+
+    def run(rotate, fused: Tensor) -> list[Tensor]:
+        leaf = fused.detach().requires_grad_()
+        out = rotate(leaf[:, 1:-1], cos, sin)
+        return [out.detach(), *torch.autograd.grad(out, leaf, dout.to(out.dtype))]
+
+    actual, naive, truth = run(rope, fused), run(plain, fused), run(plain, fused.double())
+    for name, *values in zip(("out", "dx"), actual, naive, truth, strict=True):
+        assert_as_accurate(name, *values)
+
+
+def test_rotation_of_no_rows():
+    assert rope(torch.empty(0, 3, 8), torch.empty(0, 4), torch.empty(0, 4)).shape == (0, 3, 8)
+
+
 def test_rotating_back_is_the_identity():
     x = torch.randn(13, 3, 8, dtype=torch.float64)
     cos, sin = angles(torch.arange(13) * 1000, 8)
@@ -266,12 +293,21 @@ def gradients() -> list[Tensor]:
     return [torch.randn(N_PARAMS, generator=generator) * (step % 5) / 10 for step in range(STEPS)]
 
 
+def take_step(
+    state: AdamState, max_norm: float = MAX_NORM, lr: float = 1e-2, step: int = 1, decay: float = 0
+) -> Tensor:
+    """Take one step; return the gradient's norm."""
+    norm = gradient_norm(state.grad)
+    rates = adam_rates(lr=lr, step=step, weight_decay=decay, device=state.grad.device)
+    adamw_step(state, rates, norm=norm, max_norm=max_norm)
+    return norm
+
+
 def ours(start: Tensor, weight_decay: float) -> Tensor:
     state = AdamState(start.clone(), *(torch.zeros_like(start) for _ in range(3)))
     for step, grad in enumerate(gradients(), 1):
         state.grad.copy_(grad)
-        clip_gradient(state, MAX_NORM)
-        adamw_step(state, lr=learning_rate(step), step=step, weight_decay=weight_decay)
+        take_step(state, lr=learning_rate(step), step=step, decay=weight_decay)
     return state.param
 
 
@@ -298,18 +334,86 @@ def test_twenty_clipped_steps_equal_those_of_torch(weight_decay):
     assert (truth - start).abs().mean() > 1e-2
 
 
+@pytest.mark.parametrize("n", [1, 1023, 1024, 1025, 140_001])
+def test_norm_is_as_accurate_as_that_of_torch_and_the_same_every_time(n):
+    grad = torch.randn(n) * 3e-4
+    norm = gradient_norm(grad)
+    truth = torch.linalg.vector_norm(grad.double())
+    assert_as_accurate("norm", norm, torch.linalg.vector_norm(grad), truth)
+    assert norm.dtype == torch.float32
+    assert torch.equal(gradient_norm(grad.clone()), norm)
+
+
+@pytest.mark.parametrize("n", [1, 1024, 2500])
+def test_every_element_takes_its_step(n):
+    parts = [torch.randn(n), torch.randn(n), torch.randn(n) / 10, torch.rand(n) / 100]
+
+    def step(parts: list[Tensor]) -> list[Tensor]:
+        p, g, m, v = (t.clone() for t in parts)
+        g *= min(1, MAX_NORM / (g.norm() + 1e-6))
+        m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g * g
+        update = m / (1 - 0.9**3) / ((v / (1 - 0.999**3)).sqrt() + 1e-8)
+        return [p * (1 - 1e-3) - 1e-2 * update, m, v]
+
+    state = AdamState(*(t.clone() for t in parts))
+    take_step(state, step=3, decay=0.1)
+    actual = (state.param, state.exp_avg, state.exp_avg_sq)
+    truth = step([t.double() for t in parts])
+    for name, *values in zip(("param", "m", "v"), actual, step(parts), truth, strict=True):
+        assert_as_accurate(name, *values)
+
+
 @pytest.mark.parametrize(
     ("max_norm", "expected"), [(0.0, 5.0), (10.0, 5.0), (5.0, 5.0), (1.0, 1.0)]
 )
 def test_clipping_bounds_the_norm_and_returns_the_one_before(max_norm, expected):
     grad = torch.tensor([3.0, -4.0])
     state = AdamState(torch.zeros(2), grad.clone(), torch.zeros(2), torch.zeros(2))
-    assert clip_gradient(state, max_norm).item() == 5
-    torch.testing.assert_close(state.grad, grad * expected / 5)
+    assert take_step(state, max_norm).item() == 5
+    torch.testing.assert_close(state.exp_avg, 0.1 * grad * expected / 5)
 
 
-@pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_norm_of_a_gradient_that_is_not_finite_says_so(bad):
-    state = AdamState(*(torch.zeros(3) for _ in range(4)))
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("max_norm", [0.0, 1.0])
+def test_step_whose_norm_is_not_finite_changes_nothing(bad, max_norm):
+    state = AdamState(*(torch.rand(3) for _ in range(4)))
+    before = [t.clone() for t in (state.param, state.exp_avg, state.exp_avg_sq)]
     state.grad[1] = bad
-    assert not clip_gradient(state, 1.0).isfinite()
+    assert not take_step(state, max_norm).isfinite()
+    for was, now in zip(before, (state.param, state.exp_avg, state.exp_avg_sq), strict=True):
+        assert torch.equal(was, now)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def test_segments_go_scaled_to_their_blocks_and_nowhere_else(dtype):
+    shapes = {
+        "block": (7, 5),
+        "tall": (3000, 2),
+        "wide": (3, 2100),
+        "whole": (4, 4),
+        "none": (0, 3),
+    }
+    flat = (
+        torch.randint(-128, 128, (20_000,)) / 64
+    ).float()  # exact in bf16, scaled by powers of 2
+    weights, segments, offset = {}, [], 11
+    for i, (name, (rows, columns)) in enumerate(shapes.items()):
+        weights[name] = torch.full((rows + 2, columns + 6), torch.nan, dtype=dtype)
+        target = weights[name][1 : rows + 1, 3 : columns + 3]
+        segments.append(Segment(offset, target, 2.0**-i))
+        offset += rows * columns + 3
+    scatter(flat, ScatterTable(segments))
+    for segment, weight in zip(segments, weights.values(), strict=True):
+        part = flat[segment.offset :][: segment.target.numel()]
+        assert torch.equal(segment.target.float(), part.view(segment.target.shape) * segment.scale)
+        assert weight.isnan().sum() == weight.numel() - segment.target.numel()
+
+
+def test_table_without_segments_scatters_nothing():
+    scatter(torch.ones(3), ScatterTable([]))
+
+
+@pytest.mark.parametrize("odd", [torch.zeros(2, 2).half(), torch.zeros(2, 4)[:, ::2]])
+def test_targets_that_one_launch_cannot_reach_are_refused(odd):
+    with pytest.raises(ValueError, match="expected matrices of one dtype on one device"):
+        ScatterTable([Segment(0, torch.zeros(2, 2), 1.0), Segment(4, odd, 1.0)])

@@ -150,7 +150,7 @@ def test_sample_that_does_not_fit_alone_ends_the_run_by_name_and_nothing_is_lost
     assert_same_up_to_rounding(config.out, finished)
 
 
-@pytest.mark.parametrize("place", ["adamw_step", "open_model", "clip_gradient"])
+@pytest.mark.parametrize("place", ["adamw_step", "open_model", "gradient_norm"])
 def test_memory_that_runs_out_elsewhere_ends_the_run_with_a_hint(
     inputs, tmp_path, monkeypatch, place
 ):

@@ -1,0 +1,116 @@
+"""Loss and gradient of one chunk of logits z with targets t, row by row.
+
+    logp = z_t - lse        d(-logp) / dz_v = p_v - [v = t]
+
+The target's gradient is minus the sum of the others' probabilities: formed so, in fp32 before any
+rounding, it keeps its digits where the target is nearly certain.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from cqa.kernels.backend import Backend
+from cqa.kernels.launch import launch
+from cqa.kernels.row_stats import LEAST, NOTHING, with_target
+
+_TILE = 4096
+
+
+def loss_rows_ref(
+    logits: Tensor,  # (M, V) fp32 or wider, overwritten by d(-logp) / d(logits)
+    target: Tensor,  # (M,) int64
+) -> Tensor:  # (M,) logp
+    """Return logp and turn the logits into the gradient rows p - onehot(target), in place."""
+    top = logits.amax(1, keepdim=True)
+    at_target = logits.gather(1, target[:, None]) - top
+    total = torch.exp(logits.sub_(top), out=logits).sum(1, keepdim=True)
+    logp = at_target.double() - total.double().log()
+    logits.div_(total)
+    logits.scatter_(1, target[:, None], torch.expm1(logp).to(logits.dtype))
+    return logp.squeeze(1).to(logits.dtype)
+
+
+@triton.jit
+def _loss_rows(
+    logits, target, gradient, logp, n_cols, row_stride, gradient_stride, TILE: tl.constexpr
+):
+    """One program a row, read twice; `gradient` may be the logits themselves."""
+    row = tl.program_id(0).to(tl.int64)
+    z_row = logits + row * row_stride
+    g_row = gradient + row * gradient_stride
+    t = tl.load(target + row)
+    own = tl.load(z_row + t).to(tl.float32)
+    top = tl.full((TILE,), LEAST, tl.float32)
+    weight = tl.zeros((TILE,), tl.float32)
+    for start in range(0, n_cols, TILE):
+        column = start + tl.arange(0, TILE)
+        z = tl.load(z_row + column, mask=column < n_cols, other=NOTHING).to(tl.float32)
+        z = tl.where(column == t, NOTHING, z)
+        by = z - top
+        e = tl.exp(-tl.abs(by))  # one exponential whichever of the two is larger
+        weight = tl.where(by > 0, weight * e + 1, weight + e)
+        top = tl.maximum(top, z)
+    others_top = tl.max(top, 0)
+    others = tl.sum(weight * tl.exp(top - others_top), 0)
+    wide = others.to(tl.float64)
+    result, _entropy, _lse = with_target(
+        others_top.to(tl.float64), wide, 0.0 * wide, own.to(tl.float64)
+    )
+    tl.store(logp + row, result)
+
+    row_top = tl.maximum(others_top, own)
+    others *= tl.exp(others_top - row_top)
+    scale = 1 / (others + tl.exp(own - row_top))
+    for start in range(0, n_cols, TILE):
+        column = start + tl.arange(0, TILE)
+        z = tl.load(z_row + column, mask=column < n_cols, other=NOTHING).to(tl.float32)
+        g = tl.where(column == t, -others, tl.exp(z - row_top)) * scale
+        tl.store(g_row + column, g.to(gradient.dtype.element_ty), mask=column < n_cols)
+
+
+def _loss_rows_triton(logits: Tensor, target: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    n_rows, n_cols = logits.shape
+    logp = torch.empty(n_rows, dtype=torch.float32, device=logits.device)
+    gradient = logits if dtype == logits.dtype else torch.empty_like(logits, dtype=dtype)
+    launch(
+        _loss_rows, (n_rows,),
+        logits, target, gradient, logp, n_cols, logits.stride(0), gradient.stride(0),
+        TILE=min(_TILE, triton.next_power_of_2(n_cols)), num_warps=8,
+    )  # fmt: skip
+    return logp, gradient
+
+
+def _loss_rows_native(logits: Tensor, target: Tensor) -> Tensor:
+    logp = torch.empty(target.shape, dtype=torch.float64)
+    torch.ops.cqa.loss_rows(logits, target, logp)
+    return logp
+
+
+def loss_rows(
+    logits: Tensor,  # (M, V)
+    target: Tensor,  # (M,) int64
+    dtype: torch.dtype,
+    *,
+    backend: Backend,
+) -> tuple[Tensor, Tensor]:
+    """Return the log-probability of each target and the gradient rows of -logp.
+
+    Args:
+        logits: Shape (M, V), fp32 or wider, columns contiguous. Used up: where `dtype` is theirs,
+            the gradient takes their place.
+        target: Column of each row, in [0, V), shape (M,).
+        dtype: Of the gradient: that of the product it goes into. 16 bits halve what is written here
+            and read there.
+        backend: See cqa.kernels.backend.
+
+    Returns:
+        logp (M,) in nats, and the gradient (M, V).
+    """
+    if backend == "triton":
+        return _loss_rows_triton(logits, target, dtype)
+    logp = (_loss_rows_native if backend == "native" else loss_rows_ref)(logits, target)
+    return logp, logits.to(dtype)
