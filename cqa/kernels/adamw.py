@@ -163,7 +163,8 @@ def gradient_norm(grad: Tensor, *, backend: Backend | None = None) -> Tensor:
         return _gradient_norm_triton(grad)
     if backend == "native":
         return torch.tensor(torch.ops.cqa.norm(grad))
-    return torch.linalg.vector_norm(grad)
+    norm: Tensor = torch.linalg.vector_norm(grad)
+    return norm
 
 
 def adamw_step(

@@ -102,16 +102,14 @@ def _library() -> Callable[..., Tensor] | None:
     return lambda *given, window: by_flash_attn(*given, causal=True, window_size=window)
 
 
-def _fits_library(q: Tensor) -> bool:
+def library_for(q: Tensor) -> Callable[..., Tensor] | None:
+    """Return the library's attention if there is one for these queries, (M, H, D)."""
     head_dim = q.shape[2]
-    return (
-        q.is_cuda
-        and q.dtype in (torch.bfloat16, torch.float16)
-        and head_dim % 8 == 0
-        and head_dim <= 256
-        and torch.cuda.get_device_capability(q.device) >= (8, 0)
-        and _library() is not None
-    )
+    fits = q.is_cuda and q.dtype in (torch.bfloat16, torch.float16)
+    fits = fits and head_dim % 8 == 0 and head_dim <= 256
+    if not fits or torch.cuda.get_device_capability(q.device) < (8, 0):
+        return None
+    return _library()
 
 
 class Gathered(NamedTuple):
@@ -150,15 +148,9 @@ def gathered(spans: tuple[AttentionSpan, ...], n_rows: int, device: torch.device
 
 
 def attention_by_library(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    spans: tuple[AttentionSpan, ...],
-    window: int | None,
-    library: Callable[..., Tensor],
+    q: Tensor, k: Tensor, v: Tensor, g: Gathered, window: int | None, library: Callable[..., Tensor]
 ) -> Tensor:
     """One call for all spans."""
-    g = gathered(spans, k.shape[0], k.device)
     if g.keys is not None:
         k, v = k[g.keys], v[g.keys]
     sides = (-1 if window is None else window - 1, 0)
@@ -199,7 +191,7 @@ def attention(
     q: Tensor,  # (Mq, H, D)
     k: Tensor,  # (M, H_kv, D)
     v: Tensor,  # (M, H_kv, D)
-    spans: tuple[AttentionSpan, ...],
+    spans: tuple[AttentionSpan, ...] | Gathered,
     *,
     window: int | None = None,
     backend: Backend | None = None,
@@ -210,7 +202,7 @@ def attention(
         q: Queries, shape (Mq, H, D); the spans' query ranges tile them in order.
         k: Keys, shape (M, H_kv, D); heads are contiguous, rows may be strided.
         v: Values, shape (M, H_kv, D), likewise.
-        spans: What sees what.
+        spans: What sees what; laid out already (`gathered`) where the library does it.
         window: How many positions back a query sees, itself included; None is all.
         backend: See cqa.kernels.backend.
 
@@ -218,9 +210,12 @@ def attention(
         Shape (Mq, H, D).
     """
     backend = choose(backend, q.device, q.dtype)
+    if backend == "triton" and (library := library_for(q)):
+        if not isinstance(spans, Gathered):
+            spans = gathered(spans, k.shape[0], k.device)
+        return attention_by_library(q, k, v, spans, window, library)
+    assert not isinstance(spans, Gathered)
     if backend == "native":
         out: Tensor = _Attention.apply(q, k, v, spans, window)  # type: ignore[no-untyped-call]
         return out
-    if backend == "triton" and _fits_library(q) and (library := _library()):
-        return attention_by_library(q, k, v, spans, window, library)
     return attention_ref(q, k, v, spans, window)

@@ -8,7 +8,7 @@ Source: NEFTune, arXiv:2310.05914, section 2.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -30,10 +30,12 @@ class Noise:
     step: int
     rows: Tensor  # (M,) int64
     lengths: Tensor  # (M,) int64, the length of each row's own sample
-    key: Tensor = field(init=False)  # (seed, step) where the rows are, int64
+    key: Tensor | None = None  # (seed, step) where the rows are, for Triton's kernels
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "key", device_key(self.seed, self.step, self.rows.device))
+        if self.key is None:
+            key = device_key(self.seed, self.step, self.rows.device)
+            object.__setattr__(self, "key", key)
 
     def uniform(self, n_cols: int) -> Tensor:
         """Return u, shape (M, n_cols), fp32: word j % 4 of index row · ceil(D / 4) + j // 4."""

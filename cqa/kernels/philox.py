@@ -19,7 +19,7 @@ Source: Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"; Trito
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cache
 
 import numpy as np
@@ -145,7 +145,7 @@ def permutation(seed: int, step: int, stream: int, count: int) -> list[int]:
 
 
 def device_key(seed: int, step: int, device: torch.device) -> Tensor:
-    """Return what the Triton kernels read (seed, step) from, shape (2,) int64."""
+    """Return what Triton's kernels read (seed, step) from, shape (2,) int64."""
     return torch.tensor([signed64(seed), step]).to(device, non_blocking=True)
 
 
@@ -161,10 +161,12 @@ class Dropout:
     seed: int
     step: int
     rows: Tensor
-    key: Tensor = field(init=False)  # (seed, step) where the rows are, int64
+    key: Tensor | None = None  # (seed, step) where the rows are, for Triton's kernels
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "key", device_key(self.seed, self.step, self.rows.device))
+        if self.key is None:
+            key = device_key(self.seed, self.step, self.rows.device)
+            object.__setattr__(self, "key", key)
 
     @property
     def threshold(self) -> int:

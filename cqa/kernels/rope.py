@@ -86,7 +86,8 @@ class _Rope(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        return _rotated(dy, *ctx.saved_tensors, -1.0, ctx.backend), None, None, None
+        cos, sin = ctx.saved_tensors
+        return _rotated(dy, cos, sin, -1.0, ctx.backend), None, None, None
 
 
 def rope(

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from cqa.kernels.attention import AttentionSpan, attention
+from cqa.kernels.attention import AttentionSpan, Gathered, attention
 from cqa.kernels.backend import Backend, choose
 from cqa.kernels.copy_shrink import copy_shrink
 from cqa.kernels.embed import Noise, embed
@@ -32,6 +32,7 @@ from cqa.model.config import DecoderConfig
 from cqa.model.projection import Projection
 from cqa.model.rope import inverse_frequencies, rope_tables
 
+Spans = tuple[AttentionSpan, ...] | Gathered
 BLOCK_ROWS = {  # of scoring; weights are read once a block
     "native": 2048,
     "triton": 2048,  # padded, but a pass fills several
@@ -57,6 +58,21 @@ class Layer:
     def projections(self) -> tuple[Projection, ...]:
         """The four groups, in the order in which they run."""
         return (self.qkv, self.o, self.gate_up, self.down)
+
+
+def attention_spans(
+    batch: PackedBatch,
+) -> tuple[tuple[AttentionSpan, ...], tuple[AttentionSpan, ...]]:
+    """Return what sees what in every layer but the last, and in the last."""
+    spans, last, row = [], [], 0
+    for s in batch.segments:
+        prefix = (s.prefix_start, s.prefix_stop)
+        spans.append(AttentionSpan((s.start, s.stop), (s.start, s.stop), prefix))
+        n_kept = s.kept_stop - s.kept_start
+        if n_kept:
+            last.append(AttentionSpan((row, row + n_kept), (s.start, s.kept_stop), prefix))
+        row += n_kept
+    return tuple(spans), tuple(last)
 
 
 class Decoder:
@@ -122,6 +138,7 @@ class Decoder:
         noise: Noise | None = None,
         scoring: bool = False,
         recompute: bool = False,
+        spans: tuple[Spans, Spans] | None = None,
     ) -> Tensor:
         """Return the hidden state that predicts each of the batch's targets, final norm applied.
 
@@ -131,6 +148,7 @@ class Decoder:
             noise: NEFTune noise of this step, in training.
             scoring: Run in blocks of rows, with a wider residual stream, without gradient.
             recompute: Recompute each layer in backward instead of keeping its activations.
+            spans: The batch's `attention_spans`, if they are at hand, perhaps laid out already.
 
         Returns:
             Shape (T, hidden_size).
@@ -138,21 +156,26 @@ class Decoder:
         height = BLOCK_ROWS[self.backend] if scoring else None
         run = _Blocks(height, pad=self.backend != "native")
         cos, sin = rope_tables(self._inv_freq, self._rope_factor, batch.position_ids)
-        spans = tuple(
-            AttentionSpan((s.start, s.stop), (s.start, s.stop), (s.prefix_start, s.prefix_stop))
-            for s in batch.segments
-        )
+        everywhere, in_last = spans or attention_spans(batch)
         h = embed(batch.input_ids, self.table, noise, backend=self.backend)
         if scoring:
             h = h.to(wider(self.dtype))
         for layer in self.layers[:-1]:
             if recompute and torch.is_grad_enabled():
                 h = checkpoint(
-                    self._run_layer, layer, h, cos, sin, spans, dropout, run, use_reentrant=False
+                    self._run_layer,
+                    layer,
+                    h,
+                    cos,
+                    sin,
+                    everywhere,
+                    dropout,
+                    run,
+                    use_reentrant=False,
                 )
             else:
-                h = self._run_layer(layer, h, cos, sin, spans, dropout, run)
-        h = self._run_last_layer(batch, h, cos, sin, dropout, run)
+                h = self._run_layer(layer, h, cos, sin, everywhere, dropout, run)
+        h = self._run_last_layer(batch, h, cos, sin, in_last, dropout, run)
         norm = partial(
             rms_norm, weight=self.norm, eps=self.config.rms_norm_eps, backend=self.backend
         )
@@ -165,7 +188,7 @@ class Decoder:
         h: Tensor,
         cos: Tensor,
         sin: Tensor,
-        spans: tuple[AttentionSpan, ...],
+        spans: Spans,
         dropout: Dropout | None,
         run: _Blocks,
     ) -> Tensor:
@@ -179,6 +202,7 @@ class Decoder:
         h: Tensor,
         cos: Tensor,
         sin: Tensor,
+        spans: Spans,
         dropout: Dropout | None,
         run: _Blocks,
     ) -> Tensor:
@@ -188,14 +212,7 @@ class Decoder:
         if batch.kept.shape[0] < batch.n_rows:
             q, h = q[batch.kept], h[batch.kept]
             dropout = dropout.select(batch.kept) if dropout else None
-        spans, row = [], 0
-        for s in batch.segments:
-            n_kept = s.kept_stop - s.kept_start
-            if n_kept:
-                own, prefix = (s.start, s.kept_stop), (s.prefix_start, s.prefix_stop)
-                spans.append(AttentionSpan((row, row + n_kept), own, prefix))
-            row += n_kept
-        attended = attention(q, k, v, tuple(spans), window=layer.window, backend=self.backend)
+        attended = attention(q, k, v, spans, window=layer.window, backend=self.backend)
         return run.one(partial(self._finish, layer, dropout), h, attended.flatten(1))
 
     def _project(

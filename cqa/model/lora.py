@@ -95,7 +95,7 @@ class TrainableLora:
             self._attach_group(projection, names, seed)
         self._table = ScatterTable(
             [
-                Segment(b.storage_offset(), block, spec.scaling)
+                Segment(int(b.storage_offset()), block, spec.scaling)
                 for projection, _ in self._groups
                 for b, block in projection.b_blocks()
             ]

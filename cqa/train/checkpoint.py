@@ -38,7 +38,13 @@ from cqa.train.plan import Plan
 
 RUN, LOG, STATE = "run.json", "log.jsonl", "state.safetensors"
 DIGESTS = ("model_digest", "tokenizer_digest", "data_digest")
-_FREE = {"out", "device", "pass-tokens", "recompute"}  # may differ when a run is resumed
+_FREE = {
+    "out",
+    "device",
+    "pass-tokens",
+    "recompute",
+    "cuda-graphs",
+}  # may differ when a run is resumed
 
 
 def open_run(plan: Plan, *, resume: bool) -> int:

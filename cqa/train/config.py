@@ -80,6 +80,9 @@ class TrainConfig:
         "Compute dtype; auto is bf16 on CUDA and fp32 on CPU.", "auto"
     )
     recompute: bool = option("Recompute activations in backward, to save memory.", False)
+    cuda_graphs: bool = option(
+        "Replay passes as CUDA graphs: for models up to about 1 B parameters on a GPU.", False
+    )
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
@@ -96,6 +99,7 @@ class TrainConfig:
             0 <= self.neftune_alpha < math.inf, "neftune-alpha of at least 0", self.neftune_alpha
         )
         require(0 <= self.seed < 2**64, "seed from 0 to below 2^64", self.seed)
+        require(not (self.cuda_graphs and self.recompute), "cuda-graphs without recompute", "both")
         known = bool(self.targets) and set(self.targets) <= set(TARGETS)
         require(known, f"targets among {','.join(TARGETS)}", ",".join(self.targets))
         if self.max_tokens is not None:

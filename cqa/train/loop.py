@@ -37,6 +37,7 @@ from cqa.train.checkpoint import (
     write_run,
 )
 from cqa.train.config import TrainConfig
+from cqa.train.graphs import Graphs
 from cqa.train.passes import HINT, PassLimit
 from cqa.train.plan import Plan, make_plan, split_passes
 
@@ -136,10 +137,11 @@ def _steps(
     """Run the remaining steps, yielding their events; state is saved after each epoch."""
     config = plan.config
     limit = PassLimit(config.pass_tokens)
+    graphs = Graphs.of(lora, config) if config.cuda_graphs else None
     told = limit.tokens
     for step in range(last_step + 1, kept[-1] * plan.steps_per_epoch + 1):
         epoch = plan.epoch_of(step)
-        yield take_step(plan, lora, step, limit)
+        yield take_step(plan, lora, step, limit, graphs)
         if plan.ends_epoch(step) and plan.validation:
             yield evaluate(plan, lora.decoder, epoch, limit)
         if limit.tokens < told:
@@ -157,7 +159,13 @@ def _steps(
             interrupt.stop(f"stopped after step {step}; continue with --resume --out {config.out}")
 
 
-def take_step(plan: Plan, lora: TrainableLora, step: int, limit: PassLimit | None = None) -> Event:
+def take_step(
+    plan: Plan,
+    lora: TrainableLora,
+    step: int,
+    limit: PassLimit | None = None,
+    graphs: Graphs | None = None,
+) -> Event:
     """Take one optimizer step over one accumulation window; return its log event."""
     config, backend = plan.config, lora.decoder.backend
     limit = limit or PassLimit(config.pass_tokens)
@@ -166,7 +174,7 @@ def take_step(plan: Plan, lora: TrainableLora, step: int, limit: PassLimit | Non
     n_labels = sum(sample.n_labels for sample in window)
     loss = limit.run(
         window,
-        lambda parts: backward_passes(plan, lora.decoder, parts, step, n_labels),
+        lambda parts: backward_passes(plan, lora.decoder, parts, step, n_labels, graphs),
         undo=lora.state.grad.zero_,
     )
     lr, device = plan.learning_rate(step), lora.decoder.device
@@ -213,12 +221,15 @@ def backward_passes(
     parts: Sequence[Sequence[EncodedSample]],
     step: int,
     n_labels: int,
+    graphs: Graphs | None = None,
 ) -> Tensor:
     """Add the gradient of a window's passes to the flat buffer; return the window's mean loss.
 
     The loss is summed over the whole window and divided once, so neither the split into
     micro-batches nor into passes changes it. It stays on the device, shape (), fp64.
     """
+    if graphs is not None and len(parts) == 1:
+        return graphs.run(parts[0], step, n_labels)
     config = plan.config
     loss = torch.zeros((), dtype=torch.float64, device=decoder.device)
     first_row = 0

@@ -140,8 +140,9 @@ def test_spans_laid_out_for_a_library_mean_the_same(layout, window):
     qkv = random_qkv(spans, 6, 2)
     dout = torch.randn_like(qkv[0])
     expected = values_and_gradients(lambda t: dense(t, spans, window), qkv, dout)
+    layout = gathered(tuple(spans), len(qkv[1]), torch.device("cpu"))
     actual = values_and_gradients(
-        lambda t: attention_by_library(*t, tuple(spans), window, library_of_segments), qkv, dout
+        lambda t: attention_by_library(*t, layout, window, library_of_segments), qkv, dout
     )
     for one, other in zip(actual, expected, strict=True):
         torch.testing.assert_close(one, other)

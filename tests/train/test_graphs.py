@@ -1,0 +1,119 @@
+"""Passes by CUDA graphs: filling up changes nothing, a replay reads the graph's own tensors."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from helpers import tiny_checkpoint
+
+from cqa.data.samples import EncodedSample
+from cqa.errors import ResourceError
+from cqa.kernels import attention
+from cqa.model.load import load_model
+from cqa.model.lora import LoraSpec, TrainableLora
+from cqa.model.projection import MODULES
+from cqa.train import graphs as module
+from cqa.train.config import TrainConfig
+from cqa.train.graphs import Graphs, capture_on_cuda, fill_up
+from cqa.train.loop import backward_passes
+
+CONFIG = TrainConfig(model="", data=None, out=None, dropout=0.2, neftune_alpha=5.0, seed=3)
+
+
+def samples(*lengths: int, seed: int) -> list[EncodedSample]:
+    """Random texts whose last two thirds are learned."""
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        EncodedSample(
+            str(i),
+            tuple(torch.randint(0, 200, (n,), generator=generator).tolist()),
+            [j >= n // 3 for j in range(n)],
+            slice(0, 0),
+            "",
+        )
+        for i, n in enumerate(lengths)
+    ]
+
+
+@pytest.mark.parametrize("lengths", [(20, 11), (3,), (64, 1, 40), (255,), (256,)], ids=str)
+def test_a_pass_is_filled_up_to_whole_buckets(lengths):
+    batch, n_targets = fill_up(samples(*lengths, seed=1))
+    assert batch.n_rows % module.BUCKET_ROWS == 0
+    assert batch.n_targets % module.BUCKET_TARGETS == 0
+    assert batch.kept.shape == batch.target.shape
+    assert n_targets == sum(n - max(1, n // 3) for n in lengths)
+    assert len(batch.segments) == len(lengths) + 1
+
+
+def library_of_segments(q, k, v, cu_query, cu_key, longest_query, longest_key, *, window):
+    """What a library for a GPU does: causal in each segment, aligned at the bottom right."""
+    outs = []
+    for i in range(len(cu_query) - 1):
+        query, key = slice(cu_query[i], cu_query[i + 1]), slice(cu_key[i], cu_key[i + 1])
+        heads = [t.transpose(0, 1) for t in (q[query], k[key], v[key])]
+        shape = heads[0].shape[1], heads[1].shape[1]
+        seen = torch.ones(shape, dtype=torch.bool).tril(shape[1] - shape[0])
+        out = torch.nn.functional.scaled_dot_product_attention(
+            *heads, attn_mask=seen, enable_gqa=True
+        )
+        outs.append(out.transpose(0, 1))
+    assert window == (-1, 0)
+    return torch.cat(outs)
+
+
+def recorded_on_cpu(function):
+    """Warm up as on a device; a replay is the function again."""
+    function()
+    return function
+
+
+def trained(folder, device: torch.device, dtype: torch.dtype) -> TrainableLora:
+    spec = LoraSpec(4, 8.0, True, MODULES)
+    decoder = load_model(
+        folder, device=device, dtype=dtype, rank_columns=spec.rank_columns(), backend="triton"
+    ).decoder
+    lora = TrainableLora(decoder, spec, seed=3)
+    generator = torch.Generator().manual_seed(5)
+    lora.state.param.copy_(torch.randn(lora.n_params, generator=generator) / 10)
+    lora.after_step()
+    return lora
+
+
+def assert_graphs_equal_passes(lora: TrainableLora, graphs: Graphs, **tolerance: float) -> None:
+    plan = SimpleNamespace(config=CONFIG)
+    for step, window in enumerate((samples(12, 7, seed=1), samples(9, 10, seed=2)), start=1):
+        n_labels = sum(sample.n_labels for sample in window)
+        results = []
+        for used in (None, graphs):
+            lora.state.grad.fill_(0.25)  # what a pass adds to
+            loss = backward_passes(plan, lora.decoder, [window], step, n_labels, used)
+            results.append((loss, lora.state.grad.clone()))
+        for one, other in zip(*results, strict=True):
+            torch.testing.assert_close(other, one, **tolerance)
+        assert (results[0][1] - 0.25).abs().max() > 1e-3
+
+
+def test_replays_equal_passes_of_other_texts_and_steps(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "BUCKET_ROWS", 32)
+    monkeypatch.setattr(module, "BUCKET_TARGETS", 8)
+    monkeypatch.setattr(attention, "library_for", lambda q: library_of_segments)
+    folder = tiny_checkpoint(tmp_path, "qwen2", num_hidden_layers=1, head_dim=8)
+    lora = trained(folder, torch.device("cpu"), torch.float32)
+    graphs = Graphs(lora.decoder, CONFIG, lora.state.grad, recorded_on_cpu)
+    assert_graphs_equal_passes(lora, graphs, rtol=1e-4, atol=1e-6)
+    assert len(graphs._recorded) == 1
+
+
+@pytest.mark.gpu
+def test_replays_equal_passes_on_a_device(tmp_path):
+    folder = tiny_checkpoint(tmp_path, "qwen2", num_hidden_layers=2, head_dim=16)
+    lora = trained(folder, torch.device("cuda"), torch.bfloat16)
+    graphs = Graphs(lora.decoder, CONFIG, lora.state.grad, capture_on_cuda)
+    assert_graphs_equal_passes(lora, graphs, rtol=2e-2, atol=2e-3)
+
+
+def test_a_device_without_graphs_is_named(tmp_path):
+    folder = tiny_checkpoint(tmp_path, "qwen2", num_hidden_layers=1, head_dim=8)
+    lora = trained(folder, torch.device("cpu"), torch.float32)
+    with pytest.raises(ResourceError, match=r"expected a GPU .* got torch.float32 on cpu"):
+        Graphs.of(lora, CONFIG)
