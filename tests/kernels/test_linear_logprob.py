@@ -34,6 +34,12 @@ def _new_tensors_hold_nan():
     torch.use_deterministic_algorithms(False)
 
 
+@pytest.fixture(autouse=True)
+def _short_chunks(monkeypatch):
+    """Padding costs a program a row."""
+    monkeypatch.setattr(token_logprobs, "_TALLEST_CHUNK", 16)
+
+
 def rows_of(kind: str, v: int, m: int = 5) -> tuple[Tensor, Tensor]:
     """Logits, and targets of which one is the arg-max and one the last column."""
     z = torch.randn(m, v, device=DEVICE) * {"peaked": 40.0, "flat": 0.0}.get(kind, 3.0)
@@ -169,7 +175,7 @@ def head_of(m: int, v: int, d: int, dtype: torch.dtype) -> tuple[Tensor, Tensor,
 
 @DTYPES
 @pytest.mark.parametrize("route", ROUTES)
-@pytest.mark.parametrize(("m", "v", "d"), [(5, 1100, 40), (70, 513, 64), (1, 1, 7)])
+@pytest.mark.parametrize(("m", "v", "d"), [(60, 1100, 40), (70, 513, 64), (1, 1, 7)])
 def test_both_routes_are_as_accurate_as_log_softmax(route, m, v, d, dtype):
     hidden, head, target = head_of(m, v, d, dtype)
     stats = token_stats(hidden, head, target, backend="triton", route=route)
@@ -225,6 +231,7 @@ def test_rows_in_several_launches_give_the_same_bits(monkeypatch):
         assert torch.equal(a, b)
 
 
+@pytest.mark.filterwarnings("ignore:All-NaN slice")  # the interpreter's own remark
 @pytest.mark.parametrize("route", ROUTES)
 def test_a_hidden_state_that_is_not_a_number_spoils_its_own_row_alone(route):
     hidden, head, target = head_of(6, 600, 16, torch.float32)
