@@ -173,7 +173,7 @@ def test_impossible_targets_stay_finite():
     assert stats.rank.item() == 1
 
 
-@pytest.mark.parametrize("v", [2, 211, 517])
+@pytest.mark.parametrize("v", [2, 70, 300])
 @pytest.mark.parametrize("scale", [0.0, 0.3, 5.0])
 def test_probabilities_of_all_targets_sum_to_one(v, scale):
     hidden, head = torch.randn(1, D) * scale, torch.randn(v, D)
@@ -207,17 +207,17 @@ def test_statistics_are_fp64_and_training_is_fp32_or_wider(dtype):
 @pytest.mark.usefixtures("sums_in_order")
 @pytest.mark.parametrize(("v", "d"), [(211, 48), (1003, 64), (4096, 192)])
 def test_bits_of_a_row_do_not_depend_on_the_other_rows(v, d, backend):
-    v = min(v, 1100) if backend == "triton" else v  # interpreted
-    hidden, head, target = torch.randn(300, d), torch.randn(v, d) / 4, torch.randint(v, (300,))
+    m, v = (150, min(v, 1100)) if backend == "triton" else (300, v)  # interpreted
+    hidden, head, target = torch.randn(m, d), torch.randn(v, d) / 4, torch.randint(v, (m,))
     together = astuple(token_stats(hidden, head, target))
     groups = {
-        "reversed": torch.arange(299, -1, -1),
-        "shuffled": torch.randperm(300),
-        "half": torch.randperm(300)[:150],
+        "reversed": torch.arange(m - 1, -1, -1),
+        "shuffled": torch.randperm(m),
+        "half": torch.randperm(m)[: m // 2],
         "one chunk": torch.arange(CHUNK_ROWS),
         "one chunk and one": torch.arange(CHUNK_ROWS + 1),
-        "repeated": torch.tensor([17, 17, 255, 17]),
-        **{f"row {i} alone": torch.tensor([i]) for i in (0, 17, 127, 128, 255, 299)},
+        "repeated": torch.tensor([17, 17, m - 45, 17]),
+        **{f"row {i} alone": torch.tensor([i]) for i in (0, 17, 127, 128, m - 45, m - 1)},
     }
     for name, rows in groups.items():
         apart = astuple(token_stats(hidden[rows], head, target[rows]))
