@@ -51,11 +51,11 @@ class Launch:
         return f"{self.kernel.fn.__name__.strip('_')} ({', '.join(flags)})"
 
     @property
-    def multiplies(self) -> bool:
-        """Whether it has matrix products of 16-bit numbers, as its operand type says."""
+    def multiplies(self) -> str:
+        """The type of the factors of its matrix products, or "" where it has none."""
         named = {self.signature[i][0]: value for i, value in self.constants}
         used = named.get("LORA", True) and named.get("MEMBERS", 1)
-        return bool(used) and str(named.get("DOT")) in ("bf16", "fp16")
+        return str(named["DOT"]) if used and "DOT" in named else ""
 
 
 def launches_of(call: Callable[[], None]) -> list[Launch]:
@@ -141,7 +141,7 @@ def compile_launch(launch: Launch, architecture: int) -> Compiled:
         problems.append(f"{stack} bytes of spilled registers")
     if shared > SHARED_BYTES[architecture]:
         problems.append(f"shared memory over {SHARED_BYTES[architecture]} bytes")
-    if launch.multiplies and not unit:
+    if launch.multiplies in ("bf16", "fp16") and not unit:
         problems.append("16-bit products without a matrix unit")
     if binary.metadata.global_scratch_size:
         problems.append("needs scratch memory, which nothing gives it")

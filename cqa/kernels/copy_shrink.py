@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from cqa.kernels.backend import Backend, choose
-from cqa.kernels.launch import dot_type, launch, rank_tile
+from cqa.kernels.launch import dot_type, launch, rank_tile, tile_width
 from cqa.kernels.shrink import (
     AugColumns,
     Shrink,
@@ -92,8 +92,8 @@ def _copy_triton(x: Tensor, out: Tensor, columns: AugColumns, shrink: Shrink) ->
         x, shrink.lora_a, out, partial, dropout.key, dropout.streams, dropout.rows, m, k,
         x.stride(0), out.stride(0), columns.base, shrink.rank, columns.ranks.stop, columns.total,
         dropout.threshold, shrink.scale,
-        ROWS=32, RANK=rank_tile(shrink.rank), WIDTH=128, DROPOUT=dropout.threshold > 0,
-        DOT=dot_type(x.dtype), num_warps=4,
+        ROWS=32, RANK=rank_tile(shrink.rank), WIDTH=tile_width(x.dtype),
+        DROPOUT=dropout.threshold > 0, DOT=dot_type(x.dtype), num_warps=4,
     )  # fmt: skip
     sum_splits(partial, out[:, columns.ranks])
 
@@ -101,12 +101,12 @@ def _copy_triton(x: Tensor, out: Tensor, columns: AugColumns, shrink: Shrink) ->
 def _copy_backward_triton(dx: Tensor, ds: Tensor, shrink: Shrink) -> None:
     """Add the low-rank part to dx, in place."""
     m, k = dx.shape
-    dropout = group_dropout(shrink)
+    dropout, width = group_dropout(shrink), tile_width(dx.dtype)
     launch(
-        _copy_backward_kernel, (triton.cdiv(m, 32), triton.cdiv(k, 128)),
+        _copy_backward_kernel, (triton.cdiv(m, 32), triton.cdiv(k, width)),
         dx, ds, shrink.lora_a, dropout.key, dropout.streams, dropout.rows, m, k, dx.stride(0),
         ds.stride(0), shrink.rank, dropout.threshold, shrink.scale,
-        MEMBERS=len(shrink.modules), ROWS=32, RANK=rank_tile(shrink.rank), WIDTH=128,
+        MEMBERS=len(shrink.modules), ROWS=32, RANK=rank_tile(shrink.rank), WIDTH=width,
         DROPOUT=dropout.threshold > 0, DOT=dot_type(dx.dtype), num_warps=4,
     )  # fmt: skip
 

@@ -37,3 +37,8 @@ def accumulator(dtype: torch.dtype) -> tl.dtype:
 def rank_tile(rank: int) -> int:
     """Return the width of a tile over the ranks: a power of two that the matrix units take."""
     return max(16, int(triton.next_power_of_2(rank)))
+
+
+def tile_width(dtype: torch.dtype) -> int:
+    """Return how many columns of a row a program takes at a time: as many as fit its registers."""
+    return 64 if dtype == torch.float32 else 128

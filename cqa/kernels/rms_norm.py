@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from cqa.kernels.backend import Backend, choose
-from cqa.kernels.launch import accumulator, dot_type, launch, rank_tile
+from cqa.kernels.launch import accumulator, dot_type, launch, rank_tile, tile_width
 from cqa.kernels.precision import wider
 from cqa.kernels.shrink import (
     AugColumns,
@@ -155,9 +155,9 @@ def _norm_triton(
         shrink.lora_a if shrink else None, out, dropout.key, dropout.streams, dropout.rows, m, k,
         x.stride(0), out.stride(0), columns.base, shrink.rank if shrink else 1, end, out.shape[1],
         dropout.threshold, shrink.scale if shrink else 1.0, eps, ROWS=32,
-        RANK=rank_tile(shrink.rank if shrink else 1), WIDTH=128, LORA=shrink is not None,
-        DROPOUT=dropout.threshold > 0, SUM=accumulator(x.dtype), DOT=dot_type(weight.dtype),
-        num_warps=4,
+        RANK=rank_tile(shrink.rank if shrink else 1), WIDTH=tile_width(weight.dtype),
+        LORA=shrink is not None, DROPOUT=dropout.threshold > 0, SUM=accumulator(x.dtype),
+        DOT=dot_type(weight.dtype), num_warps=4,
     )  # fmt: skip
 
 
@@ -174,8 +174,9 @@ def _norm_backward_triton(
         ds.stride(0) if ds is not None else 0, x.stride(0), shrink.rank if shrink else 1,
         dropout.threshold, shrink.scale if shrink else 1.0, eps,
         MEMBERS=len(shrink.modules) if shrink else 0, ROWS=16,
-        RANK=rank_tile(shrink.rank if shrink else 1), WIDTH=128, DROPOUT=dropout.threshold > 0,
-        SUM=accumulator(x.dtype), DOT=dot_type(weight.dtype), num_warps=4,
+        RANK=rank_tile(shrink.rank if shrink else 1), WIDTH=tile_width(weight.dtype),
+        DROPOUT=dropout.threshold > 0, SUM=accumulator(x.dtype), DOT=dot_type(weight.dtype),
+        num_warps=4,
     )  # fmt: skip
     return dx
 

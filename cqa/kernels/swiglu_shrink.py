@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from cqa.kernels.backend import Backend, choose
-from cqa.kernels.launch import dot_type, launch, rank_tile
+from cqa.kernels.launch import dot_type, launch, rank_tile, tile_width
 from cqa.kernels.precision import wider
 from cqa.kernels.shrink import (
     AugColumns,
@@ -148,7 +148,7 @@ def _swiglu_triton(
         gate_up, shrink.lora_a if shrink else None, out, partial, dropout.key, dropout.streams,
         dropout.rows, m, k, gate_up.stride(0), out.stride(0), columns.base, rank,
         columns.ranks.stop, columns.total, dropout.threshold, shrink.scale if shrink else 1.0,
-        ROWS=32, RANK=rank_tile(rank), WIDTH=128, LORA=shrink is not None,
+        ROWS=32, RANK=rank_tile(rank), WIDTH=tile_width(out.dtype), LORA=shrink is not None,
         DROPOUT=dropout.threshold > 0, DOT=dot_type(out.dtype), num_warps=4,
     )  # fmt: skip
     if partial is not None:
@@ -162,13 +162,13 @@ def _swiglu_backward_triton(
     out = torch.empty_like(gate_up, memory_format=torch.contiguous_format)
     m, k = dact.shape
     rank = shrink.rank if shrink else 1
-    dropout = group_dropout(shrink)
+    dropout, width = group_dropout(shrink), tile_width(dact.dtype)
     launch(
-        _swiglu_backward_kernel, (triton.cdiv(m, 32), triton.cdiv(k, 128)),
+        _swiglu_backward_kernel, (triton.cdiv(m, 32), triton.cdiv(k, width)),
         dact, ds, shrink.lora_a if shrink else None, gate_up, out, dropout.key, dropout.streams,
         dropout.rows, m, k, dact.stride(0), ds.stride(0) if ds is not None else 0,
         gate_up.stride(0), rank, dropout.threshold, shrink.scale if shrink else 1.0,
-        MEMBERS=len(shrink.modules) if shrink else 0, ROWS=32, RANK=rank_tile(rank), WIDTH=128,
+        MEMBERS=len(shrink.modules) if shrink else 0, ROWS=32, RANK=rank_tile(rank), WIDTH=width,
         DROPOUT=dropout.threshold > 0, DOT=dot_type(dact.dtype), num_warps=4,
     )  # fmt: skip
     return out
