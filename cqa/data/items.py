@@ -8,8 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from cqa.data.jsonl import check_text, read_jsonl, take_text
-from cqa.data.unique import UniqueIds
+from cqa.data.jsonl import check_text, read_records, take_text
 from cqa.errors import DataError
 
 Kind = Literal["pair", "options", "continuation"]
@@ -53,22 +52,9 @@ def read_items(paths: Iterable[Path], *, continuations: bool = False) -> Iterato
     Raises:
         DataError: A line is malformed, or a file holds no item.
     """
+    parse = parse_continuation if continuations else parse_pair
     for path in paths:
-        empty = True
-        for where, record in read_jsonl(path):
-            empty = False
-            yield parse_continuation(record, where) if continuations else parse_pair(record, where)
-        if empty:
-            raise DataError("expected at least one item, got an empty file", where=str(path))
-
-
-def check_ids(items: Iterable[Item]) -> int:
-    """Read items to the end, refusing an id that comes twice; return how many there are."""
-    ids, n = UniqueIds(), 0
-    for item in items:
-        ids.add(item.id, item.where)
-        n += 1
-    return n
+        yield from read_records(path, parse, noun="item")
 
 
 def parse_pair(record: dict[str, Any], where: str) -> Item:

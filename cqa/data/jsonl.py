@@ -5,15 +5,52 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn, TypeVar
 
 from cqa.errors import DataError
 
 BOM = b"\xef\xbb\xbf"
 LONGEST_LINE_BYTES = 1 << 26  # 64 MiB: a file without line ends is not read into memory
+Record = TypeVar("Record")
+
+
+def stop_at(error: DataError) -> NoReturn:
+    """End reading at the first bad line."""
+    raise error
+
+
+def read_records(
+    path: Path,
+    parse: Callable[[dict[str, Any], str], Record],
+    *,
+    noun: str,
+    refuse: Callable[[DataError], object] = stop_at,
+) -> Iterator[Record]:
+    """Yield every line of a file as a record.
+
+    Args:
+        path: JSON Lines.
+        parse: Makes a record of an object and its `file:line`.
+        noun: What a record is called in messages.
+        refuse: Takes the error of a bad line, which is then left out.
+
+    Raises:
+        DataError: The file cannot be read or holds no line; what `refuse` raises.
+    """
+    empty = True
+    for where, line in raw_lines(path):
+        empty = False
+        try:
+            record = parse(parse_object(line, where), where)
+        except DataError as error:
+            refuse(error)
+        else:
+            yield record
+    if empty:
+        raise DataError(f"expected at least one {noun}, got an empty file", where=str(path))
 
 
 def read_jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -17,9 +17,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from cqa.data.jsonl import check_text, read_jsonl, take_text
+from cqa.data.jsonl import check_text, read_records, take_text
 from cqa.data.tokenizer import Tokenizer
-from cqa.data.unique import UniqueIds, line_id
+from cqa.data.unique import each_once, line_id
 from cqa.errors import DataError
 
 TooLong = Literal["refuse", "drop", "truncate"]
@@ -83,15 +83,14 @@ def stream_samples(path: Path) -> Iterator[Sample]:
         DataError: A line is malformed or of another format than the first, an id comes twice, or
             the file is empty.
     """
-    ids = UniqueIds()
     kind = ""
-    for where, record in read_jsonl(path):
+
+    def parse(record: dict[str, Any], where: str) -> Sample:
+        nonlocal kind
         kind = kind or detect_format(record, where)
-        sample = parse_sample(record, kind, where)
-        ids.add(sample.id, where)
-        yield sample
-    if not kind:
-        raise DataError("expected at least one sample, got an empty file", where=str(path))
+        return parse_sample(record, kind, where)
+
+    return each_once(read_records(path, parse, noun="sample"))
 
 
 def detect_format(record: dict[str, Any], where: str) -> str:

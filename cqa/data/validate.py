@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from cqa.data.items import Item, parse_continuation, parse_pair
-from cqa.data.jsonl import parse_object, raw_lines
+from cqa.data.jsonl import read_records
 from cqa.data.samples import Sample, detect_format, parse_sample
-from cqa.data.unique import UniqueIds
+from cqa.data.unique import Fingerprints, each_once, fingerprint
 from cqa.errors import DataError
 
 IMBALANCE = 1.2  # longest over shortest option, in characters, from which a warning is due
+Places = dict[int, str]  # where a text stands, by its fingerprint
 
 
 @dataclass(slots=True)
@@ -35,47 +36,57 @@ class FileReport:
 
 
 def validate_files(paths: Iterable[Path]) -> list[FileReport]:
-    """Read files of any kind and report on each, and on texts shared between them."""
-    reports: list[FileReport] = []
-    learned: dict[str, str] = {}
-    asked: list[tuple[FileReport, Item]] = []
-    for path in paths:
-        report = FileReport(str(path))
-        reports.append(report)
-        for record in _records(path, report):
+    """Read files of any kind and length, and report on each, and on texts shared between them.
+
+    No text is kept: of an item an entry of `Fingerprints`, of a text to train on its place. Files
+    are read again to name what they share.
+    """
+    reports = [FileReport(str(path)) for path in paths]
+    learned: Places = {}
+    seen, repeated = Fingerprints(), Fingerprints()
+    for report in reports:
+        n_uneven, first_uneven = 0, ""
+        for record in _records(report):
+            report.n_records += 1
             if isinstance(record, Sample):
                 learned.update(trained_texts([record]))
-            else:
-                report.groups[record.group] += 1
-                asked.append((report, record))
-    _warn_of_items(asked)
-    _warn_of_leaks(asked, learned)
+                continue
+            report.groups[record.group] += 1
+            if _is_uneven(record):
+                n_uneven, first_uneven = n_uneven + 1, first_uneven or record.id
+            if not seen.add(_texts(record)):
+                repeated.add(_texts(record))
+        if n_uneven:
+            report.warnings.append(
+                f"{n_uneven} of {report.n_records} items have options that differ by more than "
+                f"{IMBALANCE:g}x in length, `{first_uneven}` first; a sum of log-probabilities "
+                "favours the shorter"
+            )
+    if repeated or learned:
+        _warn_of_shared_texts(reports, repeated, learned)
     return reports
 
 
-def _records(path: Path, report: FileReport) -> Iterable[Item | Sample]:
+def _records(report: FileReport) -> Iterator[Item | Sample]:
     """Yield the good records of a file; the bad ones become errors of its report."""
-    ids = UniqueIds()
+
+    def parse(raw: dict[str, Any], where: str) -> Item | Sample:
+        report.kind = report.kind or _kind_of(raw, where)
+        if report.kind == "continuations":
+            return parse_continuation(raw, where)
+        if report.kind == "pairs":
+            return parse_pair(raw, where)
+        return parse_sample(raw, report.kind, where)
+
+    def refuse(error: DataError) -> None:
+        hint = f"; {error.hint}" if error.hint else ""
+        report.errors.append(f"{error.where}: {error.message}{hint}")
+
     try:
-        for where, line in raw_lines(path):
-            try:
-                raw = parse_object(line, where)
-                report.kind = report.kind or _kind_of(raw, where)
-                record = _parse(raw, report, where)
-                ids.add(record.id, where)
-            except DataError as error:
-                report.errors.append(_one_line(error))
-                continue
-            report.n_records += 1
-            yield record
+        records = read_records(Path(report.path), parse, noun="record", refuse=refuse)
+        yield from each_once(records, refuse)
     except DataError as error:
-        report.errors.append(_one_line(error))
-    if not report.n_records and not report.errors:
-        report.errors.append(f"{path}: expected at least one record, got an empty file")
-
-
-def _one_line(error: DataError) -> str:
-    return f"{error.where}: {error.message}{f'; {error.hint}' if error.hint else ''}"
+        refuse(error)
 
 
 def _kind_of(raw: dict[str, Any], where: str) -> str:
@@ -84,51 +95,46 @@ def _kind_of(raw: dict[str, Any], where: str) -> str:
     return "pairs" if "good" in raw or "options" in raw else detect_format(raw, where)
 
 
-def _parse(raw: dict[str, Any], report: FileReport, where: str) -> Item | Sample:
-    if report.kind == "continuations":
-        return parse_continuation(raw, where)
-    if report.kind == "pairs":
-        return parse_pair(raw, where)
-    return parse_sample(raw, report.kind, where)
+def _is_uneven(item: Item) -> bool:
+    lengths = [len(option) for option in item.options]
+    return max(lengths) > IMBALANCE * min(lengths)
 
 
-def _warn_of_items(asked: list[tuple[FileReport, Item]]) -> None:
-    texts: dict[str, str] = {}
-    uneven: dict[str, list[str]] = {}
-    for report, item in asked:
-        key = _normal(item.context + "\0" + "\0".join(item.options))
-        if key in texts:
-            report.warnings.append(f"{item.where}: the same texts as {texts[key]}")
-        texts.setdefault(key, item.where)
-        lengths = [len(option) for option in item.options]
-        if max(lengths) > IMBALANCE * min(lengths):
-            uneven.setdefault(report.path, []).append(item.id)
-    for report in {id(report): report for report, _ in asked}.values():
-        ids = uneven.get(report.path, [])
-        if ids:
-            report.warnings.append(
-                f"{len(ids)} of {report.n_records} items have options that differ by more than "
-                f"{IMBALANCE:g}x in length, `{ids[0]}` first; a sum of log-probabilities favours "
-                f"the shorter"
-            )
+def _texts(item: Item) -> str:
+    """Return all texts of an item, folded: two items that agree in them ask the same."""
+    return _normal(item.context + "\0" + "\0".join(item.options))
 
 
-def _warn_of_leaks(asked: list[tuple[FileReport, Item]], learned: dict[str, str]) -> None:
-    for report, item in asked:
-        report.warnings += [
-            f"{item.where}: a text that is trained on at {source}"
-            for source in leaks((item.context, *item.options), learned)
-        ]
+def _warn_of_shared_texts(
+    reports: list[FileReport], repeated: Fingerprints, learned: Places
+) -> None:
+    """Name items whose texts another has too, and items with a text that is trained on."""
+    first: Places = {}
+    for report in reports:
+        for record in _records(FileReport(report.path)):
+            if isinstance(record, Sample):
+                break  # no file holds both
+            texts = _texts(record)
+            if texts in repeated:
+                place = first.setdefault(fingerprint(texts), record.where)
+                if place != record.where:
+                    report.warnings.append(f"{record.where}: the same texts as {place}")
+            report.warnings += [
+                f"{record.where}: a text that is trained on at {source}"
+                for source in leaks((record.context, *record.options), learned)
+            ]
 
 
-def trained_texts(samples: Iterable[Sample]) -> dict[str, str]:
-    """Return every text that samples hold, folded, and where it stands."""
-    return {_normal(turn.text): sample.where for sample in samples for turn in sample.turns}
+def trained_texts(samples: Iterable[Sample]) -> Places:
+    """Return where every text that samples hold stands."""
+    return {
+        fingerprint(_normal(turn.text)): sample.where for sample in samples for turn in sample.turns
+    }
 
 
-def leaks(texts: Iterable[str], trained: dict[str, str]) -> list[str]:
+def leaks(texts: Iterable[str], trained: Places) -> list[str]:
     """Return where those of some evaluation texts stand that are also trained on."""
-    return [where for text in texts if (where := trained.get(_normal(text)))]
+    return [where for text in texts if (where := trained.get(fingerprint(_normal(text))))]
 
 
 def _normal(text: str) -> str:

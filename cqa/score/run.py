@@ -15,8 +15,9 @@ from typing import Any
 import torch
 
 from cqa.config import describe
-from cqa.data.items import Item, check_ids, read_items
+from cqa.data.items import Item, read_items
 from cqa.data.tokenizer import Tokenizer
+from cqa.data.unique import each_once
 from cqa.errors import DataError, ModelError
 from cqa.files import discard, inside, locked, read_json, refuse_held, write_json
 from cqa.identity import code_digest, versions
@@ -93,7 +94,7 @@ class Items:
 
     def check(self) -> int:
         """Read everything once before any work; return how many items there are."""
-        return check_ids(self._counted())
+        return sum(1 for _ in each_once(self._counted()))
 
     def _counted(self) -> Iterator[Item]:
         self.n_options, self.n_merged = 0, 0
@@ -122,8 +123,8 @@ def score(
 
     Rows that `config.out` already holds for the same texts and models are not computed again. The
     files are read once to check every item before any is computed, once for its text, once per
-    model, and once for the summary; no pass keeps more of an item than 21 bytes. The summary keeps
-    a few numbers an item.
+    model, and once for the summary; no pass keeps more of an item than two entries of
+    `Fingerprints`. The summary keeps a few numbers an item.
 
     Args:
         config: The settings.

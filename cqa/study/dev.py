@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from cqa.data.items import check_ids, read_items
+from cqa.data.items import read_items
 from cqa.data.tokenizer import Tokenizer
+from cqa.data.unique import each_once
 from cqa.model.checkpoint import locate
 from cqa.model.config import read_config
 from cqa.model.decoder import Decoder
@@ -45,10 +46,9 @@ class DevMetric:
         folder = locate(model)
         positions = read_config(folder).max_positions
         self._tokenizer = Tokenizer(folder, template=template)
-        check_ids(read_items([pairs]))
         self._items = [
             encode_item(item, self._tokenizer, "split", score_eos=False, max_positions=positions)
-            for item in read_items([pairs])
+            for item in each_once(read_items([pairs]))
         ]
         self._base: list[Event] = []
 

@@ -8,7 +8,8 @@ from helpers import write_lines
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cqa.data.items import Item, check_ids, read_items
+from cqa.data.items import Item, parse_continuation, parse_pair, read_items
+from cqa.data.unique import each_once
 from cqa.errors import DataError
 
 PAIR = {"id": "p", "context": "It rained.", "good": " She ran.", "bad": " She sat."}
@@ -110,6 +111,43 @@ def test_any_text_is_read_back_to_the_last_character(tmp_path_factory, texts):
     file = tmp_path_factory.getbasetemp() / "any.jsonl"
     item = read_one(file, {**PAIR, "context": context, "good": good, "bad": bad})
     assert (item.context, *item.options) == (context, good, bad)
+
+
+WORDS = ["id", "context", "good", "bad", "options", "answer", "continuation", "group", "x"]
+ANY = st.recursive(
+    st.none() | st.booleans() | st.integers(-2, 3) | st.floats() | st.text(max_size=3),
+    lambda v: st.lists(v, max_size=3) | st.dictionaries(st.text(max_size=2), v, max_size=2),
+    max_leaves=5,
+)
+TEXTLIKE = st.sampled_from(["a", " b", "", "\0", "\ud800", "1", "在"])
+
+
+CHANGES = st.dictionaries(
+    st.sampled_from(WORDS), ANY | TEXTLIKE | st.lists(TEXTLIKE, max_size=3), max_size=2
+)
+
+
+@given(st.sampled_from([PAIR, OPTIONS, TEXT]), CHANGES, st.sets(st.sampled_from(WORDS), max_size=1))
+@settings(deadline=None, max_examples=400)
+def test_any_object_is_an_item_that_can_be_scored_or_an_error_with_its_place(base, changes, gone):
+    record = {key: value for key, value in {**base, **changes}.items() if key not in gone}
+    parse = parse_continuation if "continuation" in base else parse_pair
+    try:
+        item, refused = parse(record, "x.jsonl:7"), None
+    except DataError as error:
+        item, refused = None, error
+    if refused is not None:
+        assert str(refused).startswith("x.jsonl:7: expected ")
+        return
+    texts = (item.id, item.context, *item.options)
+    assert all(text.encode() for text in texts)
+    assert len(set(item.options)) == len(item.options)
+    if parse is parse_continuation:
+        assert (len(item.options), item.answer) == (1, None)
+    else:
+        assert item.answer in range(len(item.options))
+        roles = [item.role(k) for k in range(len(item.options))]
+        assert sum(role in ("good", "right") for role in roles) == 1 < len(roles)
 
 
 @pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\u0085", "\u000b"], ids=ascii)
@@ -246,8 +284,9 @@ def test_items_before_a_malformed_line_can_be_had(file):
         next(items)
 
 
-def test_distinct_ids_are_counted(file):
-    assert check_ids(read(write_lines(file, [PAIR, OPTIONS]))) == 2
+def test_items_of_distinct_ids_are_all_there(file):
+    items = read(write_lines(file, [PAIR, OPTIONS]))
+    assert list(each_once(items)) == items
 
 
 def test_second_use_of_an_id_in_another_file_is_refused_and_the_first_named(tmp_path):
@@ -255,5 +294,5 @@ def test_second_use_of_an_id_in_another_file_is_refused_and_the_first_named(tmp_
     second = write_lines(tmp_path / "b.jsonl", [{**PAIR, "context": "It snowed."}])
     message = f"^{second}:1: expected each id once, got `p` again\nhint: first seen at {first}:2$"
     with pytest.raises(DataError, match=message) as caught:
-        check_ids(read_items([first, second]))
+        list(each_once(read_items([first, second])))
     assert caught.value.exit_code == 3

@@ -8,8 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cqa.data import unique
-from cqa.data.unique import Fingerprints, UniqueIds
+from cqa.data.items import parse_pair
+from cqa.data.unique import Fingerprints, UniqueIds, each_once
 from cqa.errors import DataError
+
+PAIR = {"context": "It rained.", "good": " She ran.", "bad": " She sat."}
 
 
 @settings(max_examples=60, deadline=None)
@@ -78,10 +81,23 @@ def test_the_line_that_names_an_unnamed_record_is_its_id_too(tmp_path):
 
 
 def test_two_ids_of_one_fingerprint_are_told_apart_by_reading_again(tmp_path, monkeypatch):
-    monkeypatch.setattr(unique, "_fingerprint", lambda text: 5)
+    monkeypatch.setattr(unique, "fingerprint", lambda text: 5)
     file = write_lines(tmp_path / "a.jsonl", [{"id": "a"}, {"id": "b"}, {"id": "a"}])
     ids = UniqueIds()
     ids.add("a", f"{file}:1")
     ids.add("b", f"{file}:2")
     with pytest.raises(DataError, match="got `a` again"):
         ids.add("a", f"{file}:3")
+
+
+def test_records_whose_id_came_before_stop_the_reading_or_are_left_out(tmp_path):
+    file = write_lines(tmp_path / "a.jsonl", [{"id": name} for name in "pqpr"])
+    items = [parse_pair({**PAIR, "id": name}, f"{file}:{n}") for n, name in enumerate("pqpr", 1)]
+    again = f"^{file}:3: expected each id once, got `p` again\nhint: first seen at {file}:1$"
+    kept = each_once(items)
+    assert [next(kept).id, next(kept).id] == ["p", "q"]
+    with pytest.raises(DataError, match=again):
+        next(kept)
+    errors: list[DataError] = []
+    assert [item.id for item in each_once(items, errors.append)] == ["p", "q", "r"]
+    assert [error.where for error in errors] == [f"{file}:3"]

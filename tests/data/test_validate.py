@@ -1,5 +1,8 @@
 """`validate` names every bad line, and what to be wary of."""
 
+import json
+import tracemalloc
+
 import pytest
 from helpers import DEMO, write_lines
 
@@ -61,3 +64,28 @@ def test_an_empty_or_missing_file_is_an_error(tmp_path, content):
     reports = validate_files([empty, tmp_path / "absent.jsonl"])
     assert all(len(report.errors) == 1 for report in reports)
     assert "error:" in report_text(reports)
+
+
+def test_no_text_is_kept_of_a_file_of_any_length(tmp_path):
+    def peak_bytes(n: int) -> int:
+        path = tmp_path / f"{n}.jsonl"
+        with path.open("w") as file:
+            for i in range(n):
+                file.write(json.dumps({**PAIR, "id": f"p{i}", "context": f"{i} " * 500}) + "\n")
+        tracemalloc.start()
+        (report,) = validate_files([path])
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert (report.n_records, report.warnings) == (n, [])
+        return peak
+
+    few, many = 100, 700
+    assert (peak_bytes(many) - peak_bytes(few)) / (many - few) < 60
+
+
+def test_leaks_are_found_whichever_file_comes_first(tmp_path):
+    training = write_lines(tmp_path / "t.jsonl", [{"prompt": "Why?", "response": PAIR["good"]}])
+    pairs = write_lines(tmp_path / "p.jsonl", [PAIR])
+    for paths in ([pairs, training], [training, pairs]):
+        (warned,) = [report for report in validate_files(paths) if report.warnings]
+        assert warned.warnings == [f"{pairs}:1: a text that is trained on at {training}:1"]
