@@ -57,8 +57,10 @@ class Tokenizer:
         state = json.loads(self.hf.backend_tokenizer.to_str())
         self._whole = _backend(state)
         self._following = _backend(_without_prefix_space(state))
-        self.digest = hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
         self.bos_ids = self._default_bos()
+        made_of = [state, self.bos_ids, self.hf.special_tokens_map]  # the last names the end token
+        text = json.dumps(made_of, sort_keys=True, default=str)
+        self.digest = hashlib.sha256(text.encode()).hexdigest()
         self.end_id = self._end_id()
         self.null_ids = (self._null_id(null_token),)
         self.null2_ids = self.null_ids + self.encode_following("\n")

@@ -213,6 +213,12 @@ def test_jinja_file_renders_the_turns_and_closes_the_learned_ones_itself(file, t
     ]
 
 
+def test_template_that_leaves_nothing_to_learn_is_refused(file, tmp_path):
+    template = "{% for m in messages if m.role == 'user' %}<{{ m.content }}>{% endfor %}"
+    with pytest.raises(DataError, match=f"^{file}:1: expected a text to learn, got a sample with"):
+        encode(file, SHAREGPT, chat_tokenizer(tmp_path, template))
+
+
 def test_plain_is_the_default_template(file, tmp_path, tokenizer):
     plain = Tokenizer(DEMO / "model", template="plain")
     assert encode(file, SHAREGPT, plain) == encode(file, SHAREGPT, tokenizer)

@@ -325,6 +325,18 @@ def test_torn_tokenizer_config_is_refused(tmp_path):
         Tokenizer(folder)
 
 
+def test_id_that_the_model_lacks_is_refused_with_its_token():
+    tokenizer = Tokenizer(DEMO / "model")
+    context, option = "It rained.", " She ran home."
+    highest = max(tokenizer.encode_context(context) + tokenizer.encode_following(option))
+    tokenizer.limit_ids(max(highest, *tokenizer.null2_ids) + 1)
+    tokenizer.encode_pair(context, option, "split")
+    with pytest.raises(ModelError, match=r"vocab_size \d+, got \d+ for '.*'\nhint: .*together"):
+        tokenizer.limit_ids(min(tokenizer.null2_ids))
+    with pytest.raises(ModelError, match=r"^a\.jsonl:3: expected token ids below .* vocab_size"):
+        tokenizer.encode_pair(context, option, "split", "a.jsonl:3")
+
+
 def test_digest_tells_tokenizers_apart_and_is_repeatable(demo):
     assert demo.digest == Tokenizer(DEMO / "model").digest
     assert demo.digest != loaded("stories260k").digest

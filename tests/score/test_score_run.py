@@ -673,6 +673,17 @@ def test_joint_boundary_moves_only_the_options_that_it_flags(data, rows, tmp_pat
     assert sorted(flags) == [False] * 9 + [True] * 2
 
 
+def test_option_that_begins_with_the_null_token_loses_no_token(data, tmp_path):
+    item = {**LITERARY[0], "good": "<|endoftext|> She ran."}
+    pairs = (write_lines(tmp_path / "null.jsonl", [item]),)
+    config = few_of(data, tmp_path / "out", pairs=pairs, tokens=True)
+    score(config)
+    tokenizer, option = Tokenizer(MODEL), rows_of(config.out)[0]["options"][0]
+    assert option["token_ids"] == [*tokenizer.null_ids, *tokenizer.encode_following(" She ran.")]
+    for given in ("given_context", "null"):
+        assert len(option[f"token_logp_{given}_nats"]) == option["n_tokens"] > 1
+
+
 def test_null_token_changes_what_the_context_is_compared_with(data, rows, tmp_path):
     config = few_of(data, tmp_path / "out", null_token="<|im_start|>")
     score(config)

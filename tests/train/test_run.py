@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from cqa.errors import ConfigError, CqaError, DataError, NumericsError, ResourceError
+from cqa.errors import ConfigError, DataError, ModelError, NumericsError, ResourceError
 from cqa.files import locked
 from cqa.interrupt import Interrupted
 from cqa.kernels.token_logprobs import token_logprobs
@@ -415,16 +415,35 @@ def test_resuming_with_other_data_is_refused(data, tmp_path):
         train(config, resume=True)
 
 
-def test_resuming_with_another_model_is_refused(data, tmp_path):
+def change_model(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    weights["model.norm.weight"] *= 2
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def change_tokenizer(folder: Path) -> None:
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "eos_token": "<|im_end|>"}))
+
+
+def change_template(folder: Path) -> None:
+    (folder / "turns.jinja").write_text("{% for m in messages %}[{{ m.content }}]{% endfor %}")
+
+
+@pytest.mark.parametrize("change", [change_model, change_tokenizer, change_template])
+def test_resuming_with_another_part_is_refused_by_its_name(data, tmp_path, change):
     model = Path(shutil.copytree(MODEL, tmp_path / "model"))
-    config = replace(config_of(data, tmp_path / "run"), model=str(model))
+    template = model / "turns.jinja"
+    template.write_text("{% for m in messages %}<{{ m.content }}>{% endfor %}")
+    settings = {"template": str(template), "rank": 2, "targets": ("q",)}
+    config = replace(config_of(data, tmp_path / "run", **settings), model=str(model))
     with pytest.raises(Interrupted):
         train(config, on_event=at_step(1, interrupt))
-    weights = load_file(model / "model.safetensors")
-    weights["model.norm.weight"] *= 2
-    save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(CqaError, match="expected the model of the run to resume"):
+    change(model)
+    part = change.__name__.removeprefix("change_")
+    with pytest.raises(ModelError, match=f"expected the {part} of the run to resume") as caught:
         train(config, resume=True)
+    assert caught.value.exit_code == 4
 
 
 @pytest.mark.parametrize("changes", [{"pass_tokens": 64}, {"recompute": True}], ids=str)
