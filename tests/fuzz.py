@@ -1,7 +1,7 @@
 """Mutated inputs of every kind: each must be taken, or refused with one of our own errors.
 
     make fuzz                            ten thousand cases
-    python tests/fuzz.py --seed 7        others; tests/ and the root have to be on PYTHONPATH
+    python tests/fuzz.py --seed 7        others
 
 A case is a sound file, damaged at random: bytes changed, moved, cut, or, for JSON, values replaced
 by others that JSON allows. A traceback, a hang or a demand for gigabytes is a failure, and the
@@ -29,17 +29,24 @@ import torch
 from helpers import tiny_model, write_lines
 
 from cqa.config import read_settings, resolve
-from cqa.data.items import check_ids, read_items
+from cqa.data.items import read_items
 from cqa.data.samples import encode_sample, fit_lengths, read_samples
 from cqa.data.tokenizer import Tokenizer
+from cqa.data.unique import each_once
 from cqa.data.validate import report_text, validate_files
 from cqa.errors import CqaError
 from cqa.model.load import load_model
 from cqa.model.lora import LoraSpec, TrainableLora, read_adapter
 from cqa.model.origin import check_origin
 from cqa.model.projection import MODULES
-from cqa.score.config import ScoreConfig
+from cqa.score.config import ReportConfig, ScoreConfig
 from cqa.score.forest import encode_item
+from cqa.score.report.cautions import cautions
+from cqa.score.report.contents import all_tables
+from cqa.score.report.details import items_table, scored_items
+from cqa.score.report.page import Report, markdown_page
+from cqa.score.report.verdict import make_verdict
+from cqa.score.report.write import read_view
 from cqa.score.results import Results
 from cqa.score.run import score
 from cqa.train.checkpoint import Log, load_state, open_run
@@ -203,8 +210,7 @@ class Sound:
 
     def read_item_file(self, path: Path) -> None:
         """Read, encode and keep items."""
-        items = list(read_items([path], continuations=path.name == "texts.jsonl"))
-        check_ids(items)
+        items = list(each_once(read_items([path], continuations=path.name == "texts.jsonl")))
         for item in items:
             for boundary in ("split", "joint"):
                 encode_item(item, self.tokenizer, boundary, score_eos=True, max_positions=200)
@@ -250,6 +256,14 @@ class Sound:
         """Continue a scoring run."""
         score(self.scoring(folder))
 
+    def read_for_report(self, folder: Path) -> None:
+        """Read what a report is made from, and decide what it says."""
+        config = ReportConfig(run=folder / "run", out=folder / "report")
+        view = read_view(folder / "scores", config)
+        found = scored_items(view)
+        tables = [*all_tables(view), items_table(view, found)]
+        markdown_page(Report(view, make_verdict(view), cautions(view), tables, {}, found))
+
     def read_settings(self, path: Path) -> None:
         """Read settings."""
         resolve(TrainConfig, read_settings(path))
@@ -283,6 +297,10 @@ class Sound:
             Target("scores/scores.jsonl", lines, self.read_scores),
             Target("scores/items.jsonl", lines, self.read_scores),
             Target("scores/meta.json", tree, self.read_scores),
+            Target("scores/meta.json", tree, self.read_for_report),
+            Target("scores/items.jsonl", lines, self.read_for_report),
+            Target("run/run.json", tree, self.read_for_report),
+            Target("run/log.jsonl", lines, self.read_for_report),
         ]
 
 

@@ -45,8 +45,8 @@ class Results:
 
     A row is known by (item id, item key, model key): by texts and labels, not by name alone. A
     partial last line, left by a kill, is cut off. What is kept in memory of the rows of a folder
-    that is resumed is 11 to 21 bytes each, one model at a time, and twice that while the items are
-    compared; of new rows nothing is kept.
+    that is resumed is one entry of `Fingerprints` each, one model at a time, and two while the
+    items are compared; of new rows nothing is kept.
     """
 
     def __init__(self, folder: Path, *, with_tokens: bool = False) -> None:
@@ -75,7 +75,7 @@ class Results:
             DataError: A complete line of an earlier run is damaged.
         """
         done = Fingerprints()
-        for row in islice(_score_rows(self._scores.path), self._n_held):
+        for row in islice(read_rows(self._scores.path), self._n_held):
             counts = not self._with_tokens or "token_ids" in row["options"][0]
             if counts and row["model_key"] == model_key:
                 done.add(row["item_key"] + row["id"])
@@ -88,7 +88,7 @@ class Results:
             DataError: An id is there with another text, or a line of an earlier run is damaged.
         """
         ids, keyed = Fingerprints(), Fingerprints()
-        for row in _item_rows(self._items.path):
+        for row in read_texts(self._items.path):
             ids.add(row["id"])
             keyed.add(row["item_key"] + row["id"])
         with self._items.whole():
@@ -102,7 +102,7 @@ class Results:
 
     def append(self, rows: Iterable[Row]) -> None:
         """Append the rows of one pass, all of them on disk when this returns."""
-        self._scores.append(b"".join(_line({**row, DIGEST: digest_json(row)}) for row in rows))
+        self._scores.append(b"".join(_line(sealed(row)) for row in rows))
         self._scores.sync()
 
     def rows(self, model_keys: set[str], items: Iterable[Item]) -> Iterator[Row]:
@@ -110,7 +110,7 @@ class Results:
         wanted = Fingerprints()
         for item in items:
             wanted.add(named(item))
-        for row in _score_rows(self._scores.path):
+        for row in read_rows(self._scores.path):
             if row["model_key"] in model_keys and row["item_key"] + row["id"] in wanted:
                 yield row
 
@@ -146,7 +146,12 @@ def _count_lines(path: Path) -> int:
         return sum(block.count(b"\n") for block in iter(lambda: file.read(1 << 16), b""))
 
 
-def _score_rows(path: Path) -> Iterator[Row]:
+def sealed(row: Row) -> Row:
+    """Return a row with the digest that its line of scores.jsonl is checked against."""
+    return {**row, DIGEST: digest_json(row)}
+
+
+def read_rows(path: Path) -> Iterator[Row]:
     """Yield the rows of scores.jsonl, each checked against its own digest.
 
     Raises:
@@ -158,18 +163,22 @@ def _score_rows(path: Path) -> Iterator[Row]:
         yield row
 
 
-def _item_rows(path: Path) -> Iterator[Row]:
-    """Yield the rows of items.jsonl, each checked against its item key.
+def read_texts(path: Path) -> Iterator[Row]:
+    """Yield the lines of items.jsonl, each checked against its item key.
 
     Raises:
         DataError: A line is not as it was written.
     """
     for where, row in read_jsonl(path):
-        labels = {key: row[key] for key in LABELS if key in row}
-        content = [row.get(key) for key in ("kind", "context", "options", "answer")]
-        if not isinstance(row.get("id"), str) or row.get("item_key") != _key(*content, labels):
+        if not isinstance(row.get("id"), str) or row.get("item_key") != text_key(row):
             raise _damaged("item", where)
         yield row
+
+
+def text_key(row: Row) -> str:
+    """Return the item key of a line of items.jsonl."""
+    labels = {key: row[key] for key in LABELS if key in row}
+    return _key(*(row.get(key) for key in ("kind", "context", "options", "answer")), labels)
 
 
 def _damaged(what: str, where: str) -> DataError:

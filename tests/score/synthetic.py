@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from helpers import write_lines
 
+from cqa.score.results import sealed, text_key
+
 Row = dict[str, Any]
 HOSTILE = [
     '<b>"R&D"</b> said the sign.',
@@ -108,7 +110,7 @@ def make_meta(adapters: list[str | None], **settings: Any) -> Row:
     """Return meta.json."""
     identity = {
         "model": "a" * 64, "tokenizer": "b" * 64, "template": None, "boundary": "split",
-        "null_ids": [0], "null2_ids": [0, 1], "score_eos": False, "numerics": 1,
+        "null_ids": [0], "null2_ids": [0, 1], "score_eos": False, "code": "e" * 64,
         "device": "cpu", "dtype": "float32", "n_tokens": 1000, "seconds": 0.5,
     }  # fmt: skip
     models = [
@@ -118,7 +120,7 @@ def make_meta(adapters: list[str | None], **settings: Any) -> Row:
     return {
         "settings": {"model": "models/tiny & <small>", "run": None, "cutoff": None, **settings},
         "device": "x86_64", "n_threads": 1, "versions": {"cqa_fast": "0.1.0", "torch": "2.13.0"},
-        "models": models,
+        "models": models, "items_digest": "f" * 64,
     }  # fmt: skip
 
 
@@ -139,8 +141,8 @@ def make_folder(
         for option in (option for row in rows for option in row["options"]):
             for key in [key for key in option if key.startswith("token_")]:
                 del option[key]
-    write_lines(folder / "scores.jsonl", rows)
-    write_lines(folder / "items.jsonl", [item | {"item_key": "0" * 16} for item in items])
+    write_lines(folder / "scores.jsonl", [sealed(row) for row in rows])
+    write_lines(folder / "items.jsonl", [item | {"item_key": text_key(item)} for item in items])
     (folder / "meta.json").write_text(json.dumps(make_meta(adapters, **settings)))
     return folder
 

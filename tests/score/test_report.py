@@ -28,6 +28,7 @@ from cqa.score.report.tables import (
     to_markdown,
 )
 from cqa.score.report.write import make_report, read_view, write_report
+from cqa.score.results import sealed
 from cqa.score.summary import Scores, summarise
 
 TABLES = {
@@ -316,12 +317,16 @@ def test_a_folder_without_scores_is_refused(scored, tmp_path, name):
         ("meta.json", "{", r"meta\.json: expected a JSON object"),
         ("meta.json", "{}", r"meta\.json: expected `settings`, got none"),
         ("meta.json", '{"settings": {}, "models": []}', "expected the base among the models"),
-        ("scores.jsonl", "{}\n", r"scores\.jsonl: expected rows as cqa-fast score writes them"),
-        ("scores.jsonl", '{"model_key": "other"}\n', "expected items scored under the base"),
+        ("meta.json", '{"settings": [], "models": []}', r"expected another `settings`, got: \[\]"),
+        ("meta.json", '{"settings": {}, "models": [1]}', "expected models to be objects"),
+        ("items.jsonl", '{"id": "x"}\n', r"items\.jsonl:1: expected the item as it was written"),
+        ("scores.jsonl", json.dumps(sealed({})), r"scores\.jsonl: expected rows as cqa-fast score"),
+        ("scores.jsonl", json.dumps(sealed({"model_key": "x"})), "expected items scored under the"),
+        ("scores.jsonl", "{}\n", r"scores\.jsonl:1: expected the row as it was written, got a dam"),
         ("scores.jsonl", "not json\n", r"scores\.jsonl:1: expected one JSON object"),
         (
             "scores.jsonl",
-            '{"model_key": "key-of-base", "kind": "pair"}\n',
+            json.dumps(sealed({"model_key": "key-of-base", "kind": "pair"})),
             "expected rows as cqa-fast score writes them",
         ),
     ],
@@ -332,6 +337,21 @@ def test_damaged_files_are_refused_with_their_place(scored, tmp_path, name, text
     with pytest.raises(DataError, match=message):
         report_on(tmp_path / "scores", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("run.json", '{"settings": {"data": 3}}', "expected another `data`, got: 3"),
+        ("log.jsonl", '{"event": "step", "epoch": [], "loss_nats": 1}', "another `epoch`, got"),
+        ("log.jsonl", '{"event": "eval", "epoch": 1}', r"log\.jsonl:1: expected `eval_loss_nats`"),
+    ],
+)
+def test_damaged_run_is_refused_with_its_place(scored, tmp_path, name, text, message):
+    run = make_run(tmp_path / "run")
+    (run / name).write_text(text)
+    with pytest.raises(DataError, match=message):
+        report_on(scored, tmp_path / "out", run=run)
 
 
 def test_a_run_without_its_files_is_refused(scored, tmp_path):

@@ -171,7 +171,9 @@ def provenance(view: View) -> list[tuple[str, str]]:
         ("end token scored", "yes" if base.get("score_eos") else "no"),
         ("reading of dI", "sum over tokens, nats; several options: right − mean of the wrong"),
         ("choice of an adapter", "smallest one-sided signed-rank p, then largest d_z"),
-        ("numerics, version of the scorer", base.get("numerics")),
+        ("items, sha256", meta.get("items_digest")),
+        ("code of the scorer, sha256", base.get("code")),
+        ("ops", base.get("backend")),
     ]
     facts += [
         (f"adapter {model['adapter']}, sha256", model.get("adapter_digest"))

@@ -10,10 +10,10 @@ from typing import Any
 
 from cqa.data.jsonl import read_jsonl
 from cqa.data.samples import read_samples
-from cqa.data.validate import leaks, trained_texts
+from cqa.data.validate import Places, leaks, trained_texts
 from cqa.errors import DataError
 from cqa.files import read_json
-from cqa.score.results import ITEMS, META, SCORES
+from cqa.score.results import ITEMS, META, SCORES, read_rows, read_texts
 from cqa.score.summary import Scores
 
 Row = dict[str, Any]
@@ -29,7 +29,7 @@ class TrainingRun:
     facts: Row
     loss_nats: dict[int, float]  # mean training loss by epoch
     eval_loss_nats: dict[int, float]
-    trained: dict[str, str] | None = None  # texts trained on; None where the file is not at hand
+    trained: Places | None = None  # texts trained on; None where the file is not at hand
 
 
 @dataclass(slots=True)
@@ -73,20 +73,16 @@ def read_source(folder: Path, run: Path | None = None) -> Source:
                 hint="cqa-fast score writes it; a stopped run is finished by the same command",
             )
     meta = read_json(folder / META)
-    _field(meta, "settings", folder / META)
-    models = _field(meta, "models", folder / META)
-    names: list[str | None] = [_field(model, "adapter", folder / META) for model in models]
-    if None not in names:
-        raise DataError("expected the base among the models, got none", where=str(folder / META))
+    names = _adapters(meta, folder / META)
     keys = {model["model_key"] for model in meta["models"]}
     try:
         scores = Scores(_rows(folder / SCORES, keys))
-        items = {row["id"]: row for _, row in read_jsonl(folder / ITEMS)}
     except (KeyError, TypeError, IndexError, ValueError, ZeroDivisionError) as error:
         raise DataError(
             f"expected rows as cqa-fast score writes them, got another: {error!r}",
             where=str(folder / SCORES),
         ) from None
+    items = {row["id"]: row for row in read_texts(folder / ITEMS)}
     models_of = [set(m) for m in scores.items.values()] + [set(m) for m in scores.texts.values()]
     if not models_of or any(None not in found for found in models_of):
         raise DataError("expected items scored under the base, got none", where=str(folder))
@@ -96,12 +92,33 @@ def read_source(folder: Path, run: Path | None = None) -> Source:
 
 
 def _rows(path: Path, keys: set[str]) -> Iterator[Row]:
-    return (row for _, row in read_jsonl(path) if row["model_key"] in keys)
+    return (row for row in read_rows(path) if row["model_key"] in keys)
 
 
-def _field(record: Row, key: str, where: Path | str) -> Any:
+def _adapters(meta: Row, path: Path) -> list[str | None]:
+    """Return what the models of meta.json are called, the base None, all that is used checked."""
+    settings = _of(meta, "settings", dict, path)
+    names: list[str | None] = []
+    for model in _of(meta, "models", list, path):
+        if not isinstance(model, dict):
+            raise DataError("expected models to be objects, got another", where=str(path))
+        _of(model, "model_key", str, path)
+        names.append(_of(model, "adapter", str | None, path))
+    if None not in names:
+        raise DataError("expected the base among the models, got none", where=str(path))
+    _of(meta, "versions", dict, path)
+    for key, kind in (("model", str), ("cutoff", str | None), ("margin", int | float | None)):
+        if key in settings:
+            _of(settings, key, kind, path)
+    return names
+
+
+def _of(record: Row, key: str, kind: Any, where: Path | str) -> Any:
+    """Return a field that must be there and of a type."""
     if key not in record:
         raise DataError(f"expected `{key}`, got none", where=str(where))
+    if not isinstance(record[key], kind):
+        raise DataError(f"expected another `{key}`, got: {record[key]!r:.80}", where=str(where))
     return record[key]
 
 
@@ -112,18 +129,22 @@ def read_run(folder: Path) -> TrainingRun:
         DataError: run.json or log.jsonl is missing or damaged.
     """
     facts = read_json(folder / "run.json")
-    settings = _field(facts, "settings", folder / "run.json")
+    settings = _of(facts, "settings", dict, folder / "run.json")
+    data = Path(_of(settings, "data", str, folder / "run.json"))
     losses: dict[int, list[float]] = {}
     held_out: dict[int, float] = {}
     for where, event in read_jsonl(folder / "log.jsonl"):
-        kind = _field(event, "event", where)
+        kind = _of(event, "event", str, where)
         if kind == "step":
-            losses.setdefault(event["epoch"], []).append(_field(event, "loss_nats", where))
+            epoch = _of(event, "epoch", int, where)
+            losses.setdefault(epoch, []).append(_of(event, "loss_nats", int | float, where))
         elif kind == "eval":
-            held_out[event["epoch"]] = _field(event, "eval_loss_nats", where)
+            held_out[_of(event, "epoch", int, where)] = _of(
+                event, "eval_loss_nats", int | float, where
+            )
     means = {epoch: sum(values) / len(values) for epoch, values in losses.items()}
     try:
-        trained = trained_texts(read_samples(Path(settings.get("data", ""))))
+        trained = trained_texts(read_samples(data))
     except DataError:  # moved or on another machine: the report says that leaks are not known
         trained = None
     return TrainingRun(folder, settings, facts, means, held_out, trained)
