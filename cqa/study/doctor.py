@@ -5,16 +5,20 @@ from __future__ import annotations
 import os
 import platform
 import shutil
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from cqa.identity import versions
-from cqa.kernels.backend import REBUILD, native_problem
+from cqa.kernels.backend import REBUILD, fastest, native_problem
+from cqa.kernels.token_logprobs import token_stats
+from cqa.model.load import DTYPES
 
 OLDEST_GPU = (8, 0)  # A100: the first with bf16 matrix units
+TOLERANCE_NATS = {torch.float32: 1e-4, torch.bfloat16: 2e-2}  # of a tiny example
 ROOMY_DISK_BYTES, ROOMY_MEMORY_BYTES = 10 * 10**9, 4 * 10**9
 LIMITS = (  # a container's limit and use, version 2 and 1 of its interface
     ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
@@ -23,13 +27,14 @@ LIMITS = (  # a container's limit and use, version 2 and 1 of its interface
 
 
 def examine(folder: Path) -> dict[str, Any]:
-    """Return versions, devices, memory and disk; `advice` names what could be better.
+    """Return versions, devices, backends, memory and disk; `advice` names what could be better.
 
     Args:
         folder: Where runs would be written; its disk is looked at.
     """
+    backends = list(_backends())
     facts = {
-        "versions": {**versions(), "triton": _version("triton")},
+        "versions": {**versions(), "triton": version("triton")},
         "platform": platform.platform(),
         "cpu_threads": torch.get_num_threads(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
@@ -41,21 +46,46 @@ def examine(folder: Path) -> dict[str, Any]:
         "folder_writable": os.access(folder, os.W_OK),
         "free_disk_bytes": shutil.disk_usage(folder).free,
         "offline": os.environ.get("HF_HUB_OFFLINE") == "1",
-        "backends": {
-            "cpu fp32": "reference" if native_problem() else "native",
-            "cpu bf16": "reference",
-            "cuda": "reference",
+        "backends": {name: fastest(*place) for name, place in backends},
+        "backend_problems": {
+            name: problem for name, place in backends if (problem := backend_problem(*place))
         },
         "native_problem": native_problem(),
     }
     return {**facts, "advice": _advice(facts)}
 
 
-def _version(package: str) -> str | None:
+def _backends() -> Iterator[tuple[str, tuple[torch.device, torch.dtype]]]:
+    """Yield every device and dtype that a run can have here, and what the two are called."""
+    gpus = [torch.device("cuda", i) for i in range(torch.cuda.device_count())]
+    for device in (torch.device("cpu"), *gpus):
+        for name, dtype in DTYPES.items():
+            yield f"{device} {name}", (device, dtype)
+
+
+def backend_problem(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Score a tiny example by the ops that a run would choose; return what is wrong with them.
+
+    Args:
+        device: Where to run.
+        dtype: Of the weights.
+
+    Returns:
+        None if the scores are those of the reference, computed on the CPU in fp64.
+    """
+    backend = fastest(device, dtype)
+    hidden, head = (torch.linspace(-1, 1, n * 48).view(n, 48).sin().to(dtype) for n in (5, 37))
+    target = torch.arange(5)
+    expected = token_stats(hidden.double(), head.double(), target, backend="reference").logp
     try:
-        return version(package)
-    except PackageNotFoundError:
+        found = token_stats(*(t.to(device) for t in (hidden, head, target)), backend=backend).logp
+        error = (found.double().cpu() - expected).abs().max().item()
+    except Exception as failure:  # driver, compiler and library each fail in ways of their own
+        reason = str(failure) or type(failure).__name__
+        return f"its {backend} ops fail: {reason.splitlines()[0]}"
+    if error <= TOLERANCE_NATS[dtype]:
         return None
+    return f"its {backend} ops are wrong by {error:.2g} nats in a tiny example"
 
 
 def _device(index: int) -> dict[str, Any]:
@@ -108,8 +138,11 @@ def _advice(facts: dict[str, Any]) -> list[str]:
     for device in facts["cuda_devices"]:
         if not device["bf16"]:
             advice.append(f"{device['name']} has no bf16 matrix units: use --dtype fp32")
-    if facts["cuda_devices"] and facts["versions"]["triton"] is None:
-        advice.append("triton is not installed: pip install triton")
+    for name, problem in facts["backend_problems"].items():
+        advice.append(
+            f"{name} cannot be used: {problem}; "
+            + (REBUILD if name.startswith("cpu") else "torch, triton and driver must go together")
+        )
     if facts["free_memory_bytes"] < ROOMY_MEMORY_BYTES:
         advice.append("under 4 GB of memory are free: a 0.5 B model in fp32 takes 2 GB")
     if facts["free_disk_bytes"] < ROOMY_DISK_BYTES:
@@ -123,7 +156,7 @@ def _advice(facts: dict[str, Any]) -> list[str]:
 
 def report_text(facts: dict[str, Any]) -> str:
     """Return the examination as text."""
-    lines = [f"{name:<14} {value or 'missing'}" for name, value in facts["versions"].items()]
+    lines = [f"{name:<14} {value}" for name, value in facts["versions"].items()]
     lines += [
         f"{'platform':<14} {facts['platform']}",
         f"{'cpu':<14} {facts['cpu_threads']} threads, {facts['cpu_capability']}",
@@ -135,7 +168,10 @@ def report_text(facts: dict[str, Any]) -> str:
         f"{_of(d['free_memory_bytes'], d['memory_bytes'])}"
         for d in facts["cuda_devices"]
     ] or [f"{'gpu':<14} none"]
-    lines += [f"{'ops on ' + k:<14} {v}" for k, v in facts["backends"].items()]
+    lines += [
+        f"{name:<14} {backend} ops{', broken' if name in facts['backend_problems'] else ''}"
+        for name, backend in facts["backends"].items()
+    ]
     return "\n".join([*lines, *(f"note: {text}" for text in facts["advice"])])
 
 
