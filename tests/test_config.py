@@ -1,10 +1,13 @@
 """Settings: which layer wins, how text becomes values, and what is refused by name."""
 
+import json
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from cqa.config import describe, key_of, option, read_settings, resolve
 from cqa.errors import ConfigError
@@ -256,3 +259,25 @@ def test_value_at_the_edge_is_accepted(key, raw):
 
 def test_validation_that_is_no_number_names_a_file():
     assert train_config(validation="held-out.jsonl").validation_share is None
+
+
+RAW = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4),
+    lambda v: st.lists(v, max_size=3) | st.dictionaries(st.text(max_size=2), v, max_size=2),
+    max_leaves=4,
+) | st.sampled_from(["1", "1e-4", "nan", "q,v", "on", "0.1", "cpu", "plain", 10**400, "\ud800"])
+NAMES = [key_of(f.name) for f in fields(TrainConfig)]
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.dictionaries(st.sampled_from(NAMES), RAW, max_size=3))
+def test_any_value_is_taken_and_described_or_refused_by_name(changes):
+    try:
+        config, refused = resolve(TrainConfig, REQUIRED, changes), None
+    except ConfigError as error:
+        config, refused = None, error
+    if refused is not None:
+        assert refused.message.startswith("expected ")
+        assert any(key.partition("-")[0] in refused.message for key in changes)
+    else:
+        assert json.loads(json.dumps(describe(config), allow_nan=False)) == describe(config)

@@ -1,13 +1,16 @@
 """Training that is killed, or finds the disk full, at any write: nothing lost, the same bits."""
 
+import os
+import signal
 from pathlib import Path
 
 import pytest
-from faults import Crashes, failing_at, leftovers, no_space, run_contents
+from faults import Crashes, before_each_change, failing_at, leftovers, no_space, run_contents
 from helpers import tiny_model, write_lines
 from safetensors.torch import load_file
 
 from cqa.errors import ResourceError
+from cqa.interrupt import Interrupted
 from cqa.train.config import TrainConfig
 from cqa.train.loop import train
 
@@ -68,3 +71,28 @@ def test_run_whose_write_fails_anywhere_ends_cleanly_and_is_resumed(
         train(config, resume=True)
         assert run_contents(config.out) == finished
         assert not leftovers(config.out)
+
+
+def test_signal_at_any_write_is_answered_after_it_and_the_run_is_resumed(inputs, crashes, tmp_path):
+    finished = run_contents(crashes.folder)
+    with failing_at(0, KeyboardInterrupt) as changes:
+        train(config_of(inputs, tmp_path / "whole"))
+    codes = []
+    for number in range(6, len(changes) - 6, 7):
+        config = config_of(inputs, tmp_path / f"run-{number}")
+        made: list[str] = []
+
+        def signal_once(name: str, args: tuple, made=made, number=number) -> None:
+            made.append(name)
+            if len(made) == number:
+                os.kill(os.getpid(), signal.SIGINT)
+
+        with before_each_change(signal_once), pytest.raises(Interrupted) as caught:
+            train(config)
+        assert len(made) > number, "what was begun is finished"
+        codes.append(caught.value.exit_code)
+        train(config, resume=True)
+        assert run_contents(config.out) == finished
+        assert not leftovers(config.out)
+    assert codes == [130] * len(codes)
+    assert len(codes) > 3
