@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check aot bench bench-check bench-peers clean
+.PHONY: demo test check soak fuzz aot bench bench-check bench-peers clean
 
 $(READY): pyproject.toml setup.py constraints.txt $(wildcard csrc/*)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "cqa-fast needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
@@ -24,6 +24,12 @@ check: $(READY)  ## format, lint, types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+soak: $(READY)  ## kill training and scoring a hundred times; what is left must be the same bits
+	$(BIN)/python tests/soak.py
+
+fuzz: $(READY)  ## read ten thousand damaged files; none may end in anything but a clean error
+	$(BIN)/python tests/fuzz.py
 
 bench-check: $(READY)  ## fail if it got slower or larger than bench/floors.json allows
 	$(BIN)/python -m pytest bench/check_regression.py -q

@@ -1,7 +1,7 @@
 """Training and scoring killed at random moments, again and again: what is left is compared.
 
     make soak                          a hundred kills
-    python tests/soak.py --seed 7      others; tests/ and the root have to be on PYTHONPATH
+    python tests/soak.py --seed 7      others
 
 Each job is run once without a break. Then it is started, killed after a random time (SIGKILL, now
 and then SIGTERM or SIGINT) and started again in the same folder, until it gets to its end; what it

@@ -3,6 +3,7 @@
 import ast
 import sys
 from collections.abc import Iterator
+from functools import cache
 
 import pytest
 from click.testing import CliRunner
@@ -20,6 +21,10 @@ FORBIDDEN = {
     "requests", "httpx", "aiohttp", "urllib.request", "http.client", "http.server", "ftplib",
     "smtplib", "telnetlib", "socket.socket", "socket.create_connection",  # the network
 }  # fmt: skip
+ALLOWED = {  # by the start of a path
+    "cqa/kernels/attention.py": {"importlib.import_module"},  # libraries that may not be there
+    "cqa/study/bench/": {"subprocess"},  # what is compared runs in a process of its own
+}
 FORBIDDEN_WORDS = {"trust_remote_code", "allow_pickle", "weights_only", "shell"}
 
 
@@ -65,7 +70,9 @@ def misuses(source: str) -> set[str]:
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_source_uses_nothing_that_runs_code_from_files_or_asks_the_network(path):
-    assert misuses(path.read_text(encoding="utf-8")) == set()
+    name = path.relative_to(ROOT).as_posix()
+    allowed = {use for start, uses in ALLOWED.items() if name.startswith(start) for use in uses}
+    assert misuses(path.read_text(encoding="utf-8")) <= allowed
 
 
 @pytest.mark.parametrize(
@@ -78,6 +85,7 @@ def test_source_uses_nothing_that_runs_code_from_files_or_asks_the_network(path)
         "from torch import load as read",
         "import torch as t\nt.load('x')",
         "import torch.hub",
+        "from importlib import import_module as get\nget(name)",
         "from numpy import load",
         "import yaml\nyaml.load('a', Loader=yaml.Loader)",
         "import os\nos.system('ls')",
@@ -114,12 +122,18 @@ def watch(event: str, args: tuple) -> None:
         seen.append(f"{event} {args}")
 
 
+@cache
+def install() -> None:
+    """Watch from here on; there is no way to take a hook away."""
+    sys.addaudithook(watch)
+
+
 @pytest.fixture
 def events(monkeypatch) -> Iterator[list[str]]:
     """What Python's audit hooks tell of network, processes and pickles; the hub is not offline."""
     global seen
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    sys.addaudithook(watch)  # there is no way to remove it
+    install()
     seen = []
     yield seen
     seen = None

@@ -27,7 +27,7 @@ from cqa.score.scorer import BranchStats
 from cqa.score.summary import Scores, summarise
 
 MODEL = DEMO / "model"
-TEXT_CHARS = 330
+TEXT_CHARS = 220
 
 
 def write_pairs(path: Path, n: int, n_chars: int) -> Path:
