@@ -1,12 +1,11 @@
 """Checks of data files before anything is computed: every bad line, and what to be wary of.
 
 Warnings never change a result: length imbalance between good and bad options, texts that come
-twice, evaluation texts that also occur in training data.
+twice, evaluation texts that are trained on, whole or in part.
 """
 
 from __future__ import annotations
 
-import unicodedata
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from typing import Any
 
 from cqa.data.items import Item, parse_continuation, parse_pair
 from cqa.data.jsonl import parse_object, raw_lines
+from cqa.data.overlap import TrainedTexts, folded
 from cqa.data.samples import Sample, detect_format, parse_sample
 from cqa.data.unique import UniqueIds
 from cqa.errors import DataError
@@ -37,19 +37,19 @@ class FileReport:
 def validate_files(paths: Iterable[Path]) -> list[FileReport]:
     """Read files of any kind and report on each, and on texts shared between them."""
     reports: list[FileReport] = []
-    learned: dict[str, str] = {}
+    samples: list[Sample] = []
     asked: list[tuple[FileReport, Item]] = []
     for path in paths:
         report = FileReport(str(path))
         reports.append(report)
         for record in _records(path, report):
             if isinstance(record, Sample):
-                learned.update(trained_texts([record]))
+                samples.append(record)
             else:
                 report.groups[record.group] += 1
                 asked.append((report, record))
     _warn_of_items(asked)
-    _warn_of_leaks(asked, learned)
+    _warn_of_leaks(asked, TrainedTexts(samples))
     return reports
 
 
@@ -96,7 +96,7 @@ def _warn_of_items(asked: list[tuple[FileReport, Item]]) -> None:
     texts: dict[str, str] = {}
     uneven: dict[str, list[str]] = {}
     for report, item in asked:
-        key = _normal(item.context + "\0" + "\0".join(item.options))
+        key = folded(item.context + "\0" + "\0".join(item.options))
         if key in texts:
             report.warnings.append(f"{item.where}: the same texts as {texts[key]}")
         texts.setdefault(key, item.where)
@@ -113,27 +113,14 @@ def _warn_of_items(asked: list[tuple[FileReport, Item]]) -> None:
             )
 
 
-def _warn_of_leaks(asked: list[tuple[FileReport, Item]], learned: dict[str, str]) -> None:
+def _warn_of_leaks(asked: list[tuple[FileReport, Item]], trained: TrainedTexts) -> None:
     for report, item in asked:
-        report.warnings += [
-            f"{item.where}: a text that is trained on at {source}"
-            for source in leaks((item.context, *item.options), learned)
-        ]
-
-
-def trained_texts(samples: Iterable[Sample]) -> dict[str, str]:
-    """Return every text that samples hold, folded, and where it stands."""
-    return {_normal(turn.text): sample.where for sample in samples for turn in sample.turns}
-
-
-def leaks(texts: Iterable[str], trained: dict[str, str]) -> list[str]:
-    """Return where those of some evaluation texts stand that are also trained on."""
-    return [where for text in texts if (where := trained.get(_normal(text)))]
-
-
-def _normal(text: str) -> str:
-    """Fold what does not make a text another one: case, width, white space."""
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+        found = trained.overlap((item.context, *item.options))
+        if found is not None:
+            part = f"words that are trained on (“{found.excerpt}”)" if found.excerpt else None
+            report.warnings.append(
+                f"{item.where}: {part or 'a text that is trained on'} at {found.where}"
+            )
 
 
 def report_text(reports: list[FileReport]) -> str:
