@@ -1,6 +1,7 @@
 """Every example of the README works as it stands there, and its numbers are those of the tool."""
 
 import json
+import math
 import re
 import shlex
 from pathlib import Path
@@ -88,37 +89,82 @@ def data_files(command: str) -> list[str]:
     return [word for word in shlex.split(command) if word.startswith("data/")]
 
 
-def real_tables() -> dict[str, tuple[int, list[dict[str, str]]]]:
-    """Return the tables of the real run by their title: how many items, and the rows."""
-    (block,) = [body for kind, body in BLOCKS if kind == "text" and "expert" not in body
-                and "epoch-12" in body]  # fmt: skip
+@pytest.fixture(scope="module")
+def real_tables() -> dict[str, tuple[str, list[dict[str, str]]]]:
+    """The tables of the real run by group: what they hold, and their rows by heading."""
+    block = next(body for kind, body in BLOCKS if kind == "text" and "epoch-12" in body)
     tables = {}
-    for part in block.strip().split("\n\n"):
+    for part in re.split(r"\n\n+", block.strip()):
         title, head, *lines = part.splitlines()
-        if ": " not in title:
+        found = re.fullmatch(r"(\w+): (\d+ items|continuations)", title)
+        if found is None:
             continue
-        keys = re.split(r"\s{2,}", head.strip())
-        rows = []
-        for line in lines:
-            cells = re.split(r"\s{2,}", line.strip())
-            rows.append(dict(zip(keys, cells, strict=False)))
-        name, _, what = title.partition(": ")
-        n = re.match(r"(\d+) items", what)
-        tables[name if n else f"{name} {what}"] = (int(n[1]) if n else 0, rows)
+        keys, *rows = [re.split(r"\s{2,}", line.strip()) for line in (head, *lines)]
+        kind = "continuations" if found[2] == "continuations" else "items"
+        tables[found[1], kind] = (found[2], [dict(zip(keys, r, strict=False)) for r in rows])
     return tables
 
 
+def numbers(row: dict[str, str]) -> dict[str, float]:
+    return {k: float(v) for k, v in row.items() if re.fullmatch(r"[+-]?\d+(\.\d+)?", v)}
+
+
 @pytest.mark.parametrize("group", ["literary", "factual"])
-def test_rows_of_the_real_table_agree_with_each_other(group):
-    n, (base, *rows) = real_tables()[group]
-    assert rows
+def test_numbers_of_the_real_run_agree_with_each_other(real_tables, group):
+    title, (base, *rows) = real_tables[group, "items"]
+    n = int(title.split()[0])
+    mean, sd = n * (n + 1) / 4, math.sqrt(n * (n + 1) * (2 * n + 1) / 24)
+    assert [row["model"] for row in rows][-1] == "epoch-12"
     for row in rows:
-        number = {
-            key: float(cell) for key, cell in row.items() if re.fullmatch(r"[+-]?[\d.]+", cell)
-        }
-        ddi = number["dI nats"] - float(base["dI nats"])
-        assert number["ddI nats"] == pytest.approx(ddi, abs=0.011)
-        assert number["ddI nats"] == pytest.approx(number["d_cond"] - number["d_prior"], abs=0.016)
-        mean, sd = n * (n + 1) / 4, (n * (n + 1) * (2 * n + 1) / 24) ** 0.5
-        p = stats.norm.sf((number["W+"] - mean) / sd)
-        assert (row["p"] == "<0.001") if p < 5e-4 else (number["p"] == pytest.approx(p, abs=2e-3))
+        values = numbers(row)
+        ddi = values["dI nats"] - float(base["dI nats"])
+        assert values["ddI nats"] == pytest.approx(ddi, abs=0.011)
+        assert values["ddI nats"] == pytest.approx(values["d_cond"] - values["d_prior"], abs=0.016)
+        low, high = map(float, row["95 % CI"].strip("[]").split(", "))
+        assert low <= values["ddI nats"] <= high
+        d_z = values["ddI nats"] / ((high - low) / 2 / stats.t.ppf(0.975, n - 1) * math.sqrt(n))
+        assert values["d_z"] == pytest.approx(d_z, abs=0.02)
+        p = stats.norm.sf((values["W+"] - mean) / sd)
+        assert row["p"] == "<0.001" or values["p"] == pytest.approx(p, abs=2e-3)
+        assert row["p"] != "<0.001" or p < 1.1e-3
+
+
+def test_base_of_the_real_run_is_what_scoring_gives(real_tables, tmp_path):
+    """The base alone, and one file alone: all of it takes minutes."""
+    (score,) = [c for c in commands(real=True) if c.startswith("cqa-fast score")]
+    (file,) = [f for f in data_files(score) if "continuations/literary" in f]
+    args = ["score", "--model", str(DEMO / "model"), "--continuations", str(shared(file))]
+    done = CliRunner().invoke(main, [*args, "--out", str(tmp_path / "out")])
+    assert done.exit_code == 0, done.stderr
+    _, (base, *_) = real_tables["literary", "continuations"]
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    found = summary["continuations"]["literary"]["base"]
+    assert base["n"] == str(found["n"]) == "50"
+    assert numbers(base)["log P nats/token"] == round(found["mean_logp_per_token_nats"], 3)
+    assert numbers(base)["bits/byte"] == round(-found["mean_logp_per_byte_bits"], 3)
+
+
+def test_the_json_examples_are_valid_records():
+    from cqa.data.items import parse_continuation, parse_pair
+
+    records = [json.loads(body) for kind, body in BLOCKS if kind == "json"]
+    training, pair, options, continuation = records
+    assert set(training) == {"id", "prompt", "response"}
+    assert parse_pair(pair, "README").kind == "pair"
+    assert parse_pair(options, "README").kind == "options"
+    assert parse_continuation(continuation, "README").kind == "continuation"
+
+
+def test_make_targets_exist():
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for target in re.findall(r"^make (\w+)", TEXT, flags=re.MULTILINE):
+        assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), target
+
+
+def test_the_shown_tables_have_the_headings_that_the_command_prints():
+    from cqa.score.table import ITEM_HEADINGS
+
+    shown = [body for kind, body in BLOCKS if kind == "text" and " items\n" in body]
+    assert len(shown) == 2
+    for body in shown:
+        assert re.split(r"\s{2,}", body.splitlines()[1].strip()) == ITEM_HEADINGS

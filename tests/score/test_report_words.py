@@ -11,7 +11,7 @@ from score.synthetic import key_of, make_items, make_meta, make_row, make_run
 
 from cqa.data.overlap import TrainedTexts
 from cqa.data.samples import Sample, Turn
-from cqa.model.checkpoint import digest_bytes
+from cqa.identity import digest_bytes
 from cqa.score.report.cautions import cautions
 from cqa.score.report.contents import View, make_view
 from cqa.score.report.details import scored_items, texts_of

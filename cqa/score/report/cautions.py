@@ -119,7 +119,7 @@ def _clusters(view: View) -> Iterator[str]:
             by_source = entry["by_source"] if entry else None
             interval = show(by_source and by_source["bca95_nats"], "interval")
             yield (
-                f"{group}: {n_named} of {base['n']} items come from {base['n_sources']} named "
+                f"{group}: {n_named:,} of {base['n']:,} items come from {base['n_sources']} named "
                 f"sources. Tests take items as independent; resampling whole sources gives a "
                 f"95 % CI of {interval} nats."
             )
@@ -131,7 +131,7 @@ def _dates(view: View) -> Iterator[str]:
         dated = counts["dated"]
         yield (
             f"Whether the base saw the texts in training is unknown: no --cutoff was given; "
-            f"{dated} of {dated + counts['undated']} items have a date (published_at)."
+            f"{dated:,} of {dated + counts['undated']:,} items have a date (published_at)."
         )
     elif len([n for n in counts.values() if n]) > 1:
         yield (

@@ -199,10 +199,10 @@ def _equivalence(view: View) -> Table:
     )
     note = (
         "A small p shows that the mean change is nearer to 0 than the margin. It is not corrected "
-        "for several adapters: the shown one was not chosen by these tests, and “absent under "
+        "for several adapters: the shown one was not chosen by these tests, and “small under "
         "every adapter” needs every p to be small"
     )
-    return Table("equivalence", "Is a change absent?", columns, rows, note, _of_shown(view))
+    return Table("equivalence", "Is a change small?", columns, rows, note, _of_shown(view))
 
 
 def _parts(view: View) -> Table:
@@ -410,7 +410,7 @@ def _groups(view: View) -> Table:
     columns = (
         GROUP,
         N,
-        Column("n_sources", "sources", "count"),
+        Column("n_sources", "named sources", "count"),
         Column("sign_accuracy", "dI > 0, base", "share"),
         Column("detectable", "detectable d_z at 80 %", "number"),
         Column("power", "power at d_z = 0.5", "share"),

@@ -13,7 +13,7 @@ from cqa.data.overlap import Overlap, TrainedTexts
 from cqa.data.samples import read_samples
 from cqa.errors import DataError
 from cqa.files import read_json
-from cqa.model.checkpoint import digest_bytes
+from cqa.identity import digest_bytes
 from cqa.score.results import ITEMS, META, SCORES
 from cqa.score.summary import Scores
 

@@ -104,7 +104,7 @@ def _sensitivity(view: View, entry: Row) -> Finding:
     p, name = decisive_p(view)
     text = (
         f"{view.shown}: ddI = {_nats(entry['mean_ddi_nats'])} per item, {_ci(entry['ci95_nats'])}, "
-        f"n = {entry['n']}; {_p(p)} ({name})."
+        f"n = {entry['n']:,}; {_p(p)} ({name})."
     )
     plain = entry["wilcoxon"]["p"]
     if p > ALPHA >= plain:
@@ -119,7 +119,7 @@ def _sensitivity(view: View, entry: Row) -> Finding:
         text += " The interval lies below 0: the model became less sensitive."
     elif mark == "not shown" and detectable is not None:
         text += (
-            f" With {entry['n']} items a test of one adapter finds only effects of d_z ≥ "
+            f" With {entry['n']:,} items a test of one adapter finds only effects of d_z ≥ "
             f"{detectable:.2f} four times in five, so a smaller one may have been missed."
         )
     question = f"Did the model become more sensitive to quality in {view.primary} items?"
@@ -153,13 +153,13 @@ def _absence(view: View) -> Finding | None:
     if view.control is None:
         return None
     entry = view.summary["groups"][view.control].get(view.shown)
-    question = f"Do {view.control} items stay as they were?"
+    question = f"Is any change in {view.control} items smaller than a small effect?"
     if entry is None or entry["equivalence"]["p"] is None:
         return Finding(question, "n/a", "Too few items to test for the absence of a change.")
     test = entry["equivalence"]
     text = (
         f"ddI = {_nats(entry['mean_ddi_nats'])}, {_ci(entry['ci95_nats'])}; "
-        f"within ±{test['margin_nats']:.2f} nats (margin: {test['margin_rule']}): "
+        f"within ±{test['margin_nats']:.2f} nats (small: {test['margin_rule']}): "
         f"{_p(test['p'])} (TOST). The smallest margin that would do is "
         f"±{test['smallest_margin_nats']:.2f} nats."
     )
@@ -169,7 +169,11 @@ def _absence(view: View) -> Finding | None:
         small = " The interval excludes 0: there is a change, smaller than the margin."
         return Finding(question, "shown", text + small * moved)
     if moved:
-        return Finding(question, "against", text + " The interval excludes 0: they did change.")
+        large = max(low, -high) > test["margin_nats"]
+        text += " The interval excludes 0: they did change" + (
+            ", by more than that." if large else "; that it is by less than that is not shown."
+        )
+        return Finding(question, "against" if large else "not shown", text)
     return Finding(
         question, "not shown", text + " No significant change is not the same as no change."
     )
@@ -190,7 +194,10 @@ def _part(view: View, entry: Row) -> Finding:
     if p is not None:
         n = len(selection["p_corrected_d_cond"])
         text += f" d_cond > 0: {_p(p)}, corrected for looking at {n} adapters (max-T)."
-    if mark == "shown":
+    if low_cond <= 0 and (entry["ci95_d_cond_nats"] or [0, 0])[1] < 0:
+        mark = "against"
+        text += " After its context the right option lost on the wrong ones."
+    elif mark == "shown":
         text += " After its context the right option gained on the wrong ones."
     elif low_cond > 0:
         text += " The interval alone would say that it sharpened; the correction does not bear it."
@@ -290,7 +297,7 @@ def _tiles(view: View, entry: Row) -> list[Tile]:
 
 
 def _evidence(view: View) -> str:
-    sizes = [f"{base['n']} {group}" for group, base in view.summary["base"].items()]
+    sizes = [f"{base['n']:,} {group}" for group, base in view.summary["base"].items()]
     texts = [
         f"{models['base']['n']} {group}" for group, models in view.summary["continuations"].items()
     ]
