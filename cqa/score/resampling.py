@@ -181,7 +181,8 @@ def max_t_sign_flip(
         else:
             flips = rng.integers(0, 2, (part.stop - part.start, n_items))
             flips[: part.start == 0] = 0  # the observed pattern is one of them
-        largest = _flipped_t(table, 1.0 - 2.0 * flips).max(axis=0)
+        signs: Values = np.where(flips == 1, -1.0, 1.0)
+        largest = _flipped_t(table, signs).max(axis=0)
         as_large += (largest >= least).sum(axis=1)
     p = as_large / n_patterns
     method = "exact" if exact else f"{draws} random sign patterns"

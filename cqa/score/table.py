@@ -32,7 +32,7 @@ def summary_text(summary: Row) -> str:
 
 def _methods(summary: Row) -> str:
     """Say where p is exact and where it is not."""
-    found = {
+    found: dict[str, str] = {
         group: next(iter(models.values()))["wilcoxon"]["method"]
         for group, models in summary["groups"].items()
         if models
