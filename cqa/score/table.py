@@ -137,7 +137,8 @@ def aligned(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _signed(value: float | None) -> str:
-    return "n/a" if value is None else f"{value:+.2f}"
+    text = "n/a" if value is None else f"{value:+.2f}"
+    return text if text.strip("+-0.") else text[1:]
 
 
 def _p(value: float) -> str:
