@@ -1,4 +1,4 @@
-"""What made a result: this package's own code, and the versions of what it computes with."""
+"""What made a result: this package's own code, the versions of what it computes with, and files."""
 
 from __future__ import annotations
 
@@ -38,4 +38,14 @@ def code_digest(*parts: str) -> str:
     for path in sorted(files):
         name = path.relative_to(PACKAGE).as_posix()
         total.update(name.encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
+    return total.hexdigest()
+
+
+def digest_bytes(paths: list[Path]) -> str:
+    """Return one sha256 over the bytes of files, one after the other."""
+    total = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                total.update(block)
     return total.hexdigest()

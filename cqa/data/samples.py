@@ -290,8 +290,10 @@ def fit_lengths(
         touched.append(sample.id)
         room = sample.prompt.stop - sample.prompt.start
         if policy == "refuse" or (policy == "truncate" and excess >= room):
+            cut = f", {room} of them of the prompt," if policy == "truncate" else ""
             raise DataError(
-                f"expected at most {max_tokens} tokens, got {len(sample.ids)} in `{sample.id}`",
+                f"expected at most {max_tokens} tokens, got {len(sample.ids)}{cut} in "
+                f"`{sample.id}`",
                 where=sample.where,
                 hint="--too-long drop leaves such samples out, --too-long truncate cuts prompts at "
                 "the start; nothing is ever cut without being asked for",

@@ -1,12 +1,11 @@
 """Checks of data files before anything is computed: every bad line, and what to be wary of.
 
 Warnings never change a result: length imbalance between good and bad options, texts that come
-twice, evaluation texts that also occur in training data.
+twice, evaluation texts that are trained on, whole or in part.
 """
 
 from __future__ import annotations
 
-import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -15,12 +14,12 @@ from typing import Any
 
 from cqa.data.items import Item, parse_continuation, parse_pair
 from cqa.data.jsonl import read_records
+from cqa.data.overlap import TrainedTexts, folded
 from cqa.data.samples import Sample, detect_format, parse_sample
 from cqa.data.unique import Fingerprints, each_once, fingerprint
 from cqa.errors import DataError
 
 IMBALANCE = 1.2  # longest over shortest option, in characters, from which a warning is due
-Places = dict[int, str]  # where a text stands, by its fingerprint
 
 
 @dataclass(slots=True)
@@ -38,18 +37,18 @@ class FileReport:
 def validate_files(paths: Iterable[Path]) -> list[FileReport]:
     """Read files of any kind and length, and report on each, and on texts shared between them.
 
-    No text is kept: of an item an entry of `Fingerprints`, of a text to train on its place. Files
-    are read again to name what they share.
+    No text of an item is kept, but an entry of `Fingerprints`; files are read again to name what
+    they share.
     """
     reports = [FileReport(str(path)) for path in paths]
-    learned: Places = {}
+    samples: list[Sample] = []
     seen, repeated = Fingerprints(), Fingerprints()
     for report in reports:
         n_uneven, first_uneven = 0, ""
         for record in _records(report):
             report.n_records += 1
             if isinstance(record, Sample):
-                learned.update(trained_texts([record]))
+                samples.append(record)
                 continue
             report.groups[record.group] += 1
             if _is_uneven(record):
@@ -62,8 +61,8 @@ def validate_files(paths: Iterable[Path]) -> list[FileReport]:
                 f"{IMBALANCE:g}x in length, `{first_uneven}` first; a sum of log-probabilities "
                 "favours the shorter"
             )
-    if repeated or learned:
-        _warn_of_shared_texts(reports, repeated, learned)
+    if repeated or samples:
+        _warn_of_shared_texts(reports, repeated, TrainedTexts(samples))
     return reports
 
 
@@ -102,14 +101,14 @@ def _is_uneven(item: Item) -> bool:
 
 def _texts(item: Item) -> str:
     """Return all texts of an item, folded: two items that agree in them ask the same."""
-    return _normal(item.context + "\0" + "\0".join(item.options))
+    return folded(item.context + "\0" + "\0".join(item.options))
 
 
 def _warn_of_shared_texts(
-    reports: list[FileReport], repeated: Fingerprints, learned: Places
+    reports: list[FileReport], repeated: Fingerprints, trained: TrainedTexts
 ) -> None:
-    """Name items whose texts another has too, and items with a text that is trained on."""
-    first: Places = {}
+    """Name items whose texts another has too, and items that are trained on."""
+    first: dict[int, str] = {}
     for report in reports:
         for record in _records(FileReport(report.path)):
             if isinstance(record, Sample):
@@ -119,27 +118,12 @@ def _warn_of_shared_texts(
                 place = first.setdefault(fingerprint(texts), record.where)
                 if place != record.where:
                     report.warnings.append(f"{record.where}: the same texts as {place}")
-            report.warnings += [
-                f"{record.where}: a text that is trained on at {source}"
-                for source in leaks((record.context, *record.options), learned)
-            ]
-
-
-def trained_texts(samples: Iterable[Sample]) -> Places:
-    """Return where every text that samples hold stands."""
-    return {
-        fingerprint(_normal(turn.text)): sample.where for sample in samples for turn in sample.turns
-    }
-
-
-def leaks(texts: Iterable[str], trained: Places) -> list[str]:
-    """Return where those of some evaluation texts stand that are also trained on."""
-    return [where for text in texts if (where := trained.get(fingerprint(_normal(text))))]
-
-
-def _normal(text: str) -> str:
-    """Fold what does not make a text another one: case, width, white space."""
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+            found = trained.overlap((record.context, *record.options))
+            if found is not None:
+                part = f"words that are trained on (“{found.excerpt}”)" if found.excerpt else None
+                report.warnings.append(
+                    f"{record.where}: {part or 'a text that is trained on'} at {found.where}"
+                )
 
 
 def report_text(reports: list[FileReport]) -> str:

@@ -137,13 +137,3 @@ def digest_files(paths: list[Path]) -> str:
         with path.open("rb") as file:
             total.update(path.name.encode() + b"\0" + hashlib.file_digest(file, "sha256").digest())
     return total.hexdigest()
-
-
-def digest_bytes(paths: list[Path]) -> str:
-    """Return one sha256 over the bytes of files, one after the other."""
-    total = hashlib.sha256()
-    for path in paths:
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                total.update(block)
-    return total.hexdigest()

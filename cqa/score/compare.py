@@ -20,6 +20,7 @@ from cqa.score.stats import (
     paired_t,
     power_of_t,
     sign_test,
+    spread,
     t_interval,
     tost,
     wilcoxon,
@@ -38,6 +39,12 @@ READINGS = {  # other readings of dI, listed beside the sum over tokens after th
 }
 
 
+ACCURACIES = {  # what ranks an item's options: lm-eval's acc and acc_bytes
+    "sum": "S(x|y)",
+    "per_byte": "S(x|y) / bytes of x",
+}
+
+
 @dataclass(frozen=True, slots=True)
 class ItemScore:
     """What the statistics need of one item under one model; option 0 of `p_*` is the right one."""
@@ -50,6 +57,7 @@ class ItemScore:
     entropy_null_nats: float
     p_given: tuple[float, ...]  # softmax of S(x|y) over the candidates
     p_null: tuple[float, ...]
+    first_by: tuple[bool, ...]  # whether the right option has the largest S(x|y), by ACCURACIES
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +96,10 @@ def item_score(row: Row) -> ItemScore:
         entropy_null_nats=sum(of("entropy_null_nats")) / n_tokens,
         p_given=tuple(p_given[k] for k in order),
         p_null=tuple(p_null[k] for k in order),
+        first_by=tuple(
+            max(range(len(s)), key=s.__getitem__) == answer
+            for s in (given, of("logp_given_context_nats", "n_bytes"))
+        ),
     )
 
 
@@ -114,6 +126,8 @@ def base_entry(base: Mapping[str, ItemScore], facts: Mapping[str, ItemFacts]) ->
         "sd_delta_i_nats": spread(values),
         "sign_accuracy": n_right / n,
         "sign_accuracy_ci95": listed(wilson_interval(n_right, n)),
+        "accuracy": _accuracy(list(base.values())),
+        "accuracy_by_chance": float(np.mean([1 / len(score.p_given) for score in base.values()])),
         "power": {
             "test": "one-sided paired t, alpha 0.05",
             "detectable_d_z_at_80": detectable_d_z(n),
@@ -184,6 +198,8 @@ def compare_items(
         "bca95_nats": listed(bca_interval(ddi)),
         "by_source": _by_source(ddi, [facts[i].source_id for i in ids]),
         **_signs(before, after),
+        "accuracy_base": _accuracy(a),
+        "accuracy": _accuracy(b),
         "wilcoxon": asdict(wilcoxon(ddi)),
         "t": asdict(paired_t(ddi)),
         "sign_test": asdict(sign_test(ddi)),
@@ -211,6 +227,17 @@ def _signs(before: Sequence[float], after: Sequence[float]) -> Row:
         "n_sign_gained": sum(y for _, y in moved),
         "n_sign_lost": sum(x for x, _ in moved),
     }
+
+
+def _accuracy(scores: Sequence[ItemScore]) -> Row:
+    """Return the share of items whose right option ranks first, the earliest among equals."""
+    n = len(scores)
+    shares: Row = {}
+    for k, name in enumerate(ACCURACIES):
+        n_first = sum(score.first_by[k] for score in scores)
+        interval = listed(wilson_interval(n_first, n))
+        shares[name] = {"share": n_first / n if n else None, "ci95": interval}
+    return shares
 
 
 def _effect_sizes(before: Sequence[float], after: Sequence[float]) -> Row:
@@ -337,11 +364,6 @@ def change(before: Sequence[float], after: Sequence[float]) -> Row:
 def mean(values: Sequence[float]) -> float | None:
     """Return the mean, None of nothing."""
     return float(np.mean(values)) if len(values) else None
-
-
-def spread(values: Sequence[float]) -> float | None:
-    """Return the standard deviation (ddof = 1), None below two values."""
-    return float(np.std(values, ddof=1)) if len(values) > 1 else None
 
 
 def listed(interval: tuple[float, float] | None) -> list[float] | None:

@@ -62,6 +62,9 @@ class ScoreConfig(AnalysisConfig):
         "How contexts become text: plain, chat (the tokenizer's template) or a Jinja file.", "plain"
     )
     other_base: bool = option("Score adapters that were trained on another base too.", False)
+    too_long: Literal["refuse", "drop"] = option(
+        "What to do with items over the model's positions; those left out are listed.", "refuse"
+    )
     score_eos: bool = option("Score the end token after each option too.", False)
     tokens: bool = option("Write each token's id, place in the text and log-probability.", False)
     summary: bool = option(

@@ -11,6 +11,10 @@ from cqa.errors import DataError
 from cqa.layout import Tree
 
 
+class TooLongError(DataError):
+    """An item has more tokens than the model has positions."""
+
+
 @dataclass(frozen=True, slots=True)
 class EncodedItem:
     """An item with the ids of each option in its context."""
@@ -32,7 +36,8 @@ def encode_item(
     """Encode an item's options after its context.
 
     Raises:
-        DataError: The ids do not decode to the text, or are more than the model has positions.
+        TooLongError: The ids are more than the model has positions.
+        DataError: They do not decode to the text, or are the same for two options.
     """
     context = tokenizer.render_context(item.context)
     end = (tokenizer.end_id,) if score_eos else ()
@@ -41,11 +46,12 @@ def encode_item(
         encoded = tokenizer.encode_pair(context, text, boundary, item.where)
         n_tokens = len(encoded.context_ids) + len(encoded.option_ids) + len(end)
         if n_tokens > max_positions:
-            raise DataError(
+            raise TooLongError(
                 f"expected at most {max_positions} tokens of context and option, got {n_tokens} "
                 f"in item `{item.id}`",
                 where=item.where,
-                hint="shorten the context; nothing is ever cut without being asked for",
+                hint="shorten the context, or `cqa-fast score --too-long drop` leaves such items "
+                "out; nothing is ever cut",
             )
         options.append(
             replace(

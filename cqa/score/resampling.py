@@ -5,17 +5,17 @@ Every function takes a seed and is deterministic. Differences are one number per
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy import special
+from scipy import special, stats
 
 from cqa.score.stats import cohen_d_z, wilcoxon
 
 Values = npt.NDArray[np.float64]
+EXACT_CHOICES = 100  # items up to which every choice without one of them takes the exact p
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +25,14 @@ class MaxT:
     t: dict[str, float]  # observed t of each epoch
     p_corrected: dict[str, float]
     method: str  # "exact" when all sign patterns were enumerated
+
+
+@dataclass(frozen=True, slots=True)
+class Permuted:
+    """Two-sided p of the same comparison at several epochs."""
+
+    p: dict[str, float]  # each epoch as if it were the only one
+    p_corrected: dict[str, float]  # for having looked at all of them
 
 
 def bca_interval(
@@ -80,33 +88,73 @@ def _cluster_sums(values: Values, clusters: Sequence[str] | None) -> tuple[Value
 
 
 def permutation_welch(
-    a: Sequence[float], b: Sequence[float], *, draws: int = 20_000, seed: int = 0
-) -> float:
-    """Return the two-sided p of the studentised permutation test of mean(a) = mean(b).
+    a: Mapping[str, Sequence[float]],
+    b: Mapping[str, Sequence[float]],
+    *,
+    draws: int = 20_000,
+    seed: int = 0,
+) -> Permuted:
+    """Test mean(a) = mean(b), two-sided, at every epoch of the same items by dealing items anew.
 
-    Items are dealt anew to the two groups and Welch's t recomputed each time; unlike a permutation
-    of raw means this stays valid when the groups' spreads differ.
+    Null hypothesis: items are exchangeable between the groups, jointly over epochs. Welch's t is
+    recomputed for each deal; unlike a permutation of raw means this stays valid when the groups'
+    spreads differ. One deal serves all epochs, and the largest |t| of each is what an observed |t|
+    must exceed to count although several epochs were looked at.
 
-    Source: Janssen 1997, "Studentized permutation tests for non-i.i.d. hypotheses".
+    Source: Janssen 1997, "Studentized permutation tests for non-i.i.d. hypotheses"; the largest
+    as in Westfall & Young 1993.
     """
-    x, y = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
-    pooled = np.concatenate((x, y))
-    observed = abs(_welch_t(x[None], y[None])[0])
+    pooled = np.array([[*a[name], *b[name]] for name in a], dtype=np.float64)
+    pooled -= pooled.mean(axis=1, keepdims=True)  # sums of squares then lose no digits
+    n_items = pooled.shape[1]
+    first = np.arange(n_items) < len(next(iter(a.values())))
+    least = _reached(np.abs(_dealt_t(pooled, first[None])))
     rng = np.random.default_rng(seed)
-    as_large = 0
-    for part in _parts(draws, len(pooled)):
-        shape = (part.stop - part.start, len(pooled))
-        dealt = rng.permuted(np.broadcast_to(pooled, shape), axis=1)
-        t = np.abs(_welch_t(dealt[:, : len(x)], dealt[:, len(x) :]))
-        as_large += int(np.sum(t >= observed * (1 - 1e-12)))
-    return (1 + as_large) / (draws + 1)
+    alone, largest = np.zeros(len(pooled)), np.zeros(len(pooled))
+    for part in _parts(draws, n_items):
+        shape = (part.stop - part.start, n_items)
+        dealt = rng.permuted(np.broadcast_to(first, shape), axis=1)
+        t = np.abs(_dealt_t(pooled, dealt))
+        alone += (t >= least).sum(axis=1)
+        largest += (t.max(axis=0) >= least).sum(axis=1)
+    p, p_corrected = ((1 + count) / (draws + 1) for count in (alone, largest))
+    return Permuted(*(dict(zip(a, found.tolist(), strict=True)) for found in (p, p_corrected)))
 
 
-def _welch_t(x: Values, y: Values) -> Values:
-    error = np.sqrt(x.var(1, ddof=1) / x.shape[1] + y.var(1, ddof=1) / y.shape[1])
+def _dealt_t(pooled: Values, dealt: npt.NDArray[np.bool_]) -> Values:
+    """Return Welch's t, epochs × deals; `dealt` marks the items of the first group."""
+    in_first = dealt.T.astype(np.float64)
+    n_first = dealt[0].sum()
+    sums, squares = pooled @ in_first, pooled**2 @ in_first
+    halves = (
+        (sums, squares, n_first),
+        (
+            pooled.sum(axis=1, keepdims=True) - sums,
+            (pooled**2).sum(axis=1, keepdims=True) - squares,
+            dealt.shape[1] - n_first,
+        ),
+    )
+    means = [total / n for total, _, n in halves]
+    error = sum(_variance(total, square, n) / n for total, square, n in halves)
+    return _ratio(means[0] - means[1], error)
+
+
+def _variance(total: Values, square: Values, n: int) -> Values:
+    """Return the variance (ddof = 1) from sums; what is below rounding is none."""
+    found = np.maximum(square - total**2 / n, 0)
+    return np.where(found > 1e-12 * square, found, 0) / (n - 1)
+
+
+def _ratio(mean: Values, error: Values) -> Values:
+    """Return mean / sqrt(error); infinite without error, 0 where both are."""
     with np.errstate(divide="ignore", invalid="ignore"):
-        t: Values = np.nan_to_num((x.mean(1) - y.mean(1)) / error)
-    return t
+        t = mean / np.sqrt(error)
+    return np.where(mean == 0, 0.0, t)
+
+
+def _reached(observed: Values) -> Values:
+    """Return what a resampled t must reach to count as large: the observed t, but for rounding."""
+    return np.where(observed > 0, 1 - 1e-9, 1 + 1e-9) * observed
 
 
 def max_t_sign_flip(
@@ -123,29 +171,33 @@ def max_t_sign_flip(
     table = np.array([list(values) for values in by_epoch.values()], dtype=np.float64)
     n_items = table.shape[1]
     exact = n_items <= 14
-    if exact:
-        patterns = np.arange(2**n_items)[:, None] >> np.arange(n_items) & 1
-        signs: Values = np.where(patterns == 1, -1.0, 1.0)
-    else:
-        rng = np.random.default_rng(seed)
-        signs = np.where(rng.integers(0, 2, (draws, n_items)) == 1, -1.0, 1.0)
-        signs[0] = 1.0  # the observed pattern is one of them
-    flipped: Values = np.array([_flipped_t(row, signs) for row in table])
-    largest = flipped.max(axis=0)
-    observed = [float(_flipped_t(row, np.ones((1, n_items)))[0]) for row in table]
-    p = [float(np.mean(largest >= t - 1e-12 * abs(t))) for t in observed]
-    names = list(by_epoch)
+    observed = _flipped_t(table, np.ones((1, n_items)))
+    least, as_large = _reached(observed), np.zeros(len(table))
+    rng = np.random.default_rng(seed)
+    n_patterns = 2**n_items if exact else draws
+    for part in _parts(n_patterns, n_items):
+        if exact:
+            flips = np.arange(part.start, part.stop)[:, None] >> np.arange(n_items) & 1
+        else:
+            flips = rng.integers(0, 2, (part.stop - part.start, n_items))
+            flips[: part.start == 0] = 0  # the observed pattern is one of them
+        signs: Values = np.where(flips == 1, -1.0, 1.0)
+        largest = _flipped_t(table, signs).max(axis=0)
+        as_large += (largest >= least).sum(axis=1)
+    p = as_large / n_patterns
     method = "exact" if exact else f"{draws} random sign patterns"
-    return MaxT(dict(zip(names, observed, strict=True)), dict(zip(names, p, strict=True)), method)
+    t, p_corrected = (
+        dict(zip(by_epoch, found.tolist(), strict=True)) for found in (observed[:, 0], p)
+    )
+    return MaxT(t, p_corrected, method)
 
 
-def _flipped_t(row: Values, signs: Values) -> Values:
-    """Return t of the sign-flipped differences; the sum of squares is the same for all patterns."""
-    n = len(row)
-    means = signs @ row / n
-    spread = np.sqrt(np.maximum((row @ row / n - means**2) / (n - 1), 0))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.nan_to_num(means / spread, posinf=math.inf, neginf=-math.inf)
+def _flipped_t(table: Values, signs: Values) -> Values:
+    """Return t of sign-flipped differences, epochs × patterns; their squares' sum stays."""
+    n = table.shape[1]
+    sums = table @ signs.T
+    squares = (table**2).sum(axis=1, keepdims=True)
+    return _ratio(sums / n, _variance(sums, squares, n) / n)
 
 
 def choose_epoch(by_epoch: Mapping[str, Sequence[float]]) -> str:
@@ -159,10 +211,52 @@ def choose_epoch(by_epoch: Mapping[str, Sequence[float]]) -> str:
 
 
 def leave_one_out_choice(by_epoch: Mapping[str, Sequence[float]]) -> dict[str, int]:
-    """Count how often each epoch is chosen when every item is left out in turn."""
-    n_items = len(next(iter(by_epoch.values())))
+    """Count how often each epoch is chosen when every item is left out in turn.
+
+    Beyond 100 items the standardised W+ stands for p; where no two differences are of one size it
+    puts epochs in the same order.
+    """
     counts = dict.fromkeys(by_epoch, 0)
-    for item in range(n_items):
-        rest = {name: [*v[:item], *v[item + 1 :]] for name, v in by_epoch.items()}
-        counts[choose_epoch(rest)] += 1
+    n_items = len(next(iter(by_epoch.values())))
+    if n_items <= EXACT_CHOICES:
+        for item in range(n_items):
+            rest = {name: [*v[:item], *v[item + 1 :]] for name, v in by_epoch.items()}
+            counts[choose_epoch(rest)] += 1
+        return counts
+    values = [np.asarray(v, dtype=np.float64) for v in by_epoch.values()]
+    z = np.array([_z_without(v) for v in values])
+    d_z = np.array([_d_z_without(v) for v in values])
+    best = np.where(z == z.max(axis=0), d_z, -np.inf).argmax(axis=0)
+    for name, count in zip(by_epoch, np.bincount(best, minlength=len(values)), strict=True):
+        counts[name] = int(count)
     return counts
+
+
+def _z_without(values: Values) -> Values:
+    """Return the standardised W+ of all items but one, for each one left out.
+
+    Without an item, ranks above its own fall by 1 and those tied with it by 1/2.
+    """
+    size = np.abs(values)
+    ranks = stats.rankdata(size)
+    order = np.argsort(size)
+    first, last = (np.searchsorted(size[order], size, side) for side in ("left", "right"))
+
+    def total(terms: Values, above: Values, tied: Values) -> Values:
+        """Sum `terms` of all others, with `above` for larger sizes and `tied` for equal ones."""
+        larger, equal = (np.append(x[order][::-1].cumsum()[::-1], 0) for x in (above, tied))
+        others: Values = terms.sum() - terms + larger[last] + equal[first] - equal[last] - tied
+        return others
+
+    up, nonzero = (values > 0).astype(np.float64), (values != 0).astype(np.float64)
+    w_plus = total(up * ranks, -up, -up / 2)
+    rank_sum = total(nonzero * ranks, -nonzero, -nonzero / 2)
+    squares = total(nonzero * ranks**2, nonzero * (1 - 2 * ranks), nonzero * (0.25 - ranks))
+    return _ratio(w_plus - rank_sum / 2, squares / 4)
+
+
+def _d_z_without(values: Values) -> Values:
+    """Return d_z of all items but one, for each one left out."""
+    n, centre = len(values) - 1, values.mean()
+    sums, squares = (x.sum() - x for x in (values - centre, (values - centre) ** 2))
+    return _ratio(sums / n + centre, _variance(sums, squares, n))

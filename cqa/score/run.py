@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 import platform
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from itertools import filterfalse
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from cqa.config import describe
-from cqa.data.items import Item, read_items
 from cqa.data.tokenizer import Tokenizer
-from cqa.data.unique import each_once
 from cqa.errors import DataError, ModelError
 from cqa.files import discard, inside, locked, read_json, refuse_held, write_json
 from cqa.identity import code_digest, versions
@@ -31,13 +27,12 @@ from cqa.model.memory import reported as memory_reported
 from cqa.model.origin import check_origin, read_origin
 from cqa.score.adapters import adapter_digest, missing_epochs, refuse_idle, refuse_twins
 from cqa.score.config import ScoreConfig
-from cqa.score.forest import EncodedItem, encode_item
-from cqa.score.results import META, SUMMARY, Results, digest_json, item_key, named
+from cqa.score.encoded import Items
+from cqa.score.results import META, SUMMARY, Results, digest_json, named
 from cqa.score.scorer import score_rows
 from cqa.score.summary import Scores, summarise
 
 CODE = ("data/items.py", "score/forest.py", "score/scorer.py", "score/information.py")
-MANY_MERGED = 0.05  # share of options from which a warning is due
 Event = dict[str, Any]
 
 
@@ -51,68 +46,6 @@ class AdapterFolder:
     of_run: bool = False  # an epoch of --run
 
 
-class Items:
-    """The items of a run, read and encoded anew on every pass over them, never all in memory."""
-
-    def __init__(self, config: ScoreConfig, tokenizer: Tokenizer, max_positions: int) -> None:
-        self.config, self.tokenizer, self.max_positions = config, tokenizer, max_positions
-        self.n_options, self.n_merged = 0, 0  # the options, and those that joint encoding changes
-        self.digest: str | None = None  # of all texts and labels in order, after the first pass
-
-    def __iter__(self) -> Iterator[Item]:
-        """Yield the items.
-
-        Raises:
-            DataError: At the end, if they are not those of the first pass.
-        """
-        total = hashlib.sha256()
-        for item in self._read():
-            total.update(digest_json([item.id, item_key(item)]).encode())
-            yield item
-        if self.digest not in (None, total.hexdigest()):
-            raise DataError(
-                "expected the items as they were at the start, got others",
-                where=", ".join(map(str, (*self.config.pairs, *self.config.continuations))),
-                hint="a file was changed during the run; give the same command again",
-            )
-        self.digest = total.hexdigest()
-
-    def _read(self) -> Iterator[Item]:
-        yield from read_items(self.config.pairs)
-        yield from read_items(self.config.continuations, continuations=True)
-
-    def encoded(self, skip: Callable[[Item], bool] = lambda _: False) -> Iterator[EncodedItem]:
-        """Yield the items as token ids, without those to skip."""
-        for item in filterfalse(skip, self):
-            yield encode_item(
-                item,
-                self.tokenizer,
-                self.config.boundary,
-                score_eos=self.config.score_eos,
-                max_positions=self.max_positions,
-            )
-
-    def check(self) -> int:
-        """Read everything once before any work; return how many items there are."""
-        return sum(1 for _ in each_once(self._counted()))
-
-    def _counted(self) -> Iterator[Item]:
-        self.n_options, self.n_merged = 0, 0
-        for encoded in self.encoded():
-            self.n_options += len(encoded.options)
-            self.n_merged += sum(option.boundary_merge for option in encoded.options)
-            yield encoded.item
-
-    def warning(self) -> str | None:
-        """Say when many options have other tokens alone than at the end of their context."""
-        if self.n_merged <= MANY_MERGED * self.n_options:
-            return None
-        return (
-            f"{self.n_merged} of {self.n_options} options are other tokens when encoded together "
-            f"with their context; compare --boundary joint in another --out"
-        )
-
-
 def score(
     config: ScoreConfig,
     *,
@@ -124,7 +57,8 @@ def score(
     Rows that `config.out` already holds for the same texts and models are not computed again. The
     files are read once to check every item before any is computed, once for its text, once per
     model, and once for the summary; no pass keeps more of an item than two entries of
-    `Fingerprints`. The summary keeps a few numbers an item.
+    `Fingerprints`, but for the names of those that are left out. The summary keeps a few numbers an
+    item.
 
     Args:
         config: The settings.
@@ -162,12 +96,14 @@ def score(
             "items_digest": items.digest,
             "n_options": items.n_options,
             "n_boundary_merges": items.n_merged,
+            "max_positions": items.max_positions,
+            "too_long": items.too_long,
         }
         earlier = _earlier_models(config.out, models)
         _write_meta(config.out, meta, models, earlier)
         on_event({"event": "start", "n_items": n_items, "n_models": len(models)})
-        if warning := items.warning():
-            on_event({"event": "note", "text": warning})
+        for text in items.notes():
+            on_event({"event": "note", "text": text})
         for adapter, model in zip((None, *adapters), models, strict=True):
             name, key = model["adapter"], model["model_key"]
             on_event({"event": "model", "adapter": name})
@@ -188,6 +124,7 @@ def score(
                 margin_nats=config.margin,
             ),
             "items_digest": items.digest,
+            "n_too_long": dict(items.n_too_long()),
             "model_keys": {name or "base": key for key, name in names.items()},
         }
         write_json(inside(config.out, SUMMARY), summary)

@@ -128,12 +128,20 @@ def paired_t(differences: Sequence[float]) -> PairedT:
     return PairedT(t, n - 1, upper, 2 * min(upper, 1 - upper))
 
 
+def spread(values: Sequence[float]) -> float | None:
+    """Return the standard deviation (ddof = 1), None below two values.
+
+    Equal values have none at all: their mean is rounded, and deviations from it are no spread.
+    """
+    if len(values) < 2:
+        return None
+    return float(np.std(values, ddof=1)) if np.ptp(values) > 0 else 0.0
+
+
 def cohen_d_z(differences: Sequence[float]) -> float | None:
     """Return mean / sd (ddof = 1) of the differences, or None without spread."""
-    if len(differences) < 2:
-        return None
-    sd = float(np.std(differences, ddof=1))
-    return float(np.mean(differences)) / sd if sd > 0 else None
+    sd = spread(differences)
+    return float(np.mean(differences)) / sd if sd else None
 
 
 def d_z_interval(d_z: float, n: int, level: float = 0.95) -> tuple[float, float]:
@@ -176,10 +184,10 @@ def hedges_correction(n: int) -> float | None:
 
 def cohen_d_av(before: Sequence[float], after: Sequence[float]) -> float | None:
     """Return the mean difference over the mean of the two standard deviations (Cumming 2012)."""
-    if len(before) < 2:
+    sd = [spread(values) for values in (before, after)]
+    if sd[0] is None or sd[1] is None or sd[0] + sd[1] == 0:
         return None
-    spread = float(np.std(before, ddof=1) + np.std(after, ddof=1)) / 2
-    return float(np.mean(after) - np.mean(before)) / spread if spread > 0 else None
+    return float(np.mean(after) - np.mean(before)) / ((sd[0] + sd[1]) / 2)
 
 
 def sign_test(differences: Sequence[float]) -> SignTest:
@@ -208,7 +216,7 @@ def tost(differences: Sequence[float], margin: float) -> Equivalence:
     low, high = interval
     bound = max(abs(low), abs(high))
     n, mean = len(differences), float(np.mean(differences))
-    error = float(np.std(differences, ddof=1)) / math.sqrt(n)
+    error = (spread(differences) or 0.0) / math.sqrt(n)
     if error == 0:
         return Equivalence(margin, None, interval, bound)
     p = float(stats.t.sf((margin - abs(mean)) / error, n - 1))  # the larger of the two
@@ -264,7 +272,7 @@ def welch(a: Sequence[float], b: Sequence[float]) -> Welch:
     difference = float(np.mean(a) - np.mean(b))
     if min(len(a), len(b)) < 2:
         return Welch(difference, None, None, None, None)
-    parts = [float(np.var(v, ddof=1)) / len(v) for v in (a, b)]
+    parts = [(spread(v) or 0.0) ** 2 / len(v) for v in (a, b)]
     error = math.sqrt(sum(parts))
     if error == 0:
         return Welch(difference, None, None, None, None)
@@ -278,9 +286,9 @@ def welch(a: Sequence[float], b: Sequence[float]) -> Welch:
 
 def t_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float] | None:
     """Return the t interval of a mean, n - 1 degrees of freedom; None for fewer than two values."""
-    n = len(values)
-    if n < 2:
+    n, sd = len(values), spread(values)
+    if sd is None:
         return None
-    half = float(stats.t.ppf((1 + level) / 2, n - 1)) * float(np.std(values, ddof=1)) / math.sqrt(n)
+    half = float(stats.t.ppf((1 + level) / 2, n - 1)) * sd / math.sqrt(n)
     mean = float(np.mean(values))
     return mean - half, mean + half

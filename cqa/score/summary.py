@@ -94,7 +94,7 @@ def summarise(
         "selection": {
             group: _selection(models)
             for group, models in scores.items.items()
-            if len(models) > MANY_EPOCHS and len(models[None]) > 1
+            if len(models) > MANY_EPOCHS and len(_common(models)) > 1
         },
         "interaction": _interactions(scores),
         "cutoff": cutoff,
@@ -148,12 +148,18 @@ def _strata(scores: Scores, cutoff: str | None, margin_nats: float | None) -> Ro
     return {name: only(name) for name in STRATA}
 
 
-def _differences(models: ByModel) -> dict[str, list[float]]:
-    """Return ddI by adapter, over the items that every model scored, in one order."""
-    base = models[None]
-    ids = [i for i in base if all(i in by_id for by_id in models.values())]
+def _common(models: ByModel) -> list[str]:
+    """Return the items that every model scored; a stopped run has not scored all."""
+    return [i for i in models[None] if all(i in by_id for by_id in models.values())]
+
+
+def _differences(
+    models: ByModel, value: Callable[[ItemScore], float] = lambda score: score.delta_i_nats
+) -> dict[str, list[float]]:
+    """Return the change of dI by adapter, over the items that every model scored, in one order."""
+    base, ids = models[None], _common(models)
     return {
-        name: [by_id[i].delta_i_nats - base[i].delta_i_nats for i in ids]
+        name: [value(by_id[i]) - value(base[i]) for i in ids]
         for name, by_id in models.items()
         if name is not None
     }
@@ -163,10 +169,12 @@ def _selection(models: ByModel) -> Row:
     """Return what choosing among the adapters costs: corrected p, and how stable the choice is."""
     ddi = _differences(models)
     corrected = max_t_sign_flip(ddi)
+    d_cond = _differences(models, lambda score: score.conditional_nats)
     return {
         "chosen": choose_epoch(ddi),
         "rule": "smallest one-sided Wilcoxon p, then largest d_z; exploratory",
         "p_corrected": corrected.p_corrected,
+        "p_corrected_d_cond": max_t_sign_flip(d_cond).p_corrected,
         "method": f"max-T sign-flip, {corrected.method}",
         "chosen_with_one_item_left_out": leave_one_out_choice(ddi),
     }
@@ -177,11 +185,15 @@ def _interactions(scores: Scores) -> Row:
     if not {"literary", "factual"} <= set(scores.items):
         return {}
     literary, factual = (_differences(scores.items[g]) for g in ("literary", "factual"))
+    literary = {name: v for name, v in literary.items() if len(v) > 1 < len(factual.get(name, ()))}
+    if not literary:
+        return {}
+    permuted = permutation_welch(literary, factual)
     return {
         name: {
-            **asdict(welch(literary[name], factual[name])),
-            "p_permutation": permutation_welch(literary[name], factual[name]),
+            **asdict(welch(values, factual[name])),
+            "p_permutation": permuted.p[name],
+            "p_corrected": permuted.p_corrected[name],
         }
-        for name in literary
-        if name in factual and min(len(literary[name]), len(factual[name])) > 1
+        for name, values in literary.items()
     }

@@ -24,9 +24,22 @@ def summary_text(summary: Row) -> str:
     if any(summary["groups"].values()):
         parts.append(
             "dI = I(good) - I(bad); ddI = dI of the adapter - dI of the base = d_cond - d_prior;\n"
-            "p is one-sided (greater), exact signed-rank distribution; intervals are t, 95 %."
+            f"p is one-sided (greater), signed-rank distribution, {_methods(summary)}; intervals "
+            "are t, 95 %."
         )
     return "\n\n".join(parts)
+
+
+def _methods(summary: Row) -> str:
+    """Say where p is exact and where it is not."""
+    found: dict[str, str] = {
+        group: next(iter(models.values()))["wilcoxon"]["method"]
+        for group, models in summary["groups"].items()
+        if models
+    }
+    if len(set(found.values())) == 1:
+        return next(iter(found.values()))
+    return ", ".join(f"{group}: {method}" for group, method in found.items())
 
 
 def _cautions(summary: Row) -> list[str]:
@@ -36,21 +49,31 @@ def _cautions(summary: Row) -> list[str]:
     for group in ["literary"] if "literary" in choices else list(choices):
         selection = choices[group]
         chosen = selection["chosen"]
-        p = summary["groups"][group][chosen]["wilcoxon"]["p"]
+        p, corrected = (
+            _equals(p)
+            for p in (
+                summary["groups"][group][chosen]["wilcoxon"]["p"],
+                selection["p_corrected"][chosen],
+            )
+        )
         votes, n = selection["chosen_with_one_item_left_out"], summary["base"][group]["n"]
         lines.append(
-            f"{group}: {chosen} has the smallest p ({p:.3f}); corrected for having looked at "
-            f"{len(selection['p_corrected'])} adapters, p = {selection['p_corrected'][chosen]:.3f} "
-            f"(max-T); "
+            f"{group}: {chosen} has the smallest p (p {p}); corrected for having looked at "
+            f"{len(selection['p_corrected'])} adapters, p {corrected} (max-T); "
             f"still chosen in {votes[chosen]} of {n} when one item is left out"
         )
+    several = len(summary["interaction"]) > 1
     for name, test in summary["interaction"].items():
+        looked = f", {_p(test['p_corrected'])} corrected (max-T)" if several else ""
         if test["ci95"] is not None:
             lines.append(
                 f"literary - factual, {name}: {_signed(test['difference'])} nats "
-                f"{_interval(test['ci95'])}, two-sided p = {test['p_two_sided']:.3f} (Welch), "
-                f"{test['p_permutation']:.3f} (permutation)"
+                f"{_interval(test['ci95'])}, two-sided p {_equals(test['p_two_sided'])} (Welch), "
+                f"{_p(test['p_permutation'])} (permutation)" + looked
             )
+    if left_out := summary.get("n_too_long"):
+        counts = ", ".join(f"{n} {group}" for group, n in left_out.items())
+        lines.append(f"left out, over the model's positions (--too-long drop): {counts}")
     if summary["cutoff"] is not None:
         n = summary["n_by_date"]
         lines.append(
@@ -74,7 +97,7 @@ def _items_table(group: str, base: Row, models: dict[str, Row]) -> str:
                 _signed(entry["mean_d_cond_nats"]),
                 _signed(entry["mean_d_prior_nats"]),
                 f"{test['w_plus']:g}",
-                f"{test['p']:.3f}",
+                _p(test["p"]),
                 _signed(entry["d_z"]),
             ]
         )
@@ -114,7 +137,16 @@ def aligned(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _signed(value: float | None) -> str:
-    return "n/a" if value is None else f"{value:+.2f}"
+    text = "n/a" if value is None else f"{value:+.2f}"
+    return text if text.strip("+-0.") else text[1:]
+
+
+def _p(value: float) -> str:
+    return "<0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def _equals(value: float) -> str:
+    return "< 0.001" if value < 0.001 else f"= {value:.3f}"
 
 
 def _share(value: float) -> str:

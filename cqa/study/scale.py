@@ -29,7 +29,8 @@ from cqa.interrupt import Interrupted
 from cqa.kernels.philox import SPLIT, permutation, stream_of
 from cqa.model.load import BaseModel, open_model
 from cqa.score.config import ScoreConfig
-from cqa.score.run import Items, find_adapters, score
+from cqa.score.encoded import Items
+from cqa.score.run import find_adapters, score
 from cqa.score.stats import t_interval
 from cqa.score.table import aligned
 from cqa.study.config import ScaleConfig

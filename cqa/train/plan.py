@@ -9,8 +9,9 @@ from pathlib import Path
 from cqa.data.samples import EncodedSample, encode_sample, fit_lengths, read_samples
 from cqa.data.tokenizer import Tokenizer
 from cqa.errors import DataError
+from cqa.identity import digest_bytes
 from cqa.kernels.philox import ORDER, SPLIT, permutation, stream_of
-from cqa.model.checkpoint import digest_bytes, locate
+from cqa.model.checkpoint import locate
 from cqa.model.config import DecoderConfig, read_config
 from cqa.model.lora import LoraSpec
 from cqa.train.config import TARGETS, TrainConfig

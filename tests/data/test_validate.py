@@ -57,6 +57,15 @@ def test_a_text_that_is_trained_on_is_reported(tmp_path, key):
     assert report.warnings == [f"{pairs}:1: a text that is trained on at {training}:1"]
 
 
+def test_words_in_a_row_that_are_trained_on_are_reported(tmp_path):
+    row = "the lamp had been lit an hour before anyone thought of the boat"
+    training = write_lines(tmp_path / "t.jsonl", [{"prompt": f"So {row}.", "response": "No."}])
+    pairs = write_lines(tmp_path / "p.jsonl", [{**PAIR, "good": f" {row.title()}!"}])
+    report = validate_files([training, pairs])[1]
+    (warning,) = [w for w in report.warnings if "trained on" in w]
+    assert warning == f"{pairs}:1: words that are trained on (“{row}”) at {training}:1"
+
+
 @pytest.mark.parametrize("content", [b"", b"\n\n"])
 def test_an_empty_or_missing_file_is_an_error(tmp_path, content):
     empty = tmp_path / "e.jsonl"

@@ -33,7 +33,7 @@ from cqa.score.summary import Scores, summarise
 
 TABLES = {
     "table_1", "other_tests", "interaction", "equivalence", "parts", "entropy", "readings",
-    "table_2", "strata", "strata_continuations", "groups", "items",
+    "accuracy", "table_2", "strata", "strata_continuations", "groups", "items",
 }  # fmt: skip
 
 

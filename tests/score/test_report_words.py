@@ -1,16 +1,21 @@
 """The verdict and the cautions: what they say follows from the tests, and from nothing else."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
-from score.synthetic import key_of, make_items, make_meta, make_row
+from helpers import write_lines
+from score.synthetic import key_of, make_items, make_meta, make_row, make_run
 
+from cqa.data.overlap import TrainedTexts
+from cqa.data.samples import Sample, Turn
+from cqa.identity import digest_bytes
 from cqa.score.report.cautions import cautions
 from cqa.score.report.contents import View, make_view
 from cqa.score.report.details import scored_items, texts_of
-from cqa.score.report.source import Source, TrainingRun
+from cqa.score.report.source import Source, TrainingRun, read_run
 from cqa.score.report.verdict import make_verdict
 from cqa.score.summary import Scores, summarise
 
@@ -220,6 +225,96 @@ def test_boundary_merges_are_named():
     assert "in 100 % of the items" in text
 
 
+def test_items_that_were_left_out_are_named():
+    view = view_of({"mine": PLAIN})
+    assert not said(view, "left out")
+    view.source.meta |= {
+        "max_positions": 512, "too_long": {"a": "literary", "b": "factual", "c": "literary"},
+    }  # fmt: skip
+    literary, factual = said(view, "left out")
+    assert literary.startswith(
+        "literary: 2 items are longer than the model's 512 positions and were left out (a, c; "
+    )
+    assert factual.startswith("factual: 1 items")
+
+
+def trained_on(*texts: str) -> TrainingRun:
+    samples = [
+        Sample(f"s{k}", "prompt", (Turn("user", text),), None, f"train.jsonl:{k}")
+        for k, text in enumerate(texts, start=1)
+    ]
+    return TrainingRun(Path("run"), {"data": "train.jsonl"}, {}, {}, {}, TrainedTexts(samples))
+
+
+ROW = "one two three four five six seven eight nine ten eleven twelve thirteen"
+
+
+def test_items_that_are_trained_on_are_named_whole_or_by_their_words():
+    clean = view_of({"mine": PLAIN}, run=trained_on("Nothing of it.", ROW))
+    assert not said(clean, "training texts")
+    view = view_of({"mine": PLAIN}, run=trained_on("Nothing of it.", f"It goes: {ROW}!", "G"))
+    view.source.items["literary-7"]["context"] = f"He counted {ROW}."
+    (text,) = said(view, "training texts")  # every item's right option is `g`
+    assert text.startswith("120 items overlap with training texts, 120 by a whole text")
+    for item in view.source.items.values():
+        item["options"] = ["another", "b"]
+    (text,) = said(view, "training texts")
+    assert text == (
+        "1 items overlap with training texts, 0 by a whole text, the rest by 13 words in a row or "
+        f"more: literary-7 (train.jsonl:2, “{ROW}”)."
+    )
+
+
+def test_overlap_is_not_known_without_the_run_or_its_file(tmp_path):
+    assert said(view_of({"mine": PLAIN}), "no training run was given")
+    unknown = TrainingRun(Path("run"), {"data": "gone.jsonl"}, {}, {}, {}, None)
+    assert said(view_of({"mine": PLAIN}, run=unknown), "gone.jsonl is not at hand as trained on")
+
+
+def test_training_texts_count_only_if_the_file_is_the_one_trained_on(tmp_path):
+    data = write_lines(tmp_path / "t.jsonl", [{"prompt": "Why?", "response": ROW}])
+    run = make_run(tmp_path / "run")
+    facts = json.loads((run / "run.json").read_text())
+    facts["settings"] |= {"data": str(data), "validation": "0.1"}
+    for digest, is_known in ((digest_bytes([data]), True), ("0" * 64, False)):
+        (run / "run.json").write_text(json.dumps(facts | {"data_digest": digest}))
+        assert (read_run(run).trained is not None) is is_known
+
+
+def test_a_difference_that_only_the_choice_made_small_is_not_shown():
+    """The chosen epoch differs if looked at alone; among ten it may by chance."""
+    rng = np.random.default_rng(1)
+    epochs = {
+        f"epoch-{k:02d}": {g: rng.normal(0, 1, 20) for g in ("literary", "factual")}
+        for k in range(1, 10)
+    }
+    epochs["epoch-10"] = {"literary": spread(0.45), "factual": spread(-0.25)}
+    view = view_of(epochs)
+    assert view.shown == "epoch-10"
+    test = view.summary["interaction"]["epoch-10"]
+    assert test["p_two_sided"] <= 0.05
+    assert test["p_permutation"] <= 0.05 < test["p_corrected"]
+    found = make_verdict(view).findings[1]
+    assert found.mark == "not shown"
+    assert "corrected for looking at 10 adapters (max-T)" in found.text
+
+
+def test_the_conditional_part_pays_for_the_choice_too():
+    rng = np.random.default_rng(5)
+    epochs = {f"epoch-{k:02d}": {"literary": rng.normal(0, 1, 20)} for k in range(1, 7)}
+    epochs["epoch-07"] = {"literary": spread(0.49)}
+    (found,) = [f for f in make_verdict(view_of(epochs)).findings if "conditional" in f.question]
+    assert found.mark == "not shown"
+    assert "the correction does not bear it" in found.text
+
+
+def test_a_change_within_the_margin_is_still_named_a_change():
+    view = view_of({"mine": {"literary": spread(1.5), "factual": spread(0.3, sd=0.1)}})
+    found = make_verdict(view).findings[2]
+    assert found.mark == "shown"
+    assert "there is a change, smaller than the margin" in found.text
+
+
 def test_a_choice_that_one_item_turns_is_named():
     rng = np.random.default_rng(2)
     epochs = {f"epoch-{k:02d}": {"literary": rng.normal(0.1, 1, 12)} for k in range(1, 8)}
@@ -233,7 +328,7 @@ def test_a_choice_that_one_item_turns_is_named():
 
 def test_epochs_that_were_not_scored_are_counted():
     losses = dict.fromkeys(range(1, 13), 3.0)
-    run = TrainingRun(Path("run"), {}, {}, losses, {}, {})
+    run = TrainingRun(Path("run"), {}, {}, losses, {})
     epochs = {f"epoch-{k:02d}": PLAIN for k in (2, 5)}
     (text,) = said(view_of(epochs, run=run), "trained epochs were scored")
     assert text.startswith("2 of 12 trained epochs")

@@ -24,6 +24,7 @@ from cqa.interrupt import Interrupted
 from cqa.kernels.token_logprobs import token_stats
 from cqa.score.config import ScoreConfig
 from cqa.score.run import find_adapters, score
+from cqa.score.table import summary_text
 from cqa.train.config import TrainConfig
 from cqa.train.loop import train
 
@@ -551,6 +552,46 @@ def test_item_longer_than_the_models_positions_is_refused_by_name(data, tmp_path
     message = f"^{file}:2: expected at most 1024 tokens .*, got 11.. in item `lit-02`\nhint: "
     with pytest.raises(DataError, match=message):
         score(few_of(data, tmp_path / "out", pairs=(file,)))
+    assert not (tmp_path / "out").exists()
+
+
+def test_items_longer_than_the_models_positions_are_left_out_when_asked_for(data, run, tmp_path):
+    long = {**LITERARY[1], "context": "word " * 1100}
+    text = {**TEXTS[0], "group": "texts", "continuation": " word" * 1100}
+    pairs = (write_lines(tmp_path / "p.jsonl", [LITERARY[0], long, LITERARY[2]]),)
+    texts = (write_lines(tmp_path / "t.jsonl", [text]),)
+    config = few_of(data, tmp_path / "out", pairs=pairs, continuations=texts, too_long="drop")
+    notes: list[str] = []
+    summary = score(config, on_event=lambda e: notes.append(e.get("text", "")))
+    rows = rows_of(config.out)
+    assert [row["id"] for row in rows] == ["lit-01", "lit-03"]
+    assert [item["id"] for item in read_lines(config.out / "items.jsonl")] == ["lit-01", "lit-03"]
+    meta = json.loads((config.out / "meta.json").read_text())
+    assert meta["too_long"] == {"lit-02": "literary", TEXTS[0]["id"]: "texts"}
+    assert summary["n_too_long"] == {"literary": 1, "texts": 1}
+    assert summary["base"]["literary"]["n"] == 2
+    assert "left out, over the model's positions (--too-long drop): 1 literary, 1 texts" in (
+        summary_text(summary)
+    )
+    (note,) = [text for text in notes if text.startswith("left out")]
+    assert f"1024 positions: 1 literary, 1 texts (lit-02, {TEXTS[0]['id']}; meta.json" in note
+    before = bytes_of(config.out)
+    assert score(config) == summary
+    assert bytes_of(config.out) == before
+
+
+def test_id_that_comes_again_is_refused_among_items_that_are_left_out_too(data, tmp_path):
+    long = {**LITERARY[0], "context": "word " * 1100}
+    file = write_lines(tmp_path / "p.jsonl", [LITERARY[0], long])
+    with pytest.raises(DataError, match=f"^{file}:2: expected each id once"):
+        score(few_of(data, tmp_path / "out", pairs=(file,), too_long="drop"))
+
+
+def test_no_item_that_fits_is_an_error(data, tmp_path):
+    file = write_lines(tmp_path / "p.jsonl", [{**LITERARY[0], "context": "word " * 1100}])
+    message = f"^{file}: expected an item of at most 1024 tokens, got only longer ones"
+    with pytest.raises(DataError, match=message):
+        score(few_of(data, tmp_path / "out", pairs=(file,), too_long="drop"))
     assert not (tmp_path / "out").exists()
 
 

@@ -17,8 +17,10 @@ from cqa.score.stats import (
     paired_t,
     power_of_t,
     sign_test,
+    spread,
     t_interval,
     tost,
+    welch,
     wilcoxon,
     wilson_interval,
 )
@@ -159,6 +161,17 @@ def test_what_two_items_cannot_have_is_none():
     assert cohen_d_av([1.0], [2.0]) is None
     assert tost([1.0], 1.0).p is None
     assert wilson_interval(0, 0) is None
+
+
+@pytest.mark.parametrize("value", [0.1, 0.7, -1e-9, 1e9])
+@pytest.mark.parametrize("n", [2, 3, 20])
+def test_equal_differences_have_no_spread_however_their_mean_is_rounded(value, n):
+    values = [value] * n
+    assert spread(values) == 0
+    assert cohen_d_z(values) is paired_t(values).t is welch(values, values).t is None
+    assert tost(values, 1.0).p is None
+    assert t_interval(values) == pytest.approx((value, value))
+    assert wilcoxon(values).p == pytest.approx(2.0**-n if value > 0 else 1)
 
 
 def test_d_av_divides_by_the_mean_of_the_two_spreads():

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from scipy import stats
 
+from cqa.data.overlap import N_WORDS
 from cqa.score.report.contents import View
 from cqa.score.report.source import epoch_of
 from cqa.score.report.tables import show
@@ -18,7 +19,10 @@ STABLE = 0.9
 
 def cautions(view: View) -> list[str]:
     """Return warnings in the order in which they matter."""
-    checks = (_choice, _few, _lengths, _leaks, _clusters, _dates, _languages, _readings, _merges)
+    checks = (
+        _choice, _few, _left_out, _lengths, _leaks, _clusters, _dates, _languages, _readings,
+        _merges,
+    )  # fmt: skip
     found = [text for check in checks for text in check(view)]
     return found + list(_scope(view))
 
@@ -54,6 +58,19 @@ def _few(view: View) -> Iterator[str]:
             )
 
 
+def _left_out(view: View) -> Iterator[str]:
+    groups: dict[str, list[str]] = {}
+    for item_id, group in view.source.meta.get("too_long", {}).items():
+        groups.setdefault(group, []).append(item_id)
+    for group, ids in groups.items():
+        first = ", ".join(ids[:3]) + (", …" if len(ids) > 3 else "")
+        yield (
+            f"{group}: {len(ids)} items are longer than the model's "
+            f"{view.source.meta['max_positions']} positions and were left out ({first}; meta.json "
+            f"names all). Results are of shorter texts only."
+        )
+
+
 def _lengths(view: View) -> Iterator[str]:
     for group, base in view.summary["base"].items():
         length = base["lengths"]["n_tokens"]
@@ -79,11 +96,18 @@ def _leaks(view: View) -> Iterator[str]:
         )
     elif found is None:
         data = run.settings.get("data", "n/a")
-        yield f"Overlap of items and training texts is n/a: {data} is not at hand."
+        yield f"Overlap of items and training texts is n/a: {data} is not at hand as trained on."
     elif found:
-        first = ", ".join(f"{item} ({where})" for item, where in found[:3])
+        whole = sum(overlap.excerpt is None for overlap in found.values())
+        first = ", ".join(
+            f"{item} ({overlap.where}{f', “{overlap.excerpt}”' if overlap.excerpt else ''})"
+            for item, overlap in list(found.items())[:3]
+        )
         rest = " …" if len(found) > 3 else ""
-        yield f"{len(found)} items hold a text that was trained on: {first}{rest}."
+        yield (
+            f"{len(found)} items overlap with training texts, {whole} by a whole text, the rest by "
+            f"{N_WORDS} words in a row or more: {first}{rest}."
+        )
 
 
 def _clusters(view: View) -> Iterator[str]:
@@ -95,7 +119,7 @@ def _clusters(view: View) -> Iterator[str]:
             by_source = entry["by_source"] if entry else None
             interval = show(by_source and by_source["bca95_nats"], "interval")
             yield (
-                f"{group}: {n_named} of {base['n']} items come from {base['n_sources']} named "
+                f"{group}: {n_named:,} of {base['n']:,} items come from {base['n_sources']} named "
                 f"sources. Tests take items as independent; resampling whole sources gives a "
                 f"95 % CI of {interval} nats."
             )
@@ -107,7 +131,7 @@ def _dates(view: View) -> Iterator[str]:
         dated = counts["dated"]
         yield (
             f"Whether the base saw the texts in training is unknown: no --cutoff was given; "
-            f"{dated} of {dated + counts['undated']} items have a date (published_at)."
+            f"{dated:,} of {dated + counts['undated']:,} items have a date (published_at)."
         )
     elif len([n for n in counts.values() if n]) > 1:
         yield (

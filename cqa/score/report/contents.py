@@ -64,6 +64,7 @@ def all_tables(view: View) -> list[Table]:
         _parts(view),
         _entropy(view),
         _readings(view),
+        _accuracy(view),
         table_2(view),
         _strata(view),
         _strata_texts(view),
@@ -86,6 +87,7 @@ def table_1(view: View) -> Table:
         }
         for group, adapter, entry in view.entries()
     ]
+    rough = sorted({g for g, _, e in view.entries() if e["wilcoxon"]["method"] != "exact"})
     columns = (
         GROUP,
         ADAPTER,
@@ -101,9 +103,10 @@ def table_1(view: View) -> Table:
         Column("d_z_ci95", "95 % CI of d_z", "interval"),
     )
     note = (
-        "ddI = dI under the adapter − dI under the base, mean over items. p: exact signed-rank "
-        "test, greater; p, max-T: corrected for all adapters of the table. CI: t; of d_z: "
-        "noncentral t"
+        "ddI = dI under the adapter − dI under the base, mean over items. p: signed-rank test, "
+        "greater; p, max-T: sign-flip test of the mean, corrected for all adapters of the group. "
+        "CI: t, of one adapter alone; of d_z: noncentral t"
+        + (f". Normal approximation of p: {', '.join(rough)}" if rough else "")
     )
     return Table(
         "table_1",
@@ -170,8 +173,12 @@ def _interaction(view: View) -> Table:
         Column("df", "df", "number"),
         Column("p_two_sided", "p, two-sided", "p"),
         Column("p_permutation", "p, permutation", "p"),
+        Column("p_corrected", "p, max-T", "p"),
     )
-    note = "Welch's t on ddI, and a studentised permutation test; not corrected for several rows"
+    note = (
+        "Welch's t on ddI, and a studentised permutation test, both two-sided and of one row "
+        "alone; p, max-T: the permutation test corrected for all rows, which the verdict uses"
+    )
     return Table("interaction", "Literary minus factual", columns, rows, note)
 
 
@@ -190,8 +197,12 @@ def _equivalence(view: View) -> Table:
         Column("p", "TOST p", "p"),
         Column("smallest_margin_nats", "smallest margin at p = 0.05, nats", "number"),
     )
-    note = "A small p shows that the mean change is nearer to 0 than the margin"
-    return Table("equivalence", "Is a change absent?", columns, rows, note, _of_shown(view))
+    note = (
+        "A small p shows that the mean change is nearer to 0 than the margin. It is not corrected "
+        "for several adapters: the shown one was not chosen by these tests, and “small under "
+        "every adapter” needs every p to be small"
+    )
+    return Table("equivalence", "Is a change small?", columns, rows, note, _of_shown(view))
 
 
 def _parts(view: View) -> Table:
@@ -262,6 +273,39 @@ def _readings(view: View) -> Table:
     )
     note = "The same items read in other ways; a finding that holds in one reading only is weak"
     return Table("readings", "Other readings of dI", columns, rows, note, _of_shown(view))
+
+
+def _accuracy(view: View) -> Table:
+    rows = []
+    for group, base in view.summary["base"].items():
+        chance = {"group": group, "n": base["n"], "chance": base["accuracy_by_chance"]}
+        models = {"base": base["accuracy"]} | {
+            adapter: entry["accuracy"] for adapter, entry in view.summary["groups"][group].items()
+        }
+        for adapter, found in models.items():
+            shares = {name: value["share"] for name, value in found.items()}
+            bounds = {f"{name}_ci95": value["ci95"] for name, value in found.items()}
+            rows.append({**chance, "adapter": adapter, **shares, **bounds})
+    columns = (
+        GROUP,
+        ADAPTER,
+        N,
+        Column("chance", "by chance", "share"),
+        Column("sum", "largest S(x|y)", "share"),
+        Column("sum_ci95", "95 % CI", "shares"),
+        Column("per_byte", "largest S(x|y) / byte", "share"),
+        Column("per_byte_ci95", "95 % CI", "shares"),
+    )
+    note = (
+        "Share of items whose right option comes first among its item's options: lm-eval's acc and "
+        "acc_bytes where options are written alike; Wilson intervals. Accuracy and dI answer "
+        "different questions: the first may be won by the prior alone"
+    )
+
+    def shown(row: Row) -> bool:
+        return row["adapter"] in (view.shown, "base")
+
+    return Table("accuracy", "How often the right option is first", columns, rows, note, shown)
 
 
 def table_2(view: View) -> Table:
@@ -366,7 +410,7 @@ def _groups(view: View) -> Table:
     columns = (
         GROUP,
         N,
-        Column("n_sources", "sources", "count"),
+        Column("n_sources", "named sources", "count"),
         Column("sign_accuracy", "dI > 0, base", "share"),
         Column("detectable", "detectable d_z at 80 %", "number"),
         Column("power", "power at d_z = 0.5", "share"),

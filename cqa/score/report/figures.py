@@ -101,7 +101,7 @@ def d_by_epoch(rows: Sequence[Row], width: float) -> Figure:
         x = [places[row["adapter"]] + shift for row in mine]
         look = _look(groups, group)
         _band(ax, x, mine, "d_z", look)
-        ax.lines[-1].set_label(f"{group}, n = {mine[0]['n']:g}")
+        ax.lines[-1].set_label(f"{group}, n = {mine[0]['n']:,.0f}")
         for place, row in zip(x, mine, strict=True):
             if row["shown"] and row["d_z"] is not None:
                 ax.plot(
@@ -183,10 +183,10 @@ def collapse(rows: Sequence[Row], width: float) -> Figure:
         ax.set_yticks([0, 0.5, 1])
         ax.grid(axis="x", visible=False)
         h = mine[0]
-        ax.set_title(f"{_short(group, 16)}, {titles[where]}")
+        ax.set_title(f"{_short(group, 16)}, {titles[where]}", pad=16)
         ax.annotate(
-            f"H {h['h_base_nats']:.3f} → {h['h_adapter_nats']:.3f} nats", (1, 1), (0, 4),
-            xycoords="axes fraction", textcoords="offset points", ha="right", va="top",
+            f"H {h['h_base_nats']:.3f} → {h['h_adapter_nats']:.3f} nats/item", (0, 1), (0, 3),
+            xycoords="axes fraction", textcoords="offset points", ha="left", va="bottom",
             fontsize=8, color=INK, annotation_clip=False,
         )  # fmt: skip
         if k % 2 == 0 or width <= 5:
@@ -203,7 +203,7 @@ def _rank_names(rows: Sequence[Row]) -> list[str]:
         return ["right", "wrong"]
     most = rows[0]["n"]
     return ["right"] + [
-        f"wrong {row['rank']:g}" + (f"\nn = {row['n']:g}" if row["n"] < most else "")
+        f"wrong {row['rank']:g}" + (f"\nn = {row['n']:,.0f}" if row["n"] < most else "")
         for row in rows[1:]
     ]
 

@@ -44,7 +44,7 @@ SECTIONS: tuple[tuple[str, str, tuple[str, ...], tuple[str, ...]], ...] = (
     ("overfitting", "Training and overfitting", ("overfitting",), ()),
     ("continuations", "True continuations", ("continuations",), ("table_2",)),
     ("time", "Before and after the cutoff", (), ("strata", "strata_continuations")),
-    ("readings", "Other readings", (), ("readings",)),
+    ("readings", "Other readings", (), ("readings", "accuracy")),
     ("items", "The items", ("items",), ("groups",)),
 )
 FIXED = (
@@ -52,8 +52,15 @@ FIXED = (
     ("I(x; y)", "S(x|y) − S(x|∅); ∅ is one token: BOS, else <|endoftext|>, else EOS"),
     ("dI", "I(right) − mean I(wrong)"),
     ("ddI", "dI under the adapter − dI under the base = d_cond − d_prior"),
-    ("W+, p", "signed-rank statistic of ddI; one-sided p from the exact null distribution"),
-    ("p, max-T", "the same question, corrected for all adapters by sign flips kept across them"),
+    (
+        "W+, p",
+        "signed-rank statistic of ddI; one-sided p from the exact null distribution, beyond 1,000 "
+        "items from its normal approximation",
+    ),
+    (
+        "p, max-T",
+        "the same question by t, corrected for all adapters by sign flips kept across them",
+    ),
     ("d_z", "mean / standard deviation of ddI over items"),
     ("TOST", "two one-sided t-tests: is the mean nearer to 0 than the margin?"),
 )
@@ -171,8 +178,8 @@ def provenance(view: View) -> list[tuple[str, str]]:
         ("end token scored", "yes" if base.get("score_eos") else "no"),
         ("reading of dI", "sum over tokens, nats; several options: right − mean of the wrong"),
         ("choice of an adapter", "smallest one-sided signed-rank p, then largest d_z"),
-        ("items, sha256", meta.get("items_digest")),
         ("code of the scorer, sha256", base.get("code")),
+        ("items, sha256", meta.get("items_digest")),
         ("ops", base.get("backend")),
     ]
     facts += [

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from cqa.data.jsonl import read_jsonl
+from cqa.data.overlap import Overlap, TrainedTexts
 from cqa.data.samples import read_samples
-from cqa.data.validate import Places, leaks, trained_texts
 from cqa.errors import DataError
 from cqa.files import read_json
+from cqa.identity import digest_bytes
 from cqa.score.results import ITEMS, META, SCORES, read_rows, read_texts
 from cqa.score.summary import Scores
 
@@ -29,7 +30,7 @@ class TrainingRun:
     facts: Row
     loss_nats: dict[int, float]  # mean training loss by epoch
     eval_loss_nats: dict[int, float]
-    trained: Places | None = None  # texts trained on; None where the file is not at hand
+    trained: TrainedTexts | None = None  # None where the file is not at hand as it was
 
 
 @dataclass(slots=True)
@@ -48,15 +49,16 @@ class Source:
         keys = {m["model_key"] for m in self.meta["models"] if m["adapter"] == adapter}
         return _rows(self.folder / SCORES, keys)
 
-    def leaked(self) -> list[tuple[str, str]] | None:
-        """Return (item id, place in the training file) of texts that are trained on, if known."""
+    def leaked(self) -> dict[str, Overlap] | None:
+        """Return the items whose texts are trained on, whole or in part, if that is known."""
         if self.run is None or self.run.trained is None:
             return None
-        return [
-            (item_id, where)
+        trained = self.run.trained
+        found = {
+            item_id: trained.overlap((item["context"], *item["options"]))
             for item_id, item in self.items.items()
-            for where in leaks((item["context"], *item["options"]), self.run.trained)[:1]
-        ]
+        }
+        return {item_id: overlap for item_id, overlap in found.items() if overlap is not None}
 
 
 def read_source(folder: Path, run: Path | None = None) -> Source:
@@ -143,11 +145,18 @@ def read_run(folder: Path) -> TrainingRun:
                 event, "eval_loss_nats", int | float, where
             )
     means = {epoch: sum(values) / len(values) for epoch, values in losses.items()}
+    return TrainingRun(folder, settings, facts, means, held_out, _trained(data, settings, facts))
+
+
+def _trained(data: Path, settings: Row, facts: Row) -> TrainedTexts | None:
+    """Return the texts trained on; None where the file was moved or is another one by now."""
+    held_out = Path(str(settings.get("validation", "")))
+    files = [data, held_out] if held_out.is_file() else [data]
     try:
-        trained = trained_texts(read_samples(data))
-    except DataError:  # moved or on another machine: the report says that leaks are not known
-        trained = None
-    return TrainingRun(folder, settings, facts, means, held_out, trained)
+        same = digest_bytes(files) == facts.get("data_digest")
+        return TrainedTexts(read_samples(data)) if same else None
+    except (DataError, OSError, ValueError):
+        return None
 
 
 def epoch_of(adapter: str) -> int | None:

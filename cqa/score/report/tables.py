@@ -14,10 +14,10 @@ from typing import Any, Literal
 Row = dict[str, Any]
 Form = Literal[
     "text", "count", "signed", "number", "fine", "fine_number", "p", "share", "w",
-    "interval", "fine_interval",
+    "interval", "fine_interval", "shares",
 ]  # fmt: skip
 ABSENT = "n/a"
-INTERVALS = ("interval", "fine_interval")
+INTERVALS = ("interval", "fine_interval", "shares")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +55,8 @@ def show(value: Any, form: Form) -> str:
     """Return a value as a reader sees it, with a true minus sign."""
     if value is None:
         return ABSENT
+    if form == "shares":
+        return f"{100 * value[0]:.0f} – {100 * value[1]:.0f} %".replace(" ", "\N{NO-BREAK SPACE}")
     if form in INTERVALS:
         digits = 3 if form == "fine_interval" else 2
         if value[0] is None or value[1] is None:

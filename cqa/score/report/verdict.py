@@ -70,6 +70,8 @@ NOT_SHOWN = [
 def _nothing_to_compare(view: View) -> str:
     if not view.source.adapters:
         return "Only the base model was scored, so there is no change to judge."
+    if view.primary is not None:
+        return f"No paired item was scored under {view.shown}, so there is no change to judge."
     return "No paired items were scored, so sensitivity to quality was not measured."
 
 
@@ -93,7 +95,7 @@ def decisive_p(view: View) -> tuple[float, str]:
     assert entry is not None
     selection = view.summary["selection"].get(view.primary)
     if selection is None:
-        return entry["wilcoxon"]["p"], "exact signed-rank test"
+        return entry["wilcoxon"]["p"], f"signed-rank test, {entry['wilcoxon']['method']}"
     n = len(selection["p_corrected"])
     return selection["p_corrected"][view.shown], f"corrected for looking at {n} adapters, max-T"
 
@@ -102,7 +104,7 @@ def _sensitivity(view: View, entry: Row) -> Finding:
     p, name = decisive_p(view)
     text = (
         f"{view.shown}: ddI = {_nats(entry['mean_ddi_nats'])} per item, {_ci(entry['ci95_nats'])}, "
-        f"n = {entry['n']}; {_p(p)} ({name})."
+        f"n = {entry['n']:,}; {_p(p)} ({name})."
     )
     plain = entry["wilcoxon"]["p"]
     if p > ALPHA >= plain:
@@ -117,8 +119,8 @@ def _sensitivity(view: View, entry: Row) -> Finding:
         text += " The interval lies below 0: the model became less sensitive."
     elif mark == "not shown" and detectable is not None:
         text += (
-            f" With {entry['n']} items only effects of d_z ≥ {detectable:.2f} are found four times "
-            f"in five, so a smaller one may have been missed."
+            f" With {entry['n']:,} items a test of one adapter finds only effects of d_z ≥ "
+            f"{detectable:.2f} four times in five, so a smaller one may have been missed."
         )
     question = f"Did the model become more sensitive to quality in {view.primary} items?"
     return Finding(question, mark, text)
@@ -134,8 +136,13 @@ def _selectivity(view: View) -> Finding | None:
     p = max(test["p_two_sided"], test["p_permutation"])
     text = (
         f"Difference {_nats(test['difference'])}, {_ci(test['ci95'])}; "
-        f"two-sided {_p(test['p_two_sided'])} (Welch), {_p(test['p_permutation'])} (permutation)."
+        f"two-sided {_p(test['p_two_sided'])} (Welch), {_p(test['p_permutation'])} (permutation)"
     )
+    n = len(view.summary["interaction"])
+    if n > 1:
+        p = test["p_corrected"]
+        text += f", {_p(p)} corrected for looking at {n} adapters (max-T)"
+    text += "."
     if p > ALPHA:
         text += " One group changing measurably and the other not would not answer this."
         return Finding(question, "not shown", text)
@@ -146,21 +153,27 @@ def _absence(view: View) -> Finding | None:
     if view.control is None:
         return None
     entry = view.summary["groups"][view.control].get(view.shown)
-    question = f"Do {view.control} items stay as they were?"
+    question = f"Is any change in {view.control} items smaller than a small effect?"
     if entry is None or entry["equivalence"]["p"] is None:
         return Finding(question, "n/a", "Too few items to test for the absence of a change.")
     test = entry["equivalence"]
     text = (
         f"ddI = {_nats(entry['mean_ddi_nats'])}, {_ci(entry['ci95_nats'])}; "
-        f"within ±{test['margin_nats']:.2f} nats (margin: {test['margin_rule']}): "
+        f"within ±{test['margin_nats']:.2f} nats (small: {test['margin_rule']}): "
         f"{_p(test['p'])} (TOST). The smallest margin that would do is "
         f"±{test['smallest_margin_nats']:.2f} nats."
     )
-    if test["p"] <= ALPHA:
-        return Finding(question, "shown", text)
     low, high = entry["ci95_nats"]
-    if low > 0 or high < 0:
-        return Finding(question, "against", text + " The interval excludes 0: they did change.")
+    moved = low > 0 or high < 0
+    if test["p"] <= ALPHA:
+        small = " The interval excludes 0: there is a change, smaller than the margin."
+        return Finding(question, "shown", text + small * moved)
+    if moved:
+        large = max(low, -high) > test["margin_nats"]
+        text += " The interval excludes 0: they did change" + (
+            ", by more than that." if large else "; that it is by less than that is not shown."
+        )
+        return Finding(question, "against" if large else "not shown", text)
     return Finding(
         question, "not shown", text + " No significant change is not the same as no change."
     )
@@ -175,9 +188,19 @@ def _part(view: View, entry: Row) -> Finding:
     )
     low_cond = (entry["ci95_d_cond_nats"] or [0, 0])[0]
     high_prior = (entry["ci95_d_prior_nats"] or [0, 0])[1]
-    mark: Mark = "shown" if low_cond > 0 else "not shown"
-    if low_cond > 0:
+    selection = view.summary["selection"].get(view.primary)
+    p = selection["p_corrected_d_cond"][view.shown] if selection else None
+    mark: Mark = "shown" if low_cond > 0 and (p is None or p <= ALPHA) else "not shown"
+    if p is not None:
+        n = len(selection["p_corrected_d_cond"])
+        text += f" d_cond > 0: {_p(p)}, corrected for looking at {n} adapters (max-T)."
+    if low_cond <= 0 and (entry["ci95_d_cond_nats"] or [0, 0])[1] < 0:
+        mark = "against"
+        text += " After its context the right option lost on the wrong ones."
+    elif mark == "shown":
         text += " After its context the right option gained on the wrong ones."
+    elif low_cond > 0:
+        text += " The interval alone would say that it sharpened; the correction does not bear it."
     elif high_prior < 0:
         text += (
             " The change comes from the prior: without any context the right option lost on the "
@@ -274,7 +297,7 @@ def _tiles(view: View, entry: Row) -> list[Tile]:
 
 
 def _evidence(view: View) -> str:
-    sizes = [f"{base['n']} {group}" for group, base in view.summary["base"].items()]
+    sizes = [f"{base['n']:,} {group}" for group, base in view.summary["base"].items()]
     texts = [
         f"{models['base']['n']} {group}" for group, models in view.summary["continuations"].items()
     ]

@@ -1,0 +1,119 @@
+"""The items of a scoring run as token ids, and which of them the model has room for."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterator
+from itertools import filterfalse
+
+from cqa.data.items import Item, read_items
+from cqa.data.tokenizer import Tokenizer
+from cqa.data.unique import each_once
+from cqa.errors import DataError
+from cqa.score.config import ScoreConfig
+from cqa.score.forest import EncodedItem, TooLongError, encode_item
+from cqa.score.results import digest_json, item_key
+
+MANY_MERGED = 0.05  # share of options from which a warning is due
+NAMED = 5  # items left out that a note names
+
+
+class Items:
+    """The items of a run, read and encoded anew on every pass over them, never all in memory."""
+
+    def __init__(self, config: ScoreConfig, tokenizer: Tokenizer, max_positions: int) -> None:
+        self.config, self.tokenizer, self.max_positions = config, tokenizer, max_positions
+        self.n_options, self.n_merged = 0, 0  # the options, and those that joint encoding changes
+        self.too_long: dict[str, str] = {}  # id: group of the items that are left out
+        self.digest: str | None = None  # of all texts and labels in order, after the first pass
+
+    def __iter__(self) -> Iterator[Item]:
+        """Yield the items; from the second pass on, without those that are left out.
+
+        Raises:
+            DataError: At the end, if they are not those of the first pass.
+        """
+        total = hashlib.sha256()
+        for item in self._read():
+            total.update(digest_json([item.id, item_key(item)]).encode())
+            if item.id not in self.too_long:
+                yield item
+        if self.digest not in (None, total.hexdigest()):
+            raise DataError(
+                "expected the items as they were at the start, got others",
+                where=self._files,
+                hint="a file was changed during the run; give the same command again",
+            )
+        self.digest = total.hexdigest()
+
+    @property
+    def _files(self) -> str:
+        return ", ".join(map(str, (*self.config.pairs, *self.config.continuations)))
+
+    def _read(self) -> Iterator[Item]:
+        yield from read_items(self.config.pairs)
+        yield from read_items(self.config.continuations, continuations=True)
+
+    def encoded(self, skip: Callable[[Item], bool] = lambda _: False) -> Iterator[EncodedItem]:
+        """Yield the items as token ids, without those to skip."""
+        return map(self._encode, filterfalse(skip, self))
+
+    def _encode(self, item: Item) -> EncodedItem:
+        return encode_item(
+            item,
+            self.tokenizer,
+            self.config.boundary,
+            score_eos=self.config.score_eos,
+            max_positions=self.max_positions,
+        )
+
+    def check(self) -> int:
+        """Read everything once before any work; return how many items there are to score.
+
+        Raises:
+            DataError: An item is malformed, an id comes twice, or there is no room for an item and
+                the settings do not leave such items out, or for none at all.
+        """
+        n_items = sum(1 for _ in each_once(self._counted())) - len(self.too_long)
+        if not n_items:
+            raise DataError(
+                f"expected an item of at most {self.max_positions} tokens, got only longer ones",
+                where=self._files,
+                hint="shorten the contexts; nothing is ever cut",
+            )
+        return n_items
+
+    def _counted(self) -> Iterator[Item]:
+        self.n_options, self.n_merged = 0, 0
+        for item in self:
+            try:
+                encoded = self._encode(item)
+            except TooLongError:
+                if self.config.too_long == "refuse":
+                    raise
+                self.too_long[item.id] = item.group
+            else:
+                self.n_options += len(encoded.options)
+                self.n_merged += sum(option.boundary_merge for option in encoded.options)
+            yield item
+
+    def n_too_long(self) -> Counter[str]:
+        """Count the items that are left out, by group."""
+        return Counter(self.too_long.values())
+
+    def notes(self) -> Iterator[str]:
+        """Say what a user should know of the items before they are scored."""
+        if self.too_long:
+            counts = ", ".join(f"{n} {group}" for group, n in self.n_too_long().items())
+            names = ", ".join(list(self.too_long)[:NAMED])
+            rest = ", …" if len(self.too_long) > NAMED else ""
+            yield (
+                f"left out, over the model's {self.max_positions} positions: {counts} "
+                f"({names}{rest}; meta.json names all)"
+            )
+        if self.n_merged > MANY_MERGED * self.n_options:
+            yield (
+                f"{self.n_merged} of {self.n_options} options are other tokens when encoded "
+                f"together with their context; compare --boundary joint in another --out"
+            )
