@@ -269,7 +269,7 @@ def test_over_long_sample_loses_the_start_of_its_prompt_and_is_named():
 
 @pytest.mark.parametrize("max_tokens", [4, 3], ids=["no-prompt-left", "answer-too-long"])
 def test_truncation_never_cuts_the_answer_nor_all_of_the_prompt(max_tokens):
-    with pytest.raises(DataError, match=r"got 11 .*`long`"):
+    with pytest.raises(DataError, match=r"got 11, 7 of them .*`long`"):
         fit_lengths([sample_of("long", 7, 4)], max_tokens, "truncate")
     (kept,), _ = fit_lengths([sample_of("long", 7, 4)], 5, "truncate")
     assert kept.learned == (False,) + (True,) * 4

@@ -15,6 +15,7 @@ from helpers import ROOT, read_lines, write_lines
 from score.synthetic import HOSTILE, make_folder, make_items, make_run
 
 from cqa.errors import ConfigError, DataError, ResourceError
+from cqa.identity import digest_bytes
 from cqa.score.config import ReportConfig
 from cqa.score.report.figures import FIGURES, redraw
 from cqa.score.report.tables import (
@@ -416,7 +417,9 @@ def test_trained_texts_among_the_items_are_named(few, tmp_path):
     data = write_lines(tmp_path / "train.jsonl", [{"prompt": item["context"], "response": " So."}])
     run = make_run(tmp_path / "run")
     facts = json.loads((run / "run.json").read_text())
-    (run / "run.json").write_text(json.dumps(facts | {"settings": {"data": str(data)}}))
+    trained = {"settings": {"data": str(data)}, "data_digest": digest_bytes([data])}
+    (run / "run.json").write_text(json.dumps(facts | trained))
     report = make_report(few, ReportConfig(out=tmp_path / "out", run=run))
-    (warning,) = [text for text in report.cautions if "trained on" in text]
-    assert f"hold a text that was trained on: {item['id']} ({data}:1)" in warning
+    (warning,) = [text for text in report.cautions if "with training texts" in text]
+    assert f"1 by a whole text, the rest by 13 words in a row or more: {item['id']} (" in warning
+    assert f"({data}:1)" in warning

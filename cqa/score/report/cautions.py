@@ -105,8 +105,9 @@ def _leaks(view: View) -> Iterator[str]:
         )
         rest = " …" if len(found) > 3 else ""
         yield (
-            f"{len(found)} items overlap with training texts, {whole} by a whole text, the rest by "
-            f"{N_WORDS} words in a row or more: {first}{rest}."
+            f"{len(found)} {'items overlap' if len(found) > 1 else 'item overlaps'} with training "
+            f"texts, {whole} by a whole text, the rest by {N_WORDS} words in a row or more: "
+            f"{first}{rest}."
         )
 
 
