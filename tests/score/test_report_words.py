@@ -260,7 +260,7 @@ def test_items_that_are_trained_on_are_named_whole_or_by_their_words():
         item["options"] = ["another", "b"]
     (text,) = said(view, "training texts")
     assert text == (
-        "1 items overlap with training texts, 0 by a whole text, the rest by 13 words in a row or "
+        "1 item overlaps with training texts, 0 by a whole text, the rest by 13 words in a row or "
         f"more: literary-7 (train.jsonl:2, “{ROW}”)."
     )
 
