@@ -14,10 +14,10 @@ from cqa.layout import pack_documents, pack_trees
 from cqa.model.config import parse_config
 from cqa.model.load import weights_bytes
 from cqa.score.forest import passes
-from cqa.study.bench import against
+from cqa.study.bench import against, table
 from cqa.study.bench.against import AGREEMENT, Peer, compare_scores, compare_steps
 from cqa.study.bench.config import BenchConfig, Job, Window
-from cqa.study.bench.contestant import Contestant, ContestantError
+from cqa.study.bench.contestant import Contestant, ContestantError, Turn
 from cqa.study.bench.counts import pass_flops
 from cqa.study.bench.score import null_tokenizer, random_items
 from cqa.study.bench.shapes import CONFIGS, Subject, hf_config
@@ -35,6 +35,7 @@ def measured(tmp_path_factory):
     arguments = ["bench", "--device", "cpu", *SMALL, "--json", "--out", str(out)]
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 0, result.output
+    assert "measuring kernel: ops" in result.stderr
     return json.loads(result.stdout), json.loads(out.read_text("utf-8"))
 
 
@@ -86,13 +87,16 @@ def test_every_op_is_measured_both_ways(measured):
     assert all(r["plain_ratio"] == 1 for r in products if r["k"] in (192, 512))
 
 
-def test_text_for_people_has_every_table():
-    result = CliRunner().invoke(main, ["bench", "--device", "cpu", *SMALL])
-    assert result.exit_code == 0, result.output
+def test_text_for_people_has_every_table(measured):
+    data, _ = measured
+    text = table.bench_text(data)
     for heading in ("tokens/s", "of product", "to plain", "beside the model"):
-        assert heading in result.stdout
-    assert "measuring kernel: ops" in result.stderr
-    assert "measuring" not in result.stdout
+        assert heading in text
+    assert max(map(len, text.splitlines())) <= 110
+    wrong = {"op": "rope of q", "problem": "off by 1"}
+    assert "rope of q  not measured: off by 1" in table.bench_text(
+        {**data, "kernel": {"ops": [wrong]}}
+    )
 
 
 @pytest.mark.parametrize(
@@ -239,6 +243,7 @@ SUBJECT = Subject("demo", None, 4, "cpu", torch.float32)
 FAST = BenchConfig(device="cpu", seconds=0.01)
 
 
+@pytest.mark.slow
 def test_peers_agree_before_they_are_timed(monkeypatch):
     monkeypatch.setattr(against, "STEP_PEERS", against.STEP_PEERS[:1])
     monkeypatch.setattr(against, "SCORE_PEERS", against.SCORE_PEERS[1:])
@@ -252,22 +257,47 @@ def test_peers_agree_before_they_are_timed(monkeypatch):
         assert result["ours_peak_bytes"] > 0
 
 
+def contestants(monkeypatch, answer):
+    """Let contestants of no process answer what a function of their name gives."""
+
+    class Fake(Contestant):
+        def __init__(self, program, settings):
+            self.program, self.peak_bytes = program, 1
+
+        def __call__(self, **arguments):
+            return Turn(1.0, answer(self.program))
+
+        def __exit__(self, *_):
+            pass
+
+    monkeypatch.setattr(against, "Contestant", Fake)
+
+
 def test_a_peer_that_cannot_take_part_is_named_with_the_reason(monkeypatch):
-    missing = Peer("Nobody", "transformers_peft", ("no_such_package",), {})
-    failing = Peer("Failing", "no_such_program", (), {})
-    monkeypatch.setattr(against, "STEP_PEERS", (missing, against.STEP_PEERS[-1]))
+    def answer(program):
+        if program == "failing":
+            raise ContestantError("Traceback:\n  ...\nImportError: no tensor cores\n")
+        return [1.0]
+
+    contestants(monkeypatch, answer)
+    peers = (
+        Peer("Nobody", "any", ("no_such_package",), {}),
+        Peer("Failing", "failing", (), {}),
+        against.STEP_PEERS[-1],
+    )
+    monkeypatch.setattr(against, "STEP_PEERS", peers)
     results = list(compare_steps(SUBJECT, Window.parse("3+9"), FAST, folder=None))
     assert [r["problem"] for r in results] == [
-        "no_such_package is not installed", "it runs on cuda only"
-    ]  # fmt: skip
-    monkeypatch.setattr(against, "SCORE_PEERS", (failing,))
-    (result,) = compare_scores(SUBJECT, Job.parse("1x2+1x2"), FAST)
-    assert "no_such_program" in result["problem"]
+        "no_such_package is not installed",
+        "ImportError: no tensor cores",
+        "it runs on cuda only",
+    ]
 
 
-def test_a_peer_with_other_results_is_not_timed(monkeypatch):
+@pytest.mark.parametrize("theirs", [[-1.0, -7.01], [-1.0, float("nan")]])
+def test_a_peer_with_other_results_is_not_timed(monkeypatch, theirs):
+    contestants(monkeypatch, lambda program: [-1.0, -7.0] if program == "ours_score" else theirs)
     monkeypatch.setattr(against, "SCORE_PEERS", against.SCORE_PEERS[1:])
-    monkeypatch.setitem(against.AGREEMENT, torch.float32, -1.0)
     (result,) = compare_scores(SUBJECT, Job.parse("1x4+1x2"), FAST)
     assert result["problem"].startswith("results differ by ")
     assert "ratio" not in result
