@@ -91,6 +91,7 @@ measure score-7b 75 "${big[@]}" --levels score --seconds 1 --batch-tokens 8192
 measure peers-step-7b 100 "${big[@]}" --levels step --steps 5 --window 0+700,0+700 --peers --seconds 1
 measure paper-run-7b 55 "${big[@]}" --levels step --window 0+700,0+700 --steps 564
 measure step-0.5b 30 "${small[@]}" --levels step --seconds 1
+measure step-0.5b-graphs 30 "${small[@]}" --levels step --seconds 1 --cuda-graphs
 measure peers-score-7b 75 "${big[@]}" --levels score --job 8x800+2x100 --peers --seconds 1
 measure score-0.5b 40 "${small[@]}" --levels score --seconds 0.5 --batch-tokens 8192
 measure kernel-0.5b 40 "${small[@]}" --levels kernel --seconds 0.1

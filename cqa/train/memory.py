@@ -10,7 +10,7 @@ from cqa.data.samples import EncodedSample
 from cqa.errors import ResourceError
 from cqa.kernels.backend import Backend, fastest
 from cqa.kernels.precision import wider
-from cqa.kernels.token_logprobs import CHUNK_BYTES, CHUNK_ROWS
+from cqa.kernels.token_logprobs import _chunk_rows as chunk_rows
 from cqa.layout import pack_documents
 from cqa.model.config import DecoderConfig
 from cqa.model.load import augmented_columns, layer_without_data, weights_bytes
@@ -119,12 +119,14 @@ def _widths(projection: Projection, spec: LoraSpec) -> list[int]:
 
 def _head_bytes(shape: DecoderConfig, labels: int, dtype: torch.dtype, backend: Backend) -> int:
     """Return the memory of the loss: a chunk of fp32 logits, and their copy in another dtype."""
-    rows = min(labels, max(CHUNK_ROWS, CHUNK_BYTES // (4 * shape.vocab_size)))
-    copy = 0 if dtype == torch.float32 else dtype.itemsize
-    held = rows * shape.vocab_size * (4 + copy) + 2 * labels * shape.hidden_size * dtype.itemsize
-    if copy and backend == "reference":  # a CPU has no product of bf16 with an fp32 result
-        held += 4 * shape.vocab_size * shape.hidden_size
-    return held
+    rows, copy = min(labels, chunk_rows(shape.vocab_size)), 0
+    beside = 2 * labels * shape.hidden_size * dtype.itemsize
+    if dtype != torch.float32:
+        copy = dtype.itemsize
+        if backend == "reference":  # a CPU has no product of bf16 with an fp32 result
+            copy += 4
+            beside += 4 * shape.vocab_size * shape.hidden_size
+    return rows * shape.vocab_size * (4 + copy) + beside
 
 
 def largest_pass(plan: Plan) -> list[EncodedSample]:

@@ -45,6 +45,7 @@ class BenchConfig:
     rank: int = same_option(TrainConfig, "rank")
     dropout: float = same_option(TrainConfig, "dropout")
     recompute: bool = same_option(TrainConfig, "recompute")
+    cuda_graphs: bool = same_option(TrainConfig, "cuda_graphs")
     batch_tokens: int = same_option(ScoreConfig, "batch_tokens")
     device: Literal["auto", "cpu", "cuda"] = same_option(TrainConfig, "device")
     dtype: Literal["auto", "fp32", "bf16"] = same_option(TrainConfig, "dtype")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from cqa.kernels.matmul import mm
-from cqa.kernels.token_logprobs import token_stats
+from cqa.kernels.token_logprobs import ROUTES, Route, token_stats
 from cqa.model.memory import give_back
 from cqa.study.bench.device import Ceilings, Peak
 from cqa.study.bench.ops import Bench, Op, Work, ops_of
@@ -155,11 +155,16 @@ def measure_head(bench: Bench, ceilings: Ceilings, seconds: float) -> Iterator[R
         hidden = torch.randn(rows, head.shape[1], device=device, dtype=head.dtype)
         target = torch.randint(head.shape[0], (rows,), device=device)
         calls = _routes(hidden, head, target, bench)
+        expected = token_stats(hidden[:64], head, target[:64], backend="reference").logp
         peaks = {}
-        for name, call in calls.items():
+        for name, call in list(calls.items()):
             peak = Peak(device)
-            call()
+            logp = call().reshape(-1)[:64].double()
             peaks[name] = peak.extra_bytes()
+            error = float((logp - expected).norm() / expected.norm())
+            if not error <= TOLERANCE[head.dtype]:
+                del calls[name]
+                yield {"route": name, "rows": rows, "problem": f"off by {error:.1e} of its norm"}
         timings = watch.measure(calls, seconds=seconds)
         work = Work(2 * rows * head.numel(), (head.numel() + hidden.numel()) * head.element_size())
         for name, timing in timings.items():
@@ -175,15 +180,18 @@ def measure_head(bench: Bench, ceilings: Ceilings, seconds: float) -> Iterator[R
 
 
 def _routes(hidden: Tensor, head: Tensor, target: Tensor, bench: Bench) -> dict[str, Call]:
-    """Return the ways to score rows: the one that scoring takes, and plain log-softmax."""
+    """Return the ways to score rows: those that scoring can take, and plain log-softmax."""
 
     def plain() -> Tensor:
         return torch.log_softmax((hidden @ head.T).float(), -1).gather(1, target[:, None])
 
     backend = bench.decoder.backend
-    calls: dict[str, Call] = {
-        "as scored": lambda: token_stats(hidden, head, target, backend=backend)
-    }
+
+    def scored(route: Route) -> Call:
+        return lambda: token_stats(hidden, head, target, backend=backend, route=route).logp
+
+    routes = ROUTES if backend == "triton" else ROUTES[:1]  # other backends have one
+    calls: dict[str, Call] = {route: scored(route) for route in routes}
     if 8 * hidden.shape[0] * head.shape[0] < 24 * 2**30:
         calls["plain log_softmax"] = plain
     return calls

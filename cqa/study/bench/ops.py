@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from cqa.kernels.adamw import AdamState, adamw_step
+from cqa.kernels.adamw import AdamState, adam_rates, adamw_step
 from cqa.kernels.attention import AttentionSpan, attention
 from cqa.kernels.backend import Backend
 from cqa.kernels.copy_shrink import copy_shrink
@@ -229,9 +229,11 @@ def _adamw(bench: Bench) -> Op:
     n = bench.lora.n_params * bench.config.n_layers
     device = bench.decoder.device
     state = AdamState(*(torch.rand(n, device=device) for _ in range(4)))
+    rates = adam_rates(lr=1e-5, step=3, weight_decay=0.0, device=device)
+    norm = torch.ones((), device=device)
 
     def step(backend: Backend | None) -> Tensor:
-        adamw_step(state, lr=1e-5, step=3, weight_decay=0.0, backend=backend)
+        adamw_step(state, rates, norm=norm, max_norm=1.0, backend=backend)
         return state.param
 
     return Op("adamw", step, Work(0, 7 * 4 * n), changes_inputs=True)

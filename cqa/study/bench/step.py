@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from cqa.data.samples import EncodedSample
-from cqa.kernels.adamw import adamw_step, clip_gradient
+from cqa.kernels.adamw import adam_rates, adamw_step, gradient_norm
 from cqa.kernels.embed import Noise
 from cqa.kernels.philox import Dropout
 from cqa.kernels.token_logprobs import token_logprobs
@@ -24,11 +24,11 @@ from cqa.study.bench.device import Ceilings, Peak
 from cqa.study.bench.timing import Stopwatch, Timing
 from cqa.study.bench.trace import launch_gaps
 from cqa.train.config import TrainConfig
+from cqa.train.graphs import Graphs
 from cqa.train.loop import take_step
 from cqa.train.memory import estimate_memory, size_of
 
 PHASES = ("forward", "head", "backward", "optimizer")
-PAPER_STEPS = 564
 Result = dict[str, Any]
 
 
@@ -67,12 +67,18 @@ def measure_step(
     this run.
     """
     samples = random_samples(window, decoder.config.vocab_size)
-    plan = random_plan(samples, dropout=config.dropout, recompute=config.recompute)
+    plan = random_plan(
+        samples,
+        dropout=config.dropout,
+        recompute=config.recompute,
+        cuda_graphs=config.cuda_graphs,
+    )
     lora = TrainableLora(decoder, spec, 0)
+    graphs = Graphs.of(lora, plan.config) if config.cuda_graphs else None
     steps = iter(range(1, 10**9))
     peak = Peak(decoder.device)
     timing = Stopwatch(decoder.device).measure(
-        {"step": lambda: take_step(plan, lora, next(steps))},
+        {"step": lambda: take_step(plan, lora, next(steps), graphs=graphs)},
         seconds=config.seconds,
         rounds=config.steps,
     )["step"]
@@ -100,7 +106,9 @@ def measure_step(
         "peak_bytes": peak.total_bytes(),
         "estimated_bytes": estimate.total_bytes,
         "phases_s": measure_phases(lora, plan, Stopwatch(decoder.device), config.seconds),
-        "gaps": launch_gaps(lambda: take_step(plan, lora, next(steps)), decoder.device),
+        "gaps": launch_gaps(
+            lambda: take_step(plan, lora, next(steps), graphs=graphs), decoder.device
+        ),
     }
 
 
@@ -137,7 +145,9 @@ def _phases(lora: TrainableLora, plan: Any, step: int) -> Any:
     yield "head"
     loss.backward()
     yield "backward"
-    clip_gradient(lora.state, config.max_grad_norm, backend=decoder.backend)
-    adamw_step(lora.state, lr=1e-5, step=step, weight_decay=0.0, backend=decoder.backend)
+    rates = adam_rates(lr=1e-5, step=step, weight_decay=0.0, device=decoder.device)
+    norm = gradient_norm(lora.state.grad, backend=decoder.backend)
+    limit = config.max_grad_norm
+    adamw_step(lora.state, rates, norm=norm, max_norm=limit, backend=decoder.backend)
     lora.after_step()
     yield "optimizer"
