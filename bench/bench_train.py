@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from compare import record
+from compare import assert_same_step, record
 
 from cqa.study.bench.contestant import Contestant
 from cqa.study.bench.shapes import folder_settings
@@ -42,7 +42,7 @@ def bench_window_against_transformers_and_peft(benchmark, request, shape):
         Contestant("ours_train", settings) as ours,
         Contestant("transformers_peft", settings) as peer,
     ):
-        assert ours(dropout=0.0).value == pytest.approx(peer(dropout=0.0).value, rel=1e-5)
+        assert_same_step(ours(dropout=0.0), peer(dropout=0.0))
         ours(dropout=0.05), peer(dropout=0.05)
         result = turn_about(lambda: ours(dropout=0.05), lambda: peer(dropout=0.05))
         memory = {"ours_peak_bytes": ours.peak_bytes, "peer_peak_bytes": peer.peak_bytes}

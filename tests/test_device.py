@@ -106,12 +106,9 @@ def transformers_scores(device: str) -> torch.Tensor:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**RAW), dtype=torch.bfloat16)
-    weights = {
-        name: (shape, put)
-        for name, (shape, put) in destinations(small_decoder("cpu", torch.bfloat16)).items()
-    }
     for name, parameter in model.named_parameters():
-        drawn = random_weight(name, weights[name][0], torch.float32, torch.device("cpu"))
+        shape = tuple(parameter.shape)
+        drawn = random_weight(name, shape, torch.float32, torch.device("cpu"))
         parameter.copy_(drawn * 2 if "norm" not in name else drawn)
     model.to(device).eval()
     values = []

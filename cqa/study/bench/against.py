@@ -22,7 +22,7 @@ from cqa.study.bench.timing import turn_about
 Result = dict[str, Any]
 BATCH_SIZE = 8  # of padded peers
 # relative, of losses, gradient norms and sums of log-probabilities
-AGREEMENT = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
+AGREEMENT = {torch.float32: 2e-4, torch.bfloat16: 5e-2}
 
 
 @dataclass(frozen=True, slots=True)
