@@ -13,7 +13,7 @@ from cqa.study.bench.shapes import Subject
 from cqa.study.demo import ASSETS
 
 subject = Subject.told(settings)
-requests = [((None, None), context, option) for context, option in settings["pairs"]]
+asked = [((None, None), context, option) for context, option in settings["pairs"]]
 adapters = settings.get("adapters", ())
 
 
@@ -31,7 +31,7 @@ def load(adapter: str | None = None) -> Any:
 
 def scores(lm: Any) -> list[float]:
     """Return log P(option | context) of every pair."""
-    return [logp for logp, _ in lm._loglikelihood_tokens(requests, disable_tqdm=True)]
+    return [logp for logp, _ in lm._loglikelihood_tokens(asked, disable_tqdm=True)]
 
 
 def with_loading() -> list[float]:
