@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from compare import record, turn_about
+from compare import record
 
 from cqa.kernels.adamw import AdamState, adam_rates, adamw_step
 from cqa.kernels.attention import AttentionSpan, attention
@@ -15,6 +15,7 @@ from cqa.kernels.rope import rope
 from cqa.kernels.shrink import AugColumns, Shrink
 from cqa.kernels.swiglu_shrink import swiglu_shrink
 from cqa.kernels.token_logprobs import token_logprobs, token_stats
+from cqa.study.bench.timing import turn_about
 
 pytestmark = pytest.mark.skipif(native_problem() is not None, reason="no native ops")
 M, D, WIDE, VOCABULARY, RANK = 720, 896, 4864, 151_936, 32

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from compare import Contestant, record, turn_about
+from compare import record
 
 from cqa.data.items import read_items
 from cqa.data.tokenizer import Tokenizer
@@ -14,6 +14,9 @@ from cqa.model.config import read_config
 from cqa.model.lora import LoraSpec, write_adapter
 from cqa.model.projection import MODULES
 from cqa.score.forest import encode_item
+from cqa.study.bench.contestant import Contestant
+from cqa.study.bench.shapes import folder_settings
+from cqa.study.bench.timing import turn_about
 from cqa.study.demo import ASSETS
 
 HELLASWAG = Path(__file__).parents[2] / "shared/data/pairs/narrative_hellaswag.jsonl"
@@ -48,6 +51,7 @@ def real_items(path: Path, n_items: int) -> Pairs:
 
 def compare(benchmark, settings: dict, n: int = 5) -> None:
     """Check that the sums agree, then time them turn about."""
+    settings = folder_settings(settings["model"], batch_tokens=10**6) | settings
     with Contestant("ours_score", settings) as ours, Contestant("lm_eval_hf", settings) as peer:
         expected = peer().value
         assert ours().value == pytest.approx(expected, abs=2e-3, rel=1e-5)

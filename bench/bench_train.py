@@ -5,11 +5,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from compare import Contestant, record, turn_about
+from compare import assert_same_step, record
 
+from cqa.study.bench.contestant import Contestant
+from cqa.study.bench.shapes import folder_settings
+from cqa.study.bench.timing import turn_about
 from cqa.study.demo import ASSETS
 
-FACTORY = Path(__file__).parent / "peers" / ".venv-llamafactory" / "bin" / "python"
+PEERS = Path(__file__).parent / "peers"
+FACTORY = PEERS / ".venv-llamafactory" / "bin" / "python"
 
 
 def window(vocabulary: int, *shapes: tuple[int, int]) -> list[tuple[list[int], list[bool]]]:
@@ -33,12 +37,12 @@ SHAPES = {
 @pytest.mark.parametrize("shape", SHAPES)
 def bench_window_against_transformers_and_peft(benchmark, request, shape):
     folder_of, samples = SHAPES[shape]
-    settings = {"model": str(folder_of(request)), "window": samples}
+    settings = folder_settings(folder_of(request), window=samples)
     with (
         Contestant("ours_train", settings) as ours,
         Contestant("transformers_peft", settings) as peer,
     ):
-        assert ours(dropout=0.0).value == pytest.approx(peer(dropout=0.0).value, rel=1e-5)
+        assert_same_step(ours(dropout=0.0), peer(dropout=0.0))
         ours(dropout=0.05), peer(dropout=0.05)
         result = turn_about(lambda: ours(dropout=0.05), lambda: peer(dropout=0.05))
         memory = {"ours_peak_bytes": ours.peak_bytes, "peer_peak_bytes": peer.peak_bytes}
@@ -61,8 +65,8 @@ def bench_paper_recipe_against_llamafactory(benchmark, tmp_path):
         for folder in folders
     )
     with (
-        Contestant("ours_sft", ours_settings) as ours,
-        Contestant("llamafactory_sft", peer_settings, str(FACTORY)) as peer,
+        Contestant(PEERS / "ours_sft.py", ours_settings) as ours,
+        Contestant(PEERS / "llamafactory_sft.py", peer_settings, str(FACTORY)) as peer,
     ):
         ours(), peer()
         result = turn_about(ours, peer, n=15)  # windows differ in length: more of them

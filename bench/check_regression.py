@@ -13,7 +13,7 @@ import pytest
 import torch
 from bench_score import real_items
 from bench_train import SHAPES
-from compare import Contestant, turn_about
+from compare import assert_same_step
 
 from cqa.data.samples import EncodedSample
 from cqa.kernels.backend import native_problem
@@ -22,6 +22,9 @@ from cqa.model.load import load_model
 from cqa.model.lora import LoraSpec, TrainableLora
 from cqa.model.projection import MODULES
 from cqa.score.forest import Forest
+from cqa.study.bench.contestant import Contestant
+from cqa.study.bench.shapes import folder_settings
+from cqa.study.bench.timing import turn_about
 from cqa.study.demo import ASSETS
 from cqa.train.config import TrainConfig
 from cqa.train.loop import backward_window
@@ -41,13 +44,13 @@ def assert_not_slower(name: str, ours, peer) -> None:
 @needs_native
 @pytest.mark.parametrize("peer", ["reference", "transformers_peft"])
 def test_training_window(peer):
-    settings = {"model": str(MODEL), "window": SHAPES["demo"][1]}
+    settings = folder_settings(MODEL, window=SHAPES["demo"][1])
     script = "ours_train" if peer == "reference" else peer
     with (
         Contestant("ours_train", settings) as ours,
         Contestant(script, {**settings, "backend": "reference"}) as theirs,
     ):
-        assert ours(dropout=0.0).value == pytest.approx(theirs(dropout=0.0).value, rel=1e-5)
+        assert_same_step(ours(dropout=0.0), theirs(dropout=0.0))
         assert_not_slower(
             f"train_window_against_{peer}",
             lambda: ours(dropout=0.05),
@@ -58,7 +61,7 @@ def test_training_window(peer):
 @needs_native
 @pytest.mark.parametrize("peer", ["reference", "lm_eval_hf"])
 def test_scoring(peer):
-    settings = {"model": str(MODEL), "pairs": pairs(), "batch_size": 8}
+    settings = folder_settings(MODEL, pairs=pairs(), batch_size=8, batch_tokens=10**6)
     script = "ours_score" if peer == "reference" else peer
     with (
         Contestant("ours_score", settings) as ours,

@@ -10,14 +10,6 @@ import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-HALF_BILLION = {  # the shape of Qwen2.5-0.5B
-    "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "hidden_act": "silu",
-    "hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24,
-    "num_attention_heads": 14, "num_key_value_heads": 2, "vocab_size": 151936,
-    "rms_norm_eps": 1e-6, "rope_theta": 1e6, "tie_word_embeddings": True,
-    "max_position_embeddings": 32768, "torch_dtype": "float32",
-}  # fmt: skip
-
 
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict) -> None:
     """Add versions and thread count to the stored JSON."""
@@ -40,14 +32,17 @@ def half_billion(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tokenizers import Tokenizer, models
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    from cqa.study.bench.shapes import hf_config
+
     folder = tmp_path_factory.mktemp("half_billion")
-    (folder / "config.json").write_text(json.dumps(HALF_BILLION))
+    (folder / "config.json").write_text(json.dumps(hf_config("qwen2.5-0.5b")))
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
+    config = AutoConfig.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     tensors = {n: t for n, t in model.state_dict().items() if n != "lm_head.weight"}
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     # as many tokens as the model has: lm-eval cuts the model's table to the tokenizer's length
-    words = {f"t{i}": i for i in range(HALF_BILLION["vocab_size"])}
+    words = {f"t{i}": i for i in range(config.vocab_size)}
     Tokenizer(models.WordLevel(words, unk_token="t0")).save(str(folder / "tokenizer.json"))
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "t0"}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))

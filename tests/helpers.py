@@ -8,7 +8,9 @@ import torch
 
 ROOT = Path(__file__).parent.parent
 DEMO = ROOT / "cqa" / "assets" / "demo"
-SHARED = ROOT.parent / "shared"  # real data and models by others; not part of the project
+# real data and models by others, beside the project or in it; not part of it
+SHARED = next((p for p in (ROOT.parent / "shared", ROOT / "shared") if p.exists()), ROOT.parent)
+ON_DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
 
 def shared(name: str) -> Path:

@@ -20,6 +20,17 @@ SHORTER = {  # what takes long even on little data: the last of a repeated flag 
     "--out run-dev": ["--epochs", "2"],
     "--out real-run": ["--epochs", "2"],
     "--run real-run": ["--epochs", "2"],
+    "cqa-fast bench": [
+        "--no-peers",
+        "--window",
+        "9+9",
+        "--job",
+        "2x9+2x9",
+        "--seconds",
+        "0.01",
+        "--device",
+        "cpu",
+    ],
 }
 
 
@@ -49,7 +60,7 @@ def test_the_commands_run_in_order(tmp_path, monkeypatch):
     for kind, body in BLOCKS:
         if kind == "yaml":
             Path(body.splitlines()[0].removeprefix("# ")).write_text(body, encoding="utf-8")
-    assert len(commands(real=False)) == 12
+    assert len(commands(real=False)) == 13
     for command in commands(real=False):
         run(command)
     assert Path("run/epoch-12/adapter_model.safetensors").is_file()
@@ -58,6 +69,7 @@ def test_the_commands_run_in_order(tmp_path, monkeypatch):
     assert any(event["event"] == "dev" for event in read_lines(Path("run-dev/log.jsonl")))
     assert Path("report/report.html").is_file()
     assert Path("report-2024/tables/strata.csv").is_file()
+    assert json.loads(Path("bench.json").read_text())["step"]["windows"][0]["n_tokens"] == 18
     settings = json.loads(Path("run-16/run.json").read_text())["settings"]
     recipe = yaml.safe_load(Path("recipe.yaml").read_text())
     assert {key: settings[key] for key in recipe} == {"rank": 16, "lr": 1e-4, "epochs": 5}

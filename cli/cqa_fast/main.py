@@ -14,6 +14,7 @@ import click
 
 from cqa import __version__
 from cqa.score.config import ReportConfig, ScoreConfig
+from cqa.study.bench.config import BenchConfig
 from cqa.study.config import PrescreenConfig, ScaleConfig, WatchedTrainConfig
 from cqa.train.config import PRESETS
 from cqa_fast.options import ErrorsAsMessages, takes
@@ -225,6 +226,27 @@ def coverage(files: tuple[Path, ...], by: Any, gold: Path | None, as_json: bool)
 
     result = cover(files, by=by, gold=gold or GOLD)
     click.echo(_json(result) if as_json else coverage_text(result))
+
+
+@main.command()
+@takes(BenchConfig)
+@_JSON
+def bench(config: BenchConfig, as_json: bool) -> None:
+    """Measure this device: ops, training steps and scoring, against what it can do at best.
+
+    Weights are random and drawn on the device, in the sizes of --shape; nothing is downloaded.
+
+    \b
+    Example:
+      cqa-fast bench --shape qwen2.5-7b --peers --out bench.json
+    """
+    from cqa.study.bench.run import bench as run_bench
+    from cqa.study.bench.table import bench_text
+    from cqa_fast.progress import BenchProgress
+
+    with closing(BenchProgress()) as progress:
+        data = run_bench(config, on_event=progress)
+    click.echo(_json(data) if as_json else bench_text(data))
 
 
 @main.command()

@@ -175,3 +175,15 @@ class ScoreProgress(_Progress):
 
     def _speed(self) -> float:
         return self._tokens / max(1e-9, time.perf_counter() - self._since)
+
+
+class BenchProgress(_Progress):
+    """Shows which part of a benchmark runs."""
+
+    def __call__(self, event: Event) -> None:
+        """Take one event of `cqa.study.bench.run.bench`."""
+        if event["event"] == "part":
+            self.display.line(f"measuring {event['name']}")
+        elif problem := event["result"].get("problem"):
+            name = event["result"].get("peer") or event["result"].get("op")
+            self.note(f"{name}: {problem}")

@@ -67,6 +67,11 @@ def read_config(folder: Path) -> DecoderConfig:
         raise ModelError(f"expected a JSON config, got: {error}", where=where) from None
     if not isinstance(raw, dict):
         raise ModelError("expected a JSON object", where=where)
+    return parse_config(raw, where)
+
+
+def parse_config(raw: dict[str, Any], where: str) -> DecoderConfig:
+    """Read the contents of a config.json; `where` names it in errors, which are `read_config`'s."""
     try:
         _refuse_unsupported(raw, where)
         return _parse(raw)

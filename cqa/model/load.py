@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -13,9 +13,12 @@ from torch import Tensor
 
 from cqa.errors import ModelError, ResourceError
 from cqa.kernels.backend import Backend
+from cqa.kernels.shrink import AugColumns
 from cqa.model.checkpoint import digest_files, headers, stream, tensor_files
 from cqa.model.config import DecoderConfig, read_config
-from cqa.model.decoder import Decoder
+from cqa.model.decoder import Decoder, Layer
+from cqa.model.memory import free_bytes, size_text
+from cqa.model.projection import Projection, row_multiple
 
 Device = Literal["auto", "cpu", "cuda"]
 Dtype = Literal["auto", "fp32", "bf16"]
@@ -66,11 +69,59 @@ def pick_dtype(dtype: Dtype, device: torch.device) -> torch.dtype:
 def open_model(
     folder: Path, device: Device, dtype: Dtype, *, rank_columns: dict[str, int]
 ) -> BaseModel:
-    """Load a base model on the device and in the dtype that settings name; see `load_model`."""
+    """Load a base model on the device and in the dtype that settings name; see `load_model`.
+
+    Raises:
+        ResourceError: The weights are larger than the memory that is free.
+    """
     place = pick_device(device)
-    return load_model(
-        folder, device=place, dtype=pick_dtype(dtype, place), rank_columns=rank_columns
-    )
+    number = pick_dtype(dtype, place)
+    check_weights_fit(read_config(folder), rank_columns, number, place)
+    return load_model(folder, device=place, dtype=number, rank_columns=rank_columns)
+
+
+def check_weights_fit(
+    shape: DecoderConfig, rank_columns: dict[str, int], dtype: torch.dtype, device: torch.device
+) -> None:
+    """Refuse a model whose weights are larger than the memory that is free.
+
+    Raises:
+        ResourceError: They are.
+    """
+    needed, free = weights_bytes(shape, rank_columns, dtype, device), free_bytes(device)
+    if needed > free:
+        other = "" if dtype == torch.bfloat16 else "--dtype bf16, or "
+        raise ResourceError(
+            f"expected {size_text(needed)} of free memory on {device} for the weights in "
+            f"{dtype_name(dtype)}, got {size_text(free)}",
+            hint=f"{other}a device with more memory",
+        )
+
+
+def weights_bytes(
+    shape: DecoderConfig, rank_columns: dict[str, int], dtype: torch.dtype, device: torch.device
+) -> int:
+    """Return the size of a model's weights, room for adapters included, without allocating it."""
+    layer = layer_without_data(shape, rank_columns)
+    vectors = (layer.input_norm, layer.post_norm, layer.q_norm, layer.k_norm)
+    per_layer = sum(t.numel() for t in vectors if t is not None)
+    for projection in layer.projections:
+        per_layer += projection.weight.shape[0] * augmented_columns(projection, device).total
+    tables = (1 if shape.tied else 2) * shape.vocab_size * shape.hidden_size
+    return (shape.n_layers * per_layer + tables + shape.hidden_size) * dtype.itemsize
+
+
+def layer_without_data(shape: DecoderConfig, rank_columns: dict[str, int]) -> Layer:
+    """Return the first layer of a model, of tensors that have a shape only."""
+    one = replace(shape, n_layers=1, windows=shape.windows[:1])
+    meta = torch.device("meta")
+    return Decoder(one, rank_columns=rank_columns, dtype=torch.float32, device=meta).layers[0]
+
+
+def augmented_columns(projection: Projection, device: torch.device) -> AugColumns:
+    """Return the columns of a group's augmented row on a device, with the widest adapter."""
+    k, bias = projection.columns.features, projection.columns.bias
+    return AugColumns(k, bias, projection.rank_columns, row_multiple(device))
 
 
 def load_model(
@@ -102,7 +153,7 @@ def load_model(
         decoder = Decoder(
             config, rank_columns=rank_columns or {}, dtype=dtype, device=device, backend=backend
         )
-        places = _destinations(decoder)
+        places = destinations(decoder)
         for name, tensor in stream({name: files[name] for name in places}):
             put = places[name][1]
             put(tensor)
@@ -118,7 +169,7 @@ def _check(config: DecoderConfig, files: dict[str, Path], folder: Path) -> None:
         )
     try:
         meta = torch.device("meta")
-        places = _destinations(Decoder(config, rank_columns={}, dtype=torch.float32, device=meta))
+        places = destinations(Decoder(config, rank_columns={}, dtype=torch.float32, device=meta))
     except (ArithmeticError, RuntimeError, TypeError, ValueError) as error:
         raise ModelError(
             f"expected sizes that a model can have, got: {str(error).splitlines()[0]}",
@@ -145,7 +196,7 @@ def _check(config: DecoderConfig, files: dict[str, Path], folder: Path) -> None:
             raise ModelError(f"expected floats in {name}, got: {dtype}", where=str(files[name]))
 
 
-def _destinations(
+def destinations(
     decoder: Decoder,
 ) -> dict[str, tuple[tuple[int, ...], Callable[[Tensor], object]]]:
     """Map every tensor name of the checkpoint to its shape and to what puts it in place."""

@@ -22,6 +22,11 @@ def module_number(layer: int, module: str) -> int:
     return layer * len(MODULES) + MODULES.index(module)
 
 
+def row_multiple(device: torch.device) -> int:
+    """Return what the augmented rows are padded to: the alignment that a device's GEMMs like."""
+    return 64 if device.type == "cuda" else 16
+
+
 @dataclass(frozen=True, slots=True)
 class Member:
     """One projection of a group: its name and its rows of the stacked weight."""
@@ -50,7 +55,7 @@ class Projection:
     ) -> None:
         """Allocate the weight; `rank_columns` is the most that any adapter will need."""
         self.layer = layer
-        self.multiple = 64 if device.type == "cuda" else 16
+        self.multiple = row_multiple(device)
         self.columns = AugColumns(in_features, bias, 0, self.multiple)
         widest = AugColumns(in_features, bias, rank_columns, self.multiple)
         self.rank_columns = rank_columns

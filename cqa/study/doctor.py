@@ -16,14 +16,11 @@ from cqa.identity import versions
 from cqa.kernels.backend import REBUILD, fastest, native_problem
 from cqa.kernels.token_logprobs import token_stats
 from cqa.model.load import DTYPES
+from cqa.model.memory import free_memory_bytes
 
 OLDEST_GPU = (8, 0)  # A100: the first with bf16 matrix units
 TOLERANCE_NATS = {torch.float32: 1e-4, torch.bfloat16: 2e-2}  # of a tiny example
 ROOMY_DISK_BYTES, ROOMY_MEMORY_BYTES = 10 * 10**9, 4 * 10**9
-LIMITS = (  # a container's limit and use, version 2 and 1 of its interface
-    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-    ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
-)
 
 
 def examine(folder: Path) -> dict[str, Any]:
@@ -98,27 +95,6 @@ def _device(index: int) -> dict[str, Any]:
         "free_memory_bytes": free,
         "bf16": (properties.major, properties.minor) >= OLDEST_GPU,
     }
-
-
-def free_memory_bytes() -> int:
-    """Return the memory that a new process can have: of the machine, or of its container."""
-    free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
-    meminfo = Path("/proc/meminfo")
-    for line in meminfo.read_text().splitlines() if meminfo.exists() else ():
-        if line.startswith("MemAvailable:"):
-            free = int(line.split()[1]) * 1024
-    for limit, used in LIMITS:
-        values = [_number(Path(limit)), _number(Path(used))]
-        if values[0] is not None and values[1] is not None:
-            free = min(free, max(0, values[0] - values[1]))
-    return free
-
-
-def _number(path: Path) -> int | None:
-    try:
-        return int(path.read_text())
-    except (OSError, ValueError):  # no such file, or "max"
-        return None
 
 
 def _advice(facts: dict[str, Any]) -> list[str]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from cqa.model.load import dtype_name, pick_device, pick_dtype
-from cqa.train.memory import estimate_memory
-from cqa.train.plan import Plan, split_passes
+from cqa.model.memory import free_bytes, size_text
+from cqa.train.memory import estimate_plan, largest_pass
+from cqa.train.plan import Plan
 from cqa.train.schedule import warmup_steps
 
 
@@ -16,19 +17,8 @@ def describe_plan(plan: Plan) -> dict[str, Any]:
     device = pick_device(config.device)
     dtype = pick_dtype(config.dtype, device)
     lengths = [len(sample.ids) for sample in plan.train]
-    longest = max(
-        sum(len(sample.ids) for sample in part)
-        for step in range(1, plan.total_steps + 1)
-        for part in split_passes(plan.window(step), config.pass_tokens)
-    )
-    memory = estimate_memory(
-        plan.shape,
-        plan.spec,
-        rows=longest,
-        dtype=dtype,
-        recompute=config.recompute,
-        masks=config.dropout > 0,
-    )
+    largest = largest_pass(plan)
+    memory = estimate_plan(plan, largest, device, dtype)
     first = plan.train[0]
     return {
         "format": plan.format,
@@ -41,7 +31,7 @@ def describe_plan(plan: Plan) -> dict[str, Any]:
         "tokens_per_epoch": sum(lengths),
         "labels_per_epoch": sum(sample.n_labels for sample in plan.train),
         "longest_sample_tokens": max(lengths),
-        "longest_pass_tokens": longest,
+        "longest_pass_tokens": sum(len(sample.ids) for sample in largest),
         "scaling": plan.spec.scaling,
         "device": device.type,
         "dtype": dtype_name(dtype),
@@ -49,9 +39,10 @@ def describe_plan(plan: Plan) -> dict[str, Any]:
             "weights": memory.weights_bytes,
             "adapter": memory.adapter_bytes,
             "activations": memory.activations_bytes,
-            "logits": memory.logits_bytes,
+            "workspace": memory.workspace_bytes,
             "total": memory.total_bytes,
         },
+        "free_memory_bytes": free_bytes(device),
         "first_sample": {
             "id": first.id,
             "ids": list(first.ids),
@@ -73,9 +64,11 @@ def plan_text(plan: Plan, described: dict[str, Any]) -> str:
         f"adapter    rank {plan.spec.rank}, scaling {d['scaling']:.3f}, "
         f"on {','.join(plan.spec.targets)}",
         f"compute    {d['dtype']} on {d['device']}",
-        f"memory     {_size(memory['total'])} estimated: weights {_size(memory['weights'])}, "
-        f"adapter {_size(memory['adapter'])}, activations {_size(memory['activations'])}, "
-        f"logits {_size(memory['logits'])}",
+        f"memory     {size_text(memory['total'])} estimated: "
+        f"weights {size_text(memory['weights'])}, adapter {size_text(memory['adapter'])}, "
+        f"activations {size_text(memory['activations'])}, "
+        f"logits or gradients {size_text(memory['workspace'])}; "
+        f"{size_text(d['free_memory_bytes'])} free",
     ]
     if touched:
         lines.append(f"too long   {plan.config.too_long}: {touched}")
@@ -97,11 +90,3 @@ def marked_text(plan: Plan) -> str:
             run, previous = [], flag
         run.append(token)
     return "".join(pieces)
-
-
-def _size(n_bytes: float) -> str:
-    for unit in ("B", "kB", "MB"):
-        if n_bytes < 1000:
-            return f"{n_bytes:.0f} {unit}"
-        n_bytes /= 1000
-    return f"{n_bytes:.1f} GB"

@@ -20,7 +20,7 @@ from cqa.kernels.philox import Dropout
 from cqa.kernels.token_logprobs import token_logprobs
 from cqa.layout import PackedBatch, pack_documents
 from cqa.model.decoder import Decoder
-from cqa.model.load import BaseModel, dtype_name, open_model
+from cqa.model.load import BaseModel, dtype_name, open_model, pick_device, pick_dtype
 from cqa.model.lora import TrainableLora
 from cqa.model.memory import reported as memory_reported
 from cqa.train.checkpoint import (
@@ -38,6 +38,7 @@ from cqa.train.checkpoint import (
 )
 from cqa.train.config import TrainConfig
 from cqa.train.graphs import Graphs
+from cqa.train.memory import check_memory
 from cqa.train.passes import HINT, PassLimit
 from cqa.train.plan import Plan, make_plan, split_passes
 
@@ -92,6 +93,10 @@ def train(
         if last_step == epochs[-1] * plan.steps_per_epoch:
             on_event({"event": "finished", "step": last_step})
             return _result(plan, epochs)
+        device = pick_device(config.device) if base is None else base.decoder.device
+        dtype = pick_dtype(config.dtype, device) if base is None else base.decoder.dtype
+        if warning := check_memory(plan, device, dtype, loaded=base is not None):
+            on_event({"event": "note", "text": warning})
         if base is None:
             columns = plan.spec.rank_columns()
             base = open_model(plan.folder, config.device, config.dtype, rank_columns=columns)

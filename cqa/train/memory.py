@@ -1,14 +1,34 @@
-"""How much memory a run will need, from shapes alone."""
+"""How much memory a run will need, from shapes alone, and whether that much is there."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
-from cqa.kernels.token_logprobs import CHUNK_ROWS
+from cqa.data.samples import EncodedSample
+from cqa.errors import ResourceError
+from cqa.kernels.backend import Backend, fastest
+from cqa.kernels.precision import wider
+from cqa.kernels.token_logprobs import _chunk_rows as chunk_rows
+from cqa.layout import pack_documents
 from cqa.model.config import DecoderConfig
+from cqa.model.load import augmented_columns, layer_without_data, weights_bytes
 from cqa.model.lora import LoraSpec
+from cqa.model.memory import free_bytes, size_text
+from cqa.model.projection import Projection
+from cqa.train.plan import Plan
+
+ESTIMATE_ERROR = 0.25  # of the total: what malloc keeps for itself, measured on CPU
+
+
+@dataclass(frozen=True, slots=True)
+class PassSize:
+    """What of a pass takes memory: rows fed, rows that the last layer keeps, labelled rows."""
+
+    rows: int
+    kept: int
+    labels: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,51 +37,168 @@ class MemoryEstimate:
 
     weights_bytes: int
     adapter_bytes: int  # fp32 masters, gradient, two moments
-    activations_bytes: int
-    logits_bytes: int
+    activations_bytes: int  # kept from forward to backward
+    workspace_bytes: int  # a chunk of logits, or one layer's gradients: whichever is larger
 
     @property
     def total_bytes(self) -> int:
         """The sum of the parts."""
-        return self.weights_bytes + self.adapter_bytes + self.activations_bytes + self.logits_bytes
+        return (
+            self.weights_bytes + self.adapter_bytes + self.activations_bytes + self.workspace_bytes
+        )
+
+    def __str__(self) -> str:
+        return (
+            f"weights {size_text(self.weights_bytes)}, adapter {size_text(self.adapter_bytes)}, "
+            f"activations {size_text(self.activations_bytes)}, "
+            f"logits or gradients {size_text(self.workspace_bytes)}"
+        )
 
 
 def estimate_memory(
     shape: DecoderConfig,
     spec: LoraSpec,
+    size: PassSize,
     *,
-    rows: int,
     dtype: torch.dtype,
+    device: torch.device,
     recompute: bool,
-    masks: bool,
+    dropout: bool,
 ) -> MemoryEstimate:
-    """Estimate the peak of a training step.
+    """Estimate the peak of a training step; off by at most `ESTIMATE_ERROR` where it was measured.
 
     Args:
         shape: The base model.
         spec: The adapter.
-        rows: Tokens of the longest pass.
+        size: The largest pass.
         dtype: Compute dtype.
+        device: Where it runs; decides the padding, and with the dtype the ops.
         recompute: Whether layers are recomputed in backward.
-        masks: Whether dropout masks are kept, one byte an element (the reference ops do).
+        dropout: Whether there is LoRA dropout; the reference ops keep its masks.
     """
-    size = dtype.itemsize
-    d, i = shape.hidden_size, shape.intermediate_size
-    q, kv = shape.n_heads * shape.head_dim, shape.n_kv_heads * shape.head_dim
-    inputs = {"q": d, "k": d, "v": d, "o": q, "gate": d, "up": d, "down": i}
-    outputs = {"q": q, "k": kv, "v": kv, "o": d, "gate": i, "up": i, "down": d}
-    layer = sum(inputs[m] * outputs[m] for m in inputs) + 2 * d
-    lora = sum(spec.rank * (inputs[m] + outputs[m]) for m in spec.targets)
-    columns = sum(spec.rank * outputs[m] for m in spec.targets)
-    tables = (1 if shape.tied else 2) * shape.vocab_size * d
-    kept = 2 * d + (2 * d + q + i) + 2 * (q + 2 * kv) + 2 * q + 2 * i  # floats a row and layer
-    mask_bytes = sum(inputs[m] for m in spec.targets) if masks else 0
-    per_row = kept * size + mask_bytes
-    layers = 1 if recompute else shape.n_layers
-    activations = rows * (per_row * layers + (d * size * shape.n_layers if recompute else 0))
-    return MemoryEstimate(
-        weights_bytes=(shape.n_layers * (layer + columns) + tables) * size,
-        adapter_bytes=4 * 4 * shape.n_layers * lora,
-        activations_bytes=activations + 2 * rows * i * size,
-        logits_bytes=2 * CHUNK_ROWS * shape.vocab_size * 4,
+    backend = fastest(device, dtype)
+    layer = layer_without_data(shape, spec.rank_columns())
+    groups = layer.projections
+    totals = [augmented_columns(projection, device).total for projection in groups]
+    features = [projection.columns.features for projection in groups]
+    d, q = shape.hidden_size, shape.n_heads * shape.head_dim
+    kv, wide = shape.n_kv_heads * shape.head_dim, 2 * shape.intermediate_size
+    # of the attention: the projected heads, q and k rotated; then what comes of the kept rows
+    before = d + totals[0] + (q + 2 * kv) + (q + kv)
+    after = q + totals[1] + d + totals[2] + wide + totals[3]
+    adapted = [sum(m.name in spec.targets for m in projection.members) for projection in groups]
+    masks = [n * k for n, k in zip(adapted, features, strict=True)]
+    if not dropout or backend != "reference":
+        masks = [0] * len(groups)
+    item = dtype.itemsize
+    per_row = (before + after) * item + sum(masks)
+    last = size.rows * (before * item + masks[0]) + size.kept * (after * item + sum(masks[1:]))
+    if recompute:
+        activations = (shape.n_layers - 1) * size.rows * d * item + max(last, size.rows * per_row)
+    else:
+        activations = (shape.n_layers - 1) * size.rows * per_row + last
+    gradients = size.rows * (d + totals[3] + wide) * item
+    if backend == "reference":  # one precision wider, for a few operands of the SwiGLU's backward
+        gradients += size.rows * 4 * wide * wider(dtype).itemsize
+    n_lora = sum(
+        spec.rank * (n * projection.columns.features + sum(_widths(projection, spec)))
+        for n, projection in zip(adapted, groups, strict=True)
     )
+    return MemoryEstimate(
+        weights_bytes=weights_bytes(shape, spec.rank_columns(), dtype, device),
+        adapter_bytes=4 * 4 * shape.n_layers * n_lora,
+        activations_bytes=activations,
+        workspace_bytes=max(gradients, _head_bytes(shape, size.labels, dtype, backend)),
+    )
+
+
+def _widths(projection: Projection, spec: LoraSpec) -> list[int]:
+    """Output features of the adapted members of a group."""
+    return [m.rows.stop - m.rows.start for m in projection.members if m.name in spec.targets]
+
+
+def _head_bytes(shape: DecoderConfig, labels: int, dtype: torch.dtype, backend: Backend) -> int:
+    """Return the memory of the loss: a chunk of fp32 logits, and their copy in another dtype."""
+    rows, copy = min(labels, chunk_rows(shape.vocab_size)), 0
+    beside = 2 * labels * shape.hidden_size * dtype.itemsize
+    if dtype != torch.float32:
+        copy = dtype.itemsize
+        if backend == "reference":  # a CPU has no product of bf16 with an fp32 result
+            copy += 4
+            beside += 4 * shape.vocab_size * shape.hidden_size
+    return rows * shape.vocab_size * (4 + copy) + beside
+
+
+def largest_pass(plan: Plan) -> list[EncodedSample]:
+    """Return the samples of the pass with the most tokens."""
+    return max(plan.passes(), key=lambda part: sum(len(sample.ids) for sample in part))
+
+
+def size_of(samples: list[EncodedSample]) -> PassSize:
+    """Return what of a pass takes memory."""
+    batch = pack_documents([(sample.ids, sample.learned) for sample in samples])
+    return PassSize(batch.n_rows, int(batch.kept.shape[0]), batch.n_targets)
+
+
+def estimate_plan(
+    plan: Plan, samples: list[EncodedSample], device: torch.device, dtype: torch.dtype
+) -> MemoryEstimate:
+    """Estimate the peak of a plan whose largest pass holds some samples."""
+    return estimate_memory(
+        plan.shape,
+        plan.spec,
+        size_of(samples),
+        dtype=dtype,
+        device=device,
+        recompute=plan.config.recompute,
+        dropout=plan.config.dropout > 0,
+    )
+
+
+def check_memory(
+    plan: Plan, device: torch.device, dtype: torch.dtype, *, loaded: bool = False
+) -> str | None:
+    """Compare what a run will need with what is free; return a warning where it may be too much.
+
+    Args:
+        plan: The run.
+        device: Where it will compute.
+        dtype: In what.
+        loaded: Whether the weights are there already.
+
+    Raises:
+        ResourceError: It is too much, whatever the error of the estimate.
+    """
+    samples = largest_pass(plan)
+    estimate = estimate_plan(plan, samples, device, dtype)
+    needed = estimate.total_bytes - (estimate.weights_bytes if loaded else 0)
+    free = free_bytes(device)
+    if needed <= free:
+        return None
+    n_tokens = sum(len(sample.ids) for sample in samples)
+    text = (
+        f"about {size_text(needed)} of free memory on {device} for passes of {n_tokens:,} tokens "
+        f"({estimate}), got {size_text(free)}"
+    )
+    if needed * (1 - ESTIMATE_ERROR) <= free:
+        return f"expected {text}; it may just fit"
+    raise ResourceError(f"expected {text}", hint=_remedies(plan, samples, device, dtype))
+
+
+def _remedies(
+    plan: Plan, samples: list[EncodedSample], device: torch.device, dtype: torch.dtype
+) -> str:
+    """Name what would need less, with what it would then need."""
+    remedies = []
+    if not plan.config.recompute:
+        with_recompute = replace(plan, config=replace(plan.config, recompute=True))
+        total = estimate_plan(with_recompute, samples, device, dtype).total_bytes
+        remedies.append(f"--recompute ({size_text(total)})")
+    if dtype != torch.bfloat16:
+        total = estimate_plan(plan, samples, device, torch.bfloat16).total_bytes
+        remedies.append(f"--dtype bf16 ({size_text(total)})")
+    if len(samples) > 1:
+        longest = max(samples, key=lambda sample: len(sample.ids))
+        total = estimate_plan(plan, [longest], device, dtype).total_bytes
+        remedies.append(f"--pass-tokens {len(longest.ids)} ({size_text(total)})")
+    return ", ".join([*remedies, "or a lower --max-tokens with --too-long"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,10 +60,21 @@ class Plan:
 
     def window(self, step: int) -> list[EncodedSample]:
         """Return the samples of one step, in the epoch's own random order."""
-        epoch, size = self.epoch_of(step), self.config.window
-        order = permutation(self.config.seed, epoch, stream_of(ORDER), len(self.train))
-        first = (step - 1) % self.steps_per_epoch * size
-        return [self.train[i] for i in order[first : first + size]]
+        first = (step - 1) % self.steps_per_epoch * self.config.window
+        order = self._order(self.epoch_of(step))
+        return [self.train[i] for i in order[first : first + self.config.window]]
+
+    def passes(self) -> Iterator[list[EncodedSample]]:
+        """Yield the samples of every pass of the run."""
+        size = self.config.window
+        for epoch in range(1, self.config.epochs + 1):
+            order = self._order(epoch)
+            for first in range(0, len(order), size):
+                window = [self.train[i] for i in order[first : first + size]]
+                yield from split_passes(window, self.config.pass_tokens)
+
+    def _order(self, epoch: int) -> list[int]:
+        return permutation(self.config.seed, epoch, stream_of(ORDER), len(self.train))
 
     def learning_rate(self, step: int) -> float:
         """Return the learning rate of a step."""

@@ -59,6 +59,10 @@ FLAGS = {
         "--json",
     ],
     "coverage": ["--by", "--gold", "--json"],
+    "bench": [
+        "--shape", "--model", "--levels", "--window", "--job", "--peers", "--seconds", "--steps",
+        "--device", "--dtype", "--out", "--config", "--json",
+    ],
     "scale": [
         *TRAIN_DEFAULTS, "--model", "--data", "--out", "--pairs", "--sizes", "--seeds", "--arms",
         "--scored-epoch", "--preset", "--config", "--json",
@@ -341,7 +345,7 @@ def test_dry_run_prints_one_object_and_trains_nothing(samples):
 
 def test_dry_run_estimates_the_memory_part_by_part(samples):
     memory = plan_of(samples)["memory_bytes"]
-    parts = {"weights", "adapter", "activations", "logits"}
+    parts = {"weights", "adapter", "activations", "workspace"}
     assert memory.keys() == parts | {"total"}
     assert all(memory[part] > 0 for part in parts)
     assert memory["total"] == sum(memory[part] for part in parts)

@@ -18,9 +18,9 @@ from cqa.score.scorer import BranchStats, run_forest
 Branches = dict[tuple[tuple[int, ...], tuple[int, ...]], BranchStats]
 
 
-def load(folder: Path) -> tuple[Decoder, Tokenizer]:
-    """Load our decoder in fp32 on the CPU, and its tokenizer."""
-    base = load_model(folder, device=torch.device("cpu"), dtype=torch.float32)
+def load(folder: Path, device: str = "cpu") -> tuple[Decoder, Tokenizer]:
+    """Load our decoder in fp32, and its tokenizer."""
+    base = load_model(folder, device=torch.device(device), dtype=torch.float32)
     return base.decoder, Tokenizer(folder)
 
 

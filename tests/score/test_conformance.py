@@ -3,7 +3,7 @@
 from itertools import islice
 
 import pytest
-from helpers import read_lines, shared
+from helpers import ON_DEVICES, read_lines, shared
 from score.common import encode, load, score_all
 
 from cqa.data.items import read_items
@@ -11,10 +11,11 @@ from cqa.data.items import read_items
 TOLERANCE_NATS = 1e-4
 
 
+@pytest.mark.parametrize("device", ON_DEVICES)
 @pytest.mark.parametrize("name", ["cqa-demo", "stories260k"])
-def test_ids_and_values_match_the_stored_vectors(name):
+def test_ids_and_values_match_the_stored_vectors(name, device):
     folder, lines = shared(f"models/{name}"), read_lines(shared(f"conformance/{name}.jsonl"))
-    decoder, tokenizer = load(folder)
+    decoder, tokenizer = load(folder, device)
     items = {}
     for file in {line["file"] for line in lines}:
         found = read_items([shared(f"data/pairs/{file}.jsonl")])

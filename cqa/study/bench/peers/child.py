@@ -1,8 +1,8 @@
 """The contestant's side of a comparison: one turn for each line on standard input.
 
-A contestant is a script of its own, in a process and, where its dependencies clash, an environment
-of its own. It gets its settings as JSON in its first argument and answers every line (JSON
-arguments of the turn) with one: {"seconds", "value", "peak_bytes"}.
+A contestant gets its settings as JSON in its first argument and answers every line (JSON arguments
+of the turn) with one: {"seconds", "value", "peak_bytes"}. This module imports nothing of the
+package, so that programs in an environment of their own can use it too.
 """
 
 from __future__ import annotations
@@ -24,11 +24,13 @@ settings: dict[str, Any] = json.loads(sys.argv[1])
 
 
 def serve(turn: Callable[..., Any]) -> None:
-    """Answer until standard input ends."""
+    """Answer until standard input ends; a turn includes its work on the device."""
     answer({"ready": True})
     for line in sys.stdin:
+        _wait()
         started = time.perf_counter()
         value = turn(**json.loads(line))
+        _wait()
         answer({"seconds": time.perf_counter() - started, "value": value})
 
 
@@ -37,8 +39,20 @@ def answer(message: dict[str, Any]) -> None:
     print(json.dumps({**message, "peak_bytes": peak_bytes()}), file=_answers, flush=True)
 
 
+def _wait() -> None:
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+
+
 def peak_bytes() -> int:
-    """Return the most resident memory of this program; getrusage counts its parent's too."""
+    """Return the most memory held: allocated on the GPU if there is one in use, else resident.
+
+    getrusage would count the parent's too.
+    """
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        return int(torch.cuda.max_memory_allocated())
     with open("/proc/self/status", encoding="ascii") as status:
         line = next(line for line in status if line.startswith("VmHWM"))
     return int(line.split()[1]) * 1024
