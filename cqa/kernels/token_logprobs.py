@@ -36,7 +36,7 @@ CHUNK_BYTES = 300 << 20  # of fp32 logits alive at a time, where that is more ro
 _TALLEST_CHUNK = 512  # of scoring, whose last chunk is padded
 
 
-def _chunk_rows(vocab_size: int) -> int:
+def chunk_rows(vocab_size: int) -> int:
     """How many rows of logits are alive at a time: a multiple of CHUNK_ROWS."""
     return max(1, CHUNK_BYTES // (4 * vocab_size * CHUNK_ROWS)) * CHUNK_ROWS
 
@@ -70,7 +70,7 @@ class _TokenLogprobs(torch.autograd.Function):
         wide = torch.promote_types(hidden.dtype, torch.float32)
         logp = torch.empty(target.shape, dtype=wide, device=hidden.device)
         dhidden = torch.empty_like(hidden)
-        height = _chunk_rows(head.shape[0])
+        height = chunk_rows(head.shape[0])
         for start in range(0, target.shape[0], height):
             rows = slice(start, start + height)
             logp[rows], dhidden[rows] = _loss_and_gradient(
@@ -152,7 +152,7 @@ def _token_stats_triton(hidden: Tensor, head: Tensor, target: Tensor, route: Rou
     hidden, head, target = _unit_stride(hidden), _unit_stride(head), target.contiguous()
     if route == "fused":
         return linear_logprob_triton(hidden, head, target)
-    height = min(_TALLEST_CHUNK, _chunk_rows(head.shape[0]))
+    height = min(_TALLEST_CHUNK, chunk_rows(head.shape[0]))
     return _chunked(hidden, head, target, height, exact_logits_triton, row_stats_triton)
 
 

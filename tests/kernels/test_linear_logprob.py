@@ -243,7 +243,7 @@ def test_a_hidden_state_that_is_not_a_number_spoils_its_own_row_alone(route):
 
 def test_logits_of_a_large_vocabulary_stay_within_their_memory():
     for v in (32_000, 151_936, 152_064, 262_144):
-        rows = token_logprobs._chunk_rows(v)
+        rows = token_logprobs.chunk_rows(v)
         assert rows % token_logprobs.CHUNK_ROWS == 0
         assert rows == token_logprobs.CHUNK_ROWS or 4 * v * rows <= 0.3 * 2**30
-    assert token_logprobs._chunk_rows(152_064) == 512
+    assert token_logprobs.chunk_rows(152_064) == 512
