@@ -113,6 +113,8 @@ def real_tables() -> dict[str, tuple[str, list[dict[str, str]]]]:
             continue
         keys, *rows = [re.split(r"\s{2,}", line.strip()) for line in (head, *lines)]
         kind = "continuations" if found[2] == "continuations" else "items"
+        if kind == "continuations":
+            rows[0][4:4] = ["", ""]  # the base has no change
         tables[found[1], kind] = (found[2], [dict(zip(keys, r, strict=False)) for r in rows])
     return tables
 
