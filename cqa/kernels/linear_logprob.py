@@ -30,7 +30,7 @@ _GROUP = 8  # blocks of rows that run beside each other, so that their operands 
 def _tiles(dtype: torch.dtype) -> dict[str, int]:
     """Return the tile sizes: 16-bit floats run on tensor cores, fp32 is multiplied as it is."""
     if dtype == torch.float32:
-        return {"BM": 64, "BN": 64, "BK": 16, "num_warps": 8, "num_stages": 3}
+        return {"BM": 64, "BN": 64, "BK": 16, "num_warps": 4, "num_stages": 3}
     return {"BM": 128, "BN": 128, "BK": 64, "num_warps": 8, "num_stages": 4}
 
 
