@@ -10,7 +10,7 @@ from cqa.data.samples import EncodedSample
 from cqa.errors import ResourceError
 from cqa.kernels.backend import Backend, fastest
 from cqa.kernels.precision import wider
-from cqa.kernels.token_logprobs import chunk_rows as chunk_rows
+from cqa.kernels.token_logprobs import chunk_rows
 from cqa.layout import pack_documents
 from cqa.model.config import DecoderConfig
 from cqa.model.load import augmented_columns, layer_without_data, weights_bytes
