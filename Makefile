@@ -18,7 +18,7 @@ demo: $(READY)  ## train and score the embedded model
 	$(BIN)/cqa-fast demo --out demo-out
 
 test: $(READY)  ## run the tests
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q --numprocesses 2 --dist worksteal -p no:benchmark
 
 check: $(READY)  ## format, lint, types
 	$(BIN)/ruff format --check .
