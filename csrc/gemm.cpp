@@ -155,8 +155,10 @@ float* scratch(int which, size_t size) {
 LeftTile left_tile(const Matrix& a, int64_t row, int64_t rows, int64_t k, int64_t k_size,
                    float* buffer) {
   if (a.column_stride != 1) return {a.at(row, k), a.column_stride, false};
-  for (int64_t i = 0; i < rows; i++)
+  for (int64_t i = 0; i < rows; i++) {
+    prefetch(a.at(row + i + rows, k), k_size);  // a hint: beyond the last row it does no harm
     std::memcpy(buffer + i * A_STRIDE, a.at(row + i, k), k_size * sizeof(float));
+  }
   return {buffer, 0, true};
 }
 

@@ -108,6 +108,7 @@ void shrink_da(Tensor ds, Tensor x, Tensor da, Tensor streams, Tensor rows, int6
       if (members.masks.empty()) return pack_b(from, row, n_rows, column, n, to);
       float line[BLOCK_N] = {};
       for (int64_t i = 0; i < n_rows; i++) {
+        prefetch(from.at(row + std::min(i + 2, n_rows - 1), column), n);
         members.masks[g].apply(row + i, column, n, from.at(row + i, column), line);
         for (int64_t j = 0; j < n; j += width)
           copy_panel_row(line + j, width, to + j * n_rows + i * width);
