@@ -187,6 +187,7 @@ void backward(const Span& span, const Sight& sight, float scale, const Heads& q,
     const Band band(span, sight, first);
     const int64_t row = span.query_start + first;
     const Range keys_seen = {band.begin, band.end};
+    for (int64_t i = 0; i < band.n; i++) prefetch(out.at(row + i), width);
     multiply({q.at(row), q.row_stride, 1}, keys_t, band.n, {0, width}, keys_seen, p, ld);
     multiply({dout.at(row), dout.row_stride, 1}, values_t, band.n, {0, width}, keys_seen, ds, ld);
     for (int64_t i = 0; i < band.n; i++) {
