@@ -28,8 +28,8 @@ inline int64_t block_k(int64_t k_end) {
   return (k_end + 8 * n - 1) / (8 * n) * 8;
 }
 
-// Rows of A as a tile takes them: element (i, k) is data[i * A_STRIDE + k] where they were packed, and
-// data[i + k * stride] where A's columns are contiguous and stay where they are.
+// Rows of A as a tile takes them: element (i, k) is data[i * A_STRIDE + k] where they were packed,
+// and data[i + k * stride] where A's columns are contiguous and stay where they are.
 struct LeftTile {
   const float* data;
   int64_t stride;
@@ -135,8 +135,8 @@ void multiply_range(Range rows, Range columns, int64_t k_end, const Matrix& a,
   }
 }
 
-// A factor B packed whole, for products of a few rows at a time. Rows of C are written up to a whole
-// panel.
+// A factor B packed whole, for products of a few rows at a time. Rows of C are written up to a
+// whole panel.
 class Packed {
  public:
   // Sums are cut into blocks of `block` products; `to` has room for size_of(k_end, n).

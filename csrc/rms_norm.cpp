@@ -107,8 +107,8 @@ void norm_shrink_backward(Tensor dy, std::optional<Tensor> ds, std::optional<Ten
 STABLE_TORCH_LIBRARY_FRAGMENT(cqa, m) {
   m.def(
       "norm_shrink(Tensor x, Tensor weight, float eps, Tensor(a!) out, Tensor(b!)? s, "
-      "Tensor? lora_a, Tensor streams, Tensor rows, int seed, int step, int threshold, float scale) "
-      "-> ()");
+      "Tensor? lora_a, Tensor streams, Tensor rows, int seed, int step, int threshold, "
+      "float scale) -> ()");
   m.def(
       "norm_shrink_backward(Tensor(a!) dy, Tensor? ds, Tensor? lora_a, Tensor x, Tensor weight, "
       "float eps, Tensor(b!) dx, Tensor streams, Tensor rows, int seed, int step, int threshold, "

@@ -87,8 +87,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(cqa, m) {
       "Tensor streams, Tensor rows, int seed, int step, int threshold, float scale) -> ()");
   m.def(
       "swiglu_shrink_backward(Tensor(a!) dact, Tensor? ds, Tensor? lora_a, Tensor gate_up, "
-      "Tensor(b!) out, Tensor streams, Tensor rows, int seed, int step, int threshold, float scale) "
-      "-> ()");
+      "Tensor(b!) out, Tensor streams, Tensor rows, int seed, int step, int threshold, "
+      "float scale) -> ()");
 }
 STABLE_TORCH_LIBRARY_IMPL(cqa, CPU, m) {
   m.impl("swiglu_shrink", TORCH_BOX(&cqa::swiglu_shrink));

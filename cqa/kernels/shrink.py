@@ -28,13 +28,12 @@ from torch import Tensor
 from cqa.kernels.launch import launch
 from cqa.kernels.outer_sums import OuterSum, outer_sums
 from cqa.kernels.philox import (
-    DROPOUT,
     NO_DROPOUT,
     Dropout,
     GroupDropout,
     dropout_keep,
+    dropout_streams,
     signed64,
-    stream_of,
 )
 
 
@@ -258,16 +257,12 @@ def group_dropout(shrink: Shrink | None) -> GroupDropout:
 _NONE = torch.empty(0, dtype=torch.int64)
 
 
-@cache
-def _streams(modules: tuple[int, ...]) -> Tensor:
-    return torch.tensor([signed64(stream_of(DROPOUT, m)) for m in modules])
-
-
 def native_arguments(shrink: Shrink | None) -> tuple[Any, ...]:
     """Return (streams, rows, seed, step, threshold, scale): a group's dropout for native ops."""
     if shrink is None:
         return _NONE, _NONE, 0, 0, 0, 1.0
-    streams, dropout = _streams(shrink.modules), shrink.dropout
+    dropout = shrink.dropout
+    streams = dropout_streams(shrink.modules, torch.device("cpu"))
     if dropout is None:
         return streams, _NONE, 0, 0, 0, 1.0
     seed = signed64(dropout.seed)
