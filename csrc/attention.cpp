@@ -55,46 +55,16 @@ struct Band {
   }
 };
 
-// A factor of a product, packed whole, in blocks along the summed dimension.
-class Packed {
- public:
-  Packed(int slot, const Matrix& b, int64_t k_end, int64_t n) : k_end_(k_end), n_(n) {
-    const int64_t width = best_kernel().columns;
-    padded_ = (n + width - 1) / width * width;
-    data_ = scratch(slot, k_end * padded_);
-    for (int64_t k = 0; k < k_end; k += BLOCK_K)
-      pack_b(b, k, std::min(BLOCK_K, k_end - k), 0, n, data_ + k * padded_);
-  }
+// A factor packed whole, in blocks of BLOCK_K counted from the span's first key.
+Packed packed(int slot, const Matrix& b, int64_t k_end, int64_t n) {
+  return {b, k_end, n, BLOCK_K, scratch(slot, Packed::size_of(k_end, n))};
+}
 
-  // c (rows, padded n) = a · B over summed indices [k_begin, k_stop), for columns [begin, end).
-  void multiply(const Matrix& a, int64_t rows, Range summed, Range columns, float* c,
-                int64_t ldc) const {
-    const Kernel& kernel = best_kernel();
-    float* tile = scratch(0, kernel.rows * A_STRIDE);
-    for (int64_t m = 0; m < rows; m += kernel.rows) {
-      const int64_t height = std::min<int64_t>(kernel.rows, rows - m);
-      for (int64_t k = summed.begin; k < summed.end; k += BLOCK_K) {
-        // The block as it was packed; beyond `summed.end` the factor is zero.
-        const int64_t packed_size = std::min(BLOCK_K, k_end_ - k);
-        const int64_t k_size = std::min(BLOCK_K, summed.end - k);
-        pack_a(a, m, height, k, k_size, tile);
-        for (int64_t j = columns.begin / kernel.columns * kernel.columns; j < columns.end;
-             j += kernel.columns)
-          kernel.run(k_size, tile, data_ + k * padded_ + j * packed_size, c + m * ldc + j, ldc,
-                     k > summed.begin ? c + m * ldc + j : nullptr, ldc);
-      }
-    }
-  }
-
-  int64_t padded() const { return padded_; }
-
- private:
-  int64_t k_end_, n_, padded_;
-  float* data_;
-};
-
-// Rows of a tile are written whole, 12 at a time: buffers have room for the last ones.
-int64_t rounded(int64_t n) { return (n + 31) / 32 * 32; }
+// c = a · B; panels of columns are written whole.
+void multiply(const Matrix& a, const Packed& b, int64_t rows, Range summed, Range columns, float* c,
+              int64_t ldc) {
+  b.multiply([&](auto... where) { return left_tile(a, where...); }, rows, summed, columns, c, ldc);
+}
 
 CQA_CLONES void gather(const Span& span, const Heads& heads, float* to) {
   for (int64_t key = 0; key < span.n_keys(); key++)
@@ -168,19 +138,20 @@ void clear_unseen(float* row, const Range& seen, const Band& band) {
 
 void forward(const Span& span, const Sight& sight, float scale, const Heads& q, const Heads& k,
              const Heads& v, const Heads& out, float* lse, int64_t ld_lse) {
-  const int64_t n_keys = span.n_keys(), width = q.width, ld = rounded(n_keys);
+  const int64_t n_keys = span.n_keys(), width = q.width, ld = Packed::padded(n_keys);
   float* keys = scratch(4, n_keys * width);
   gather(span, k, keys);
-  const Packed keys_t(5, {keys, 1, width}, width, n_keys);
+  const Packed keys_t = packed(5, {keys, 1, width}, width, n_keys);
   gather(span, v, keys);
-  const Packed values(6, {keys, width, 1}, n_keys, width);
-  float* scores = scratch(3, (BAND + 12) * ld);
-  float* mixed = scratch(7, (BAND + 12) * values.padded());
+  const Packed values = packed(6, {keys, width, 1}, n_keys, width);
+  const int64_t ld_mixed = Packed::padded(width);
+  float* scores = scratch(3, BAND * ld);
+  float* mixed = scratch(7, BAND * ld_mixed);
   for (int64_t first = 0; first < span.n_queries(); first += BAND) {
     const Band band(span, sight, first);
     const int64_t row = span.query_start + first;
-    keys_t.multiply({q.at(row), q.row_stride, 1}, band.n, {0, width}, {band.begin, band.end},
-                    scores, ld);
+    multiply({q.at(row), q.row_stride, 1}, keys_t, band.n, {0, width}, {band.begin, band.end},
+             scores, ld);
     double total[BAND];
     for (int64_t i = 0; i < band.n; i++) {
       const Range seen = sight.of(first + i);
@@ -189,34 +160,36 @@ void forward(const Span& span, const Sight& sight, float scale, const Heads& q, 
       lse[(row + i) * ld_lse] = static_cast<float>(double{top} * scale + std::log(total[i]));
       clear_unseen(scores + i * ld, seen, band);
     }
-    values.multiply({scores, ld, 1}, band.n, {band.begin, band.end}, {0, width}, mixed,
-                    values.padded());
+    multiply({scores, ld, 1}, values, band.n, {band.begin, band.end}, {0, width}, mixed,
+             ld_mixed);
     for (int64_t i = 0; i < band.n; i++)
-      scale_row(mixed + i * values.padded(), static_cast<float>(1 / total[i]), width,
+      scale_row(mixed + i * ld_mixed, static_cast<float>(1 / total[i]), width,
                 out.at(row + i));
   }
 }
 
-// dk_t and dv_t (D, n_keys) are this head's part of the gradients, transposed.
+// dk and dv (n_keys, D) are this head's part of the gradients, added to.
 void backward(const Span& span, const Sight& sight, float scale, const Heads& q, const Heads& k,
               const Heads& v, const Heads& out, const Heads& dout, const float* lse,
-              int64_t ld_lse, const Heads& dq, float* dk_t, float* dv_t) {
-  const int64_t n_keys = span.n_keys(), width = q.width, ld = rounded(n_keys);
+              int64_t ld_lse, const Heads& dq, float* dk, float* dv) {
+  const int64_t n_keys = span.n_keys(), width = q.width, ld = Packed::padded(n_keys);
   float* keys = scratch(4, n_keys * width);
   gather(span, v, keys);
-  const Packed values_t(5, {keys, 1, width}, width, n_keys);
+  const Packed values_t = packed(5, {keys, 1, width}, width, n_keys);
   gather(span, k, keys);
-  const Packed keys_t(6, {keys, 1, width}, width, n_keys);
-  const Packed keys_straight(7, {keys, width, 1}, n_keys, width);
-  float* p = scratch(3, 2 * (BAND + 12) * ld);
-  float* ds = p + (BAND + 12) * ld;
-  float* dq_band = scratch(8, (BAND + 12) * keys_straight.padded());
+  const Packed keys_t = packed(6, {keys, 1, width}, width, n_keys);
+  const Packed keys_straight = packed(7, {keys, width, 1}, n_keys, width);
+  const int64_t ld_dq = Packed::padded(width);
+  float* p = scratch(3, 2 * BAND * ld);
+  float* ds = p + BAND * ld;
+  float* dq_band = scratch(8, BAND * ld_dq);
   for (int64_t first = 0; first < span.n_queries(); first += BAND) {
     const Band band(span, sight, first);
     const int64_t row = span.query_start + first;
     const Range keys_seen = {band.begin, band.end};
-    keys_t.multiply({q.at(row), q.row_stride, 1}, band.n, {0, width}, keys_seen, p, ld);
-    values_t.multiply({dout.at(row), dout.row_stride, 1}, band.n, {0, width}, keys_seen, ds, ld);
+    for (int64_t i = 0; i < band.n; i++) prefetch(out.at(row + i), width);
+    multiply({q.at(row), q.row_stride, 1}, keys_t, band.n, {0, width}, keys_seen, p, ld);
+    multiply({dout.at(row), dout.row_stride, 1}, values_t, band.n, {0, width}, keys_seen, ds, ld);
     for (int64_t i = 0; i < band.n; i++) {
       const Range seen = sight.of(first + i);
       const auto delta = static_cast<float>(dot(dout.at(row + i), out.at(row + i), width));
@@ -225,19 +198,21 @@ void backward(const Span& span, const Sight& sight, float scale, const Heads& q,
       clear_unseen(p + i * ld, seen, band);
       clear_unseen(ds + i * ld, seen, band);
     }
-    keys_straight.multiply({ds, ld, 1}, band.n, keys_seen, {0, width}, dq_band,
-                           keys_straight.padded());
+    multiply({ds, ld, 1}, keys_straight, band.n, keys_seen, {0, width}, dq_band, ld_dq);
     for (int64_t i = 0; i < band.n; i++)
-      std::memcpy(dq.at(row + i), dq_band + i * keys_straight.padded(), width * sizeof(float));
-    const auto accumulate = [&](const Heads& left, const float* right, float* sum) {
-      const Matrix a = {left.at(row), 1, left.row_stride}, b = {right, ld, 1};
-      multiply_range({0, width}, keys_seen, band.n,
-                     [&](auto... where) { pack_a(a, where...); },
-                     [&](auto... where) { pack_b(b, where...); }, {sum, n_keys, sum, n_keys});
+      std::memcpy(dq.at(row + i), dq_band + i * ld_dq, width * sizeof(float));
+    const auto accumulate = [&](const float* left, const Heads& right, float* sum) {
+      const Matrix b = {right.at(row), right.row_stride, 1};
+      multiply_range(keys_seen, {0, width}, band.n, {left, 1, ld},
+                     [&](auto... where) { pack_b(b, where...); }, {sum, width, sum, width});
     };
-    accumulate(q, ds, dk_t);
-    accumulate(dout, p, dv_t);
+    accumulate(ds, q, dk);
+    accumulate(p, dout, dv);
   }
+}
+
+CQA_CLONES void add_row(const float* from, int64_t n, float* to) {
+  for (int64_t i = 0; i < n; i++) to[i] += from[i];
 }
 
 std::vector<Span> spans_of(const Tensor& spans) {
@@ -294,15 +269,12 @@ void attention_backward(Tensor dout, Tensor q, Tensor k, Tensor v, Tensor out, T
     for (int64_t i = 0; i < n; i++) {
       const int64_t n_keys = list[i].n_keys();
       for (int64_t h = kv * group; h < (kv + 1) * group; h++) {
-        const float* dk_t = part_of(i, h);
-        const float* dv_t = dk_t + width * n_keys;
+        const float* from_k = part_of(i, h);
+        const float* from_v = from_k + width * n_keys;
         for (int64_t key = 0; key < n_keys; key++) {
-          float* k_row = to_k.at(list[i].key_row(key));
-          float* v_row = to_v.at(list[i].key_row(key));
-          for (int64_t d = 0; d < width; d++) {
-            k_row[d] += dk_t[d * n_keys + key];
-            v_row[d] += dv_t[d * n_keys + key];
-          }
+          const int64_t row = list[i].key_row(key);
+          add_row(from_k + key * width, width, to_k.at(row));
+          add_row(from_v + key * width, width, to_v.at(row));
         }
       }
     }

@@ -5,9 +5,9 @@ namespace cqa {
 
 // out = x, s = dropped(x) · Aᵀ      x, out (M, K), s (M, G * R)
 void copy_shrink(Tensor x, Tensor out, Tensor s, Tensor lora_a, Tensor streams, Tensor rows,
-                 int64_t seed, int64_t step, int64_t threshold) {
+                 int64_t seed, int64_t step, int64_t threshold, double scale) {
   const int64_t m = x.size(0), k = x.size(1), ld = out.stride(0);
-  const Members members = members_of(lora_a, streams, rows, seed, step, threshold);
+  const Members members = members_of(lora_a, streams, rows, seed, step, threshold, scale);
   const ShrinkForward shrink(members);
   float* to = out.mutable_data_ptr<float>();
   parallel_for(n_bands(m), [&](int64_t task) {
@@ -21,14 +21,14 @@ void copy_shrink(Tensor x, Tensor out, Tensor s, Tensor lora_a, Tensor streams, 
 
 // dx += Σ mask ∘ (dS · A)
 void copy_shrink_backward(Tensor dx, Tensor ds, Tensor lora_a, Tensor streams, Tensor rows,
-                          int64_t seed, int64_t step, int64_t threshold) {
-  const Members members = members_of(lora_a, streams, rows, seed, step, threshold);
+                          int64_t seed, int64_t step, int64_t threshold, double scale) {
+  const Members members = members_of(lora_a, streams, rows, seed, step, threshold, scale);
+  const ShrinkBackward shrink(members);
   const int64_t m = dx.size(0);
   parallel_for(n_bands(m), [&](int64_t task) {
     const Range r = band(m, task);
-    shrink_backward_rows(members, r.begin, r.end - r.begin,
-                         ds.const_data_ptr<float>() + r.begin * ds.stride(0), ds.stride(0),
-                         dx.mutable_data_ptr<float>() + r.begin * dx.stride(0), dx.stride(0));
+    shrink.rows(r.begin, r.end - r.begin, ds.const_data_ptr<float>() + r.begin * ds.stride(0),
+                ds.stride(0), dx.mutable_data_ptr<float>() + r.begin * dx.stride(0), dx.stride(0));
   });
 }
 
@@ -37,10 +37,10 @@ void copy_shrink_backward(Tensor dx, Tensor ds, Tensor lora_a, Tensor streams, T
 STABLE_TORCH_LIBRARY_FRAGMENT(cqa, m) {
   m.def(
       "copy_shrink(Tensor x, Tensor(a!) out, Tensor(b!) s, Tensor lora_a, Tensor streams, "
-      "Tensor rows, int seed, int step, int threshold) -> ()");
+      "Tensor rows, int seed, int step, int threshold, float scale) -> ()");
   m.def(
       "copy_shrink_backward(Tensor(a!) dx, Tensor ds, Tensor lora_a, Tensor streams, Tensor rows, "
-      "int seed, int step, int threshold) -> ()");
+      "int seed, int step, int threshold, float scale) -> ()");
 }
 STABLE_TORCH_LIBRARY_IMPL(cqa, CPU, m) {
   m.impl("copy_shrink", TORCH_BOX(&cqa::copy_shrink));

@@ -2,23 +2,24 @@
 
 #include <cstdlib>
 #include <string>
+#include <utility>
 
 namespace cqa {
 namespace {
 
-template <int MR, int NV, int LANES>
-CQA_INLINE void tile(int64_t k_size, const float* a, const float* panel, float* c, int64_t ldc,
-                     const float* start, int64_t ld_start) {
+template <int MR, int NV, int LANES, bool PACKED>
+CQA_INLINE void tile(int64_t k_size, const float* a, int64_t stride, const float* panel, float* c,
+                     int64_t ldc, const float* start, int64_t ld_start) {
   using Vec = V<float, LANES>;
   Vec sum[MR][NV];
   for (int i = 0; i < MR; i++)
     for (int j = 0; j < NV; j++) sum[i][j] = Vec{};
-  for (int64_t k = 0; k < k_size; k++, panel += NV * LANES) {
+  for (int64_t k = 0; k < k_size; k++, panel += NV * LANES, a += PACKED ? 1 : stride) {
     Vec b[NV];
     for (int j = 0; j < NV; j++) b[j] = load<Vec>(panel + j * LANES);
 #pragma GCC unroll 16
     for (int i = 0; i < MR; i++)
-      for (int j = 0; j < NV; j++) sum[i][j] += a[i * A_STRIDE + k] * b[j];
+      for (int j = 0; j < NV; j++) sum[i][j] += a[PACKED ? i * A_STRIDE : i] * b[j];
   }
 #pragma GCC unroll 16
   for (int i = 0; i < MR; i++)
@@ -29,22 +30,51 @@ CQA_INLINE void tile(int64_t k_size, const float* a, const float* panel, float* 
 }
 
 #if defined(__x86_64__)
-__attribute__((target("avx512f,fma"))) void tile_avx512(int64_t k_size, const float* a,
-                                                        const float* panel, float* c, int64_t ldc,
-                                                        const float* start, int64_t ld_start) {
-  tile<12, 2, 16>(k_size, a, panel, c, ldc, start, ld_start);
-}
+struct Avx512 {
+  static constexpr int rows = 12, lanes = 16;
 
-__attribute__((target("avx2,fma"))) void tile_avx2(int64_t k_size, const float* a,
-                                                   const float* panel, float* c, int64_t ldc,
-                                                   const float* start, int64_t ld_start) {
-  tile<6, 2, 8>(k_size, a, panel, c, ldc, start, ld_start);
-}
+  template <int MR, bool PACKED>
+  __attribute__((target("avx512f,fma"))) static void run(int64_t k_size, const float* a,
+                                                         int64_t stride, const float* panel,
+                                                         float* c, int64_t ldc, const float* start,
+                                                         int64_t ld_start) {
+    tile<MR, 2, lanes, PACKED>(k_size, a, stride, panel, c, ldc, start, ld_start);
+  }
+};
+
+struct Avx2 {
+  static constexpr int rows = 6, lanes = 8;
+
+  template <int MR, bool PACKED>
+  __attribute__((target("avx2,fma"))) static void run(int64_t k_size, const float* a,
+                                                      int64_t stride, const float* panel, float* c,
+                                                      int64_t ldc, const float* start,
+                                                      int64_t ld_start) {
+    tile<MR, 2, lanes, PACKED>(k_size, a, stride, panel, c, ldc, start, ld_start);
+  }
+};
 #endif
 
-void tile_plain(int64_t k_size, const float* a, const float* panel, float* c, int64_t ldc,
-                const float* start, int64_t ld_start) {
-  tile<6, 2, 8>(k_size, a, panel, c, ldc, start, ld_start);
+struct Plain {
+  static constexpr int rows = 6, lanes = 8;
+
+  template <int MR, bool PACKED>
+  static void run(int64_t k_size, const float* a, int64_t stride, const float* panel, float* c,
+                  int64_t ldc, const float* start, int64_t ld_start) {
+    tile<MR, 2, lanes, PACKED>(k_size, a, stride, panel, c, ldc, start, ld_start);
+  }
+};
+
+template <class Isa, bool PACKED, int... I>
+const TileFunction* by_height(std::integer_sequence<int, I...>) {
+  static const TileFunction functions[] = {Isa::template run<I + 1, PACKED>...};
+  return functions;
+}
+
+template <class Isa>
+Kernel kernel_of() {
+  constexpr std::make_integer_sequence<int, Isa::rows> heights{};
+  return {Isa::rows, 2 * Isa::lanes, by_height<Isa, true>(heights), by_height<Isa, false>(heights)};
 }
 
 // CQA_TILE=avx2 or plain asks for a narrower tile than the processor has, to test it.
@@ -53,10 +83,10 @@ Kernel choose_kernel() {
   const char* variable = std::getenv("CQA_TILE");
   const std::string asked = variable ? variable : "avx512";
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-  if (asked == "avx512" && __builtin_cpu_supports("avx512f")) return {12, 32, tile_avx512};
-  if (asked != "plain" && avx2) return {6, 16, tile_avx2};
+  if (asked == "avx512" && __builtin_cpu_supports("avx512f")) return kernel_of<Avx512>();
+  if (asked != "plain" && avx2) return kernel_of<Avx2>();
 #endif
-  return {6, 16, tile_plain};
+  return kernel_of<Plain>();
 }
 
 // Turns 8 rows, `ld` apart, into 8 columns, `stride` apart: three rounds of interleaving.
@@ -98,6 +128,10 @@ CQA_CLONES void pack_panel_transposed(const float* from, int64_t ld, int64_t k_s
 // One panel whose source is contiguous along the columns.
 void pack_panel_straight(const float* from, int64_t ld, int64_t k_size, int columns, int width,
                          float* to) {
+  if (columns == width) {
+    for (int64_t k = 0; k < k_size; k++) copy_panel_row(from + k * ld, width, to + k * width);
+    return;
+  }
   for (int64_t k = 0; k < k_size; k++, to += width, from += ld) {
     std::memcpy(to, from, columns * sizeof(float));
     std::fill(to + columns, to + width, 0.0f);
@@ -118,15 +152,14 @@ float* scratch(int which, size_t size) {
   return buffer.data();
 }
 
-void pack_a(const Matrix& a, int64_t row, int64_t rows, int64_t k, int64_t k_size, float* to) {
-  for (int64_t i = 0; i < rows; i++, to += A_STRIDE) {
-    const float* from = a.at(row + i, k);
-    if (a.column_stride == 1) {
-      std::memcpy(to, from, k_size * sizeof(float));
-    } else {
-      for (int64_t j = 0; j < k_size; j++) to[j] = from[j * a.column_stride];
-    }
+LeftTile left_tile(const Matrix& a, int64_t row, int64_t rows, int64_t k, int64_t k_size,
+                   float* buffer) {
+  if (a.column_stride != 1) return {a.at(row, k), a.column_stride, false};
+  for (int64_t i = 0; i < rows; i++) {
+    prefetch(a.at(row + i + rows, k), k_size);  // a hint: beyond the last row it does no harm
+    std::memcpy(buffer + i * A_STRIDE, a.at(row + i, k), k_size * sizeof(float));
   }
+  return {buffer, 0, true};
 }
 
 void pack_b(const Matrix& b, int64_t k, int64_t k_size, int64_t column, int64_t columns,

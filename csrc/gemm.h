@@ -28,14 +28,28 @@ inline int64_t block_k(int64_t k_end) {
   return (k_end + 8 * n - 1) / (8 * n) * 8;
 }
 
-// (k_size, rows of A with A_STRIDE, panel of B, tile of C, ldc, start or null, its ld)
-using TileFunction = void (*)(int64_t, const float*, const float*, float*, int64_t, const float*,
-                              int64_t);
+// Rows of A as a tile takes them: element (i, k) is data[i * A_STRIDE + k] where they were packed,
+// and data[i + k * stride] where A's columns are contiguous and stay where they are.
+struct LeftTile {
+  const float* data;
+  int64_t stride;
+  bool packed;
+};
 
-// A register tile: how many rows and columns of C it holds.
+// (k_size, rows of A, stride of A in place, panel of B, tile of C, ldc, start or null, its ld)
+using TileFunction = void (*)(int64_t, const float*, int64_t, const float*, float*, int64_t,
+                              const float*, int64_t);
+
+// A register tile: how many rows and columns of C it holds, and one function for each height.
 struct Kernel {
   int rows, columns;
-  TileFunction run;
+  const TileFunction *packed, *in_place;
+
+  void run(int64_t height, int64_t k_size, const LeftTile& a, const float* panel, float* c,
+           int64_t ldc, const float* start, int64_t ld_start) const {
+    (a.packed ? packed : in_place)[height - 1](k_size, a.data, a.stride, panel, c, ldc, start,
+                                               ld_start);
+  }
 };
 
 // The widest tile that this processor has registers for.
@@ -50,11 +64,23 @@ struct Matrix {
   }
 };
 
-// Copies rows x k_size of A to `to`, rows A_STRIDE apart.
-void pack_a(const Matrix& a, int64_t row, int64_t rows, int64_t k, int64_t k_size, float* to);
+// A[row : row + rows, k : k + k_size] for a tile; `buffer` takes what has to be packed.
+LeftTile left_tile(const Matrix& a, int64_t row, int64_t rows, int64_t k, int64_t k_size,
+                   float* buffer);
 
 // Copies B[k : k + k_size, column : column + columns] into panels, with zeros up to a whole panel.
 void pack_b(const Matrix& b, int64_t k, int64_t k_size, int64_t column, int64_t columns, float* to);
+
+// Copies one row of a panel, 32 or 16 columns: a size that the compiler knows.
+CQA_INLINE void copy_panel_row(const float* from, int width, float* to) {
+  std::memcpy(to, from, 16 * sizeof(float));
+  if (width == 32) std::memcpy(to + 16, from + 16, 16 * sizeof(float));
+}
+
+// Asks for a row that is read soon, `n` floats.
+CQA_INLINE void prefetch(const float* row, int64_t n) {
+  for (int64_t i = 0; i < n; i += 16) __builtin_prefetch(row + i);
+}
 
 // Memory of this thread that is kept from call to call.
 float* scratch(int which, size_t size);
@@ -71,13 +97,13 @@ struct Target {
 };
 
 // Computes one range of rows and columns of C on the calling thread.
-//   pack_a(row, rows, k, k_size, to), pack_b(k, k_size, column, columns, to) as above
-template <class PackA, class PackB>
-void multiply_range(Range rows, Range columns, int64_t k_end, const PackA& pack_a,
+//   pack_b(k, k_size, column, columns, to) as above
+template <class PackB>
+void multiply_range(Range rows, Range columns, int64_t k_end, const Matrix& a,
                     const PackB& pack_b, const Target& target) {
   const Kernel& kernel = best_kernel();
   const int64_t block = block_k(k_end);
-  float* a = scratch(0, kernel.rows * A_STRIDE);
+  float* buffer = scratch(0, kernel.rows * A_STRIDE);
   float* b = scratch(1, MAX_BLOCK_K * BLOCK_N);
   float* edge = scratch(2, kernel.rows * kernel.columns);
   for (int64_t n = columns.begin; n < columns.end; n += BLOCK_N) {
@@ -89,17 +115,16 @@ void multiply_range(Range rows, Range columns, int64_t k_end, const PackA& pack_
       const int64_t ld_start = k ? target.ld : target.ld_start;
       for (int64_t m = rows.begin; m < rows.end; m += kernel.rows) {
         const int64_t height = std::min<int64_t>(kernel.rows, rows.end - m);
-        pack_a(m, height, k, k_size, a);
+        const LeftTile left = left_tile(a, m, height, k, k_size, buffer);
         for (int64_t j = 0; j < n_size; j += kernel.columns) {
           const int64_t width = std::min<int64_t>(kernel.columns, n_size - j);
           float* c = target.c + m * target.ld + n + j;
           const float* from = start ? start + m * ld_start + n + j : nullptr;
-          if (height == kernel.rows && width == kernel.columns) {
-            kernel.run(k_size, a, b + j * k_size, c, target.ld, from, ld_start);
+          if (width == kernel.columns) {
+            kernel.run(height, k_size, left, b + j * k_size, c, target.ld, from, ld_start);
             continue;
           }
-          // Rows beyond `height` hold what was there before: computed, never stored.
-          kernel.run(k_size, a, b + j * k_size, edge, kernel.columns, nullptr, 0);
+          kernel.run(height, k_size, left, b + j * k_size, edge, kernel.columns, nullptr, 0);
           for (int64_t i = 0; i < height; i++)
             for (int64_t l = 0; l < width; l++)
               c[i * target.ld + l] =
@@ -109,6 +134,50 @@ void multiply_range(Range rows, Range columns, int64_t k_end, const PackA& pack_
     }
   }
 }
+
+// A factor B packed whole, for products of a few rows at a time. Rows of C are written up to a
+// whole panel.
+class Packed {
+ public:
+  // Sums are cut into blocks of `block` products; `to` has room for size_of(k_end, n).
+  Packed(const Matrix& b, int64_t k_end, int64_t n, int64_t block, float* to)
+      : data_(to), k_end_(k_end), block_(block), padded_(padded(n)) {
+    for (int64_t k = 0; k < k_end; k += block)
+      pack_b(b, k, std::min(block, k_end - k), 0, n, to + k * padded_);
+  }
+
+  static int64_t padded(int64_t n) {
+    const int64_t width = best_kernel().columns;
+    return (n + width - 1) / width * width;
+  }
+  static int64_t size_of(int64_t k_end, int64_t n) { return k_end * padded(n); }
+
+  // c (rows, padded n) = a · B over summed indices [begin, end), for columns [begin, end).
+  // left(row, rows, k, k_size, buffer) gives rows of A, as left_tile does.
+  template <class Left>
+  void multiply(const Left& left, int64_t rows, Range summed, Range columns, float* c,
+                int64_t ldc) const {
+    const Kernel& kernel = best_kernel();
+    float* buffer = scratch(0, kernel.rows * A_STRIDE);
+    for (int64_t m = 0; m < rows; m += kernel.rows) {
+      const int64_t height = std::min<int64_t>(kernel.rows, rows - m);
+      for (int64_t k = summed.begin; k < summed.end; k += block_) {
+        // The block as it was packed; beyond `summed.end` the factor is zero.
+        const int64_t packed_size = std::min(block_, k_end_ - k);
+        const int64_t k_size = std::min(block_, summed.end - k);
+        const LeftTile tile = left(m, height, k, k_size, buffer);
+        for (int64_t j = columns.begin / kernel.columns * kernel.columns; j < columns.end;
+             j += kernel.columns)
+          kernel.run(height, k_size, tile, data_ + k * padded_ + j * packed_size, c + m * ldc + j,
+                     ldc, k > summed.begin ? c + m * ldc + j : nullptr, ldc);
+      }
+    }
+  }
+
+ private:
+  const float* data_;
+  int64_t k_end_, block_, padded_;
+};
 
 // Part `i` of `n` of [0, size), cut at multiples of `unit`.
 inline Range part(int64_t size, int64_t unit, int64_t i, int64_t n) {

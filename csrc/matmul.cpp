@@ -12,13 +12,15 @@ void mm(Tensor a, Tensor b, Tensor out, std::optional<Tensor> start) {
   const int64_t m = a.size(0), k = a.size(1), n = b.size(1);
   const Kernel& kernel = best_kernel();
   const int64_t panels = (n + kernel.columns - 1) / kernel.columns;
-  const int64_t across = std::min(n_threads(), panels);
-  const int64_t down = std::max<int64_t>(1, n_threads() / std::max<int64_t>(1, across));
+  const int64_t tiles = (m + kernel.rows - 1) / kernel.rows;
+  // The longer side is divided first: a thread packs its own part of that factor, all of the other.
+  const int64_t most = std::max<int64_t>(1, std::min(n_threads(), m < n ? panels : tiles));
+  const int64_t across = m < n ? most : n_threads() / most;
+  const int64_t down = m < n ? n_threads() / most : most;
   parallel_for(across * down, [&](int64_t task) {
     multiply_range(
         part(m, kernel.rows, task / across, down), part(n, kernel.columns, task % across, across),
-        k, [&](auto... where) { pack_a(left, where...); },
-        [&](auto... where) { pack_b(right, where...); }, target);
+        k, left, [&](auto... where) { pack_b(right, where...); }, target);
   });
 }
 

@@ -7,10 +7,15 @@ namespace cqa {
 namespace {
 
 constexpr int64_t GROUP = 64;  // lanes of eight counters
+constexpr int64_t CHUNK = 576;  // lanes made before they are used; whole threes of groups
 
-CQA_CLONES void fill_lanes(const Stream& stream, uint64_t counter, int64_t n, uint16_t* to) {
-  for (int64_t j = 0; j < n; j += GROUP, counter += 8)
-    philox8(stream, counter, reinterpret_cast<uint32_t*>(to + j));
+// Lanes from `counter` on, in whole groups.
+CQA_INLINE void fill_lanes(const Stream& stream, uint64_t counter, int64_t n, uint16_t* to) {
+  int64_t j = 0;
+  for (; j + 2 * GROUP < n; j += 3 * GROUP, counter += 24)
+    philox<3>(stream, counter, reinterpret_cast<uint32_t*>(to + j));
+  for (; j < n; j += GROUP, counter += 8)
+    philox<1>(stream, counter, reinterpret_cast<uint32_t*>(to + j));
 }
 
 // to = (add ? to : 0) + (lane >= threshold ? from : 0)
@@ -30,44 +35,43 @@ CQA_INLINE void select(const uint16_t* lanes, uint16_t threshold, int64_t n, con
   for (; j < n; j++) to[j] = (add ? to[j] : 0.0f) + (lanes[j] >= threshold ? from[j] : 0.0f);
 }
 
-CQA_CLONES void keep_or_zero(const uint16_t* lanes, uint16_t threshold, int64_t n,
-                             const float* from, float* to) {
-  select<false>(lanes, threshold, n, from, to);
+template <bool add>
+CQA_INLINE void select_row(const Stream& stream, uint64_t counter, uint16_t threshold, int64_t n,
+                           const float* from, float* to) {
+  uint16_t lanes[CHUNK];
+  for (int64_t j = 0; j < n; j += CHUNK, counter += CHUNK / 8) {
+    const int64_t size = std::min(CHUNK, n - j);
+    fill_lanes(stream, counter, size, lanes);
+    select<add>(lanes, threshold, size, from + j, to + j);
+  }
 }
 
-CQA_CLONES void add_kept(const uint16_t* lanes, uint16_t threshold, int64_t n, const float* from,
-                         float* to) {
-  select<true>(lanes, threshold, n, from, to);
+CQA_CLONES void keep_or_zero(const Stream& stream, uint64_t counter, uint16_t threshold, int64_t n,
+                             const float* from, float* to) {
+  select_row<false>(stream, counter, threshold, n, from, to);
+}
+
+CQA_CLONES void add_kept(const Stream& stream, uint64_t counter, uint16_t threshold, int64_t n,
+                         const float* from, float* to) {
+  select_row<true>(stream, counter, threshold, n, from, to);
 }
 
 CQA_CLONES void fill_words(const Stream& stream, uint64_t counter, int64_t n, int32_t* to) {
   uint32_t words[32];
   for (int64_t i = 0; i < n; i += 8, counter += 8) {
-    philox8(stream, counter, words);
+    philox<1>(stream, counter, words);
     std::memcpy(to + 4 * i, words, std::min<int64_t>(8, n - i) * 4 * sizeof(uint32_t));
   }
 }
 
 }  // namespace
 
-void Mask::lanes(int64_t row, int64_t column, int64_t n, uint16_t* to) const {
-  fill_lanes(stream, rows[row] * counters_per_row + column / 8, n, to);
-}
-
 void Mask::apply(int64_t row, int64_t column, int64_t n, const float* from, float* to) const {
-  uint16_t buffer[GROUP];
-  for (int64_t j = 0; j < n; j += GROUP) {
-    lanes(row, column + j, GROUP, buffer);
-    keep_or_zero(buffer, threshold, std::min(GROUP, n - j), from + j, to + j);
-  }
+  keep_or_zero(stream, rows[row] * counters_per_row + column / 8, threshold, n, from, to);
 }
 
 void Mask::add(int64_t row, int64_t column, int64_t n, const float* from, float* to) const {
-  uint16_t buffer[GROUP];
-  for (int64_t j = 0; j < n; j += GROUP) {
-    lanes(row, column + j, GROUP, buffer);
-    add_kept(buffer, threshold, std::min(GROUP, n - j), from + j, to + j);
-  }
+  add_kept(stream, rows[row] * counters_per_row + column / 8, threshold, n, from, to);
 }
 
 // The words of `out.size(1) / 4` counters a row.

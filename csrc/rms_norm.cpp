@@ -51,24 +51,25 @@ CQA_CLONES void backward_row(const float* dy, const float* x, const float* weigh
 // s = dropped(out) · Aᵀ       (M, G * R), where there is an adapter
 void norm_shrink(Tensor x, Tensor weight, double eps, Tensor out, std::optional<Tensor> s,
                  std::optional<Tensor> lora_a, Tensor streams, Tensor rows, int64_t seed,
-                 int64_t step, int64_t threshold) {
+                 int64_t step, int64_t threshold, double scale) {
   const int64_t m = x.size(0), k = x.size(1), ld_x = x.stride(0), ld = out.stride(0);
   const bool wide = x.scalar_type() == torch::headeronly::ScalarType::Double;
+  const void* from = x.const_data_ptr();
   const float* w = weight.const_data_ptr<float>();
   float* to = out.mutable_data_ptr<float>();
   std::optional<Members> members;
   std::optional<ShrinkForward> shrink;
   if (lora_a) {
-    members = members_of(*lora_a, streams, rows, seed, step, threshold);
+    members = members_of(*lora_a, streams, rows, seed, step, threshold, scale);
     shrink.emplace(*members);
   }
   parallel_for(n_bands(m), [&](int64_t task) {
     const Range r = band(m, task);
     for (int64_t i = r.begin; i < r.end; i++)
       if (wide)
-        forward_row_double(x.const_data_ptr<double>() + i * ld_x, w, k, eps, to + i * ld);
+        forward_row_double(static_cast<const double*>(from) + i * ld_x, w, k, eps, to + i * ld);
       else
-        forward_row_float(x.const_data_ptr<float>() + i * ld_x, w, k, eps, to + i * ld);
+        forward_row_float(static_cast<const float*>(from) + i * ld_x, w, k, eps, to + i * ld);
     if (shrink)
       shrink->rows(r.begin, r.end - r.begin, to + r.begin * ld, ld,
                    s->mutable_data_ptr<float>() + r.begin * s->stride(0), s->stride(0));
@@ -78,21 +79,26 @@ void norm_shrink(Tensor x, Tensor weight, double eps, Tensor out, std::optional<
 // dy += Σ mask ∘ (dS · A), then dx = norm'(dy); dy is overwritten
 void norm_shrink_backward(Tensor dy, std::optional<Tensor> ds, std::optional<Tensor> lora_a,
                           Tensor x, Tensor weight, double eps, Tensor dx, Tensor streams,
-                          Tensor rows, int64_t seed, int64_t step, int64_t threshold) {
+                          Tensor rows, int64_t seed, int64_t step, int64_t threshold,
+                          double scale) {
   const int64_t m = x.size(0), k = x.size(1);
-  float* from = dy.mutable_data_ptr<float>();
+  const int64_t ld = dy.stride(0), ld_x = x.stride(0), ld_to = dx.stride(0);
+  const float *forward = x.const_data_ptr<float>(), *w = weight.const_data_ptr<float>();
+  float *from = dy.mutable_data_ptr<float>(), *to = dx.mutable_data_ptr<float>();
   std::optional<Members> members;
-  if (ds) members = members_of(*lora_a, streams, rows, seed, step, threshold);
+  std::optional<ShrinkBackward> shrink;
+  if (ds) {
+    members = members_of(*lora_a, streams, rows, seed, step, threshold, scale);
+    shrink.emplace(*members);
+  }
   parallel_for(n_bands(m), [&](int64_t task) {
     const Range r = band(m, task);
-    if (ds)
-      shrink_backward_rows(*members, r.begin, r.end - r.begin,
-                           ds->const_data_ptr<float>() + r.begin * ds->stride(0), ds->stride(0),
-                           from + r.begin * dy.stride(0), dy.stride(0));
+    if (shrink)
+      shrink->rows(r.begin, r.end - r.begin,
+                   ds->const_data_ptr<float>() + r.begin * ds->stride(0), ds->stride(0),
+                   from + r.begin * ld, ld);
     for (int64_t i = r.begin; i < r.end; i++)
-      backward_row(from + i * dy.stride(0), x.const_data_ptr<float>() + i * x.stride(0),
-                   weight.const_data_ptr<float>(), k, eps,
-                   dx.mutable_data_ptr<float>() + i * dx.stride(0));
+      backward_row(from + i * ld, forward + i * ld_x, w, k, eps, to + i * ld_to);
   });
 }
 
@@ -101,11 +107,12 @@ void norm_shrink_backward(Tensor dy, std::optional<Tensor> ds, std::optional<Ten
 STABLE_TORCH_LIBRARY_FRAGMENT(cqa, m) {
   m.def(
       "norm_shrink(Tensor x, Tensor weight, float eps, Tensor(a!) out, Tensor(b!)? s, "
-      "Tensor? lora_a, Tensor streams, Tensor rows, int seed, int step, int threshold) -> ()");
+      "Tensor? lora_a, Tensor streams, Tensor rows, int seed, int step, int threshold, "
+      "float scale) -> ()");
   m.def(
       "norm_shrink_backward(Tensor(a!) dy, Tensor? ds, Tensor? lora_a, Tensor x, Tensor weight, "
-      "float eps, Tensor(b!) dx, Tensor streams, Tensor rows, int seed, int step, int threshold) "
-      "-> ()");
+      "float eps, Tensor(b!) dx, Tensor streams, Tensor rows, int seed, int step, int threshold, "
+      "float scale) -> ()");
 }
 STABLE_TORCH_LIBRARY_IMPL(cqa, CPU, m) {
   m.impl("norm_shrink", TORCH_BOX(&cqa::norm_shrink));

@@ -5,9 +5,9 @@
 namespace cqa {
 
 Members members_of(const Tensor& lora_a, const Tensor& streams, const Tensor& rows, int64_t seed,
-                   int64_t step, int64_t threshold) {
+                   int64_t step, int64_t threshold, double scale) {
   const int64_t n = streams.size(0), k = lora_a.size(1);
-  Members members = {matrix(lora_a), lora_a.size(0) / n, n, k, {}};
+  Members members = {matrix(lora_a), lora_a.size(0) / n, n, k, static_cast<float>(scale), {}};
   for (int64_t g = 0; threshold && g < n; g++)
     members.masks.push_back({stream_of(seed, step, streams.const_data_ptr<int64_t>()[g]),
                              rows.const_data_ptr<int64_t>(), (k + 7) / 8,
@@ -15,98 +15,110 @@ Members members_of(const Tensor& lora_a, const Tensor& streams, const Tensor& ro
   return members;
 }
 
-// Without dropout all members share one packed A: the group is a single product.
-ShrinkForward::ShrinkForward(const Members& members) : members_(members) {
-  const int64_t parts = members.masks.empty() ? 1 : members.n;
-  const int64_t rank = members.rank * members.n / parts, width = best_kernel().columns;
-  const int64_t padded = (rank + width - 1) / width * width;
-  for (int64_t g = 0; g < parts; g++) {
-    auto& packed = packed_.emplace_back(members.features * padded);
-    const Matrix a_t = {members.a.at(g * rank, 0), members.a.column_stride, members.a.row_stride};
-    const int64_t block = block_k(members.features);
-    for (int64_t k = 0; k < members.features; k += block)
-      pack_b(a_t, k, std::min(block, members.features - k), 0, rank, packed.data() + k * padded);
+namespace {
+
+// B of every product: (k_end, n) of the rows of A that it has, turned or not.
+std::vector<Packed> pack_products(const Members& members, bool turned,
+                                  std::vector<float>& storage) {
+  const int64_t rank = members.product_rank(), features = members.features;
+  const int64_t k_end = turned ? features : rank, n = turned ? rank : features;
+  const int64_t size = Packed::size_of(k_end, n);
+  storage.resize(members.n_products() * size);
+  std::vector<Packed> packed;
+  for (int64_t g = 0; g < members.n_products(); g++) {
+    Matrix b = {members.a.at(g * rank, 0), members.a.row_stride, 1};
+    if (turned) std::swap(b.row_stride, b.column_stride);
+    packed.emplace_back(b, k_end, n, block_k(k_end), storage.data() + g * size);
   }
+  if (members.scale != 1)
+    for (float& element : storage) element *= members.scale;
+  return packed;
 }
+
+CQA_CLONES void add_row(const float* from, int64_t n, float* to) {
+  for (int64_t i = 0; i < n; i++) to[i] += from[i];
+}
+
+CQA_CLONES void scale_row(float by, int64_t n, float* row) {
+  for (int64_t i = 0; i < n; i++) row[i] *= by;
+}
+
+}  // namespace
+
+ShrinkForward::ShrinkForward(const Members& members)
+    : members_(members), packed_(pack_products(members, true, storage_)) {}
 
 void ShrinkForward::rows(int64_t first, int64_t height, const float* x, int64_t ld_x, float* s,
                          int64_t ld_s) const {
-  const Kernel& kernel = best_kernel();
-  const int64_t k_end = members_.features, parts = packed_.size(), block = block_k(k_end);
-  const int64_t rank = members_.rank * members_.n / parts, padded = packed_[0].size() / k_end;
-  float* a = scratch(0, kernel.rows * A_STRIDE);
-  float* sums = scratch(3, kernel.rows * padded);
-  for (int64_t g = 0; g < parts; g++) {
-    for (int64_t m = 0; m < height; m += kernel.rows) {
-      const int64_t n_rows = std::min<int64_t>(kernel.rows, height - m);
-      for (int64_t k = 0; k < k_end; k += block) {
-        const int64_t k_size = std::min(block, k_end - k);
-        for (int64_t i = 0; i < n_rows; i++) {
-          const float* from = x + (m + i) * ld_x + k;
-          if (members_.masks.empty())
-            std::memcpy(a + i * A_STRIDE, from, k_size * sizeof(float));
-          else
-            members_.masks[g].apply(first + m + i, k, k_size, from, a + i * A_STRIDE);
-        }
-        for (int64_t j = 0; j < padded; j += kernel.columns)
-          kernel.run(k_size, a, packed_[g].data() + k * padded + j * k_size, sums + j, padded,
-                     k ? sums + j : nullptr, padded);
-      }
-      for (int64_t i = 0; i < n_rows; i++)
-        std::memcpy(s + (m + i) * ld_s + g * rank, sums + i * padded, rank * sizeof(float));
-    }
+  const int64_t rank = members_.product_rank(), padded = Packed::padded(rank);
+  float* sums = scratch(3, height * padded);
+  for (int64_t g = 0; g < members_.n_products(); g++) {
+    const auto dropped = [&](int64_t row, int64_t n, int64_t k, int64_t k_size, float* to) {
+      if (members_.masks.empty()) return left_tile({x, ld_x, 1}, row, n, k, k_size, to);
+      for (int64_t i = 0; i < n; i++)
+        members_.masks[g].apply(first + row + i, k, k_size, x + (row + i) * ld_x + k,
+                                to + i * A_STRIDE);
+      return LeftTile{to, 0, true};
+    };
+    packed_[g].multiply(dropped, height, {0, members_.features}, {0, rank}, sums, padded);
+    for (int64_t i = 0; i < height; i++)
+      std::memcpy(s + i * ld_s + g * rank, sums + i * padded, rank * sizeof(float));
   }
 }
 
-void shrink_backward_rows(const Members& members, int64_t first, int64_t height, const float* ds,
-                          int64_t ld_ds, float* dx, int64_t ld_dx) {
-  const int64_t parts = members.masks.empty() ? 1 : members.n;
-  const int64_t rank = members.rank * members.n / parts;
-  float* product = scratch(3, BAND * BLOCK_N);
-  for (int64_t g = 0; g < parts; g++) {
+ShrinkBackward::ShrinkBackward(const Members& members)
+    : members_(members), packed_(pack_products(members, false, storage_)) {}
+
+void ShrinkBackward::rows(int64_t first, int64_t height, const float* ds, int64_t ld_ds, float* dx,
+                          int64_t ld_dx) const {
+  const int64_t rank = members_.product_rank();
+  float* product = scratch(3, height * BLOCK_N);
+  for (int64_t g = 0; g < members_.n_products(); g++) {
     const Matrix left = {ds + g * rank, ld_ds, 1};
-    const Matrix right = {members.a.at(g * rank, 0), members.a.row_stride, 1};
-    const auto take_a = [&](auto... where) { pack_a(left, where...); };
-    const auto take_b = [&](auto... where) { pack_b(right, where...); };
-    if (members.masks.empty()) {
-      multiply_range({0, height}, {0, members.features}, rank, take_a, take_b,
-                     {dx, ld_dx, dx, ld_dx});
-      continue;
-    }
-    for (int64_t column = 0; column < members.features; column += BLOCK_N) {
-      const int64_t n = std::min(BLOCK_N, members.features - column);
-      multiply_range({0, height}, {column, column + n}, rank, take_a, take_b,
-                     {product - column, BLOCK_N, nullptr, 0});
-      for (int64_t i = 0; i < height; i++)
-        members.masks[g].add(first + i, column, n, product + i * BLOCK_N, dx + i * ld_dx + column);
+    const auto rows_of = [&](auto... where) { return left_tile(left, where...); };
+    for (int64_t column = 0; column < members_.features; column += BLOCK_N) {
+      const int64_t n = std::min(BLOCK_N, members_.features - column);
+      packed_[g].multiply(rows_of, height, {0, rank}, {column, column + n}, product - column,
+                          BLOCK_N);
+      for (int64_t i = 0; i < height; i++) {
+        const float* from = product + i * BLOCK_N;
+        float* to = dx + i * ld_dx + column;
+        if (members_.masks.empty())
+          add_row(from, n, to);
+        else
+          members_.masks[g].add(first + i, column, n, from, to);
+      }
     }
   }
 }
 
-// da = dsᵀ · dropped(x) * scale, member by member      ds (M, G * R), x (M, K), da (G * R, K)
+// da = dsᵀ · dropped(x) · scale, member by member     ds (M, G * R), x (M, K), da (G * R, K)
 void shrink_da(Tensor ds, Tensor x, Tensor da, Tensor streams, Tensor rows, int64_t seed,
-               int64_t step, int64_t threshold) {
-  const Members members = members_of(da, streams, rows, seed, step, threshold);
-  const int64_t parts = members.masks.empty() ? 1 : members.n;
-  const int64_t rank = members.rank * members.n / parts, width = best_kernel().columns;
+               int64_t step, int64_t threshold, double scale) {
+  const Members members = members_of(da, streams, rows, seed, step, threshold, scale);
+  const int64_t rank = members.product_rank(), width = best_kernel().columns;
   const Matrix from = matrix(x);
   float* out = da.mutable_data_ptr<float>();
-  const int64_t across = n_threads();
-  parallel_for(parts * across, [&](int64_t task) {
+  const int64_t across = n_threads(), ld = da.stride(0);
+  parallel_for(members.n_products() * across, [&](int64_t task) {
     const int64_t g = task / across;
+    const Range columns = part(members.features, 64, task % across, across);
     const Matrix left = {ds.const_data_ptr<float>() + g * rank, 1, ds.stride(0)};
     const auto drop_b = [&](int64_t row, int64_t n_rows, int64_t column, int64_t n, float* to) {
       if (members.masks.empty()) return pack_b(from, row, n_rows, column, n, to);
       float line[BLOCK_N] = {};
       for (int64_t i = 0; i < n_rows; i++) {
+        prefetch(from.at(row + std::min(i + 2, n_rows - 1), column), n);
         members.masks[g].apply(row + i, column, n, from.at(row + i, column), line);
         for (int64_t j = 0; j < n; j += width)
-          std::memcpy(to + j * n_rows + i * width, line + j, width * sizeof(float));
+          copy_panel_row(line + j, width, to + j * n_rows + i * width);
       }
     };
-    multiply_range({0, rank}, part(members.features, 64, task % across, across), x.size(0),
-                   [&](auto... where) { pack_a(left, where...); }, drop_b,
-                   {out + g * rank * da.stride(0), da.stride(0), nullptr, 0});
+    multiply_range({0, rank}, columns, x.size(0), left, drop_b,
+                   {out + g * rank * ld, ld, nullptr, 0});
+    for (int64_t i = 0; i < rank; i++)
+      scale_row(members.scale, columns.end - columns.begin,
+                out + (g * rank + i) * ld + columns.begin);
   });
 }
 
@@ -115,6 +127,6 @@ void shrink_da(Tensor ds, Tensor x, Tensor da, Tensor streams, Tensor rows, int6
 STABLE_TORCH_LIBRARY_FRAGMENT(cqa, m) {
   m.def(
       "shrink_da(Tensor ds, Tensor x, Tensor(a!) da, Tensor streams, Tensor rows, int seed, "
-      "int step, int threshold) -> ()");
+      "int step, int threshold, float scale) -> ()");
 }
 STABLE_TORCH_LIBRARY_IMPL(cqa, CPU, m) { m.impl("shrink_da", TORCH_BOX(&cqa::shrink_da)); }

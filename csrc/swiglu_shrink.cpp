@@ -29,20 +29,20 @@ CQA_CLONES void backward_row(const float* dact, const float* gate, const float* 
 // s = dropped(out) · Aᵀ      (M, G * R), where there is an adapter
 void swiglu_shrink(Tensor gate_up, Tensor out, std::optional<Tensor> s,
                    std::optional<Tensor> lora_a, Tensor streams, Tensor rows, int64_t seed,
-                   int64_t step, int64_t threshold) {
-  const int64_t m = out.size(0), k = out.size(1), ld = out.stride(0);
+                   int64_t step, int64_t threshold, double scale) {
+  const int64_t m = out.size(0), k = out.size(1), ld = out.stride(0), ld_from = gate_up.stride(0);
   const float* from = gate_up.const_data_ptr<float>();
   float* to = out.mutable_data_ptr<float>();
   std::optional<Members> members;
   std::optional<ShrinkForward> shrink;
   if (lora_a) {
-    members = members_of(*lora_a, streams, rows, seed, step, threshold);
+    members = members_of(*lora_a, streams, rows, seed, step, threshold, scale);
     shrink.emplace(*members);
   }
   parallel_for(n_bands(m), [&](int64_t task) {
     const Range r = band(m, task);
     for (int64_t i = r.begin; i < r.end; i++) {
-      const float* row = from + i * gate_up.stride(0);
+      const float* row = from + i * ld_from;
       forward_row(row, row + k, k, to + i * ld);
     }
     if (shrink)
@@ -54,21 +54,27 @@ void swiglu_shrink(Tensor gate_up, Tensor out, std::optional<Tensor> s,
 // dact += Σ mask ∘ (dS · A), then d(gate_up) = swiglu'(dact); dact is overwritten
 void swiglu_shrink_backward(Tensor dact, std::optional<Tensor> ds, std::optional<Tensor> lora_a,
                             Tensor gate_up, Tensor out, Tensor streams, Tensor rows, int64_t seed,
-                            int64_t step, int64_t threshold) {
-  const int64_t m = dact.size(0), k = dact.size(1);
+                            int64_t step, int64_t threshold, double scale) {
+  const int64_t m = dact.size(0), k = dact.size(1), ld = dact.stride(0);
+  const int64_t ld_forward = gate_up.stride(0), ld_to = out.stride(0);
+  const float* forward = gate_up.const_data_ptr<float>();
   float* from = dact.mutable_data_ptr<float>();
+  float* to = out.mutable_data_ptr<float>();
   std::optional<Members> members;
-  if (ds) members = members_of(*lora_a, streams, rows, seed, step, threshold);
+  std::optional<ShrinkBackward> shrink;
+  if (ds) {
+    members = members_of(*lora_a, streams, rows, seed, step, threshold, scale);
+    shrink.emplace(*members);
+  }
   parallel_for(n_bands(m), [&](int64_t task) {
     const Range r = band(m, task);
-    if (ds)
-      shrink_backward_rows(*members, r.begin, r.end - r.begin,
-                           ds->const_data_ptr<float>() + r.begin * ds->stride(0), ds->stride(0),
-                           from + r.begin * dact.stride(0), dact.stride(0));
+    if (shrink)
+      shrink->rows(r.begin, r.end - r.begin,
+                   ds->const_data_ptr<float>() + r.begin * ds->stride(0), ds->stride(0),
+                   from + r.begin * ld, ld);
     for (int64_t i = r.begin; i < r.end; i++) {
-      const float* row = gate_up.const_data_ptr<float>() + i * gate_up.stride(0);
-      float* to = out.mutable_data_ptr<float>() + i * out.stride(0);
-      backward_row(from + i * dact.stride(0), row, row + k, k, to, to + k);
+      const float* row = forward + i * ld_forward;
+      backward_row(from + i * ld, row, row + k, k, to + i * ld_to, to + i * ld_to + k);
     }
   });
 }
@@ -78,10 +84,11 @@ void swiglu_shrink_backward(Tensor dact, std::optional<Tensor> ds, std::optional
 STABLE_TORCH_LIBRARY_FRAGMENT(cqa, m) {
   m.def(
       "swiglu_shrink(Tensor gate_up, Tensor(a!) out, Tensor(b!)? s, Tensor? lora_a, "
-      "Tensor streams, Tensor rows, int seed, int step, int threshold) -> ()");
+      "Tensor streams, Tensor rows, int seed, int step, int threshold, float scale) -> ()");
   m.def(
       "swiglu_shrink_backward(Tensor(a!) dact, Tensor? ds, Tensor? lora_a, Tensor gate_up, "
-      "Tensor(b!) out, Tensor streams, Tensor rows, int seed, int step, int threshold) -> ()");
+      "Tensor(b!) out, Tensor streams, Tensor rows, int seed, int step, int threshold, "
+      "float scale) -> ()");
 }
 STABLE_TORCH_LIBRARY_IMPL(cqa, CPU, m) {
   m.impl("swiglu_shrink", TORCH_BOX(&cqa::swiglu_shrink));

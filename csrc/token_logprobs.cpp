@@ -163,9 +163,9 @@ void token_stats(Tensor hidden, Tensor head, Tensor target, Tensor stats, Tensor
         const int64_t n_rows = std::min(height, m - row);
         for (int64_t k = 0; k < d; k += block) {
           const int64_t k_size = std::min(block, d - k);
-          pack_a(h, row, n_rows, k, k_size, a);
+          const LeftTile left = left_tile(h, row, n_rows, k, k_size, a);
           for (int64_t j = 0; j < n_size; j += kernel.columns)
-            kernel.run(k_size, a, b + k * COLUMNS + j * k_size, tile + j, COLUMNS,
+            kernel.run(n_rows, k_size, left, b + k * COLUMNS + j * k_size, tile + j, COLUMNS,
                        k ? tile + j : nullptr, COLUMNS);
         }
         for (int64_t i = 0; i < n_rows; i++) {

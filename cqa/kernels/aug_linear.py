@@ -18,7 +18,7 @@ from torch import Tensor
 
 from cqa.kernels.backend import Backend, choose
 from cqa.kernels.matmul import mm
-from cqa.kernels.outer_sums import OuterSum, outer_sums
+from cqa.kernels.outer_sums import OuterSum, outer_sums, outer_sums_native
 from cqa.kernels.philox import NO_DROPOUT
 
 
@@ -31,37 +31,36 @@ class LoraRows:
     lora_b: Tensor  # (rows, R)
 
 
-def _lora_b_grads(
-    dy: Tensor, x_aug: Tensor, members: tuple[LoraRows, ...], scaling: float, backend: Backend
+def _lora_b_grads_ref(
+    dy: Tensor, x_aug: Tensor, members: tuple[LoraRows, ...], scaling: float
 ) -> list[Tensor]:
     """Return dB of every member."""
     grads = []
     for member in members:
-        db = mm(x_aug[:, member.columns].T, dy[:, member.rows], backend=backend).T
+        db = (x_aug[:, member.columns].T @ dy[:, member.rows]).T
         grads.append(db.to(member.lora_b.dtype).mul(scaling))
     return grads
 
 
-def _lora_b_grads_triton(
-    dy: Tensor, x_aug: Tensor, members: tuple[LoraRows, ...], scaling: float, _: Backend
+def _lora_b_grads_fused(
+    dy: Tensor, x_aug: Tensor, members: tuple[LoraRows, ...], scaling: float, backend: Backend
 ) -> list[Tensor]:
-    """Return dB of every member, all from one launch, as views of one buffer."""
+    """Return dB of every member, all from one call, as views of one buffer."""
     if not members:
         return []
     rank = members[0].lora_b.shape[1]
-    sizes = [member.lora_b.numel() for member in members]
-    offsets = [0, *accumulate(sizes)]
-    out = dy.new_empty(offsets[-1], dtype=members[0].lora_b.dtype)
-    sums = tuple(
-        OuterSum((member.rows.start, member.rows.stop), member.columns.start, offset)
-        for member, offset in zip(members, offsets, strict=False)
-    )
+    heights = [member.lora_b.shape[0] for member in members]
+    out = dy.new_empty(sum(heights), rank, dtype=members[0].lora_b.dtype)
     dy = dy if dy.stride(1) == 1 else dy.contiguous()
-    outer_sums(dy, x_aug, out, sums, (rank, 1), rank, scale=scaling, dropout=NO_DROPOUT)
-    return [
-        part.view(member.lora_b.shape)
-        for part, member in zip(out.split(sizes), members, strict=True)
-    ]
+    sums = tuple(
+        OuterSum((member.rows.start, member.rows.stop), member.columns.start, first * rank)
+        for member, first in zip(members, [0, *accumulate(heights)], strict=False)
+    )
+    if backend == "native":
+        outer_sums_native(dy, x_aug, out, sums, scale=scaling)
+    else:
+        outer_sums(dy, x_aug, out, sums, (rank, 1), rank, scale=scaling, dropout=NO_DROPOUT)
+    return list(out.split(heights))
 
 
 class _AugLinear(torch.autograd.Function):
@@ -85,8 +84,10 @@ class _AugLinear(torch.autograd.Function):
         x_aug, weight = ctx.saved_tensors
         dx_aug = mm(dy, weight, backend=ctx.backend) if ctx.needs_input_grad[0] else None
         dresidual = dy if ctx.needs_input_grad[1] else None
-        make = _lora_b_grads_triton if ctx.backend == "triton" else _lora_b_grads
-        grads = make(dy, x_aug, ctx.members, ctx.scaling, ctx.backend)
+        if ctx.backend == "reference":
+            grads = _lora_b_grads_ref(dy, x_aug, ctx.members, ctx.scaling)
+        else:
+            grads = _lora_b_grads_fused(dy, x_aug, ctx.members, ctx.scaling, ctx.backend)
         return dx_aug, dresidual, None, None, None, None, *grads
 
 

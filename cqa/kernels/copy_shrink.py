@@ -124,9 +124,7 @@ class _CopyShrink(torch.autograd.Function):
             x_aug = augmented(x, columns, x.dtype)
             copied, s = x_aug[:, : columns.features], x_aug[:, columns.ranks]
             if backend == "native":
-                torch.ops.cqa.copy_shrink(
-                    x, copied, s, lora_a * shrink.scale, *native_arguments(shrink)
-                )
+                torch.ops.cqa.copy_shrink(x, copied, s, lora_a, *native_arguments(shrink))
             else:
                 copied.copy_(x)
                 masks = shrink_forward_ref(copied, lora_a, shrink.modules, shrink.dropout, s)
@@ -145,9 +143,7 @@ class _CopyShrink(torch.autograd.Function):
             _copy_backward_triton(dx, ds, shrink)
         elif ctx.backend == "native":
             da = shrink_da_native(ds, x, shrink)
-            torch.ops.cqa.copy_shrink_backward(
-                dx, ds, lora_a * shrink.scale, *native_arguments(shrink)
-            )
+            torch.ops.cqa.copy_shrink_backward(dx, ds, lora_a, *native_arguments(shrink))
         else:
             da = shrink_backward_ref(x, ds, lora_a, masks, shrink.scale, dx)
         return dx, da, None, None, None

@@ -4,7 +4,7 @@
                                                               dB: x is dY, s is S
 
 Each tile of `out` is summed by one program in the order of the rows, so it has the same bits every
-time. On a CPU the same products are matrix products (matmul.py, and csrc/shrink.cpp with dropout).
+time. The native op is dB's; dA, with dropout, is in csrc/shrink.cpp.
 """
 
 from __future__ import annotations
@@ -111,3 +111,21 @@ def outer_sums(
         dropout.threshold, scale, ROWS=OUTER_ROWS, RANK=rank_tile(rank), WIDTH=OUTER_WIDTH,
         DROPOUT=dropout.threshold > 0, DOT=dot_type(x.dtype), num_warps=4,
     )  # fmt: skip
+
+
+@cache
+def _parts(sums: tuple[OuterSum, ...]) -> Tensor:
+    """Return the table of products, shape (n, 4) int64."""
+    return torch.tensor([(*part.columns, part.s_column, part.offset) for part in sums])
+
+
+def outer_sums_native(
+    x: Tensor,  # (M, K), rows contiguous
+    s: Tensor,  # (M, at least the columns that the sums read)
+    out: Tensor,  # (rows, R), written
+    sums: tuple[OuterSum, ...],
+    *,
+    scale: float,
+) -> None:
+    """Form all products of a group, each a block of rows of `out`, without dropout."""
+    torch.ops.cqa.outer_sums(x, s, out, _parts(sums), scale)

@@ -204,7 +204,7 @@ class GroupDropout:
         """Return the dropout of these modules."""
         if dropout is None or dropout.threshold == 0:
             return NO_DROPOUT
-        streams = _streams(modules, dropout.rows.device)
+        streams = dropout_streams(modules, dropout.rows.device)
         return cls(dropout.rows, dropout.key, streams, dropout.threshold)
 
 
@@ -212,5 +212,6 @@ NO_DROPOUT = GroupDropout(None, None, None, 0)
 
 
 @cache
-def _streams(modules: tuple[int, ...], device: torch.device) -> Tensor:
+def dropout_streams(modules: tuple[int, ...], device: torch.device) -> Tensor:
+    """Return the stream numbers of some modules' dropout, shape (G,) int64."""
     return torch.tensor([signed64(stream_of(DROPOUT, m)) for m in modules]).to(device)

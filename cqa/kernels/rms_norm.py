@@ -185,8 +185,8 @@ def _norm_native(
     x: Tensor, weight: Tensor, eps: float, out: Tensor, s: Tensor | None, shrink: Shrink | None
 ) -> None:
     """Write the norm to `out`, and S to `s` where there is an adapter."""
-    scaled_a = None if shrink is None else shrink.lora_a * shrink.scale
-    torch.ops.cqa.norm_shrink(x, weight, eps, out, s, scaled_a, *native_arguments(shrink))
+    lora_a = None if shrink is None else shrink.lora_a
+    torch.ops.cqa.norm_shrink(x, weight, eps, out, s, lora_a, *native_arguments(shrink))
 
 
 def _norm_backward_native(
@@ -194,9 +194,9 @@ def _norm_backward_native(
 ) -> Tensor:
     """Add the low-rank part to dy, in place; return dx."""
     dx = torch.empty_like(x)
-    scaled_a = None if shrink is None else shrink.lora_a.detach() * shrink.scale
+    lora_a = None if shrink is None else shrink.lora_a
     torch.ops.cqa.norm_shrink_backward(
-        dy, ds, scaled_a, x, weight, eps, dx, *native_arguments(shrink)
+        dy, ds, lora_a, x, weight, eps, dx, *native_arguments(shrink)
     )
     return dx
 

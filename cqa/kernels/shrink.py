@@ -17,6 +17,7 @@ Source: LoRA, arXiv:2106.09685, eq. 3, by block multiplication.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -27,13 +28,12 @@ from torch import Tensor
 from cqa.kernels.launch import launch
 from cqa.kernels.outer_sums import OuterSum, outer_sums
 from cqa.kernels.philox import (
-    DROPOUT,
     NO_DROPOUT,
     Dropout,
     GroupDropout,
     dropout_keep,
+    dropout_streams,
     signed64,
-    stream_of,
 )
 
 
@@ -254,16 +254,19 @@ def group_dropout(shrink: Shrink | None) -> GroupDropout:
     return GroupDropout.of(shrink.dropout, shrink.modules) if shrink else NO_DROPOUT
 
 
+_NONE = torch.empty(0, dtype=torch.int64)
+
+
 def native_arguments(shrink: Shrink | None) -> tuple[Any, ...]:
-    """Return (streams, rows, seed, step, threshold), as the native ops take a group's dropout."""
-    none = torch.empty(0, dtype=torch.int64)
+    """Return (streams, rows, seed, step, threshold, scale): a group's dropout for native ops."""
     if shrink is None:
-        return none, none, 0, 0, 0
-    streams = torch.tensor([signed64(stream_of(DROPOUT, m)) for m in shrink.modules])
+        return _NONE, _NONE, 0, 0, 0, 1.0
     dropout = shrink.dropout
+    streams = dropout_streams(shrink.modules, torch.device("cpu"))
     if dropout is None:
-        return streams, none, 0, 0, 0
-    return streams, dropout.rows, signed64(dropout.seed), dropout.step, dropout.threshold
+        return streams, _NONE, 0, 0, 0, 1.0
+    seed = signed64(dropout.seed)
+    return streams, dropout.rows, seed, dropout.step, dropout.threshold, dropout.scale
 
 
 def shrink_da_native(
@@ -274,14 +277,19 @@ def shrink_da_native(
     """Return dA of all members, the masks made again."""
     da = torch.empty_like(shrink.lora_a)
     torch.ops.cqa.shrink_da(ds, x, da, *native_arguments(shrink))
-    return da.mul_(shrink.scale) if shrink.scale != 1 else da
+    return da
+
+
+@cache
+def _one_hot(n: int, dtype: torch.dtype) -> Tensor:
+    return torch.eye(1, n, dtype=dtype)
 
 
 def augmented(x: Tensor, columns: AugColumns, dtype: torch.dtype) -> Tensor:
     """Allocate (M, total) beside x, with the constant column and the padding filled in."""
     out = torch.empty(x.shape[0], columns.total, dtype=dtype, device=x.device)
     if columns.bias:
-        out[:, columns.features : columns.base] = 0
-        out[:, columns.features] = 1
-    out[:, columns.ranks.stop :] = 0
+        out[:, columns.features : columns.base] = _one_hot(columns.base - columns.features, dtype)
+    if columns.total > columns.ranks.stop:
+        out[:, columns.ranks.stop :] = 0
     return out

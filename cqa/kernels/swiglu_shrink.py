@@ -175,8 +175,8 @@ def _swiglu_backward_triton(
 
 
 def _swiglu_native(gate_up: Tensor, out: Tensor, s: Tensor | None, shrink: Shrink | None) -> None:
-    scaled_a = None if shrink is None else shrink.lora_a * shrink.scale
-    torch.ops.cqa.swiglu_shrink(gate_up, out, s, scaled_a, *native_arguments(shrink))
+    lora_a = None if shrink is None else shrink.lora_a
+    torch.ops.cqa.swiglu_shrink(gate_up, out, s, lora_a, *native_arguments(shrink))
 
 
 def _swiglu_backward_native(
@@ -184,10 +184,8 @@ def _swiglu_backward_native(
 ) -> Tensor:
     """Add the low-rank part to dact, in place; return d(gate_up)."""
     out = torch.empty_like(gate_up)
-    scaled_a = None if shrink is None else shrink.lora_a * shrink.scale
-    torch.ops.cqa.swiglu_shrink_backward(
-        dact, ds, scaled_a, gate_up, out, *native_arguments(shrink)
-    )
+    lora_a = None if shrink is None else shrink.lora_a
+    torch.ops.cqa.swiglu_shrink_backward(dact, ds, lora_a, gate_up, out, *native_arguments(shrink))
     return out
 
 
