@@ -5,8 +5,7 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
-N_THREADS = 1 if "PYTEST_XDIST_WORKER" in os.environ else 2  # workers share the cores
-os.environ["OMP_NUM_THREADS"] = str(N_THREADS)
+os.environ["OMP_NUM_THREADS"] = "1" if "PYTEST_XDIST_WORKER" in os.environ else "2"
 
 import torch
 
@@ -16,7 +15,7 @@ if not torch.cuda.is_available():
 import pytest
 from helpers import DEMO, shared
 
-torch.set_num_threads(N_THREADS)
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))  # workers share the cores
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
