@@ -1,4 +1,4 @@
-"""Memory that runs out is told from every other failure, and reported for what it was needed."""
+"""How much memory is free; and memory that runs out is told from every other failure."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ import torch
 
 from cqa.errors import DataError, ResourceError
 from cqa.model import memory
-from cqa.model.memory import give_back, ran_out, reported
+from cqa.model.memory import free_memory_bytes, give_back, ran_out, reported
 
 TOO_MUCH = {  # real demands that no machine can meet
     "torch": lambda: torch.empty(1 << 55, dtype=torch.uint8),
@@ -88,3 +88,17 @@ def test_only_a_device_in_use_is_asked_to_give_back(monkeypatch, initialised):
     monkeypatch.setattr(memory.torch.cuda, "empty_cache", lambda: asked.append(1))
     give_back()
     assert asked == [1] * initialised
+
+
+@pytest.mark.parametrize(
+    ("limit", "used", "free"),
+    [("3000", "1000", 2000), ("1000", "3000", 0), ("max", "0", None), (None, None, None)],
+    ids=["under", "over", "unlimited", "no-container"],
+)
+def test_free_memory_is_that_of_the_container(monkeypatch, tmp_path, limit, used, free):
+    for name, text in (("limit", limit), ("used", used)):
+        if text is not None:
+            (tmp_path / name).write_text(text)
+    monkeypatch.setattr(memory, "LIMITS", [(str(tmp_path / "limit"), str(tmp_path / "used"))])
+    found = free_memory_bytes()
+    assert found == free if free is not None else found > 10**6

@@ -12,7 +12,7 @@ from cqa_fast.main import main
 
 from cqa.kernels.backend import fastest
 from cqa.study import doctor
-from cqa.study.doctor import backend_problem, examine, free_memory_bytes, report_text
+from cqa.study.doctor import backend_problem, examine, report_text
 
 CPU = torch.device("cpu")
 GPU = "cuda:0"
@@ -104,20 +104,6 @@ def test_what_is_missing_comes_with_what_to_do(monkeypatch, tmp_path, name, valu
 def test_that_nothing_is_fetched_is_said_where_it_is_so(monkeypatch, tmp_path, offline):
     monkeypatch.setenv("HF_HUB_OFFLINE", str(int(offline)))
     assert ("hub ids are found only if" in advice_of(tmp_path)) is offline
-
-
-@pytest.mark.parametrize(
-    ("limit", "used", "free"),
-    [("3000", "1000", 2000), ("1000", "3000", 0), ("max", "0", None), (None, None, None)],
-    ids=["under", "over", "unlimited", "no-container"],
-)
-def test_free_memory_is_that_of_the_container(monkeypatch, tmp_path, limit, used, free):
-    for name, text in (("limit", limit), ("used", used)):
-        if text is not None:
-            (tmp_path / name).write_text(text)
-    monkeypatch.setattr(doctor, "LIMITS", [(str(tmp_path / "limit"), str(tmp_path / "used"))])
-    found = free_memory_bytes()
-    assert found == free if free is not None else found > 10**6
 
 
 def test_command_prints_text_or_one_object(monkeypatch, tmp_path):
