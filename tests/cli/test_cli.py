@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -139,10 +138,11 @@ def plan_of(samples: Path, *args: object) -> dict[str, Any]:
 
 
 def test_help_takes_less_than_three_tenths_of_a_second():
-    def seconds() -> float:
-        start = time.perf_counter()
+    def seconds() -> float:  # of the processor, so that a busy machine does not count
+        before = os.times()
         assert execute("--help").returncode == 0
-        return time.perf_counter() - start
+        after = os.times()
+        return sum(after[2:4]) - sum(before[2:4])
 
     assert min(seconds() for _ in range(5)) < 0.3
 
