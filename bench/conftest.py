@@ -15,7 +15,7 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: di
     """Add versions and thread count to the stored JSON."""
     import torch
 
-    del machine_info["node"]
+    del machine_info["node"], machine_info["release"]
     machine_info.update(
         {name: version(name) for name in ("torch", "transformers", "peft", "lm_eval", "numpy")},
         threads=torch.get_num_threads(),
