@@ -13,6 +13,7 @@ from cqa.kernels.aug_linear import LoraRows, aug_linear
 from cqa.kernels.copy_shrink import copy_shrink
 from cqa.kernels.embed import Noise, embed
 from cqa.kernels.philox import Dropout
+from cqa.kernels.precision import wider
 from cqa.kernels.rms_norm import norm_shrink, rms_norm
 from cqa.kernels.rope import rope
 from cqa.kernels.scatter import ScatterTable, Segment, scatter
@@ -72,8 +73,9 @@ def norm(shape: Shape, dtype: torch.dtype) -> None:
         for columns, shrink in variants(shape.hidden, members, bias=members == 3):
             x = tensor(ROWS, shape.hidden, dtype=dtype)
             both_ways(norm_shrink(x, weight, 1e-6, columns, shrink, backend="triton"))
-    wide = tensor(ROWS, shape.hidden, dtype=torch.float32)
-    norm_shrink(wide, weight, 1e-6, columns, shrink, backend="triton")
+    wide = tensor(ROWS, shape.hidden, dtype=wider(dtype))  # the residual stream of scoring
+    for columns, shrink in variants(shape.hidden, 2, bias=False)[1:]:
+        norm_shrink(wide, weight, 1e-6, columns, shrink, backend="triton")
     heads = tensor(ROWS, shape.heads, shape.head_dim, dtype=dtype)
     of_heads = torch.empty(shape.head_dim, dtype=dtype, device=META)
     both_ways(rms_norm(heads, of_heads, 1e-6, backend="triton"))

@@ -90,6 +90,8 @@ class Decoder:
         """Allocate all weights; `rank_columns` gives the most LoRA columns of each module."""
         self.config, self.dtype, self.device = config, dtype, device
         self.backend = choose(backend, device, dtype)
+        if device.type == "cuda":  # partial sums of a product stay in fp32, in this process
+            torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
         self.rank_columns = rank_columns
         self.table = self._new(config.vocab_size, config.hidden_size)
         self.head = self.table if config.tied else self._new(config.vocab_size, config.hidden_size)
