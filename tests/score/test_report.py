@@ -302,6 +302,12 @@ def test_settings_of_the_scoring_run_hold_unless_given_anew(tmp_path):
     assert margins == [1.5, 9]
 
 
+LEFT_OUT = (
+    '{"settings": {}, "models": [{"model_key": "k", "adapter": null}], "versions": {}, '
+    '"too_long": %s}'
+)
+
+
 @pytest.mark.parametrize("name", ["scores.jsonl", "items.jsonl", "meta.json"])
 def test_a_folder_without_scores_is_refused(scored, tmp_path, name):
     shutil.copytree(scored, tmp_path / "scores")
@@ -320,6 +326,9 @@ def test_a_folder_without_scores_is_refused(scored, tmp_path, name):
         ("meta.json", '{"settings": {}, "models": []}', "expected the base among the models"),
         ("meta.json", '{"settings": [], "models": []}', r"expected another `settings`, got: \[\]"),
         ("meta.json", '{"settings": {}, "models": [1]}', "expected models to be objects"),
+        ("meta.json", LEFT_OUT % '"x"', r"expected another `too_long`, got: 'x'"),
+        ("meta.json", LEFT_OUT % '{"p1": 2}', "expected `too_long` to give the group of each item"),
+        ("meta.json", LEFT_OUT % '{"p1": "a"}', "expected `max_positions`, got none"),
         ("items.jsonl", '{"id": "x"}\n', r"items\.jsonl:1: expected the item as it was written"),
         ("scores.jsonl", json.dumps(sealed({})), r"scores\.jsonl: expected rows as cqa-fast score"),
         ("scores.jsonl", json.dumps(sealed({"model_key": "x"})), "expected items scored under the"),

@@ -109,6 +109,11 @@ def _adapters(meta: Row, path: Path) -> list[str | None]:
     if None not in names:
         raise DataError("expected the base among the models, got none", where=str(path))
     _of(meta, "versions", dict, path)
+    if "too_long" in meta:
+        left_out = _of(meta, "too_long", dict, path)
+        if not all(isinstance(group, str) for group in left_out.values()):
+            raise DataError("expected `too_long` to give the group of each item", where=str(path))
+        _of(meta, "max_positions", int, path)
     for key, kind in (("model", str), ("cutoff", str | None), ("margin", int | float | None)):
         if key in settings:
             _of(settings, key, kind, path)
