@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -20,26 +19,15 @@ from cqa.kernels.scatter import ScatterTable, Segment, scatter
 from cqa.kernels.shrink import AugColumns, Shrink
 from cqa.kernels.swiglu_shrink import swiglu_shrink
 from cqa.kernels.token_logprobs import ROUTES, token_logprobs, token_stats
+from cqa.model.config import DecoderConfig, parse_config
+from cqa.study.bench.shapes import hf_config
 
 ROWS, RANK = 1400, 32
 META = torch.device("meta")
 
 
-@dataclass(frozen=True)
-class Shape:
-    """Sizes of a model."""
-
-    hidden: int
-    intermediate: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    vocabulary: int
-
-
 SHAPES = {
-    "7B": Shape(3584, 18944, 28, 4, 128, 152_064),
-    "0.5B": Shape(896, 4864, 14, 2, 64, 151_936),
+    short: parse_config(hf_config(f"qwen2.5-{short.lower()}"), short) for short in ("7B", "0.5B")
 }
 
 
@@ -66,39 +54,39 @@ def both_ways(out: Tensor) -> None:
     out.backward(torch.empty_like(out))
 
 
-def norm(shape: Shape, dtype: torch.dtype) -> None:
+def norm(shape: DecoderConfig, dtype: torch.dtype) -> None:
     """Before qkv and gate_up, and the head norms."""
-    weight = torch.empty(shape.hidden, dtype=dtype, device=META)
+    weight = torch.empty(shape.hidden_size, dtype=dtype, device=META)
     for members in (3, 2):
-        for columns, shrink in variants(shape.hidden, members, bias=members == 3):
-            x = tensor(ROWS, shape.hidden, dtype=dtype)
+        for columns, shrink in variants(shape.hidden_size, members, bias=members == 3):
+            x = tensor(ROWS, shape.hidden_size, dtype=dtype)
             both_ways(norm_shrink(x, weight, 1e-6, columns, shrink, backend="triton"))
-    wide = tensor(ROWS, shape.hidden, dtype=wider(dtype))  # the residual stream of scoring
-    for columns, shrink in variants(shape.hidden, 2, bias=False)[1:]:
+    wide = tensor(ROWS, shape.hidden_size, dtype=wider(dtype))  # the residual stream of scoring
+    for columns, shrink in variants(shape.hidden_size, 2, bias=False)[1:]:
         norm_shrink(wide, weight, 1e-6, columns, shrink, backend="triton")
-    heads = tensor(ROWS, shape.heads, shape.head_dim, dtype=dtype)
+    heads = tensor(ROWS, shape.n_heads, shape.head_dim, dtype=dtype)
     of_heads = torch.empty(shape.head_dim, dtype=dtype, device=META)
     both_ways(rms_norm(heads, of_heads, 1e-6, backend="triton"))
 
 
-def copy(shape: Shape, dtype: torch.dtype) -> None:
+def copy(shape: DecoderConfig, dtype: torch.dtype) -> None:
     """Before o."""
-    width = shape.heads * shape.head_dim
+    width = shape.n_heads * shape.head_dim
     for columns, shrink in variants(width, 1, bias=False)[:2]:
         both_ways(copy_shrink(tensor(ROWS, width, dtype=dtype), columns, shrink, backend="triton"))
 
 
-def swiglu(shape: Shape, dtype: torch.dtype) -> None:
+def swiglu(shape: DecoderConfig, dtype: torch.dtype) -> None:
     """Before down."""
-    for columns, shrink in variants(shape.intermediate, 1, bias=False):
-        gate_up = tensor(ROWS, 2 * shape.intermediate, dtype=dtype)
+    for columns, shrink in variants(shape.intermediate_size, 1, bias=False):
+        gate_up = tensor(ROWS, 2 * shape.intermediate_size, dtype=dtype)
         both_ways(swiglu_shrink(gate_up, columns, shrink, backend="triton"))
 
 
-def projection(shape: Shape, dtype: torch.dtype) -> None:
+def projection(shape: DecoderConfig, dtype: torch.dtype) -> None:
     """The gradient of B."""
-    columns = AugColumns(shape.hidden, False, 2 * RANK, 64)
-    n = shape.intermediate
+    columns = AugColumns(shape.hidden_size, False, 2 * RANK, 64)
+    n = shape.intermediate_size
     members = tuple(
         LoraRows(slice(g * n, (g + 1) * n), slice(first, first + RANK), b)
         for g, first in enumerate((columns.base, columns.base + RANK))
@@ -109,44 +97,44 @@ def projection(shape: Shape, dtype: torch.dtype) -> None:
     both_ways(aug_linear(x_aug, weight, members, backend="triton"))
 
 
-def embedding(shape: Shape, dtype: torch.dtype) -> None:
+def embedding(shape: DecoderConfig, dtype: torch.dtype) -> None:
     """Token embedding with noise."""
-    table = torch.empty(shape.vocabulary, shape.hidden, dtype=dtype, device=META)
+    table = torch.empty(shape.vocab_size, shape.hidden_size, dtype=dtype, device=META)
     ids = torch.zeros(ROWS, dtype=torch.int64, device=META)
     noise = Noise(5.0, 1, 1, torch.arange(ROWS, device=META), ids + ROWS)
     embed(ids, table, noise, backend="triton")
 
 
-def rotation(shape: Shape, dtype: torch.dtype) -> None:
+def rotation(shape: DecoderConfig, dtype: torch.dtype) -> None:
     """Queries and keys, slices of the fused projection."""
-    fused = tensor(ROWS, shape.heads + 2 * shape.kv_heads, shape.head_dim, dtype=dtype)
+    fused = tensor(ROWS, shape.n_heads + 2 * shape.n_kv_heads, shape.head_dim, dtype=dtype)
     angles = torch.empty(ROWS, shape.head_dim // 2, device=META)
-    for heads in (slice(shape.heads), slice(shape.heads, shape.heads + shape.kv_heads)):
+    for heads in (slice(shape.n_heads), slice(shape.n_heads, shape.n_heads + shape.n_kv_heads)):
         both_ways(rope(fused[:, heads], angles, angles, backend="triton"))
 
 
-def head(shape: Shape, dtype: torch.dtype) -> None:
+def head(shape: DecoderConfig, dtype: torch.dtype) -> None:
     """Loss and gradient rows, and both routes of scoring."""
-    hidden = tensor(ROWS, shape.hidden, dtype=dtype)
-    table = torch.empty(shape.vocabulary, shape.hidden, dtype=dtype, device=META)
+    hidden = tensor(ROWS, shape.hidden_size, dtype=dtype)
+    table = torch.empty(shape.vocab_size, shape.hidden_size, dtype=dtype, device=META)
     target = torch.zeros(ROWS, dtype=torch.int64, device=META)
     both_ways(token_logprobs(hidden, table, target, backend="triton"))
     for route in ROUTES:
         token_stats(hidden, table, target, backend="triton", route=route)
 
 
-def optimizer(shape: Shape, dtype: torch.dtype) -> None:
+def optimizer(shape: DecoderConfig, dtype: torch.dtype) -> None:
     """Norm, step, and the way back into the augmented weights."""
     state = AdamState(*(torch.empty(80_700_000, device=META) for _ in range(4)))
     norm = gradient_norm(state.grad, backend="triton")
     rates = adam_rates(lr=1e-4, step=1, weight_decay=0.0, device=META)
     adamw_step(state, rates, norm=norm, max_norm=1.0, backend="triton")
-    columns = AugColumns(shape.hidden, False, RANK, 64)
-    weight = torch.empty(shape.hidden, columns.total, dtype=dtype, device=META)
+    columns = AugColumns(shape.hidden_size, False, RANK, 64)
+    weight = torch.empty(shape.hidden_size, columns.total, dtype=dtype, device=META)
     table = ScatterTable([Segment(0, weight[:, columns.ranks], 2.0)])
     scatter(state.param, table, backend="triton")
 
 
-CASES: list[Callable[[Shape, torch.dtype], None]] = [
+CASES: list[Callable[[DecoderConfig, torch.dtype], None]] = [
     norm, copy, swiglu, projection, embedding, rotation, head, optimizer,
 ]  # fmt: skip
