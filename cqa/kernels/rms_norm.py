@@ -24,6 +24,7 @@ from cqa.kernels.shrink import (
     expand_tile,
     group_dropout,
     native_arguments,
+    numbers_of,
     shrink_backward_ref,
     shrink_da_native,
     shrink_da_triton,
@@ -76,9 +77,7 @@ def _norm_shrink_kernel(  # a program: a block of rows and one member; member 0 
     rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     member, in_range = tl.program_id(1), rows < m
     rstd = _rstd(x, x_stride, rows, in_range, k, eps, ROWS, WIDTH, SUM)
-    numbers = rows
-    if DROPOUT:
-        numbers = tl.load(window_rows + rows, mask=in_range, other=0)
+    numbers = numbers_of(window_rows, rows, in_range, DROPOUT)
     s = tl.zeros((ROWS, RANK), tl.float32)
     for start in range(0, k, WIDTH):
         cols = start + tl.arange(0, WIDTH)
@@ -111,9 +110,7 @@ def _norm_backward_kernel(  # a program: a block of rows, read twice
     rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     in_range = rows < m
     rstd = _rstd(x, x_stride, rows, in_range, k, eps, ROWS, WIDTH, SUM)
-    numbers = rows
-    if DROPOUT:
-        numbers = tl.load(window_rows + rows, mask=in_range, other=0)
+    numbers = numbers_of(window_rows, rows, in_range, DROPOUT)
     along = tl.zeros((ROWS,), SUM)
     for start in range(0, k, WIDTH):
         cols = start + tl.arange(0, WIDTH)

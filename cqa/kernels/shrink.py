@@ -138,6 +138,15 @@ def shrink_backward_ref(
 
 
 @triton.jit
+def numbers_of(window_rows, rows, in_range, DROPOUT: tl.constexpr):
+    """The numbers of some rows within the window, which dropout counts by."""
+    numbers = rows
+    if DROPOUT:
+        numbers = tl.load(window_rows + rows, mask=in_range, other=0)
+    return numbers
+
+
+@triton.jit
 def shrink_tile(  # one member's share of S from columns [start, start + WIDTH) of X
     s,  # (M, RANK) fp32, the sum so far
     x,  # (M, WIDTH)
@@ -215,6 +224,16 @@ def store_constants(  # the constant column and the zeros of the padding
     tl.store(at + features + cols, one, mask=in_range[:, None] & (features + cols < base))
     padding = in_range[:, None] & (end_of_ranks + cols < total)
     tl.store(at + end_of_ranks + cols, one * 0, mask=padding)
+
+
+@triton.jit
+def store_split(  # one member's sum over one share of the columns, for `sum_splits`
+    partial, s, split, member, m, n_members, rows, in_range, rank, RANK: tl.constexpr
+):
+    ranks = tl.arange(0, RANK)
+    row_of_partial = (split * m + rows)[:, None] * (n_members * rank)
+    at = partial + row_of_partial + (member * rank + ranks)[None, :]
+    tl.store(at, s, mask=in_range[:, None] & (ranks < rank)[None, :])
 
 
 @triton.jit

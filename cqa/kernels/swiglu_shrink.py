@@ -24,12 +24,14 @@ from cqa.kernels.shrink import (
     expand_tile,
     group_dropout,
     native_arguments,
+    numbers_of,
     shrink_backward_ref,
     shrink_da_native,
     shrink_da_triton,
     shrink_forward_ref,
     shrink_tile,
     store_constants,
+    store_split,
     sum_splits,
 )
 
@@ -76,9 +78,7 @@ def _swiglu_shrink_kernel(  # a program: a block of rows, a share of the columns
 ):  # fmt: skip
     rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     split, member, in_range = tl.program_id(1), tl.program_id(2), rows < m
-    numbers = rows
-    if DROPOUT:
-        numbers = tl.load(window_rows + rows, mask=in_range, other=0)
+    numbers = numbers_of(window_rows, rows, in_range, DROPOUT)
     s = tl.zeros((ROWS, RANK), tl.float32)
     for start in range(split * WIDTH, k, tl.num_programs(1) * WIDTH):
         cols = start + tl.arange(0, WIDTH)
@@ -95,10 +95,9 @@ def _swiglu_shrink_kernel(  # a program: a block of rows, a share of the columns
                 numbers, RANK, WIDTH, DROPOUT, DOT,
             )  # fmt: skip
     if LORA:
-        ranks = tl.arange(0, RANK)
-        row_of_partial = (split * m + rows)[:, None] * (tl.num_programs(2) * rank)
-        at = partial + row_of_partial + (member * rank + ranks)[None, :]
-        tl.store(at, s * scale, mask=in_range[:, None] & (ranks < rank)[None, :])
+        store_split(
+            partial, s * scale, split, member, m, tl.num_programs(2), rows, in_range, rank, RANK
+        )
     if (split == 0) & (member == 0):
         store_constants(out, out_stride, rows, in_range, k, base, end_of_ranks, total)
 
@@ -117,9 +116,7 @@ def _swiglu_backward_kernel(  # a tile a program
     d = tl.load(dact + rows[:, None] * dact_stride + cols[None, :], mask=mask, other=0.0)
     d = d.to(tl.float32)
     if MEMBERS > 0:
-        numbers = rows
-        if DROPOUT:
-            numbers = tl.load(window_rows + rows, mask=in_range, other=0)
+        numbers = numbers_of(window_rows, rows, in_range, DROPOUT)
         d += scale * expand_tile(
             ds, ds_stride, lora_a, rank, k, start, key, streams, threshold, numbers, rows, in_range,
             MEMBERS, ROWS, RANK, WIDTH, DROPOUT, DOT,
