@@ -86,6 +86,23 @@ def tiny_model(folder: Path) -> Path:
     return folder
 
 
+def tiny_run(folder: Path) -> Path:
+    """Write a tiny model, and an adapter trained on it for two epochs, into `model` and `run`."""
+    from cqa.train.config import TrainConfig
+    from cqa.train.loop import train
+
+    model = tiny_model(folder / "model")
+    samples = [{"prompt": "the lamp", "response": " was lit"}, {"prompt": "she", "response": " r"}]
+    data = write_lines(folder / "train.jsonl", samples)
+    train(
+        TrainConfig(
+            model=str(model), data=data, out=folder / "run", epochs=2, rank=2, lr=3e-2,
+            warmup_ratio=0.0, validation="0", device="cpu", grad_accum=1,
+        )
+    )  # fmt: skip
+    return folder
+
+
 def assert_as_accurate(name, actual, naive, truth, *, factor=2.0):
     """Allow `actual` `factor` times the error of plain PyTorch in the same dtype, plus rounding."""
     floor = 4 * torch.finfo(actual.dtype).eps * truth.abs().max().item()

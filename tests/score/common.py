@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM
@@ -27,6 +29,17 @@ def load(folder: Path, device: str = "cpu") -> tuple[Decoder, Tokenizer]:
 def load_reference(folder: Path, dtype: torch.dtype = torch.float32) -> AutoModelForCausalLM:
     """Load the same checkpoint in transformers."""
     return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
+
+
+def lm_eval_model(huggingface: ModuleType, folder: Path, tokenizer: Tokenizer) -> Any:
+    """Load the same checkpoint as a model of lm-eval, whose module `huggingface` is."""
+    return huggingface.HFLM(
+        pretrained=load_reference(folder),
+        tokenizer=tokenizer.hf,
+        device="cpu",
+        batch_size=8,
+        add_bos_token=bool(tokenizer.bos_ids),
+    )
 
 
 def encode(item: Item, tokenizer: Tokenizer, max_positions: int) -> EncodedItem:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from helpers import read_lines, shared, write_lines
-from score.common import load_reference
+from score.common import lm_eval_model
 
 from cqa.data.tokenizer import Tokenizer
 from cqa.score.config import ScoreConfig
@@ -58,13 +58,7 @@ def lm_eval_accuracies(items: list[dict], folder: Path, *, delimiter: str) -> di
         }
     )
     tokenizer = Tokenizer(folder)
-    lm = huggingface.HFLM(
-        pretrained=load_reference(folder),
-        tokenizer=tokenizer.hf,
-        device="cpu",
-        batch_size=8,
-        add_bos_token=bool(tokenizer.bos_ids),
-    )
+    lm = lm_eval_model(huggingface, folder, tokenizer)
     results = evaluate(lm=lm, task_dict={"hellaswag_here": task}, bootstrap_iters=0)
     found = results["results"]["hellaswag_here"]
     assert results["n-samples"]["hellaswag_here"]["effective"] == len(items)

@@ -6,14 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 from faults import Crashes, failing_at, leftovers, no_space, scores_contents
-from helpers import read_lines, tiny_model, write_lines
+from helpers import read_lines, tiny_run, write_lines
 
 from cqa.errors import ResourceError
 from cqa.score import scorer
 from cqa.score.config import ScoreConfig
 from cqa.score.run import score
-from cqa.train.config import TrainConfig
-from cqa.train.loop import train
 
 PAIRS = [
     {"id": "p1", "context": "the lamp", "good": " was lit", "bad": " ran"},
@@ -27,19 +25,7 @@ TEXTS = [{"id": "t1", "context": "the lamp was", "continuation": " lit and she w
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory) -> Path:
     """A folder with a model, a training run of two epochs, and items."""
-    folder = tmp_path_factory.mktemp("inputs")
-    model = tiny_model(folder / "model")
-    samples = [
-        {"prompt": "the lamp", "response": " was lit"},
-        {"prompt": "she", "response": " ran"},
-    ]
-    data = write_lines(folder / "train.jsonl", samples)
-    train(
-        TrainConfig(
-            model=str(model), data=data, out=folder / "run", epochs=2, rank=2, lr=3e-2,
-            warmup_ratio=0.0, validation="0", device="cpu", grad_accum=1,
-        )
-    )  # fmt: skip
+    folder = tiny_run(tmp_path_factory.mktemp("inputs"))
     write_lines(folder / "pairs.jsonl", PAIRS)
     write_lines(folder / "texts.jsonl", TEXTS)
     return folder

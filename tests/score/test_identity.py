@@ -10,15 +10,13 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import DEMO, read_lines, tiny_model, write_lines
+from helpers import DEMO, read_lines, tiny_run, write_lines
 from safetensors.torch import load_file, save_file
 
 from cqa.data.tokenizer import Tokenizer
 from cqa.errors import DataError, ModelError
 from cqa.score.config import ScoreConfig
 from cqa.score.run import score
-from cqa.train.config import TrainConfig
-from cqa.train.loop import train
 
 PAIRS = [
     {"id": "p1", "context": "the lamp", "good": " was lit", "bad": " ran"},
@@ -31,16 +29,7 @@ Q = "base_model.model.model.layers.0.self_attn.q_proj"
 @pytest.fixture(scope="module")
 def made(tmp_path_factory) -> Path:
     """A folder with a model, a training run of two epochs, and items."""
-    folder = tmp_path_factory.mktemp("made")
-    model = tiny_model(folder / "model")
-    samples = [{"prompt": "the lamp", "response": " was lit"}, {"prompt": "she", "response": " r"}]
-    data = write_lines(folder / "train.jsonl", samples)
-    train(
-        TrainConfig(
-            model=str(model), data=data, out=folder / "run", epochs=2, rank=2, lr=3e-2,
-            warmup_ratio=0.0, validation="0", device="cpu", grad_accum=1,
-        )
-    )  # fmt: skip
+    folder = tiny_run(tmp_path_factory.mktemp("made"))
     write_lines(folder / "pairs.jsonl", PAIRS)
     return folder
 

@@ -8,7 +8,7 @@ float64 decides.
 import pytest
 import torch
 from helpers import DEMO, shared
-from score.common import fitting, load, load_reference, naive_logps, score_all
+from score.common import fitting, lm_eval_model, load, load_reference, naive_logps, score_all
 
 FILES = [
     "factual_arc_easy",
@@ -69,13 +69,7 @@ def test_equals_lm_eval_where_the_boundary_is_unambiguous(models, file):
         Instance("loglikelihood", {}, (item.item.context, item.item.options[k]), i)
         for i, (item, k) in enumerate(clear)
     ]
-    lm = huggingface.HFLM(
-        pretrained=load_reference(folder),
-        tokenizer=tokenizer.hf,
-        device="cpu",
-        batch_size=8,
-        add_bos_token=bool(tokenizer.bos_ids),
-    )
+    lm = lm_eval_model(huggingface, folder, tokenizer)
     theirs = lm.loglikelihood(requests, disable_tqdm=True)
     ours = score_all(decoder, tokenizer, items)
     for (item, k), (logp, _) in zip(clear, theirs, strict=True):
