@@ -1,6 +1,5 @@
 """Conditional and null log-probabilities of the same items: ours, against lm-eval's HF backend."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +9,11 @@ from compare import record
 
 from cqa.data.items import read_items
 from cqa.data.tokenizer import Tokenizer
-from cqa.model.config import read_config
-from cqa.model.lora import LoraSpec, write_adapter
-from cqa.model.projection import MODULES
+from cqa.model.lora import write_adapter
 from cqa.score.forest import encode_item
 from cqa.study.bench.contestant import Contestant
-from cqa.study.bench.shapes import folder_settings
+from cqa.study.bench.score import make_adapter
+from cqa.study.bench.shapes import Subject, folder_settings
 from cqa.study.bench.timing import turn_about
 from cqa.study.demo import ASSETS
 
@@ -80,35 +78,22 @@ def bench_half_billion_hellaswag(benchmark, half_billion):
 
 
 def bench_half_billion_base_and_seven_adapters(benchmark, half_billion, tmp_path):
-    adapters = [random_adapter(half_billion, tmp_path / f"epoch-{i}", i) for i in range(1, 8)]
     settings = {
         "model": str(half_billion),
         "pairs": random_items(1, 2),
         "batch_size": 4,
-        "adapters": [str(folder) for folder in adapters],
+        "adapters": [str(folder) for folder in write_adapters(half_billion, tmp_path, 7)],
     }
     compare(benchmark, settings, n=3)
 
 
-def random_adapter(base: Path, folder: Path, seed: int) -> Path:
-    """Write an adapter of random numbers, small enough to change scores by a little."""
-    config, spec = read_config(base), LoraSpec(32, 32.0, True, MODULES)
-    heads, kv_heads = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
-    hidden, wide = config.hidden_size, config.intermediate_size
-    shapes = {
-        "q": (hidden, heads), "k": (hidden, kv_heads), "v": (hidden, kv_heads),
-        "o": (heads, hidden), "gate": (hidden, wide), "up": (hidden, wide), "down": (wide, hidden),
-    }  # fmt: skip
-    generator = torch.Generator().manual_seed(seed)
-    weights = {
-        (layer, name): (
-            torch.randn(32, n_in, generator=generator) / n_in**0.5,
-            torch.randn(n_out, 32, generator=generator) / 1000,
-        )
-        for layer in range(config.n_layers)
-        for name, (n_in, n_out) in shapes.items()
-    }
-    folder.mkdir()
-    write_adapter(folder, spec, weights, str(base), 0.05)
-    assert json.loads((folder / "adapter_config.json").read_text())["r"] == 32
-    return folder
+def write_adapters(base: Path, folder: Path, count: int) -> list[Path]:
+    """Write adapters of random numbers, small enough to change scores by a little."""
+    subject = Subject("qwen2.5-0.5b", None, 32, "cpu", torch.float32)
+    decoder = subject.decoder()
+    folders = [folder / f"epoch-{seed:02}" for seed in range(1, count + 1)]
+    for seed, epoch in enumerate(folders, start=1):
+        epoch.mkdir()
+        adapter = make_adapter(decoder, subject.spec, seed)
+        write_adapter(epoch, adapter.spec, adapter.weights, str(base), 0.05)
+    return folders
