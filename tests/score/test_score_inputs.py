@@ -1,0 +1,168 @@
+"""A scoring run: items and adapters that are refused, left out, or named."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers import read_lines, write_lines
+from safetensors.torch import load_file, save_file
+from score.scoring import LITERARY, MODEL, TEXTS, bytes_of, few_of, rows_of
+
+from cqa.errors import DataError, ModelError, NumericsError
+from cqa.kernels.token_logprobs import token_stats
+from cqa.score.run import find_adapters, score
+from cqa.score.table import summary_text
+
+
+def test_item_may_have_keys_that_are_named_like_our_own(data, tmp_path):
+    extra = {"item_key": "mine", "kind": "ours", "answer": 7, "model_key": "x", "adapter": "y"}
+    pairs = (write_lines(tmp_path / "own.jsonl", [{**LITERARY[0], **extra}]),)
+    config = few_of(data, tmp_path / "out", pairs=pairs)
+    first = score(config)
+    assert score(config) == first
+    (record,) = read_lines(config.out / "items.jsonl")
+    assert (record["kind"], record["answer"]) == ("pair", 0)
+
+
+def test_item_longer_than_the_models_positions_is_refused_by_name(data, tmp_path):
+    long = {**LITERARY[1], "context": "word " * 1100}
+    file = write_lines(tmp_path / "long.jsonl", [LITERARY[0], long])
+    message = f"^{file}:2: expected at most 1024 tokens .*, got 11.. in item `lit-02`\nhint: "
+    with pytest.raises(DataError, match=message):
+        score(few_of(data, tmp_path / "out", pairs=(file,)))
+    assert not (tmp_path / "out").exists()
+
+
+def test_items_longer_than_the_models_positions_are_left_out_when_asked_for(data, run, tmp_path):
+    long = {**LITERARY[1], "context": "word " * 1100}
+    text = {**TEXTS[0], "group": "texts", "continuation": " word" * 1100}
+    pairs = (write_lines(tmp_path / "p.jsonl", [LITERARY[0], long, LITERARY[2]]),)
+    texts = (write_lines(tmp_path / "t.jsonl", [text]),)
+    config = few_of(data, tmp_path / "out", pairs=pairs, continuations=texts, too_long="drop")
+    notes: list[str] = []
+    summary = score(config, on_event=lambda e: notes.append(e.get("text", "")))
+    rows = rows_of(config.out)
+    assert [row["id"] for row in rows] == ["lit-01", "lit-03"]
+    assert [item["id"] for item in read_lines(config.out / "items.jsonl")] == ["lit-01", "lit-03"]
+    meta = json.loads((config.out / "meta.json").read_text())
+    assert meta["too_long"] == {"lit-02": "literary", TEXTS[0]["id"]: "texts"}
+    assert summary["n_too_long"] == {"literary": 1, "texts": 1}
+    assert summary["base"]["literary"]["n"] == 2
+    assert "left out, over the model's positions (--too-long drop): 1 literary, 1 texts" in (
+        summary_text(summary)
+    )
+    (note,) = [text for text in notes if text.startswith("left out")]
+    assert f"1024 positions: 1 literary, 1 texts (lit-02, {TEXTS[0]['id']}; meta.json" in note
+    before = bytes_of(config.out)
+    assert score(config) == summary
+    assert bytes_of(config.out) == before
+
+
+def test_id_that_comes_again_is_refused_among_items_that_are_left_out_too(data, tmp_path):
+    long = {**LITERARY[0], "context": "word " * 1100}
+    file = write_lines(tmp_path / "p.jsonl", [LITERARY[0], long])
+    with pytest.raises(DataError, match=f"^{file}:2: expected each id once"):
+        score(few_of(data, tmp_path / "out", pairs=(file,), too_long="drop"))
+
+
+def test_no_item_that_fits_is_an_error(data, tmp_path):
+    file = write_lines(tmp_path / "p.jsonl", [{**LITERARY[0], "context": "word " * 1100}])
+    message = f"^{file}: expected an item of at most 1024 tokens, got only longer ones"
+    with pytest.raises(DataError, match=message):
+        score(few_of(data, tmp_path / "out", pairs=(file,), too_long="drop"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_id_that_pairs_and_continuations_share_is_refused(data, tmp_path):
+    texts = write_lines(tmp_path / "texts.jsonl", [{**TEXTS[0], "id": "lit-01"}])
+    message = rf"^{texts}:1: expected each id once, .*`lit-01`.*\nhint: .*few\.jsonl:1$"
+    with pytest.raises(DataError, match=message):
+        score(few_of(data, tmp_path / "out", continuations=(texts,)))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("field", ["logp", "entropy"])
+def test_score_that_is_not_finite_is_refused_by_the_items_name(data, tmp_path, monkeypatch, field):
+    def spoiled(*inputs: torch.Tensor, **options: Any) -> Any:
+        result = token_stats(*inputs, **options)
+        getattr(result, field)[-1] = float("nan")
+        return result
+
+    monkeypatch.setattr("cqa.score.scorer.token_stats", spoiled)
+    pairs = (write_lines(tmp_path / "two.jsonl", LITERARY[:2]),)
+    config = few_of(data, tmp_path / "out", pairs=pairs, batch_tokens=4096)
+    with pytest.raises(NumericsError, match=r"two\.jsonl:2: expected finite .*`lit-02`") as caught:
+        score(config)
+    assert caught.value.exit_code == 5
+    assert bytes_of(config.out) == b""
+    monkeypatch.undo()
+    score(config)
+    assert len(rows_of(config.out)) == 2
+
+
+def test_model_with_a_weight_that_is_not_finite_is_refused(data, tmp_path):
+    model = Path(shutil.copytree(MODEL, tmp_path / "model"))
+    weights = load_file(model / "model.safetensors")
+    weights["model.norm.weight"][0] = float("nan")
+    save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(NumericsError, match="`lit-01`"):
+        score(replace(few_of(data, tmp_path / "out"), model=str(model)))
+
+
+def names_of(data: Path, **changes: Any) -> list[str]:
+    return [a.name for a in find_adapters(few_of(data, Path("unused"), **changes))]
+
+
+def test_adapters_are_named_by_their_folders(data, run, monkeypatch):
+    monkeypatch.chdir(run / "epoch-01")
+    assert names_of(data, adapter=(Path("../epoch-02"), Path())) == ["epoch-02", "epoch-01"]
+
+
+def test_epochs_of_a_run_are_all_of_them_or_those_named_in_the_order_named(data, run):
+    assert names_of(data, run=run) == ["epoch-01", "epoch-02"]
+    assert names_of(data, run=run, epochs=(2, 1)) == ["epoch-02", "epoch-01"]
+    assert names_of(data, adapter=(run / "init",), run=run, epochs=(2,)) == ["init", "epoch-02"]
+
+
+def test_epochs_of_two_runs_get_the_names_of_their_runs(data, run, tmp_path):
+    for name in ("a", "b"):
+        shutil.copytree(run / "epoch-01", tmp_path / name / "epoch-01")
+    adapters = (tmp_path / "a" / "epoch-01", tmp_path / "b" / "epoch-01")
+    assert names_of(data, adapter=adapters) == ["a/epoch-01", "b/epoch-01"]
+    mixed = names_of(data, adapter=adapters[:1], run=run)
+    assert mixed == ["a/epoch-01", "run/epoch-01", "epoch-02"]
+
+
+def test_adapter_named_base_is_told_apart_from_the_base(data, run, tmp_path):
+    adapter = shutil.copytree(run / "epoch-01", tmp_path / "mine" / "base")
+    assert names_of(data, adapter=(adapter,)) == ["mine/base"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"epochs": (2, 7)}, "expected epoch 7, got epochs 1, 2"),
+        ({"adapter": ("epoch-01",)}, "expected each adapter once"),
+        ({"adapter": ("epoch-09",)}, r"expected an adapter folder with adapter_config\.json"),
+        ({"run": "epoch-01"}, "expected a training run with epoch folders, got none"),
+    ],
+    ids=["missing-epoch", "twice", "missing-folder", "no-run"],
+)
+def test_adapters_that_are_not_there_are_refused(data, run, tmp_path, changes, message):
+    paths = {"run": run / changes.get("run", "")}
+    paths["adapter"] = tuple(run / name for name in changes.get("adapter", ()))
+    config = few_of(data, tmp_path / "out", **{**changes, **paths})
+    with pytest.raises(ModelError, match=message) as caught:
+        score(config)
+    assert caught.value.exit_code == 4
+    assert not config.out.exists()
+
+
+def test_adapter_that_changes_nothing_is_refused(data, run, tmp_path):
+    with pytest.raises(ModelError, match="expected an adapter that changes the model"):
+        score(few_of(data, tmp_path / "out", adapter=(run / "epoch-01", run / "init")))
+    assert not (tmp_path / "out").exists()
