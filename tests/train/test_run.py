@@ -1,120 +1,36 @@
-"""A run folder: adapters, log, eval_loss, and that a run can be repeated, stopped and resumed."""
+"""A run folder: adapters, log, eval_loss, and what is held out."""
 
 import hashlib
 import json
-import os
-import shutil
-import signal
-from collections.abc import Callable
-from dataclasses import replace
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from helpers import DEMO, read_lines, write_lines
+from helpers import DEMO, write_lines
 from peft import PeftModel, get_peft_model_state_dict
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy
+from train.runs import (
+    EPOCHS,
+    MODEL,
+    SAMPLES,
+    STEPS_PER_EPOCH,
+    TOTAL,
+    adapter_bytes,
+    config_of,
+    log_of,
+    steps_of,
+)
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from cqa.errors import ConfigError, DataError, ModelError, NumericsError, ResourceError
-from cqa.files import locked
-from cqa.interrupt import Interrupted
-from cqa.kernels.token_logprobs import token_logprobs
-from cqa.model.load import load_model
-from cqa.model.lora import TrainableLora
+from cqa.errors import DataError
 from cqa.train.config import TrainConfig
-from cqa.train.loop import take_step, train
+from cqa.train.loop import train
 from cqa.train.plan import make_plan
 
 pytestmark = pytest.mark.filterwarnings(  # PEFT asks transformers by an older name
     "ignore:`is_gradient_checkpointing`:FutureWarning"
 )
-
-MODEL = DEMO / "model"
-SAMPLES = [
-    {"id": s["id"], "prompt": s["prompt"][-90:], "response": s["response"][: 60 + 9 * i]}
-    for i, s in enumerate(read_lines(DEMO / "train.jsonl")[:10])
-]
-STEPS_PER_EPOCH, TOTAL = 4, 12  # of 7 training samples in windows of 2, for 3 epochs
-EPOCHS = ["epoch-01", "epoch-02", "epoch-03"]
-TIMES = {"step_s", "tokens_per_s", "eval_s"}
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    return write_lines(tmp_path_factory.mktemp("data") / "train.jsonl", SAMPLES)
-
-
-def config_of(data: Path, out: Path, **changes: Any) -> TrainConfig:
-    settings = {
-        "epochs": 3,
-        "rank": 4,
-        "alpha": 8.0,
-        "lr": 1e-3,
-        "validation": "0.3",
-        "seed": 11,
-        "device": "cpu",
-    }
-    return TrainConfig(model=str(MODEL), data=data, out=out, **{**settings, **changes})
-
-
-@pytest.fixture(scope="module")
-def finished(data, tmp_path_factory) -> tuple[Path, list[dict], dict]:
-    """The folder of an uninterrupted run, the events it reported and what it returned."""
-    out = tmp_path_factory.mktemp("finished") / "run"
-    events: list[dict] = []
-    return out, events, train(config_of(data, out), on_event=events.append)
-
-
-@pytest.fixture
-def config(data, tmp_path) -> TrainConfig:
-    """The settings of the finished run, for a new folder."""
-    return config_of(data, tmp_path / "run")
-
-
-def log_of(out: Path) -> list[dict]:
-    return read_lines(out / "log.jsonl")
-
-
-def untimed(events: list[dict]) -> list[dict]:
-    return [{k: v for k, v in event.items() if k not in TIMES} for event in events]
-
-
-def steps_of(out: Path) -> list[dict]:
-    return [event for event in log_of(out) if event["event"] == "step"]
-
-
-def adapter_bytes(out: Path) -> dict[str, bytes]:
-    return {
-        f"{path.parent.name}/{path.name}": path.read_bytes()
-        for path in sorted(out.glob("*/adapter_*"))
-    }
-
-
-def assert_same_run(out: Path, other: Path) -> None:
-    assert adapter_bytes(out) == adapter_bytes(other)
-    assert untimed(log_of(out)) == untimed(log_of(other))
-
-
-def at_step(step: int, act: Callable[[], object]) -> Callable[[dict], None]:
-    """Return an observer that acts once that step has been logged."""
-
-    def on_event(event: dict) -> None:
-        if event["event"] == "step" and event["step"] == step:
-            act()
-
-    return on_event
-
-
-def crash() -> None:
-    raise KeyboardInterrupt
-
-
-def interrupt() -> None:
-    os.kill(os.getpid(), signal.SIGINT)
 
 
 def peft_model(adapter: Path) -> PeftModel:
@@ -291,238 +207,6 @@ def test_third_epoch_of_twelve_is_not_the_last_of_three(tmp_path):
     assert len(long) == 2 * 13
     assert short["init/adapter_model.safetensors"] == long["init/adapter_model.safetensors"]
     assert short["epoch-03/adapter_model.safetensors"] != long["epoch-03/adapter_model.safetensors"]
-
-
-def test_same_seed_gives_the_same_bits(finished, config):
-    train(config)
-    assert_same_run(config.out, finished[0])
-
-
-def test_another_seed_gives_another_run(finished, data, tmp_path):
-    config = config_of(data, tmp_path / "run", seed=12, epochs=1)
-    train(config)
-    ours, theirs = adapter_bytes(config.out), adapter_bytes(finished[0])
-    assert ours["init/adapter_model.safetensors"] != theirs["init/adapter_model.safetensors"]
-    orders = [
-        [step["sample_ids"] for step in steps_of(out)][:STEPS_PER_EPOCH]
-        for out in (config.out, finished[0])
-    ]
-    assert orders[0] != orders[1]
-
-
-@pytest.mark.parametrize("step", [2, 6, 8], ids=["first-epoch", "mid-epoch", "end-of-epoch"])
-def test_resuming_after_a_crash_gives_the_same_bits(finished, config, step):
-    with pytest.raises(KeyboardInterrupt):
-        train(config, on_event=at_step(step, crash))
-    events: list[dict] = []
-    train(config, resume=True, on_event=events.append)
-    assert events[0]["step"] == (step - 1) // STEPS_PER_EPOCH * STEPS_PER_EPOCH
-    assert_same_run(config.out, finished[0])
-
-
-@pytest.mark.parametrize(
-    ("step", "signum"),
-    [(2, signal.SIGINT), (4, signal.SIGINT), (6, signal.SIGTERM)],
-    ids=["first-epoch", "end-of-epoch", "mid-epoch"],
-)
-def test_signal_stops_after_the_step_in_hand_and_resuming_gives_the_same_bits(
-    finished, config, step, signum
-):
-    handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
-    with pytest.raises(Interrupted, match=f"after step {step}.*--resume") as caught:
-        train(config, on_event=at_step(step, lambda: os.kill(os.getpid(), signum)))
-    assert caught.value.exit_code == 128 + signum
-    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
-    assert len(steps_of(config.out)) == step
-
-    events: list[dict] = []
-    train(config, resume=True, on_event=events.append)
-    assert [event["step"] for event in events[:2]] == [step, step + 1]
-    assert_same_run(config.out, finished[0])
-
-
-def test_run_stopped_twice_gives_the_same_bits(finished, config):
-    for step, resume in ((3, False), (6, True)):
-        with pytest.raises(Interrupted):
-            train(config, resume=resume, on_event=at_step(step, interrupt))
-    train(config, resume=True)
-    assert_same_run(config.out, finished[0])
-
-
-def test_log_line_torn_by_a_kill_is_cut_on_resume(finished, config):
-    with pytest.raises(KeyboardInterrupt):
-        train(config, on_event=at_step(6, crash))
-    with (config.out / "log.jsonl").open("ab") as log:
-        log.write(b'{"event": "step", "st')
-    train(config, resume=True)
-    assert_same_run(config.out, finished[0])
-
-
-def test_resuming_an_empty_folder_starts_anew(finished, config):
-    config.out.mkdir()
-    train(config, resume=True)
-    assert_same_run(config.out, finished[0])
-
-
-def test_resuming_a_finished_run_does_nothing(finished, data):
-    out, _, result = finished
-    before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if "lock" not in path.name}
-    events: list[dict] = []
-    assert train(config_of(data, out), resume=True, on_event=events.append) == result
-    assert events == [{"event": "finished", "step": TOTAL}]
-    after = {path: path.stat().st_mtime_ns for path in out.rglob("*") if "lock" not in path.name}
-    after.pop(out, None)
-    before.pop(out, None)
-    assert after == before
-
-
-def test_folder_that_holds_a_run_is_refused_without_resume(finished, data):
-    out, _, _ = finished
-    before = adapter_bytes(out), log_of(out)
-    with pytest.raises(ConfigError, match="already holds a run\nhint: --resume"):
-        train(config_of(data, out))
-    assert (adapter_bytes(out), log_of(out)) == before
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"lr": 2e-3},
-        {"seed": 12},
-        {"epochs": 4},
-        {"rank": 8},
-        {"dropout": 0.0},
-        {"grad_accum": 1},
-        {"validation": "0.2"},
-        {"targets": ("q", "v")},
-        {"dtype": "bf16"},
-    ],
-    ids=lambda changes: next(iter(changes)),
-)
-def test_resuming_with_other_settings_is_refused(finished, data, changes):
-    name = next(iter(changes)).replace("_", "-")
-    with pytest.raises(ConfigError, match=f"settings of the run to resume, got {name} "):
-        train(config_of(data, finished[0], **changes), resume=True)
-
-
-def test_resuming_with_other_data_is_refused(data, tmp_path):
-    copy = write_lines(tmp_path / "train.jsonl", SAMPLES)
-    config = config_of(copy, tmp_path / "run")
-    with pytest.raises(Interrupted):
-        train(config, on_event=at_step(1, interrupt))
-    write_lines(copy, SAMPLES[::-1])
-    with pytest.raises(DataError, match="got other bytes"):
-        train(config, resume=True)
-
-
-def change_model(folder: Path) -> None:
-    weights = load_file(folder / "model.safetensors")
-    weights["model.norm.weight"] *= 2
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-
-
-def change_tokenizer(folder: Path) -> None:
-    path = folder / "tokenizer_config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "eos_token": "<|im_end|>"}))
-
-
-def change_template(folder: Path) -> None:
-    (folder / "turns.jinja").write_text("{% for m in messages %}[{{ m.content }}]{% endfor %}")
-
-
-@pytest.mark.parametrize("change", [change_model, change_tokenizer, change_template])
-def test_resuming_with_another_part_is_refused_by_its_name(data, tmp_path, change):
-    model = Path(shutil.copytree(MODEL, tmp_path / "model"))
-    template = model / "turns.jinja"
-    template.write_text("{% for m in messages %}<{{ m.content }}>{% endfor %}")
-    settings = {"template": str(template), "rank": 2, "targets": ("q",)}
-    config = replace(config_of(data, tmp_path / "run", **settings), model=str(model))
-    with pytest.raises(Interrupted):
-        train(config, on_event=at_step(1, interrupt))
-    change(model)
-    part = change.__name__.removeprefix("change_")
-    with pytest.raises(ModelError, match=f"expected the {part} of the run to resume") as caught:
-        train(config, resume=True)
-    assert caught.value.exit_code == 4
-
-
-@pytest.mark.parametrize("changes", [{"pass_tokens": 64}, {"recompute": True}], ids=str)
-def test_settings_that_do_not_change_the_result_may_change_on_resume(
-    finished, data, tmp_path, changes
-):
-    with pytest.raises(KeyboardInterrupt):
-        train(config_of(data, tmp_path / "run"), on_event=at_step(6, crash))
-    train(config_of(data, tmp_path / "run", **changes), resume=True)
-    ours, theirs = (
-        load_file(out / "epoch-03" / "adapter_model.safetensors")
-        for out in (tmp_path / "run", finished[0])
-    )
-    for name, tensor in theirs.items():
-        assert (ours[name] - tensor).norm() < 1e-4 * tensor.norm(), name
-
-
-def test_file_in_the_place_of_the_folder_is_refused(config):
-    config.out.write_text("x")
-    with pytest.raises(ConfigError, match="expected --out to be a folder, got a file"):
-        train(config)
-
-
-def test_folder_in_use_is_refused_and_its_holder_named(config):
-    with (
-        locked(config.out),
-        pytest.raises(ResourceError, match=f"held by process {os.getpid()} on ") as caught,
-    ):
-        train(config)
-    assert caught.value.exit_code == 6
-    assert not (config.out / "run.json").exists()
-
-
-def nan_loss(*inputs: torch.Tensor, **options: Any) -> torch.Tensor:
-    return token_logprobs(*inputs, **options) * float("nan")
-
-
-def nan_gradient(hidden: torch.Tensor, *inputs: torch.Tensor, **options: Any) -> torch.Tensor:
-    root = (hidden - hidden.detach()).sum().sqrt()  # 0, with an infinite slope
-    return token_logprobs(hidden, *inputs, **options) + root
-
-
-@pytest.mark.parametrize("broken", [nan_loss, nan_gradient])
-def test_step_that_is_not_finite_is_refused_before_any_parameter_changes(
-    config, monkeypatch, broken
-):
-    plan = make_plan(config)
-    base = load_model(
-        MODEL,
-        device=torch.device("cpu"),
-        dtype=torch.float32,
-        rank_columns=plan.spec.rank_columns(),
-    )
-    lora = TrainableLora(base.decoder, plan.spec, 0)
-    before = lora.state.param.clone()
-    monkeypatch.setattr("cqa.train.loop.token_logprobs", broken)
-    names = ", ".join(sample.id for sample in plan.window(6))
-    with pytest.raises(NumericsError, match=f"at step 6, .* for samples {names}\n") as caught:
-        take_step(plan, lora, 6)
-    assert caught.value.exit_code == 5
-    assert torch.equal(lora.state.param, before)
-    assert not lora.state.exp_avg.any()
-
-
-def test_run_that_met_a_nan_can_be_resumed_from_its_last_epoch(finished, config, monkeypatch):
-    spoil = partial(monkeypatch.setattr, "cqa.train.loop.token_logprobs", nan_loss)
-    with pytest.raises(NumericsError, match="at step 6"):
-        train(config, on_event=at_step(5, spoil))
-    monkeypatch.undo()
-    assert len(steps_of(config.out)) == 5
-    train(config, resume=True)
-    assert_same_run(config.out, finished[0])
-
-
-def test_eval_loss_that_is_not_finite_is_refused(config, monkeypatch):
-    spoil = partial(monkeypatch.setattr, "cqa.train.loop.token_logprobs", nan_loss)
-    with pytest.raises(NumericsError, match="eval_loss after epoch 1, got nan"):
-        train(config, on_event=at_step(4, spoil))
-    assert not (config.out / "epoch-01").exists()
 
 
 def test_without_validation_nothing_is_held_out_or_evaluated(data, tmp_path):
