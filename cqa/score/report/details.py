@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from cqa.score.information import contrast, softmax
-from cqa.score.report.contents import GROUP, View
 from cqa.score.report.tables import Column, Table
+from cqa.score.report.view import GROUP, View
 from cqa.score.strata import read_cutoff, stratum
 
 Row = dict[str, Any]
