@@ -6,6 +6,7 @@ from typing import Any
 
 from cqa.score.report.pair_tables import (
     accuracy,
+    domains,
     equivalence,
     interaction,
     more_tests,
@@ -15,7 +16,7 @@ from cqa.score.report.pair_tables import (
     table_1,
 )
 from cqa.score.report.tables import Column, Table
-from cqa.score.report.view import ADAPTER, GROUP, N, View, of_shown
+from cqa.score.report.view import ADAPTER, DOMAIN, GROUP, N, View, of_shown
 
 Row = dict[str, Any]
 
@@ -31,6 +32,7 @@ def all_tables(view: View) -> list[Table]:
         _entropy(view),
         readings(view),
         accuracy(view),
+        domains(view),
         table_2(view),
         strata(view),
         _strata_texts(view),
@@ -89,7 +91,7 @@ def table_2(view: View) -> Table:
         ]
     columns = (
         GROUP,
-        Column("domain", "domain", "text"),
+        DOMAIN,
         ADAPTER,
         N,
         Column("mean_logp_per_token_base_nats", "log P base, nats/token", "fine_number"),

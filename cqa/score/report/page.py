@@ -43,6 +43,7 @@ SECTIONS: tuple[tuple[str, str, tuple[str, ...], tuple[str, ...]], ...] = (
     ("collapse", "Candidates and entropy", ("collapse",), ("entropy",)),
     ("overfitting", "Training and overfitting", ("overfitting",), ()),
     ("continuations", "True continuations", ("continuations",), ("table_2",)),
+    ("domains", "By domain", (), ("domains",)),
     ("time", "Before and after the cutoff", (), ("strata", "strata_continuations")),
     ("readings", "Other readings", (), ("readings", "accuracy")),
     ("items", "The items", ("items",), ("groups",)),

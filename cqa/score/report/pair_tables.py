@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from cqa.score.compare import READINGS
 from cqa.score.report.tables import Column, Table
-from cqa.score.report.view import ADAPTER, GROUP, N, View, of_shown
+from cqa.score.report.view import ADAPTER, DOMAIN, GROUP, N, View, of_shown
 
 Row = dict[str, Any]
 DI_BASE = Column("mean_delta_i_base_nats", "dI base, nats", "number")
@@ -29,7 +30,6 @@ def table_1(view: View) -> Table:
         | {"p_corrected": selection.get(group, {}).get("p_corrected", {}).get(adapter)}
         for group, adapter, entry in view.entries()
     ]
-    rough = sorted({g for g, _, e in view.entries() if e["wilcoxon"]["method"] != "exact"})
     columns = (
         GROUP,
         ADAPTER,
@@ -48,7 +48,7 @@ def table_1(view: View) -> Table:
         "ddI = dI under the adapter − dI under the base, mean over items. p: signed-rank test, "
         "greater; p, max-T: sign-flip test of the mean, corrected for all adapters of the group. "
         "CI: t, of one adapter alone; of d_z: noncentral t"
-        + (f". Normal approximation of p: {', '.join(rough)}" if rough else "")
+        + _approximated((group, entry) for group, _, entry in view.entries())
     )
     return Table(
         "table_1",
@@ -57,6 +57,12 @@ def table_1(view: View) -> Table:
         rows,
         note,
     )
+
+
+def _approximated(entries: Iterable[tuple[str, Row]]) -> str:
+    """Name the parts, each given with its entry, whose p is not exact; nothing where all are."""
+    rough = sorted({name for name, entry in entries if entry["wilcoxon"]["method"] != "exact"})
+    return f". Normal approximation of p: {', '.join(rough)}" if rough else ""
 
 
 def more_tests(view: View) -> Table:
@@ -228,3 +234,22 @@ def strata(view: View) -> Table:
     columns = (Column("stratum", "published", "text"), GROUP, ADAPTER, N, DDI, CI, W_PLUS, P, D_Z)
     title = f"Pairs before and after {view.summary['cutoff']}"
     return Table("strata", title, columns, rows, "", of_shown(view))
+
+
+def domains(view: View) -> Table:
+    """Return the change by domain and of all items, for every group of two domains or more."""
+    parts = [
+        (group, adapter, domain, part)
+        for group, adapter, entry in view.entries()
+        if entry["domains"]
+        for domain, part in (*entry["domains"].items(), ("all", entry))
+    ]
+    rows = [change_row(group, adapter, part) | {"domain": d} for group, adapter, d, part in parts]
+    columns = (GROUP, DOMAIN, ADAPTER, N, DI_BASE, DDI, CI, P)
+    note = (
+        "Descriptive: no p here is corrected, neither for the number of domains nor for that of "
+        "adapters, and a difference of two domains is not tested. CI: t; p: signed-rank test, "
+        "greater. Items without a domain are in “all” alone"
+        + _approximated((f"{group}, {domain}", part) for group, _, domain, part in parts)
+    )
+    return Table("domains", "Pairs by domain", columns, rows, note, of_shown(view))

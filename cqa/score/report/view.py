@@ -11,7 +11,7 @@ from cqa.score.report.tables import Column
 
 Row = dict[str, Any]
 GROUP, ADAPTER = Column("group", "group", "text"), Column("adapter", "adapter", "text")
-N = Column("n", "n", "count")
+DOMAIN, N = Column("domain", "domain", "text"), Column("n", "n", "count")
 
 
 @dataclass(frozen=True, slots=True)
