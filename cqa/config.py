@@ -29,10 +29,17 @@ def option(help: str, default: Any = dataclasses.MISSING, *, repeat: bool = Fals
     return dataclasses.field(default=default, metadata={"help": help, "repeat": repeat})
 
 
-def same_option(cls: type, name: str) -> Any:
-    """Declare a field as another config declares it: the same help and default."""
+def same_option(cls: type, name: str, *, more: str = "") -> Any:
+    """Declare a field as another config declares it: the same help and default.
+
+    Args:
+        cls: The config that declares it.
+        name: Its name there.
+        more: What the setting does here besides, for `--help`.
+    """
     (other,) = (f for f in dataclasses.fields(cls) if f.name == name)
-    return dataclasses.field(default=other.default, metadata=other.metadata)
+    metadata = {**other.metadata, "help": f"{other.metadata['help']} {more}".strip()}
+    return dataclasses.field(default=other.default, metadata=metadata)
 
 
 def key_of(name: str) -> str:

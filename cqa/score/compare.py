@@ -64,6 +64,7 @@ class ItemScore:
 class ItemFacts:
     """What is known of an item whatever the model."""
 
+    domain: str | None
     source_id: str | None
     published_at: str | None
     right_lengths: tuple[int, ...]  # in the order of LENGTHS
@@ -108,6 +109,7 @@ def item_facts(row: Row) -> ItemFacts:
     answer, options = row["answer"], row["options"]
     wrong = options[:answer] + options[answer + 1 :]
     return ItemFacts(
+        row["domain"],
         row["source_id"],
         row["published_at"],
         tuple(options[answer][key] for key in LENGTHS),
@@ -185,22 +187,18 @@ def compare_items(
         for value in (lambda s: s.conditional_nats, lambda s: s.prior_nats)
     )
     return {
-        "n": len(ids),
-        "mean_delta_i_base_nats": mean(before),
-        "mean_delta_i_nats": mean(after),
-        "mean_ddi_nats": mean(ddi),
+        **_change_of_delta_i(before, after),
         "sd_ddi_nats": spread(ddi),
         "mean_d_cond_nats": mean(d_cond),
         "mean_d_prior_nats": mean(d_prior),
-        "ci95_nats": listed(t_interval(ddi)),
         "ci95_d_cond_nats": listed(t_interval(d_cond)),
         "ci95_d_prior_nats": listed(t_interval(d_prior)),
         "bca95_nats": listed(bca_interval(ddi)),
         "by_source": _by_source(ddi, [facts[i].source_id for i in ids]),
+        "domains": _by_domain(before, after, [facts[i].domain for i in ids]),
         **_signs(before, after),
         "accuracy_base": _accuracy(a),
         "accuracy": _accuracy(b),
-        "wilcoxon": asdict(wilcoxon(ddi)),
         "t": asdict(paired_t(ddi)),
         "sign_test": asdict(sign_test(ddi)),
         **_effect_sizes(before, after),
@@ -213,6 +211,32 @@ def compare_items(
         "readings": {name: _reading(*r) for name, r in zip(READINGS, readings, strict=True)},
         "ddi_against_length_rho": _length_rho(ddi, [facts[i] for i in ids]),
     }
+
+
+def _change_of_delta_i(before: Sequence[float], after: Sequence[float]) -> Row:
+    """Return the change of dI with its interval and test: of a group, or of a part of one."""
+    ddi = differences(before, after)
+    return {
+        "n": len(ddi),
+        "mean_delta_i_base_nats": mean(before),
+        "mean_delta_i_nats": mean(after),
+        "mean_ddi_nats": mean(ddi),
+        "ci95_nats": listed(t_interval(ddi)),
+        "wilcoxon": asdict(wilcoxon(ddi)),
+    }
+
+
+def _by_domain(
+    before: Sequence[float], after: Sequence[float], domains: Sequence[str | None]
+) -> Row:
+    """Return the change by domain; nothing where there are not two, for one is the whole group."""
+    parts: dict[str, tuple[list[float], list[float]]] = {}
+    for x, y, domain in zip(before, after, domains, strict=True):
+        if domain is not None:
+            was, now = parts.setdefault(domain, ([], []))
+            was.append(x)
+            now.append(y)
+    return {d: _change_of_delta_i(*parts[d]) for d in sorted(parts)} if len(parts) > 1 else {}
 
 
 def _signs(before: Sequence[float], after: Sequence[float]) -> Row:

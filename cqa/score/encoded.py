@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from itertools import filterfalse
 
 from cqa.data.items import Item, read_items
@@ -13,10 +13,10 @@ from cqa.data.unique import each_once
 from cqa.errors import DataError
 from cqa.score.config import ScoreConfig
 from cqa.score.forest import EncodedItem, TooLongError, encode_item
-from cqa.score.results import digest_json, item_key
+from cqa.score.results import META, digest_json, item_key
 
 MANY_MERGED = 0.05  # share of options from which a warning is due
-NAMED = 5  # items left out that a note names
+NAMED = 5  # items or samples left out that a line on the screen names
 
 
 class Items:
@@ -105,15 +105,28 @@ class Items:
     def notes(self) -> Iterator[str]:
         """Say what a user should know of the items before they are scored."""
         if self.too_long:
-            counts = ", ".join(f"{n} {group}" for group, n in self.n_too_long().items())
-            names = ", ".join(list(self.too_long)[:NAMED])
-            rest = ", …" if len(self.too_long) > NAMED else ""
-            yield (
-                f"left out, over the model's {self.max_positions} positions: {counts} "
-                f"({names}{rest}; meta.json names all)"
-            )
+            yield left_out_text(self.too_long, self.max_positions, META)
         if self.n_merged > MANY_MERGED * self.n_options:
             yield (
                 f"{self.n_merged} of {self.n_options} options are other tokens when encoded "
                 f"together with their context; compare --boundary joint in another --out"
             )
+
+
+def left_out_text(too_long: Mapping[str, str], max_positions: int, file: str) -> str:
+    """Say how many items of each group were left out, and name the first of them.
+
+    Args:
+        too_long: The group of each item that was left out, by id; at least one.
+        max_positions: Tokens that the model has room for.
+        file: Name of the file that holds all ids.
+    """
+    counts = ", ".join(f"{n} {group}" for group, n in Counter(too_long.values()).items())
+    named = first_named(too_long, file)
+    return f"left out, over the model's {max_positions} positions: {counts} {named}"
+
+
+def first_named(ids: Collection[str], file: str) -> str:
+    """Return the first ids in brackets, and the name of the file that holds all of them."""
+    names = ", ".join(list(ids)[:NAMED]) + (", …" if len(ids) > NAMED else "")
+    return f"({names}; {file} names all)"

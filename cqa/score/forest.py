@@ -50,8 +50,8 @@ def encode_item(
                 f"expected at most {max_positions} tokens of context and option, got {n_tokens} "
                 f"in item `{item.id}`",
                 where=item.where,
-                hint="shorten the context, or `cqa-fast score --too-long drop` leaves such items "
-                "out; nothing is ever cut",
+                hint="shorten the context, or leave such items out with --too-long drop of score, "
+                "prescreen or scale; nothing is ever cut",
             )
         options.append(
             replace(

@@ -37,6 +37,7 @@ class PrescreenConfig:
         "What probabilities compare: log-probability summed over tokens, or its mean.", "sum"
     )
     template: str = same_option(ScoreConfig, "template")
+    too_long: Literal["refuse", "drop"] = same_option(ScoreConfig, "too_long")
     batch_tokens: int = same_option(ScoreConfig, "batch_tokens")
     device: Literal["auto", "cpu", "cuda"] = same_option(ScoreConfig, "device")
     dtype: Literal["auto", "fp32", "bf16"] = same_option(ScoreConfig, "dtype")
@@ -58,6 +59,11 @@ class ScaleConfig(TrainConfig):
 
     validation: str = option(
         "Held-out share of the samples, the same for all sizes, or a file of them, or 0.", "0"
+    )
+    too_long: Literal["refuse", "drop", "truncate"] = same_option(
+        TrainConfig,
+        "too_long",
+        more="Pairs over the model's positions are left out by drop, else refused; never cut.",
     )
     pairs: tuple[Path, ...] = same_option(ScoreConfig, "pairs")
     sizes: tuple[int, ...] = option("Sizes of the nested subsets of --data.", (10, 30, 60, 100))

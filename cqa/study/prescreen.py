@@ -31,6 +31,7 @@ from cqa.data.unique import Fingerprints
 from cqa.errors import DataError
 from cqa.files import discard, new_file, read_json, write_json
 from cqa.score.config import ScoreConfig
+from cqa.score.encoded import left_out_text
 from cqa.score.results import META, SCORES, named
 from cqa.score.run import score
 from cqa.score.table import aligned
@@ -50,6 +51,7 @@ def prescreen(
     """Score decision points under the base, rank them by value, and write the most valuable.
 
     Only a value and a place in the file are kept of a point, besides `expert` where it has one.
+    What `config.too_long` leaves out is no point: it is named, and in no count or share.
 
     Args:
         config: The settings.
@@ -57,7 +59,7 @@ def prescreen(
 
     Returns:
         {"n", "classes", "mean_value_nats", "groups", "budget", "selected", "value_share_selected",
-        "most_valuable"}.
+        "most_valuable", "n_other_class_per_byte", "max_positions", "too_long": group by id}.
 
     Raises:
         CqaError: Anything that the user can mend; see cqa.errors.
@@ -69,6 +71,7 @@ def prescreen(
             out=config.out,
             pairs=config.pairs,
             template=config.template,
+            too_long=config.too_long,
             batch_tokens=config.batch_tokens,
             device=config.device,
             dtype=config.dtype,
@@ -76,7 +79,8 @@ def prescreen(
         ),
         on_event=on_event,
     )
-    model_key = read_json(config.out / META)["models"][0]["model_key"]
+    meta = read_json(config.out / META)
+    model_key = meta["models"][0]["model_key"]
 
     scores, seen = config.out / SCORES, Fingerprints()
     values, places = array("d"), array("Q")
@@ -101,6 +105,7 @@ def prescreen(
         _write_selected(config, [point["id"] for point in top[: config.budget]])
     summary = _summarise(config, np.frombuffer(values)[order], counts, top)
     summary["n_other_class_per_byte"] = n_other_per_byte
+    summary |= {key: meta[key] for key in ("max_positions", "too_long")}
     write_json(config.out / SUMMARY, {"settings": describe(config), **summary})
     return summary
 
@@ -283,3 +288,5 @@ def _notes(summary: Row) -> Iterator[str]:
             f"{summary['n_other_class_per_byte']} of {summary['n']} points are of another class "
             f"when compared per byte (--per byte)"
         )
+    if summary["too_long"]:
+        yield left_out_text(summary["too_long"], summary["max_positions"], SUMMARY)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from cqa.interrupt import Interrupted
 from cqa.kernels.philox import SPLIT, permutation, stream_of
 from cqa.model.load import BaseModel, open_model
 from cqa.score.config import ScoreConfig
-from cqa.score.encoded import Items
+from cqa.score.encoded import Items, first_named, left_out_text
 from cqa.score.run import find_adapters, score
 from cqa.score.stats import t_interval
 from cqa.score.table import aligned
@@ -78,7 +78,9 @@ def scale(
         on_score: Called with the scoring events.
 
     Returns:
-        {"unit", "runs": a row per arm, size, seed and group, "curve": a row per arm, size, group}.
+        {"unit", "runs": a row per arm, size, seed and group, "curve": a row per arm, size, group,
+        "too_long": {"policy", "samples": ids left out or cut, "items": group by id of those left
+        out, "max_positions"}}.
 
     Raises:
         CqaError: Anything that the user can mend; see cqa.errors.
@@ -90,7 +92,8 @@ def scale(
             f"{config.sizes[-1]}",
             where=str(config.data),
         )
-    Items(_scoring(config, ()), plan.tokenizer, plan.shape.max_positions).check()
+    items = Items(_scoring(config, ()), plan.tokenizer, plan.shape.max_positions)
+    items.check()
     with locked(config.out):
         validation = _write_subsets(config, plan)
         arms = {arm: _cells(config, arm) for arm in config.arms}
@@ -114,6 +117,12 @@ def scale(
         for group, entry in scored[cell].items()
     ]
     result: Row = {"unit": "nats", "runs": runs, "curve": _curve(runs)}
+    result["too_long"] = {
+        "policy": config.too_long,
+        "samples": list(plan.touched),
+        "items": items.too_long,
+        "max_positions": items.max_positions,
+    }
     write_json(config.out / RESULT, {"settings": describe(config), **result})
     write_csv(config.out / CURVE, result["curve"])
     write_csv(config.out / RUNS, runs)
@@ -209,6 +218,7 @@ def _scoring(config: ScaleConfig, adapters: tuple[Path, ...]) -> ScoreConfig:
         adapter=adapters,
         pairs=config.pairs,
         template=config.template,
+        too_long="drop" if config.too_long == "drop" else "refuse",  # an item is never cut
         device=config.device,
         dtype=config.dtype,
     )
@@ -303,7 +313,18 @@ def scale_text(result: Row) -> str:
         "ddI and d_z: means over seeds, which draw subsets and training; the interval is t over\n"
         "seeds and does not hold the chance of the items."
     )
+    parts += _too_long_text(result["too_long"])
     return "\n\n".join(parts)
+
+
+def _too_long_text(too_long: Row) -> Iterator[str]:
+    """Say which samples and items were not taken as they stand in the files."""
+    if ids := too_long["samples"]:
+        done = "left out" if too_long["policy"] == "drop" else "prompt cut at its start"
+        noun = "sample" if len(ids) == 1 else "samples"
+        yield f"{done}, over --max-tokens: {len(ids)} {noun} {first_named(ids, RESULT)}"
+    if too_long["items"]:
+        yield left_out_text(too_long["items"], too_long["max_positions"], RESULT)
 
 
 def _interval(point: Row) -> str:

@@ -54,8 +54,8 @@ FLAGS = {
     "report": ["--run", "--out", "--cutoff", "--margin", "--config", "--json"],
     "demo": ["--json"],
     "prescreen": [
-        "--model", "--pairs", "--out", "--budget", "--high", "--per", "--device", "--config",
-        "--json",
+        "--model", "--pairs", "--out", "--budget", "--high", "--per", "--too-long", "--device",
+        "--config", "--json",
     ],
     "coverage": ["--by", "--gold", "--json"],
     "bench": [
@@ -172,6 +172,16 @@ def test_every_flag_of_the_contract_is_there_and_explained(name):
 @pytest.mark.parametrize(("flag", "value"), TRAIN_DEFAULTS.items(), ids=TRAIN_DEFAULTS)
 def test_defaults_of_train_are_the_papers_recipe_and_shown(flag, value):
     assert f"[default: {value}]" in option_of("train", flag).help
+
+
+def test_too_long_means_the_same_wherever_it_is_said():
+    of = {name: option_of(name, "--too-long") for name in ("train", "score", "prescreen", "scale")}
+    assert of["prescreen"].help == of["score"].help
+    assert of["prescreen"].type.choices == of["score"].type.choices == ("refuse", "drop")
+    assert of["scale"].type.choices == of["train"].type.choices == ("refuse", "drop", "truncate")
+    samples = of["train"].help.split("  [")[0]
+    assert of["scale"].help.startswith(f"{samples} Pairs over the model's positions are left out")
+    assert all("[default: refuse]" in option.help for option in of.values())
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,10 @@ from helpers import write_lines
 from cqa.score.results import sealed, text_key
 
 Row = dict[str, Any]
+DOMAINS = {  # of the pairs, in turn: several, one of them of a single item, and none; or one alone
+    "literary": ["sea & <i>shore</i>", "city", "sea & <i>shore</i>", None, "city", "moor"],
+    "factual": ["history"],
+}
 HOSTILE = [
     '<b>"R&D"</b> said the sign.',
     "</script><script>alert('x')</script>",
@@ -32,6 +36,7 @@ def make_items(n: int, *, options: int = 2, dated: bool = True) -> list[Row]:
             items.append(
                 _item(f"{group}-{k}", group, "pair" if options == 2 else "options", texts, 0)
                 | {"source_id": f"book-{k // 2}", "published_at": dates[k % len(dates)]}
+                | {"domain": DOMAINS[group][k % len(DOMAINS[group])]}
             )
         domain = ["news", "popular science"][k % 2]
         items.append(_text(f"text-l{k}", "literary", "novel", k))

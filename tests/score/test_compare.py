@@ -156,6 +156,30 @@ def test_source_means_are_tested_and_unnamed_items_stand_alone(rows):
     )
 
 
+def test_domains_of_a_group_are_compared_as_the_group_is(rows, summary):
+    before, after = (per_item(p, lambda r: r["delta_i_nats"]) for p in pair_of(rows, "literary"))
+    of_item = per_item(of(rows, None, "literary"), lambda r: r["domain"])
+    domains = summary["groups"]["literary"]["epoch-04"]["domains"]
+    assert {name: part["n"] for name, part in domains.items()} == {
+        "city": 3, "moor": 1, "sea & <i>shore</i>": 3,
+    }  # fmt: skip
+    for name, part in domains.items():
+        ddi = (after - before)[of_item == name]
+        assert part["mean_delta_i_base_nats"] == pytest.approx(before[of_item == name].mean())
+        assert part["mean_ddi_nats"] == pytest.approx(ddi.mean())
+        exact = stats.wilcoxon(ddi, alternative="greater", method="exact")
+        assert part["wilcoxon"]["p"] == pytest.approx(exact.pvalue)
+        if len(ddi) > 1:
+            interval = stats.ttest_1samp(ddi, 0).confidence_interval()
+            assert part["ci95_nats"] == pytest.approx([interval.low, interval.high])
+    assert domains["moor"]["ci95_nats"] is None
+
+
+def test_one_domain_or_none_is_no_part_of_a_group(summary):
+    assert summary["groups"]["factual"]["epoch-04"]["domains"] == {}
+    assert summary["groups"]["<i>other</i>"]["epoch-04"]["domains"] == {}
+
+
 def test_equivalence_margin_is_fixed_by_the_base_or_by_the_caller(rows):
     before, after = pair_of(rows, "factual")
     scores = [{r["id"]: item_score(r) for r in part} for part in (before, after)]

@@ -18,6 +18,8 @@ from cqa.errors import ConfigError, DataError, ResourceError
 from cqa.identity import digest_bytes
 from cqa.score.config import ReportConfig
 from cqa.score.report.figures import FIGURES, redraw
+from cqa.score.report.page import markdown_page
+from cqa.score.report.pair_tables import domains
 from cqa.score.report.tables import (
     ABSENT,
     Column,
@@ -34,7 +36,7 @@ from cqa.score.summary import Scores, summarise
 
 TABLES = {
     "table_1", "other_tests", "interaction", "equivalence", "parts", "entropy", "readings",
-    "accuracy", "table_2", "strata", "strata_continuations", "groups", "items",
+    "accuracy", "domains", "table_2", "strata", "strata_continuations", "groups", "items",
 }  # fmt: skip
 
 
@@ -118,6 +120,51 @@ def test_table_2_has_every_domain_and_the_groups_combined(made, summary):
             for unit in ("token_nats", "token_bits", "byte_bits"):
                 key = f"mean_dlogp_per_{unit}"
                 assert float(row[key]) == entry[key]
+
+
+def test_domains_of_pairs_have_the_summarys_numbers_and_the_group_beside_them(made, summary):
+    rows = rows_of(made / "tables" / "domains.csv")
+    assert [(r["group"], r["domain"], r["n"]) for r in rows if r["adapter"] == "epoch-05"] == [
+        ("literary", "city", "2"), ("literary", "moor", "1"),
+        ("literary", "sea & <i>shore</i>", "2"), ("literary", "all", "6"),
+    ]  # fmt: skip
+    assert {r["adapter"] for r in rows} == set(summary["groups"]["literary"])
+    for row in rows:
+        entry = summary["groups"]["literary"][row["adapter"]]
+        part = entry if row["domain"] == "all" else entry["domains"][row["domain"]]
+        for key in ("mean_delta_i_base_nats", "mean_ddi_nats"):
+            assert float(row[key]) == part[key]
+        assert float(row["p"]) == part["wilcoxon"]["p"]
+        low, high = part["ci95_nats"] or (ABSENT, ABSENT)
+        assert (row["ci95_nats_low"], row["ci95_nats_high"]) == (str(low), str(high))
+
+
+def test_page_and_markdown_hold_the_shown_adapters_domains_and_what_they_are_not(made, summary):
+    text = (made / "report.md").read_text(encoding="utf-8")
+    section = text[text.index("## By domain") : text.index("## Before and after the cutoff")]
+    lines = [line for line in section.splitlines() if line.startswith("| literary")]
+    cells = [line.strip("| ").split(" | ") for line in lines]
+    assert [row[1] for row in cells] == ["city", "moor", r"sea &amp; \<i\>shore\</i\>", "all"]
+    assert {row[2] for row in cells} == {summary["selection"]["literary"]["chosen"]}
+    assert [row[6] == ABSENT for row in cells] == [False, True, False, False]
+    said = "Descriptive: no p here is corrected, neither for the number of domains"
+    page = "".join(Page(made / "report.html").texts)
+    assert all(said in t for t in (section, page, (made / "tables/domains.tex").read_text()))
+
+
+def test_a_normal_approximation_is_named_with_its_domain(scored, tmp_path):
+    view = read_view(scored, ReportConfig(out=tmp_path))
+    assert "Normal approximation" not in domains(view).note
+    part = view.summary["groups"]["literary"][view.shown]["domains"]["moor"]
+    part["wilcoxon"]["method"] = "normal approximation"
+    assert domains(view).note.endswith(". Normal approximation of p: literary, moor")
+
+
+def test_without_two_domains_in_a_group_there_is_no_section(tmp_path):
+    items = [item for item in make_items(3) if item["group"] == "factual"]
+    report = make_report(make_folder(tmp_path / "scores", items=items), ReportConfig(out=tmp_path))
+    assert "domains" not in report.by_name
+    assert "By domain" not in markdown_page(report)
 
 
 def test_items_are_told_apart_by_stratum_and_add_up_to_the_mean(made, summary):

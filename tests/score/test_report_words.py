@@ -13,10 +13,10 @@ from cqa.data.overlap import TrainedTexts
 from cqa.data.samples import Sample, Turn
 from cqa.identity import digest_bytes
 from cqa.score.report.cautions import cautions
-from cqa.score.report.contents import View, make_view
 from cqa.score.report.details import scored_items, texts_of
 from cqa.score.report.source import Source, TrainingRun, read_run
 from cqa.score.report.verdict import make_verdict
+from cqa.score.report.view import View, make_view
 from cqa.score.summary import Scores, summarise
 
 Changes = dict[str, dict[str, Sequence[float]]]  # adapter, group: ddI of every item, nats

@@ -184,6 +184,33 @@ def test_points_of_earlier_files_are_not_ranked(done):
         (config.out / name).write_bytes(content)
 
 
+LONG = {**OPTIONS, "id": "long", "group": "lengthy", "context": "word " * 1100}
+
+
+def test_points_that_are_too_long_are_refused_by_default_with_what_to_do(done, tmp_path):
+    pairs = write_lines(tmp_path / "long.jsonl", [OPTIONS, LONG])
+    with pytest.raises(DataError, match=f"^{pairs}:2: expected at most 1024 tokens") as caught:
+        prescreen(config_of(pairs=(pairs,), out=tmp_path / "out"))
+    assert "--too-long drop of score, prescreen or scale" in str(caught.value.hint)
+    assert not (tmp_path / "out").exists()
+
+
+def test_points_that_are_too_long_are_named_and_in_no_count_when_left_out(done, tmp_path):
+    config, without = done
+    long = write_lines(tmp_path / "long.jsonl", [LONG])
+    changed = config_of(
+        pairs=(long, *config.pairs), out=tmp_path / "out", budget=3, too_long="drop"
+    )
+    summary = prescreen(changed)
+    assert without["too_long"] == {}
+    assert summary == {**without, "too_long": {"long": "lengthy"}}
+    assert "long" not in {p["id"] for p in read_lines(changed.out / "prescreen.jsonl")}
+    held = json.loads((changed.out / "prescreen.json").read_text())
+    assert held["too_long"] == {"long": "lengthy"}
+    line = "left out, over the model's 1024 positions: 1 lengthy (long; prescreen.json names all)"
+    assert prescreen_text(summary) == f"{prescreen_text(without)}\n{line}"
+
+
 @pytest.mark.parametrize("changes", [{"high": 0.5}, {"high": 1.1}, {"budget": 0}, {"pairs": ()}])
 def test_settings_out_of_range_are_refused(changes):
     with pytest.raises(ConfigError):

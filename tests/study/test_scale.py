@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import read_lines
+from helpers import read_lines, write_lines
 from scipy import stats
 from study.common import MODEL, SMALL, write_pairs, write_samples
 
@@ -281,9 +281,54 @@ def test_samples_that_are_too_long_and_dropped_are_in_no_subset(files, tmp_path)
     longest = max(lengths, key=lambda name: lengths[name])
     limits = {"max_tokens": lengths[longest] - 1, "too_long": "drop"}
     config = config_of(files, tmp_path / "out", sizes=(2, 5), seeds=1, arms=("epoch",), **limits)
-    scale(config)
+    result = scale(config)
     subset = read_lines(config.out / "data" / "n005-seed3.jsonl")
     assert {r["id"] for r in subset} == lengths.keys() - {longest}
+    assert result["too_long"]["samples"] == [longest]
+    line = f"left out, over --max-tokens: 1 sample ({longest}; scale.json names all)"
+    assert scale_text(result).splitlines()[-1] == line
+
+
+def test_samples_that_are_cut_are_named_as_cut(files, tmp_path):
+    lengths = {s.id: len(s.ids) for s in make_plan(config_of(files, tmp_path)).train}
+    longest = max(lengths, key=lambda name: lengths[name])
+    limits = {"max_tokens": lengths[longest] - 1, "too_long": "truncate"}
+    result = scale(
+        config_of(files, tmp_path / "out", sizes=(6,), seeds=1, arms=("epoch",), **limits)
+    )
+    line = f"prompt cut at its start, over --max-tokens: 1 sample ({longest}; scale.json names all)"
+    assert scale_text(result).splitlines()[-1] == line
+    run = json.loads((tmp_path / "out/runs/n006-seed3-epochs2/run.json").read_text())
+    assert run["too_long_ids"] == result["too_long"]["samples"]
+
+
+@pytest.fixture
+def with_long(files, tmp_path) -> tuple[Path, Path]:
+    """The files, with a pair that the model has no room for."""
+    pair = {"id": "long", "context": "word " * 1100, "good": " x", "bad": " y", "group": "literary"}
+    return files[0], write_lines(tmp_path / "long.jsonl", [*read_lines(files[1]), pair])
+
+
+@pytest.mark.parametrize("policy", ["refuse", "truncate"])
+def test_pairs_that_are_too_long_are_refused_before_any_training(with_long, tmp_path, policy):
+    with pytest.raises(DataError, match=f"^{with_long[1]}:9: expected at most 1024 tokens"):
+        scale(config_of(with_long, tmp_path / "out", too_long=policy))
+    assert not (tmp_path / "out").exists()
+
+
+def test_pairs_that_are_too_long_and_dropped_are_named_and_not_counted(done, with_long, tmp_path):
+    limits = {"sizes": (2,), "arms": ("epoch",), "too_long": "drop"}
+    config = config_of(with_long, tmp_path / "out", **limits)
+    result = scale(config)
+    curve = [p for p in done[1]["curve"] if (p["arm"], p["size"]) == ("epoch", 2)]
+    assert result["curve"] == curve
+    assert result["too_long"]["items"] == {"long": "literary"}
+    assert json.loads((config.out / "scale.json").read_text())["too_long"] == result["too_long"]
+    text = scale_text(result)
+    assert text.startswith("literary: 4 items\n")
+    line = "left out, over the model's 1024 positions: 1 literary (long; scale.json names all)"
+    assert text.splitlines()[-1] == line
+    assert "left out" not in scale_text(done[1])
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from scipy import stats
 
 from cqa.data.overlap import N_WORDS
-from cqa.score.report.contents import View
 from cqa.score.report.source import epoch_of
 from cqa.score.report.tables import show
+from cqa.score.report.view import View
 
 UNEVEN = 1.1  # ratio of mean lengths
 MANY_MERGES = 0.05

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from cqa.score.information import contrast, softmax
-from cqa.score.report.contents import GROUP, View
 from cqa.score.report.tables import Column, Table
+from cqa.score.report.view import DOMAIN, GROUP, View
 from cqa.score.strata import read_cutoff, stratum
 
 Row = dict[str, Any]
@@ -67,7 +67,7 @@ ITEM_COLUMNS = (
 )
 FILE_COLUMNS = (
     Column("kind", "kind", "text"),
-    Column("domain", "domain", "text"),
+    DOMAIN,
     Column("lang", "language", "text"),
     Column("source_id", "source", "text"),
     Column("published_at", "published", "text"),

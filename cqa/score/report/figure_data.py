@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from cqa.score.report.contents import View
 from cqa.score.report.source import epoch_of
+from cqa.score.report.view import View
 
 Row = dict[str, Any]
 

@@ -14,11 +14,11 @@ from markupsafe import Markup
 
 from cqa import __version__
 from cqa.score.report.canvas import Drawing, inline_svg
-from cqa.score.report.contents import View
 from cqa.score.report.details import ITEM_COLUMNS, N_TEXTS, ScoredItem, texts_of
 from cqa.score.report.figures import FIGURES
 from cqa.score.report.tables import Table, show, to_markdown
 from cqa.score.report.verdict import Verdict
+from cqa.score.report.view import View
 
 Row = dict[str, Any]
 TEMPLATES = files("cqa.score.report") / "templates"
@@ -43,6 +43,7 @@ SECTIONS: tuple[tuple[str, str, tuple[str, ...], tuple[str, ...]], ...] = (
     ("collapse", "Candidates and entropy", ("collapse",), ("entropy",)),
     ("overfitting", "Training and overfitting", ("overfitting",), ()),
     ("continuations", "True continuations", ("continuations",), ("table_2",)),
+    ("domains", "By domain", (), ("domains",)),
     ("time", "Before and after the cutoff", (), ("strata", "strata_continuations")),
     ("readings", "Other readings", (), ("readings", "accuracy")),
     ("items", "The items", ("items",), ("groups",)),

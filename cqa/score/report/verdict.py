@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from cqa.score.report.contents import View
 from cqa.score.report.tables import show
+from cqa.score.report.view import View
 
 Row = dict[str, Any]
 Mark = Literal["shown", "not shown", "against", "n/a"]

@@ -9,7 +9,7 @@ from cqa.files import new_file, reported
 from cqa.score.config import ReportConfig
 from cqa.score.report.canvas import rows_to_csv
 from cqa.score.report.cautions import cautions
-from cqa.score.report.contents import View, all_tables, make_view
+from cqa.score.report.contents import all_tables
 from cqa.score.report.details import items_table, scored_items
 from cqa.score.report.figure_data import figure_rows
 from cqa.score.report.figures import redraw
@@ -17,6 +17,7 @@ from cqa.score.report.page import Report, html_page, markdown_page
 from cqa.score.report.source import read_source
 from cqa.score.report.tables import to_csv, to_latex
 from cqa.score.report.verdict import make_verdict
+from cqa.score.report.view import View, make_view
 from cqa.score.summary import summarise
 
 
