@@ -10,13 +10,13 @@ import triton.language as tl
 from torch import Tensor
 
 from cqa.kernels.backend import Backend, choose
-from cqa.kernels.launch import dot_type, launch, rank_tile, tile_width
+from cqa.kernels.launch import dot_type, launch, tile_width
 from cqa.kernels.shrink import (
     AugColumns,
+    GroupLaunch,
     Shrink,
     augmented,
     expand_tile,
-    group_dropout,
     native_arguments,
     numbers_of,
     shrink_backward_ref,
@@ -82,15 +82,15 @@ def _copy_backward_kernel(  # dx += mask · (dS · A) · scale, a tile a program
 def _copy_triton(x: Tensor, out: Tensor, columns: AugColumns, shrink: Shrink) -> None:
     """Write all columns of [X | 1 | S]."""
     m, k = x.shape
-    dropout = group_dropout(shrink)
+    group = GroupLaunch.of(shrink)
+    dropout = group.dropout
     partial = x.new_empty(SPLITS, m, columns.rank_columns, dtype=torch.float32)
     launch(
-        _copy_shrink_kernel, (triton.cdiv(m, 32), SPLITS, len(shrink.modules)),
-        x, shrink.lora_a, out, partial, dropout.key, dropout.streams, dropout.rows, m, k,
-        x.stride(0), out.stride(0), columns.base, shrink.rank, columns.ranks.stop, columns.total,
-        dropout.threshold, shrink.scale,
-        ROWS=32, RANK=rank_tile(shrink.rank), WIDTH=tile_width(x.dtype),
-        DROPOUT=dropout.threshold > 0, DOT=dot_type(x.dtype), num_warps=4,
+        _copy_shrink_kernel, (triton.cdiv(m, 32), SPLITS, group.members),
+        x, group.lora_a, out, partial, dropout.key, dropout.streams, dropout.rows, m, k,
+        x.stride(0), out.stride(0), columns.base, group.rank, columns.ranks.stop, columns.total,
+        dropout.threshold, group.scale,
+        ROWS=32, WIDTH=tile_width(x.dtype), DOT=dot_type(x.dtype), **group.constants, num_warps=4,
     )  # fmt: skip
     sum_splits(partial, out[:, columns.ranks])
 
@@ -98,13 +98,14 @@ def _copy_triton(x: Tensor, out: Tensor, columns: AugColumns, shrink: Shrink) ->
 def _copy_backward_triton(dx: Tensor, ds: Tensor, shrink: Shrink) -> None:
     """Add the low-rank part to dx, in place."""
     m, k = dx.shape
-    dropout, width = group_dropout(shrink), tile_width(dx.dtype)
+    group, width = GroupLaunch.of(shrink), tile_width(dx.dtype)
+    dropout = group.dropout
     launch(
         _copy_backward_kernel, (triton.cdiv(m, 32), triton.cdiv(k, width)),
-        dx, ds, shrink.lora_a, dropout.key, dropout.streams, dropout.rows, m, k, dx.stride(0),
-        ds.stride(0), shrink.rank, dropout.threshold, shrink.scale,
-        MEMBERS=len(shrink.modules), ROWS=32, RANK=rank_tile(shrink.rank), WIDTH=width,
-        DROPOUT=dropout.threshold > 0, DOT=dot_type(dx.dtype), num_warps=4,
+        dx, ds, group.lora_a, dropout.key, dropout.streams, dropout.rows, m, k, dx.stride(0),
+        ds.stride(0), group.rank, dropout.threshold, group.scale,
+        MEMBERS=group.members, ROWS=32, WIDTH=width, DOT=dot_type(dx.dtype), **group.constants,
+        num_warps=4,
     )  # fmt: skip
 
 

@@ -15,14 +15,14 @@ import triton.language as tl
 from torch import Tensor
 
 from cqa.kernels.backend import Backend, choose
-from cqa.kernels.launch import accumulator, dot_type, launch, rank_tile, tile_width
+from cqa.kernels.launch import accumulator, dot_type, launch, tile_width
 from cqa.kernels.precision import wider
 from cqa.kernels.shrink import (
     AugColumns,
+    GroupLaunch,
     Shrink,
     augmented,
     expand_tile,
-    group_dropout,
     native_arguments,
     numbers_of,
     shrink_backward_ref,
@@ -145,16 +145,15 @@ def _norm_triton(
 ) -> None:
     """Write all columns of `out`, [X | 1 | S], or those of [X | 1] without an adapter."""
     m, k = x.shape
-    dropout = group_dropout(shrink)
+    group = GroupLaunch.of(shrink)
+    dropout = group.dropout
     end = columns.ranks.stop if shrink else columns.base
     launch(
-        _norm_shrink_kernel, (triton.cdiv(m, 32), len(shrink.modules) if shrink else 1), x, weight,
-        shrink.lora_a if shrink else None, out, dropout.key, dropout.streams, dropout.rows, m, k,
-        x.stride(0), out.stride(0), columns.base, shrink.rank if shrink else 1, end, out.shape[1],
-        dropout.threshold, shrink.scale if shrink else 1.0, eps, ROWS=32,
-        RANK=rank_tile(shrink.rank if shrink else 1), WIDTH=tile_width(weight.dtype),
-        LORA=shrink is not None, DROPOUT=dropout.threshold > 0, SUM=accumulator(x.dtype),
-        DOT=dot_type(weight.dtype), num_warps=4,
+        _norm_shrink_kernel, (triton.cdiv(m, 32), max(1, group.members)), x, weight, group.lora_a,
+        out, dropout.key, dropout.streams, dropout.rows, m, k, x.stride(0), out.stride(0),
+        columns.base, group.rank, end, out.shape[1], dropout.threshold, group.scale, eps,
+        ROWS=32, WIDTH=tile_width(weight.dtype), LORA=group.members > 0, SUM=accumulator(x.dtype),
+        DOT=dot_type(weight.dtype), **group.constants, num_warps=4,
     )  # fmt: skip
 
 
@@ -164,16 +163,14 @@ def _norm_backward_triton(
     """Add the low-rank part to dy, in place; return dx."""
     dx = torch.empty_like(x, memory_format=torch.contiguous_format)
     m, k = x.shape
-    dropout = group_dropout(shrink)
+    group = GroupLaunch.of(shrink)
+    dropout = group.dropout
     launch(
-        _norm_backward_kernel, (triton.cdiv(m, 16),), dy, ds, shrink.lora_a if shrink else None, x,
-        weight, dx, dropout.key, dropout.streams, dropout.rows, m, k, dy.stride(0),
-        ds.stride(0) if ds is not None else 0, x.stride(0), shrink.rank if shrink else 1,
-        dropout.threshold, shrink.scale if shrink else 1.0, eps,
-        MEMBERS=len(shrink.modules) if shrink else 0, ROWS=16,
-        RANK=rank_tile(shrink.rank if shrink else 1), WIDTH=tile_width(weight.dtype),
-        DROPOUT=dropout.threshold > 0, SUM=accumulator(x.dtype), DOT=dot_type(weight.dtype),
-        num_warps=4,
+        _norm_backward_kernel, (triton.cdiv(m, 16),), dy, ds, group.lora_a, x, weight, dx,
+        dropout.key, dropout.streams, dropout.rows, m, k, dy.stride(0),
+        ds.stride(0) if ds is not None else 0, x.stride(0), group.rank, dropout.threshold,
+        group.scale, eps, MEMBERS=group.members, ROWS=16, WIDTH=tile_width(weight.dtype),
+        SUM=accumulator(x.dtype), DOT=dot_type(weight.dtype), **group.constants, num_warps=4,
     )  # fmt: skip
     return dx
 

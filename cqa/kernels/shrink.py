@@ -25,7 +25,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from cqa.kernels.launch import launch
+from cqa.kernels.launch import launch, rank_tile
 from cqa.kernels.outer_sums import OuterSum, outer_sums
 from cqa.kernels.philox import (
     NO_DROPOUT,
@@ -263,14 +263,33 @@ def shrink_da_triton(
     da = torch.empty_like(shrink.lora_a)
     k, rank = x.shape[1], shrink.rank
     sums = tuple(OuterSum((0, k), g * rank, g * rank * k) for g in range(len(shrink.modules)))
-    dropout = group_dropout(shrink)
+    dropout = GroupDropout.of(shrink.dropout, shrink.modules)
     outer_sums(x, ds, da, sums, (1, k), rank, scale=shrink.scale, dropout=dropout)
     return da
 
 
-def group_dropout(shrink: Shrink | None) -> GroupDropout:
-    """Return a group's dropout as the Triton kernels take it."""
-    return GroupDropout.of(shrink.dropout, shrink.modules) if shrink else NO_DROPOUT
+@dataclass(frozen=True, slots=True)
+class GroupLaunch:
+    """A group's low-rank side as Triton kernels take it; without an adapter it has no members."""
+
+    lora_a: Tensor | None = None
+    members: int = 0
+    rank: int = 1
+    scale: float = 1.0
+    dropout: GroupDropout = NO_DROPOUT
+
+    @classmethod
+    def of(cls, shrink: Shrink | None) -> GroupLaunch:
+        """Return what a launch needs of a group."""
+        if shrink is None:
+            return cls()
+        dropout = GroupDropout.of(shrink.dropout, shrink.modules)
+        return cls(shrink.lora_a, len(shrink.modules), shrink.rank, shrink.scale, dropout)
+
+    @property
+    def constants(self) -> dict[str, Any]:
+        """What a kernel is compiled for."""
+        return {"RANK": rank_tile(self.rank), "DROPOUT": self.dropout.threshold > 0}
 
 
 _NONE = torch.empty(0, dtype=torch.int64)

@@ -15,14 +15,14 @@ import triton.language as tl
 from torch import Tensor
 
 from cqa.kernels.backend import Backend, choose
-from cqa.kernels.launch import dot_type, launch, rank_tile, tile_width
+from cqa.kernels.launch import dot_type, launch, tile_width
 from cqa.kernels.precision import wider
 from cqa.kernels.shrink import (
     AugColumns,
+    GroupLaunch,
     Shrink,
     augmented,
     expand_tile,
-    group_dropout,
     native_arguments,
     numbers_of,
     shrink_backward_ref,
@@ -136,17 +136,17 @@ def _swiglu_triton(
 ) -> None:
     """Write all columns of `out`, [X | 1 | S], or those of [X | 1] without an adapter."""
     m, k = gate_up.shape[0], columns.features
-    rank, members = (shrink.rank, len(shrink.modules)) if shrink else (1, 1)
-    dropout = group_dropout(shrink)
+    group = GroupLaunch.of(shrink)
+    dropout = group.dropout
     shape = (SPLITS, m, columns.rank_columns)
     partial = out.new_empty(shape, dtype=torch.float32) if shrink else None
     launch(
-        _swiglu_shrink_kernel, (triton.cdiv(m, 32), SPLITS, members),
-        gate_up, shrink.lora_a if shrink else None, out, partial, dropout.key, dropout.streams,
-        dropout.rows, m, k, gate_up.stride(0), out.stride(0), columns.base, rank,
-        columns.ranks.stop, columns.total, dropout.threshold, shrink.scale if shrink else 1.0,
-        ROWS=32, RANK=rank_tile(rank), WIDTH=tile_width(out.dtype), LORA=shrink is not None,
-        DROPOUT=dropout.threshold > 0, DOT=dot_type(out.dtype), num_warps=4,
+        _swiglu_shrink_kernel, (triton.cdiv(m, 32), SPLITS, max(1, group.members)),
+        gate_up, group.lora_a, out, partial, dropout.key, dropout.streams, dropout.rows, m, k,
+        gate_up.stride(0), out.stride(0), columns.base, group.rank, columns.ranks.stop,
+        columns.total, dropout.threshold, group.scale,
+        ROWS=32, WIDTH=tile_width(out.dtype), LORA=group.members > 0, DOT=dot_type(out.dtype),
+        **group.constants, num_warps=4,
     )  # fmt: skip
     if partial is not None:
         sum_splits(partial, out[:, columns.ranks])
@@ -158,15 +158,15 @@ def _swiglu_backward_triton(
     """Return d(gate_up), the low-rank part included."""
     out = torch.empty_like(gate_up, memory_format=torch.contiguous_format)
     m, k = dact.shape
-    rank = shrink.rank if shrink else 1
-    dropout, width = group_dropout(shrink), tile_width(dact.dtype)
+    group, width = GroupLaunch.of(shrink), tile_width(dact.dtype)
+    dropout = group.dropout
     launch(
         _swiglu_backward_kernel, (triton.cdiv(m, 32), triton.cdiv(k, width)),
-        dact, ds, shrink.lora_a if shrink else None, gate_up, out, dropout.key, dropout.streams,
-        dropout.rows, m, k, dact.stride(0), ds.stride(0) if ds is not None else 0,
-        gate_up.stride(0), rank, dropout.threshold, shrink.scale if shrink else 1.0,
-        MEMBERS=len(shrink.modules) if shrink else 0, ROWS=32, RANK=rank_tile(rank), WIDTH=width,
-        DROPOUT=dropout.threshold > 0, DOT=dot_type(dact.dtype), num_warps=4,
+        dact, ds, group.lora_a, gate_up, out, dropout.key, dropout.streams, dropout.rows, m, k,
+        dact.stride(0), ds.stride(0) if ds is not None else 0, gate_up.stride(0), group.rank,
+        dropout.threshold, group.scale,
+        MEMBERS=group.members, ROWS=32, WIDTH=width, DOT=dot_type(dact.dtype), **group.constants,
+        num_warps=4,
     )  # fmt: skip
     return out
 
