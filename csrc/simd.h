@@ -68,7 +68,7 @@ CQA_INLINE auto sum_of(const Vec& v) {
 // e^x to 1e-11 for x <= 700: what a result that is rounded to fp32 needs.
 CQA_INLINE V<double, 8> exp_wide(V<double, 8> x) {
   using Vec = V<double, 8>;
-  using Bits = V<int64_t, 8>;
+  using Bits = V<uint64_t, 8>;
   x = x < -700.0 ? Vec{} - 700.0 : x;
   x = x > 700.0 ? Vec{} + 700.0 : x;
   const double shift = 6755399441055744.0;  // 1.5 * 2^52: adding it rounds to a whole number
@@ -93,11 +93,11 @@ CQA_INLINE V<double, 8> exp_wide(V<double, 8> x) {
   return p;
 }
 
-// e^x to about one unit in the last place, for x <= 0; 0 below -87.
+// e^x to about one unit in the last place, for x <= 0; 0 below -87, NaN for NaN.
 CQA_INLINE V<float, 16> exp_float(V<float, 16> x) {
   using Vec = V<float, 16>;
-  using Bits = V<int32_t, 16>;
-  const Bits too_small = x < -87.0f;
+  using Bits = V<uint32_t, 16>;
+  const V<int32_t, 16> too_small = x < -87.0f;
   const float shift = 12582912.0f;  // 1.5 * 2^23
   const Vec shifted = x * 1.44269504f + shift;
   const Vec n = shifted - shift;
@@ -113,9 +113,9 @@ CQA_INLINE V<float, 16> exp_float(V<float, 16> x) {
   Bits bits, exponent;
   std::memcpy(&bits, &p, sizeof p);
   std::memcpy(&exponent, &shifted, sizeof shifted);
-  bits = (bits + (exponent << 23)) & ~too_small;
+  bits = too_small ? Bits{} : bits + (exponent << 23);
   std::memcpy(&p, &bits, sizeof p);
-  return p;
+  return x == x ? p : x;  // shifted bits turn some of the NaNs into numbers
 }
 
 }  // namespace cqa

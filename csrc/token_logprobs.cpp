@@ -186,7 +186,7 @@ void token_stats(Tensor hidden, Tensor head, Tensor target, Tensor stats, Tensor
     // -ln(1 + others / own): never above 0, and exact near it.
     logp[i] = by > -600 ? -std::log1p(row.weight / weight) : by - std::log(total);
     const double log_total = by - logp[i];
-    logp[m + i] = std::max(0.0, log_total - (row.weighted + weight * by) / total);
+    logp[m + i] = std::max(log_total - (row.weighted + weight * by) / total, 0.0);  // of NaN, NaN
     logp[2 * m + i] = row.top + log_total;
     above[i] = row.above;
   });

@@ -184,6 +184,38 @@ def test_probabilities_of_all_targets_sum_to_one(v, scale):
     assert sorted(stats.rank.tolist()) == list(range(v)) or scale == 0
 
 
+# As arithmetic makes it, and as a damaged file holds it: the bits of both kinds differ.
+NANS = [torch.tensor(bits, dtype=torch.int32).view(torch.float32) for bits in (0x7FC00000, -1)]
+
+
+@pytest.mark.filterwarnings("ignore:All-NaN slice")  # the interpreter's own remark
+@pytest.mark.parametrize("nan", NANS, ids=["plain", "all-bits"])
+def test_what_is_not_a_number_spoils_every_statistic_of_its_row_and_no_other(nan):
+    hidden, head, target = inputs("normal", m=5)
+    expected = token_stats(hidden, head, target)
+    hidden[2, 7] = nan
+    stats = token_stats(hidden, head, target)
+    for field in ("logp", "entropy", "lse"):
+        assert getattr(stats, field).isnan().tolist() == [False, False, True, False, False], field
+        others = [0, 1, 3, 4]
+        assert torch.equal(getattr(stats, field)[others], getattr(expected, field)[others])
+
+
+@pytest.mark.parametrize("nan", NANS, ids=["plain", "all-bits"])
+@pytest.mark.parametrize("column", [0, 30, V - 1])
+def test_a_logit_that_is_not_a_number_is_seen_by_every_row(nan, column):
+    hidden, head, target = inputs("normal", m=5)
+    target[:] = torch.tensor([0, 1, 30, 100, V - 1])
+    head[column] = nan
+    stats = token_stats(hidden, head, target)
+    for field in (stats.logp, stats.entropy, stats.lse):
+        assert field.isnan().all()
+    weights = torch.ones(5)
+    logp, gradient = logp_and_gradient(token_logprobs, hidden, head, target, weights)
+    assert logp.isnan().all()
+    assert gradient.isnan().all()
+
+
 def test_no_rows_give_no_statistics():
     hidden, head, target = torch.empty(0, D), torch.randn(V, D), torch.empty(0, dtype=torch.int64)
     stats = token_stats(hidden, head, target)
