@@ -56,7 +56,7 @@ CQA_CLONES double loss_row(float* z, int64_t n, int64_t target) {
 
 // What is known of a row after some of its columns: the target's own is left out of the sums.
 struct Partial {
-  float top = -std::numeric_limits<float>::infinity();
+  float top = std::numeric_limits<float>::lowest();  // finite: -inf minus it is no NaN
   int32_t above = 0;    // logits greater than the target's
   double weight = 0;    // Σ e^(z - top)
   double weighted = 0;  // Σ e^(z - top) (z - top)

@@ -141,6 +141,16 @@ def test_rank_counts_the_strictly_more_probable_tokens(v):
     assert rank[20:40].eq(0).all()
 
 
+@pytest.mark.parametrize("v", [1, 129, 2049])
+def test_a_target_alone_in_the_last_tile_of_the_vocabulary_is_as_any_other(v, backend):
+    if backend == "triton" and v > 1000:
+        pytest.skip("interpreted: its tiles are of other widths")
+    given = torch.randn(4, 16), torch.randn(v, 16) / 4, torch.full((4,), v - 1)
+    stats = token_stats(*given)
+    for name, truth in reference(*double(*given)).items():
+        torch.testing.assert_close(getattr(stats, name), truth, rtol=1e-6, atol=1e-6)
+
+
 def test_equal_logits_give_the_uniform_distribution():
     stats = token_stats(torch.zeros(3, D), torch.randn(V, D), torch.tensor([0, 100, V - 1]))
     for field in (-stats.logp, stats.entropy, stats.lse):
