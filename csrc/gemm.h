@@ -108,7 +108,8 @@ void multiply_range(Range rows, Range columns, int64_t k_end, const Matrix& a,
   float* edge = scratch(2, kernel.rows * kernel.columns);
   for (int64_t n = columns.begin; n < columns.end; n += BLOCK_N) {
     const int64_t n_size = std::min(BLOCK_N, columns.end - n);
-    for (int64_t k = 0; k < k_end; k += block) {
+    int64_t k = 0;
+    do {  // once at least: a sum of no products is written too
       const int64_t k_size = std::min(block, k_end - k);
       pack_b(k, k_size, n, n_size, b);
       const float* start = k ? target.c : target.start;
@@ -131,7 +132,8 @@ void multiply_range(Range rows, Range columns, int64_t k_end, const Matrix& a,
                   (from ? from[i * ld_start + l] : 0.0f) + edge[i * kernel.columns + l];
         }
       }
-    }
+      k += block;
+    } while (k < k_end);
   }
 }
 
