@@ -57,22 +57,16 @@ void norm_shrink(Tensor x, Tensor weight, double eps, Tensor out, std::optional<
   const void* from = x.const_data_ptr();
   const float* w = weight.const_data_ptr<float>();
   float* to = out.mutable_data_ptr<float>();
-  std::optional<Members> members;
   std::optional<ShrinkForward> shrink;
-  if (lora_a) {
-    members = members_of(*lora_a, streams, rows, seed, step, threshold, scale);
-    shrink.emplace(*members);
-  }
-  parallel_for(n_bands(m), [&](int64_t task) {
-    const Range r = band(m, task);
+  if (lora_a)
+    shrink.emplace(members_of(*lora_a, streams, rows, seed, step, threshold, scale), *s);
+  parallel_for_bands(m, [&](const Range& r) {
     for (int64_t i = r.begin; i < r.end; i++)
       if (wide)
         forward_row_double(static_cast<const double*>(from) + i * ld_x, w, k, eps, to + i * ld);
       else
         forward_row_float(static_cast<const float*>(from) + i * ld_x, w, k, eps, to + i * ld);
-    if (shrink)
-      shrink->rows(r.begin, r.end - r.begin, to + r.begin * ld, ld,
-                   s->mutable_data_ptr<float>() + r.begin * s->stride(0), s->stride(0));
+    if (shrink) shrink->rows(r, to, ld);
   });
 }
 
@@ -85,18 +79,11 @@ void norm_shrink_backward(Tensor dy, std::optional<Tensor> ds, std::optional<Ten
   const int64_t ld = dy.stride(0), ld_x = x.stride(0), ld_to = dx.stride(0);
   const float *forward = x.const_data_ptr<float>(), *w = weight.const_data_ptr<float>();
   float *from = dy.mutable_data_ptr<float>(), *to = dx.mutable_data_ptr<float>();
-  std::optional<Members> members;
   std::optional<ShrinkBackward> shrink;
-  if (ds) {
-    members = members_of(*lora_a, streams, rows, seed, step, threshold, scale);
-    shrink.emplace(*members);
-  }
-  parallel_for(n_bands(m), [&](int64_t task) {
-    const Range r = band(m, task);
-    if (shrink)
-      shrink->rows(r.begin, r.end - r.begin,
-                   ds->const_data_ptr<float>() + r.begin * ds->stride(0), ds->stride(0),
-                   from + r.begin * ld, ld);
+  if (lora_a)
+    shrink.emplace(members_of(*lora_a, streams, rows, seed, step, threshold, scale), *ds);
+  parallel_for_bands(m, [&](const Range& r) {
+    if (shrink) shrink->rows(r, from, ld);
     for (int64_t i = r.begin; i < r.end; i++)
       backward_row(from + i * ld, forward + i * ld_x, w, k, eps, to + i * ld_to);
   });

@@ -33,21 +33,15 @@ void swiglu_shrink(Tensor gate_up, Tensor out, std::optional<Tensor> s,
   const int64_t m = out.size(0), k = out.size(1), ld = out.stride(0), ld_from = gate_up.stride(0);
   const float* from = gate_up.const_data_ptr<float>();
   float* to = out.mutable_data_ptr<float>();
-  std::optional<Members> members;
   std::optional<ShrinkForward> shrink;
-  if (lora_a) {
-    members = members_of(*lora_a, streams, rows, seed, step, threshold, scale);
-    shrink.emplace(*members);
-  }
-  parallel_for(n_bands(m), [&](int64_t task) {
-    const Range r = band(m, task);
+  if (lora_a)
+    shrink.emplace(members_of(*lora_a, streams, rows, seed, step, threshold, scale), *s);
+  parallel_for_bands(m, [&](const Range& r) {
     for (int64_t i = r.begin; i < r.end; i++) {
       const float* row = from + i * ld_from;
       forward_row(row, row + k, k, to + i * ld);
     }
-    if (shrink)
-      shrink->rows(r.begin, r.end - r.begin, to + r.begin * ld, ld,
-                   s->mutable_data_ptr<float>() + r.begin * s->stride(0), s->stride(0));
+    if (shrink) shrink->rows(r, to, ld);
   });
 }
 
@@ -60,18 +54,11 @@ void swiglu_shrink_backward(Tensor dact, std::optional<Tensor> ds, std::optional
   const float* forward = gate_up.const_data_ptr<float>();
   float* from = dact.mutable_data_ptr<float>();
   float* to = out.mutable_data_ptr<float>();
-  std::optional<Members> members;
   std::optional<ShrinkBackward> shrink;
-  if (ds) {
-    members = members_of(*lora_a, streams, rows, seed, step, threshold, scale);
-    shrink.emplace(*members);
-  }
-  parallel_for(n_bands(m), [&](int64_t task) {
-    const Range r = band(m, task);
-    if (shrink)
-      shrink->rows(r.begin, r.end - r.begin,
-                   ds->const_data_ptr<float>() + r.begin * ds->stride(0), ds->stride(0),
-                   from + r.begin * ld, ld);
+  if (lora_a)
+    shrink.emplace(members_of(*lora_a, streams, rows, seed, step, threshold, scale), *ds);
+  parallel_for_bands(m, [&](const Range& r) {
+    if (shrink) shrink->rows(r, from, ld);
     for (int64_t i = r.begin; i < r.end; i++) {
       const float* row = forward + i * ld_forward;
       backward_row(from + i * ld, row, row + k, k, to + i * ld_to, to + i * ld_to + k);
