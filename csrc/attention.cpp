@@ -1,9 +1,9 @@
-// Twin of cqa/kernels/attention.py: one span and head at a time, scores of a band of queries in full.
+// Twin of cqa/kernels/attention.py: one span and head at a time, scores of a band of queries in
+// full.
 //
 // A query's result depends on its own keys alone: products are summed in blocks counted from the
 // span's first key, and keys that a query does not see have weight 0.
 #include <cmath>
-#include <limits>
 
 #include "tensors.h"
 
@@ -71,36 +71,14 @@ CQA_CLONES void gather(const Span& span, const Heads& heads, float* to) {
     std::memcpy(to + key * heads.width, heads.at(span.key_row(key)), heads.width * sizeof(float));
 }
 
-using Floats = V<float, 16>;
-
-CQA_INLINE Floats load_part(const float* from, int64_t n, float fill) {
-  if (n >= 16) return load<Floats>(from);
-  Floats v = Floats{} + fill;
-  for (int64_t i = 0; i < n; i++) v[i] = from[i];
-  return v;
-}
-
-CQA_INLINE void store_part(float* to, const Floats& v, int64_t n) {
-  if (n >= 16)
-    store(to, v);
-  else
-    for (int64_t i = 0; i < n; i++) to[i] = v[i];
-}
-
 // Scores to e^(scale · (score - top)) in place; returns Σ, and top by reference.
 CQA_CLONES double soften(float* s, int64_t n, float scale, float& top) {
-  Floats best = Floats{} - std::numeric_limits<float>::infinity();
-  for (int64_t i = 0; i < n; i += 16) {
-    const Floats v = load_part(s + i, n - i, -std::numeric_limits<float>::infinity());
-    best = v > best ? v : best;
-  }
-  top = best[0];
-  for (int i = 1; i < 16; i++) top = best[i] > top ? best[i] : top;
+  top = max_of(s, n);
   double total = 0;
   for (int64_t start = 0; start < n; start += 512) {
     Floats sum{};
     for (int64_t i = start; i < std::min(n, start + 512); i += 16) {
-      const Floats v = load_part(s + i, n - i, -std::numeric_limits<float>::infinity());
+      const Floats v = load_part(s + i, n - i, -INF);
       const Floats e = exp_float((v - top) * scale);
       sum += e;
       store_part(s + i, e, n - i);

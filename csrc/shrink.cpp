@@ -1,5 +1,5 @@
-// Twin of cqa/kernels/shrink.py. A mask is applied while an operand is packed, or to a finished tile:
-// a dropped copy of X never exists.
+// Twin of cqa/kernels/shrink.py. A mask is applied while an operand is packed, or to a finished
+// tile: a dropped copy of X never exists.
 #include "shrink.h"
 
 namespace cqa {
