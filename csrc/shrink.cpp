@@ -4,9 +4,16 @@
 
 namespace cqa {
 
-Members members_of(const Tensor& lora_a, const Tensor& streams, const Tensor& rows, int64_t seed,
-                   int64_t step, int64_t threshold, double scale) {
-  const int64_t n = streams.size(0), k = lora_a.size(1);
+Members members_of(const Tensor& x, const Tensor& lora_a, const Tensor& streams,
+                   const Tensor& rows, int64_t seed, int64_t step, int64_t threshold,
+                   double scale) {
+  expect_rows(x, "x", {ANY, ANY});
+  const int64_t n = streams.size(0), k = x.size(1);
+  expect_rows(lora_a, "lora_a", {ANY, k});
+  expect_rows(streams, "streams", {n});
+  if (threshold) expect_rows(rows, "rows", {x.size(0)});
+  STD_TORCH_CHECK(n > 0 && lora_a.size(0) % n == 0, "expected the same rank of ", n, " members");
+  STD_TORCH_CHECK(0 <= threshold && threshold < 65536, "expected a threshold of 16 bits");
   Members members = {matrix(lora_a), lora_a.size(0) / n, n, k, static_cast<float>(scale), {}};
   for (int64_t g = 0; threshold && g < n; g++)
     members.masks.push_back({stream_of(seed, step, streams.const_data_ptr<int64_t>()[g]),
@@ -41,22 +48,25 @@ PackedMembers::PackedMembers(Members members, bool turned) : members_(std::move(
     for (float& element : storage_) element *= members_.scale;
 }
 
-ShrinkForward::ShrinkForward(Members members, const Tensor& s)
+ShrinkForward::ShrinkForward(Members members, const Tensor& x, const Tensor& s)
     : PackedMembers(std::move(members), true),
+      x_(x.const_data_ptr<float>()),
       s_(s.mutable_data_ptr<float>()),
-      ld_s_(s.stride(0)) {}
+      ld_x_(x.stride(0)),
+      ld_s_(s.stride(0)) {
+  expect_own_rows(s, "s", x.size(0), members_.n * members_.rank);
+}
 
-void ShrinkForward::rows(const Range& rows, const float* x, int64_t ld_x) const {
+void ShrinkForward::rows(const Range& rows) const {
   const int64_t rank = members_.product_rank(), padded = Packed::padded(rank);
   const int64_t first = rows.begin, height = rows.end - first;
-  const Matrix given = {x + first * ld_x, ld_x, 1};
+  const Matrix x = {x_ + first * ld_x_, ld_x_, 1};
   float* sums = scratch(3, height * padded);
   for (int64_t g = 0; g < members_.n_products(); g++) {
     const auto dropped = [&](int64_t row, int64_t n, int64_t k, int64_t k_size, float* to) {
-      if (members_.masks.empty()) return left_tile(given, row, n, k, k_size, to);
+      if (members_.masks.empty()) return left_tile(x, row, n, k, k_size, to);
       for (int64_t i = 0; i < n; i++)
-        members_.masks[g].apply(first + row + i, k, k_size, given.at(row + i, k),
-                                to + i * A_STRIDE);
+        members_.masks[g].apply(first + row + i, k, k_size, x.at(row + i, k), to + i * A_STRIDE);
       return LeftTile{to, 0, true};
     };
     packed_[g].multiply(dropped, height, {0, members_.features}, {0, rank}, sums, padded);
@@ -65,12 +75,17 @@ void ShrinkForward::rows(const Range& rows, const float* x, int64_t ld_x) const 
   }
 }
 
-ShrinkBackward::ShrinkBackward(Members members, const Tensor& ds)
+ShrinkBackward::ShrinkBackward(Members members, const Tensor& dx, const Tensor& ds)
     : PackedMembers(std::move(members), false),
+      dx_(dx.mutable_data_ptr<float>()),
       ds_(ds.const_data_ptr<float>()),
-      ld_ds_(ds.stride(0)) {}
+      ld_dx_(dx.stride(0)),
+      ld_ds_(ds.stride(0)) {
+  expect_own_rows(dx, "dx", dx.size(0), members_.features);
+  expect_rows(ds, "ds", {dx.size(0), members_.n * members_.rank});
+}
 
-void ShrinkBackward::rows(const Range& rows, float* dx, int64_t ld_dx) const {
+void ShrinkBackward::rows(const Range& rows) const {
   const int64_t rank = members_.product_rank(), first = rows.begin, height = rows.end - first;
   float* product = scratch(3, height * BLOCK_N);
   for (int64_t g = 0; g < members_.n_products(); g++) {
@@ -82,7 +97,7 @@ void ShrinkBackward::rows(const Range& rows, float* dx, int64_t ld_dx) const {
                           BLOCK_N);
       for (int64_t i = 0; i < height; i++) {
         const float* from = product + i * BLOCK_N;
-        float* to = dx + (first + i) * ld_dx + column;
+        float* to = dx_ + (first + i) * ld_dx_ + column;
         if (members_.masks.empty())
           add_row(from, n, to);
         else
@@ -95,7 +110,8 @@ void ShrinkBackward::rows(const Range& rows, float* dx, int64_t ld_dx) const {
 // da = dsᵀ · dropped(x) · scale, member by member     ds (M, G * R), x (M, K), da (G * R, K)
 void shrink_da(Tensor ds, Tensor x, Tensor da, Tensor streams, Tensor rows, int64_t seed,
                int64_t step, int64_t threshold, double scale) {
-  const Members members = members_of(da, streams, rows, seed, step, threshold, scale);
+  const Members members = members_of(x, da, streams, rows, seed, step, threshold, scale);
+  expect_rows(ds, "ds", {x.size(0), da.size(0)});
   const int64_t rank = members.product_rank(), width = best_kernel().columns;
   const Matrix from = matrix(x);
   float* out = da.mutable_data_ptr<float>();

@@ -20,9 +20,11 @@ struct Members {
   int64_t product_rank() const { return rank * n / n_products(); }
 };
 
-// streams (G,), rows (M,): int64; threshold 0 is no dropout.
-Members members_of(const Tensor& lora_a, const Tensor& streams, const Tensor& rows, int64_t seed,
-                   int64_t step, int64_t threshold, double scale);
+// The members that share an input x (M, K), or its gradient. lora_a (G * R, K); streams (G,), rows
+// (M,): int64; threshold 0 is no dropout.
+Members members_of(const Tensor& x, const Tensor& lora_a, const Tensor& streams,
+                   const Tensor& rows, int64_t seed, int64_t step, int64_t threshold,
+                   double scale);
 
 // A of a group as the right factor of its products, packed and scaled once.
 class PackedMembers {
@@ -39,27 +41,29 @@ class PackedMembers {
 // S = dropped(X) · Aᵀ
 class ShrinkForward : PackedMembers {
  public:
-  ShrinkForward(Members members, const Tensor& s);
+  ShrinkForward(Members members, const Tensor& x, const Tensor& s);
 
   // Writes these rows of S.
-  void rows(const Range& rows, const float* x, int64_t ld_x) const;
+  void rows(const Range& rows) const;
 
  private:
+  const float* x_;
   float* s_;
-  int64_t ld_s_;
+  int64_t ld_x_, ld_s_;
 };
 
 // dX += Σ mask ∘ (dS · A)
 class ShrinkBackward : PackedMembers {
  public:
-  ShrinkBackward(Members members, const Tensor& ds);
+  ShrinkBackward(Members members, const Tensor& dx, const Tensor& ds);
 
   // Adds to these rows of dX.
-  void rows(const Range& rows, float* dx, int64_t ld_dx) const;
+  void rows(const Range& rows) const;
 
  private:
+  float* dx_;
   const float* ds_;
-  int64_t ld_ds_;
+  int64_t ld_dx_, ld_ds_;
 };
 
 // Calls f(rows) for every band of m rows, split evenly over the threads.

@@ -104,22 +104,28 @@ constexpr int64_t SPAN = 2048;    // columns whose sums are one partial result
 
 // logits (M, V) become gradient rows in place; logp (M,) fp64
 void loss_rows(Tensor logits, Tensor target, Tensor logp) {
-  const int64_t n = logits.size(1);
+  const int64_t m = logits.size(0), n = logits.size(1);
+  expect_own_rows(logits, "logits", m, n);
+  expect_rows(logp, "logp", {m});
+  const int64_t* t = targets_below(n, target, m);
   float* z = logits.mutable_data_ptr<float>();
-  const int64_t* t = target.const_data_ptr<int64_t>();
   double* out = logp.mutable_data_ptr<double>();
-  parallel_for(logits.size(0),
-               [&](int64_t i) { out[i] = loss_row(z + i * logits.stride(0), n, t[i]); });
+  parallel_for(m, [&](int64_t i) { out[i] = loss_row(z + i * logits.stride(0), n, t[i]); });
 }
 
 // Log-softmax, gather, entropy and rank from hidden (M, D) and head (V, D): a tile of logits lives
 // in the cache until its row sums are taken. stats (3, M) fp64: logp, entropy and lse; rank (M,).
 void token_stats(Tensor hidden, Tensor head, Tensor target, Tensor stats, Tensor rank) {
   const int64_t m = hidden.size(0), d = hidden.size(1), v = head.size(0);
+  expect_rows(hidden, "hidden", {m, d});
+  expect_rows(head, "head", {v, d});
+  expect(stats, "stats", {3, m});
+  STD_TORCH_CHECK(stats.is_contiguous(), "expected contiguous stats");
+  expect_rows(rank, "rank", {m});
+  const int64_t* t = targets_below(v, target, m);
   const int64_t spans = (v + SPAN - 1) / SPAN, height = best_kernel().rows, block = block_k(d);
   const Matrix h = matrix(hidden), columns = {head.const_data_ptr<float>(), head.stride(1),
                                               head.stride(0)};
-  const int64_t* t = target.const_data_ptr<int64_t>();
   std::vector<double> exact(m);
   std::vector<float> own(m);
   parallel_for(m, [&](int64_t i) {
