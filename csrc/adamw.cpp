@@ -34,6 +34,7 @@ CQA_CLONES void update(float* p, const float* grad, float* m, float* v, int64_t 
 
 // The Euclidean norm; pieces of fixed length, so it does not depend on the threads.
 double norm(Tensor x) {
+  expect_rows(x, "x", {ANY});
   const int64_t n = x.numel(), pieces = (n + PIECE - 1) / PIECE;
   const float* from = x.const_data_ptr<float>();
   std::vector<double> sums(pieces);
@@ -48,6 +49,7 @@ double norm(Tensor x) {
 void adamw(Tensor param, Tensor grad, Tensor exp_avg, Tensor exp_avg_sq, double decay, double beta1,
            double beta2, double root, double rate, double eps) {
   const int64_t n = param.numel(), pieces = (n + PIECE - 1) / PIECE;
+  for (const Tensor& t : {param, grad, exp_avg, exp_avg_sq}) expect_rows(t, "buffer", {n});
   const Settings settings = {static_cast<float>(decay), static_cast<float>(beta1),
                              static_cast<float>(beta2), static_cast<float>(root),
                              static_cast<float>(rate),  static_cast<float>(eps)};

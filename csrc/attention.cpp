@@ -1,9 +1,9 @@
-// Twin of cqa/kernels/attention.py: one span and head at a time, scores of a band of queries in full.
+// Twin of cqa/kernels/attention.py: one span and head at a time, scores of a band of queries in
+// full.
 //
 // A query's result depends on its own keys alone: products are summed in blocks counted from the
 // span's first key, and keys that a query does not see have weight 0.
 #include <cmath>
-#include <limits>
 
 #include "tensors.h"
 
@@ -71,36 +71,14 @@ CQA_CLONES void gather(const Span& span, const Heads& heads, float* to) {
     std::memcpy(to + key * heads.width, heads.at(span.key_row(key)), heads.width * sizeof(float));
 }
 
-using Floats = V<float, 16>;
-
-CQA_INLINE Floats load_part(const float* from, int64_t n, float fill) {
-  if (n >= 16) return load<Floats>(from);
-  Floats v = Floats{} + fill;
-  for (int64_t i = 0; i < n; i++) v[i] = from[i];
-  return v;
-}
-
-CQA_INLINE void store_part(float* to, const Floats& v, int64_t n) {
-  if (n >= 16)
-    store(to, v);
-  else
-    for (int64_t i = 0; i < n; i++) to[i] = v[i];
-}
-
 // Scores to e^(scale · (score - top)) in place; returns Σ, and top by reference.
 CQA_CLONES double soften(float* s, int64_t n, float scale, float& top) {
-  Floats best = Floats{} - std::numeric_limits<float>::infinity();
-  for (int64_t i = 0; i < n; i += 16) {
-    const Floats v = load_part(s + i, n - i, -std::numeric_limits<float>::infinity());
-    best = v > best ? v : best;
-  }
-  top = best[0];
-  for (int i = 1; i < 16; i++) top = best[i] > top ? best[i] : top;
+  top = max_of(s, n);
   double total = 0;
   for (int64_t start = 0; start < n; start += 512) {
     Floats sum{};
     for (int64_t i = start; i < std::min(n, start + 512); i += 16) {
-      const Floats v = load_part(s + i, n - i, -std::numeric_limits<float>::infinity());
+      const Floats v = load_part(s + i, n - i, -INF);
       const Floats e = exp_float((v - top) * scale);
       sum += e;
       store_part(s + i, e, n - i);
@@ -215,12 +193,32 @@ CQA_CLONES void add_row(const float* from, int64_t n, float* to) {
   for (int64_t i = 0; i < n; i++) to[i] += from[i];
 }
 
-std::vector<Span> spans_of(const Tensor& spans) {
+// Spans of queries and keys that exist; the last query of one sees its last key, the first a key.
+std::vector<Span> spans_of(const Tensor& spans, int64_t n_queries, int64_t n_keys) {
+  expect(spans, "spans", {ANY, 6});
+  STD_TORCH_CHECK(spans.is_contiguous(), "expected contiguous spans");
   const int64_t* s = spans.const_data_ptr<int64_t>();
+  const auto within = [](int64_t start, int64_t stop, int64_t n) {
+    return 0 <= start && start <= stop && stop <= n;
+  };
   std::vector<Span> list;
-  for (int64_t i = 0; i < spans.size(0); i++, s += 6)
-    list.push_back({s[0], s[1], s[2], s[3], s[4], s[5]});
+  for (int64_t i = 0; i < spans.size(0); i++, s += 6) {
+    const Span span = {s[0], s[1], s[2], s[3], s[4], s[5]};
+    STD_TORCH_CHECK(within(s[0], s[1], n_queries) && within(s[2], s[3], n_keys) &&
+                        within(s[4], s[5], n_keys) && span.n_queries() <= span.n_keys(),
+                    "expected spans within ", n_queries, " queries and ", n_keys,
+                    " keys, each with as many keys as queries, got span ", i);
+    list.push_back(span);
+  }
   return list;
+}
+
+void expect_heads(const Tensor& q, const Tensor& k, const Tensor& v) {
+  expect_rows(q, "q", {ANY, ANY, ANY});
+  expect_rows(k, "k", {ANY, ANY, q.size(2)});
+  expect_rows(v, "v", {k.size(0), k.size(1), q.size(2)});
+  STD_TORCH_CHECK(k.size(1) > 0 && q.size(1) % k.size(1) == 0, "expected ", k.size(1),
+                  " heads of keys to share ", q.size(1), " of queries evenly");
 }
 
 Sight sight_of(const Span& span, int64_t window) {
@@ -232,14 +230,17 @@ Sight sight_of(const Span& span, int64_t window) {
 // q, out (Mq, H, D), k, v (M, H_kv, D), lse (Mq, H); spans (n, 6) int64, window 0 is none
 void attention(Tensor q, Tensor k, Tensor v, Tensor spans, int64_t window, double scale, Tensor out,
                Tensor lse) {
-  const int64_t heads = q.size(1), group = heads / k.size(1);
-  const std::vector<Span> list = spans_of(spans);
+  expect_heads(q, k, v);
+  const int64_t m = q.size(0), heads = q.size(1), group = heads / k.size(1);
+  expect_rows(out, "out", {m, heads, q.size(2)});
+  expect_own_rows(lse, "lse", m, heads);
+  const std::vector<Span> list = spans_of(spans, m, k.size(0));
   const int64_t n = list.size();
   parallel_for(n * heads, [&](int64_t task) {
     const int64_t h = task / n;
     const Span& span = list[task % n];
     forward(span, sight_of(span, window), static_cast<float>(scale), {q, h}, {k, h / group},
-            {v, h / group}, {out, h}, lse.mutable_data_ptr<float>() + h, heads);
+            {v, h / group}, {out, h}, lse.mutable_data_ptr<float>() + h, lse.stride(0));
   });
 }
 
@@ -247,8 +248,12 @@ void attention(Tensor q, Tensor k, Tensor v, Tensor spans, int64_t window, doubl
 void attention_backward(Tensor dout, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse,
                         Tensor spans, int64_t window, double scale, Tensor dq, Tensor dk,
                         Tensor dv) {
-  const int64_t heads = q.size(1), group = heads / k.size(1), width = q.size(2);
-  const std::vector<Span> list = spans_of(spans);
+  expect_heads(q, k, v);
+  const int64_t m = q.size(0), heads = q.size(1), group = heads / k.size(1), width = q.size(2);
+  for (const Tensor& t : {dout, out, dq}) expect_rows(t, "dout, out and dq", {m, heads, width});
+  for (const Tensor& t : {dk, dv}) expect_rows(t, "dk and dv", {k.size(0), k.size(1), width});
+  expect_rows(lse, "lse", {m, heads});
+  const std::vector<Span> list = spans_of(spans, m, k.size(0));
   const int64_t n = list.size();
   std::vector<int64_t> offset(n + 1);
   for (int64_t i = 0; i < n; i++) offset[i + 1] = offset[i] + 2 * width * list[i].n_keys();
@@ -260,8 +265,8 @@ void attention_backward(Tensor dout, Tensor q, Tensor k, Tensor v, Tensor out, T
     const int64_t h = task / n, i = task % n;
     float* part = part_of(i, h);
     backward(list[i], sight_of(list[i], window), static_cast<float>(scale), {q, h}, {k, h / group},
-             {v, h / group}, {out, h}, {dout, h}, lse.const_data_ptr<float>() + h, heads, {dq, h},
-             part, part + width * list[i].n_keys());
+             {v, h / group}, {out, h}, {dout, h}, lse.const_data_ptr<float>() + h, lse.stride(0),
+             {dq, h}, part, part + width * list[i].n_keys());
   });
   // The heads of a group are summed in their order, whatever the threads did.
   parallel_for(k.size(1), [&](int64_t kv) {

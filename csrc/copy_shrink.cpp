@@ -7,29 +7,24 @@ namespace cqa {
 void copy_shrink(Tensor x, Tensor out, Tensor s, Tensor lora_a, Tensor streams, Tensor rows,
                  int64_t seed, int64_t step, int64_t threshold, double scale) {
   const int64_t m = x.size(0), k = x.size(1), ld = out.stride(0);
-  const Members members = members_of(lora_a, streams, rows, seed, step, threshold, scale);
-  const ShrinkForward shrink(members);
+  expect_rows(x, "x", {m, k});
+  expect_own_rows(out, "out", m, k);
+  const ShrinkForward shrink(members_of(out, lora_a, streams, rows, seed, step, threshold, scale),
+                             out, s);
   float* to = out.mutable_data_ptr<float>();
-  parallel_for(n_bands(m), [&](int64_t task) {
-    const Range r = band(m, task);
+  parallel_for_bands(m, [&](const Range& r) {
     for (int64_t i = r.begin; i < r.end; i++)
       std::memcpy(to + i * ld, x.const_data_ptr<float>() + i * x.stride(0), k * sizeof(float));
-    shrink.rows(r.begin, r.end - r.begin, to + r.begin * ld, ld,
-                s.mutable_data_ptr<float>() + r.begin * s.stride(0), s.stride(0));
+    shrink.rows(r);
   });
 }
 
 // dx += Σ mask ∘ (dS · A)
 void copy_shrink_backward(Tensor dx, Tensor ds, Tensor lora_a, Tensor streams, Tensor rows,
                           int64_t seed, int64_t step, int64_t threshold, double scale) {
-  const Members members = members_of(lora_a, streams, rows, seed, step, threshold, scale);
-  const ShrinkBackward shrink(members);
-  const int64_t m = dx.size(0);
-  parallel_for(n_bands(m), [&](int64_t task) {
-    const Range r = band(m, task);
-    shrink.rows(r.begin, r.end - r.begin, ds.const_data_ptr<float>() + r.begin * ds.stride(0),
-                ds.stride(0), dx.mutable_data_ptr<float>() + r.begin * dx.stride(0), dx.stride(0));
-  });
+  const ShrinkBackward shrink(members_of(dx, lora_a, streams, rows, seed, step, threshold, scale),
+                              dx, ds);
+  parallel_for_bands(dx.size(0), [&](const Range& r) { shrink.rows(r); });
 }
 
 }  // namespace cqa

@@ -1,8 +1,8 @@
 // C = start + A · B in fp32, every element's sum in one fixed order.
 //
 // An element's products are summed in blocks of about BLOCK_K, one after the other within a block.
-// The order depends on the length of the sum alone: not on the other rows or columns, their number, or
-// the threads. So a row has the same bits in any batch.
+// The order depends on the length of the sum alone: not on the other rows or columns, their number,
+// or the threads. So a row has the same bits in any batch.
 //
 // The scheme is Goto's (Goto and van de Geijn 2008, "Anatomy of high-performance matrix
 // multiplication"): a block of B is packed into panels that stay in the second-level cache, rows of
@@ -20,7 +20,7 @@ namespace cqa {
 constexpr int64_t BLOCK_K = 128;      // products summed in registers before C is touched
 constexpr int64_t MAX_BLOCK_K = 200;  // what an even division may make of it
 constexpr int64_t BLOCK_N = 512;      // columns of B packed at a time: 256 KiB with BLOCK_K
-constexpr int64_t A_STRIDE = MAX_BLOCK_K + 8;  // no power of two: rows fall into different cache sets
+constexpr int64_t A_STRIDE = MAX_BLOCK_K + 8;  // no power of two: rows fall into other cache sets
 
 // Length of the blocks of a sum of `k_end` products: near BLOCK_K, without a short last one.
 inline int64_t block_k(int64_t k_end) {
@@ -108,7 +108,8 @@ void multiply_range(Range rows, Range columns, int64_t k_end, const Matrix& a,
   float* edge = scratch(2, kernel.rows * kernel.columns);
   for (int64_t n = columns.begin; n < columns.end; n += BLOCK_N) {
     const int64_t n_size = std::min(BLOCK_N, columns.end - n);
-    for (int64_t k = 0; k < k_end; k += block) {
+    int64_t k = 0;
+    do {  // once at least: a sum of no products is written too
       const int64_t k_size = std::min(block, k_end - k);
       pack_b(k, k_size, n, n_size, b);
       const float* start = k ? target.c : target.start;
@@ -131,7 +132,8 @@ void multiply_range(Range rows, Range columns, int64_t k_end, const Matrix& a,
                   (from ? from[i * ld_start + l] : 0.0f) + edge[i * kernel.columns + l];
         }
       }
-    }
+      k += block;
+    } while (k < k_end);
   }
 }
 

@@ -5,11 +5,15 @@
 namespace cqa {
 
 void mm(Tensor a, Tensor b, Tensor out, std::optional<Tensor> start) {
+  const int64_t m = a.size(0), k = a.size(1), n = b.size(1);
+  expect(a, "a", {m, k});
+  expect(b, "b", {k, n});
+  expect_own_rows(out, "out", m, n);
+  if (start) expect_rows(*start, "start", {m, n});
   const Matrix left = matrix(a), right = matrix(b);
   const Target target = {out.mutable_data_ptr<float>(), out.stride(0),
                          start ? start->const_data_ptr<float>() : nullptr,
                          start ? start->stride(0) : 0};
-  const int64_t m = a.size(0), k = a.size(1), n = b.size(1);
   const Kernel& kernel = best_kernel();
   const int64_t panels = (n + kernel.columns - 1) / kernel.columns;
   const int64_t tiles = (m + kernel.rows - 1) / kernel.rows;

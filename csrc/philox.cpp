@@ -78,6 +78,8 @@ void Mask::add(int64_t row, int64_t column, int64_t n, const float* from, float*
 void philox_words(int64_t seed, int64_t step, int64_t stream, Tensor rows, Tensor out) {
   const Stream words = stream_of(seed, step, stream);
   const int64_t calls = out.size(1) / 4;
+  expect_rows(rows, "rows", {out.size(0)});
+  STD_TORCH_CHECK(out.is_contiguous(), "expected a contiguous out");
   const int64_t* row = rows.const_data_ptr<int64_t>();
   int32_t* to = out.mutable_data_ptr<int32_t>();
   parallel_for(rows.size(0), [&](int64_t i) {

@@ -53,26 +53,25 @@ void norm_shrink(Tensor x, Tensor weight, double eps, Tensor out, std::optional<
                  std::optional<Tensor> lora_a, Tensor streams, Tensor rows, int64_t seed,
                  int64_t step, int64_t threshold, double scale) {
   const int64_t m = x.size(0), k = x.size(1), ld_x = x.stride(0), ld = out.stride(0);
+  expect_rows(x, "x", {m, k});
+  expect_rows(weight, "weight", {k});
+  expect_own_rows(out, "out", m, k);
   const bool wide = x.scalar_type() == torch::headeronly::ScalarType::Double;
-  const void* from = x.const_data_ptr();
+  const double* from_double = wide ? x.const_data_ptr<double>() : nullptr;
+  const float* from_float = wide ? nullptr : x.const_data_ptr<float>();
   const float* w = weight.const_data_ptr<float>();
   float* to = out.mutable_data_ptr<float>();
-  std::optional<Members> members;
   std::optional<ShrinkForward> shrink;
-  if (lora_a) {
-    members = members_of(*lora_a, streams, rows, seed, step, threshold, scale);
-    shrink.emplace(*members);
-  }
-  parallel_for(n_bands(m), [&](int64_t task) {
-    const Range r = band(m, task);
+  if (lora_a)
+    shrink.emplace(members_of(out, *lora_a, streams, rows, seed, step, threshold, scale), out,
+                   s.value());
+  parallel_for_bands(m, [&](const Range& r) {
     for (int64_t i = r.begin; i < r.end; i++)
       if (wide)
-        forward_row_double(static_cast<const double*>(from) + i * ld_x, w, k, eps, to + i * ld);
+        forward_row_double(from_double + i * ld_x, w, k, eps, to + i * ld);
       else
-        forward_row_float(static_cast<const float*>(from) + i * ld_x, w, k, eps, to + i * ld);
-    if (shrink)
-      shrink->rows(r.begin, r.end - r.begin, to + r.begin * ld, ld,
-                   s->mutable_data_ptr<float>() + r.begin * s->stride(0), s->stride(0));
+        forward_row_float(from_float + i * ld_x, w, k, eps, to + i * ld);
+    if (shrink) shrink->rows(r);
   });
 }
 
@@ -83,20 +82,18 @@ void norm_shrink_backward(Tensor dy, std::optional<Tensor> ds, std::optional<Ten
                           double scale) {
   const int64_t m = x.size(0), k = x.size(1);
   const int64_t ld = dy.stride(0), ld_x = x.stride(0), ld_to = dx.stride(0);
+  expect_own_rows(dy, "dy", m, k);
+  expect_rows(x, "x", {m, k});
+  expect_rows(weight, "weight", {k});
+  expect_own_rows(dx, "dx", m, k);
   const float *forward = x.const_data_ptr<float>(), *w = weight.const_data_ptr<float>();
   float *from = dy.mutable_data_ptr<float>(), *to = dx.mutable_data_ptr<float>();
-  std::optional<Members> members;
   std::optional<ShrinkBackward> shrink;
-  if (ds) {
-    members = members_of(*lora_a, streams, rows, seed, step, threshold, scale);
-    shrink.emplace(*members);
-  }
-  parallel_for(n_bands(m), [&](int64_t task) {
-    const Range r = band(m, task);
-    if (shrink)
-      shrink->rows(r.begin, r.end - r.begin,
-                   ds->const_data_ptr<float>() + r.begin * ds->stride(0), ds->stride(0),
-                   from + r.begin * ld, ld);
+  if (lora_a)
+    shrink.emplace(members_of(dy, *lora_a, streams, rows, seed, step, threshold, scale), dy,
+                   ds.value());
+  parallel_for_bands(m, [&](const Range& r) {
+    if (shrink) shrink->rows(r);
     for (int64_t i = r.begin; i < r.end; i++)
       backward_row(from + i * ld, forward + i * ld_x, w, k, eps, to + i * ld_to);
   });

@@ -24,12 +24,19 @@ CQA_CLONES void rotate(const float* x, const float* cos, const float* sin, doubl
 // Rotates the heads of x (M, H, D) into out (M, H, D); both may have strided rows. A sign of -1
 // turns back.
 void rope(Tensor x, Tensor cos, Tensor sin, Tensor out, double sign) {
-  const int64_t heads = x.size(1), half = x.size(2) / 2;
+  const int64_t m = x.size(0), heads = x.size(1), half = x.size(2) / 2;
+  for (const Tensor& t : {x, out}) {
+    expect_rows(t, "heads", {m, heads, 2 * half});
+    STD_TORCH_CHECK(heads < 2 || t.stride(1) == 2 * half, "expected heads side by side");
+  }
+  expect_rows(cos, "cos", {m, half});
+  expect_rows(sin, "sin", {m, half});
   const float* from = x.const_data_ptr<float>();
   float* to = out.mutable_data_ptr<float>();
-  parallel_for(x.size(0), [&](int64_t row) {
-    rotate(from + row * x.stride(0), cos.const_data_ptr<float>() + row * half,
-           sin.const_data_ptr<float>() + row * half, sign, heads, half, to + row * out.stride(0));
+  parallel_for(m, [&](int64_t row) {
+    rotate(from + row * x.stride(0), cos.const_data_ptr<float>() + row * cos.stride(0),
+           sin.const_data_ptr<float>() + row * sin.stride(0), sign, heads, half,
+           to + row * out.stride(0));
   });
 }
 

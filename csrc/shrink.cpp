@@ -1,12 +1,19 @@
-// Twin of cqa/kernels/shrink.py. A mask is applied while an operand is packed, or to a finished tile:
-// a dropped copy of X never exists.
+// Twin of cqa/kernels/shrink.py. A mask is applied while an operand is packed, or to a finished
+// tile: a dropped copy of X never exists.
 #include "shrink.h"
 
 namespace cqa {
 
-Members members_of(const Tensor& lora_a, const Tensor& streams, const Tensor& rows, int64_t seed,
-                   int64_t step, int64_t threshold, double scale) {
-  const int64_t n = streams.size(0), k = lora_a.size(1);
+Members members_of(const Tensor& x, const Tensor& lora_a, const Tensor& streams,
+                   const Tensor& rows, int64_t seed, int64_t step, int64_t threshold,
+                   double scale) {
+  expect_rows(x, "x", {ANY, ANY});
+  const int64_t n = streams.size(0), k = x.size(1);
+  expect_rows(lora_a, "lora_a", {ANY, k});
+  expect_rows(streams, "streams", {n});
+  if (threshold) expect_rows(rows, "rows", {x.size(0)});
+  STD_TORCH_CHECK(n > 0 && lora_a.size(0) % n == 0, "expected the same rank of ", n, " members");
+  STD_TORCH_CHECK(0 <= threshold && threshold < 65536, "expected a threshold of 16 bits");
   Members members = {matrix(lora_a), lora_a.size(0) / n, n, k, static_cast<float>(scale), {}};
   for (int64_t g = 0; threshold && g < n; g++)
     members.masks.push_back({stream_of(seed, step, streams.const_data_ptr<int64_t>()[g]),
@@ -16,24 +23,6 @@ Members members_of(const Tensor& lora_a, const Tensor& streams, const Tensor& ro
 }
 
 namespace {
-
-// B of every product: (k_end, n) of the rows of A that it has, turned or not.
-std::vector<Packed> pack_products(const Members& members, bool turned,
-                                  std::vector<float>& storage) {
-  const int64_t rank = members.product_rank(), features = members.features;
-  const int64_t k_end = turned ? features : rank, n = turned ? rank : features;
-  const int64_t size = Packed::size_of(k_end, n);
-  storage.resize(members.n_products() * size);
-  std::vector<Packed> packed;
-  for (int64_t g = 0; g < members.n_products(); g++) {
-    Matrix b = {members.a.at(g * rank, 0), members.a.row_stride, 1};
-    if (turned) std::swap(b.row_stride, b.column_stride);
-    packed.emplace_back(b, k_end, n, block_k(k_end), storage.data() + g * size);
-  }
-  if (members.scale != 1)
-    for (float& element : storage) element *= members.scale;
-  return packed;
-}
 
 CQA_CLONES void add_row(const float* from, int64_t n, float* to) {
   for (int64_t i = 0; i < n; i++) to[i] += from[i];
@@ -45,36 +34,62 @@ CQA_CLONES void scale_row(float by, int64_t n, float* row) {
 
 }  // namespace
 
-ShrinkForward::ShrinkForward(const Members& members)
-    : members_(members), packed_(pack_products(members, true, storage_)) {}
+PackedMembers::PackedMembers(Members members, bool turned) : members_(std::move(members)) {
+  const int64_t rank = members_.product_rank(), features = members_.features;
+  const int64_t k_end = turned ? features : rank, n = turned ? rank : features;
+  const int64_t size = Packed::size_of(k_end, n);
+  storage_.resize(members_.n_products() * size);
+  for (int64_t g = 0; g < members_.n_products(); g++) {
+    Matrix b = {members_.a.at(g * rank, 0), members_.a.row_stride, 1};
+    if (turned) std::swap(b.row_stride, b.column_stride);
+    packed_.emplace_back(b, k_end, n, block_k(k_end), storage_.data() + g * size);
+  }
+  if (members_.scale != 1)
+    for (float& element : storage_) element *= members_.scale;
+}
 
-void ShrinkForward::rows(int64_t first, int64_t height, const float* x, int64_t ld_x, float* s,
-                         int64_t ld_s) const {
+ShrinkForward::ShrinkForward(Members members, const Tensor& x, const Tensor& s)
+    : PackedMembers(std::move(members), true),
+      x_(x.const_data_ptr<float>()),
+      s_(s.mutable_data_ptr<float>()),
+      ld_x_(x.stride(0)),
+      ld_s_(s.stride(0)) {
+  expect_own_rows(s, "s", x.size(0), members_.n * members_.rank);
+}
+
+void ShrinkForward::rows(const Range& rows) const {
   const int64_t rank = members_.product_rank(), padded = Packed::padded(rank);
+  const int64_t first = rows.begin, height = rows.end - first;
+  const Matrix x = {x_ + first * ld_x_, ld_x_, 1};
   float* sums = scratch(3, height * padded);
   for (int64_t g = 0; g < members_.n_products(); g++) {
     const auto dropped = [&](int64_t row, int64_t n, int64_t k, int64_t k_size, float* to) {
-      if (members_.masks.empty()) return left_tile({x, ld_x, 1}, row, n, k, k_size, to);
+      if (members_.masks.empty()) return left_tile(x, row, n, k, k_size, to);
       for (int64_t i = 0; i < n; i++)
-        members_.masks[g].apply(first + row + i, k, k_size, x + (row + i) * ld_x + k,
-                                to + i * A_STRIDE);
+        members_.masks[g].apply(first + row + i, k, k_size, x.at(row + i, k), to + i * A_STRIDE);
       return LeftTile{to, 0, true};
     };
     packed_[g].multiply(dropped, height, {0, members_.features}, {0, rank}, sums, padded);
     for (int64_t i = 0; i < height; i++)
-      std::memcpy(s + i * ld_s + g * rank, sums + i * padded, rank * sizeof(float));
+      std::memcpy(s_ + (first + i) * ld_s_ + g * rank, sums + i * padded, rank * sizeof(float));
   }
 }
 
-ShrinkBackward::ShrinkBackward(const Members& members)
-    : members_(members), packed_(pack_products(members, false, storage_)) {}
+ShrinkBackward::ShrinkBackward(Members members, const Tensor& dx, const Tensor& ds)
+    : PackedMembers(std::move(members), false),
+      dx_(dx.mutable_data_ptr<float>()),
+      ds_(ds.const_data_ptr<float>()),
+      ld_dx_(dx.stride(0)),
+      ld_ds_(ds.stride(0)) {
+  expect_own_rows(dx, "dx", dx.size(0), members_.features);
+  expect_rows(ds, "ds", {dx.size(0), members_.n * members_.rank});
+}
 
-void ShrinkBackward::rows(int64_t first, int64_t height, const float* ds, int64_t ld_ds, float* dx,
-                          int64_t ld_dx) const {
-  const int64_t rank = members_.product_rank();
+void ShrinkBackward::rows(const Range& rows) const {
+  const int64_t rank = members_.product_rank(), first = rows.begin, height = rows.end - first;
   float* product = scratch(3, height * BLOCK_N);
   for (int64_t g = 0; g < members_.n_products(); g++) {
-    const Matrix left = {ds + g * rank, ld_ds, 1};
+    const Matrix left = {ds_ + first * ld_ds_ + g * rank, ld_ds_, 1};
     const auto rows_of = [&](auto... where) { return left_tile(left, where...); };
     for (int64_t column = 0; column < members_.features; column += BLOCK_N) {
       const int64_t n = std::min(BLOCK_N, members_.features - column);
@@ -82,7 +97,7 @@ void ShrinkBackward::rows(int64_t first, int64_t height, const float* ds, int64_
                           BLOCK_N);
       for (int64_t i = 0; i < height; i++) {
         const float* from = product + i * BLOCK_N;
-        float* to = dx + i * ld_dx + column;
+        float* to = dx_ + (first + i) * ld_dx_ + column;
         if (members_.masks.empty())
           add_row(from, n, to);
         else
@@ -95,7 +110,8 @@ void ShrinkBackward::rows(int64_t first, int64_t height, const float* ds, int64_
 // da = dsᵀ · dropped(x) · scale, member by member     ds (M, G * R), x (M, K), da (G * R, K)
 void shrink_da(Tensor ds, Tensor x, Tensor da, Tensor streams, Tensor rows, int64_t seed,
                int64_t step, int64_t threshold, double scale) {
-  const Members members = members_of(da, streams, rows, seed, step, threshold, scale);
+  const Members members = members_of(x, da, streams, rows, seed, step, threshold, scale);
+  expect_rows(ds, "ds", {x.size(0), da.size(0)});
   const int64_t rank = members.product_rank(), width = best_kernel().columns;
   const Matrix from = matrix(x);
   float* out = da.mutable_data_ptr<float>();

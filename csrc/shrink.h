@@ -20,42 +20,58 @@ struct Members {
   int64_t product_rank() const { return rank * n / n_products(); }
 };
 
-// streams (G,), rows (M,): int64; threshold 0 is no dropout.
-Members members_of(const Tensor& lora_a, const Tensor& streams, const Tensor& rows, int64_t seed,
-                   int64_t step, int64_t threshold, double scale);
+// The members that share an input x (M, K), or its gradient. lora_a (G * R, K); streams (G,), rows
+// (M,): int64; threshold 0 is no dropout.
+Members members_of(const Tensor& x, const Tensor& lora_a, const Tensor& streams,
+                   const Tensor& rows, int64_t seed, int64_t step, int64_t threshold,
+                   double scale);
 
-// S = dropped(X) · Aᵀ, A packed and scaled once.
-class ShrinkForward {
- public:
-  explicit ShrinkForward(const Members& members);
+// A of a group as the right factor of its products, packed and scaled once.
+class PackedMembers {
+ protected:
+  // turned: the factor is Aᵀ.
+  PackedMembers(Members members, bool turned);
+  PackedMembers(const PackedMembers&) = delete;  // packed_ points into storage_
 
-  // x: the rows from `first`; s likewise, (height, G * R).
-  void rows(int64_t first, int64_t height, const float* x, int64_t ld_x, float* s,
-            int64_t ld_s) const;
-
- private:
-  const Members& members_;
+  Members members_;
   std::vector<float> storage_;
-  std::vector<Packed> packed_;
+  std::vector<Packed> packed_;  // one a product
 };
 
-// dX += Σ mask ∘ (dS · A), A packed and scaled once.
-class ShrinkBackward {
+// S = dropped(X) · Aᵀ
+class ShrinkForward : PackedMembers {
  public:
-  explicit ShrinkBackward(const Members& members);
+  ShrinkForward(Members members, const Tensor& x, const Tensor& s);
 
-  // ds and dx: the rows from `first`.
-  void rows(int64_t first, int64_t height, const float* ds, int64_t ld_ds, float* dx,
-            int64_t ld_dx) const;
+  // Writes these rows of S.
+  void rows(const Range& rows) const;
 
  private:
-  const Members& members_;
-  std::vector<float> storage_;
-  std::vector<Packed> packed_;
+  const float* x_;
+  float* s_;
+  int64_t ld_x_, ld_s_;
 };
 
-inline int64_t n_bands(int64_t m) { return (m + BAND - 1) / BAND; }
+// dX += Σ mask ∘ (dS · A)
+class ShrinkBackward : PackedMembers {
+ public:
+  ShrinkBackward(Members members, const Tensor& dx, const Tensor& ds);
 
-inline Range band(int64_t m, int64_t i) { return {i * BAND, std::min(m, (i + 1) * BAND)}; }
+  // Adds to these rows of dX.
+  void rows(const Range& rows) const;
+
+ private:
+  float* dx_;
+  const float* ds_;
+  int64_t ld_dx_, ld_ds_;
+};
+
+// Calls f(rows) for every band of m rows, split evenly over the threads.
+template <class F>
+void parallel_for_bands(int64_t m, const F& f) {
+  parallel_for((m + BAND - 1) / BAND, [&](int64_t i) {
+    f(Range{i * BAND, std::min(m, (i + 1) * BAND)});
+  });
+}
 
 }  // namespace cqa

@@ -7,6 +7,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <limits>
 
 #define CQA_INLINE inline __attribute__((always_inline))
 
@@ -36,6 +37,36 @@ CQA_INLINE Vec load(const T* from) {
 template <class Vec, class T>
 CQA_INLINE void store(T* to, const Vec& v) {
   std::memcpy(to, &v, sizeof v);
+}
+
+using Floats = V<float, 16>;
+constexpr float INF = std::numeric_limits<float>::infinity();
+
+// Sixteen elements; of the last few of a row, the missing ones are `fill`.
+CQA_INLINE Floats load_part(const float* from, int64_t n, float fill) {
+  if (n >= 16) return load<Floats>(from);
+  Floats v = Floats{} + fill;
+  for (int64_t i = 0; i < n; i++) v[i] = from[i];
+  return v;
+}
+
+CQA_INLINE void store_part(float* to, const Floats& v, int64_t n) {
+  if (n >= 16)
+    store(to, v);
+  else
+    for (int64_t i = 0; i < n; i++) to[i] = v[i];
+}
+
+// The greatest of a row; NaNs may be passed over.
+CQA_INLINE float max_of(const float* x, int64_t n) {
+  Floats top = load_part(x, n, -INF);
+  for (int64_t i = 16; i < n; i += 16) {
+    const Floats v = load_part(x + i, n - i, -INF);
+    top = v > top ? v : top;
+  }
+  float max = top[0];
+  for (int i = 1; i < 16; i++) max = top[i] > max ? top[i] : max;
+  return max;
 }
 
 // Eight elements as doubles; of the last few of a row, the missing ones are zero.
@@ -68,7 +99,7 @@ CQA_INLINE auto sum_of(const Vec& v) {
 // e^x to 1e-11 for x <= 700: what a result that is rounded to fp32 needs.
 CQA_INLINE V<double, 8> exp_wide(V<double, 8> x) {
   using Vec = V<double, 8>;
-  using Bits = V<int64_t, 8>;
+  using Bits = V<uint64_t, 8>;
   x = x < -700.0 ? Vec{} - 700.0 : x;
   x = x > 700.0 ? Vec{} + 700.0 : x;
   const double shift = 6755399441055744.0;  // 1.5 * 2^52: adding it rounds to a whole number
@@ -93,16 +124,15 @@ CQA_INLINE V<double, 8> exp_wide(V<double, 8> x) {
   return p;
 }
 
-// e^x to about one unit in the last place, for x <= 0; 0 below -87.
-CQA_INLINE V<float, 16> exp_float(V<float, 16> x) {
-  using Vec = V<float, 16>;
-  using Bits = V<int32_t, 16>;
-  const Bits too_small = x < -87.0f;
+// e^x to about one unit in the last place, for x <= 0; 0 below -87, NaN for NaN.
+CQA_INLINE Floats exp_float(Floats x) {
+  using Bits = V<uint32_t, 16>;
+  const V<int32_t, 16> too_small = x < -87.0f;
   const float shift = 12582912.0f;  // 1.5 * 2^23
-  const Vec shifted = x * 1.44269504f + shift;
-  const Vec n = shifted - shift;
-  const Vec r = (x - n * 0.693145752f) - n * 1.42860677e-6f;
-  Vec p = Vec{} + 1.0f / 5040;
+  const Floats shifted = x * 1.44269504f + shift;
+  const Floats n = shifted - shift;
+  const Floats r = (x - n * 0.693145752f) - n * 1.42860677e-6f;
+  Floats p = Floats{} + 1.0f / 5040;
   p = p * r + 1.0f / 720;
   p = p * r + 1.0f / 120;
   p = p * r + 1.0f / 24;
@@ -113,9 +143,9 @@ CQA_INLINE V<float, 16> exp_float(V<float, 16> x) {
   Bits bits, exponent;
   std::memcpy(&bits, &p, sizeof p);
   std::memcpy(&exponent, &shifted, sizeof shifted);
-  bits = (bits + (exponent << 23)) & ~too_small;
+  bits = too_small ? Bits{} : bits + (exponent << 23);
   std::memcpy(&p, &bits, sizeof p);
-  return p;
+  return x == x ? p : x;  // shifted bits turn some of the NaNs into numbers
 }
 
 }  // namespace cqa

@@ -31,23 +31,20 @@ void swiglu_shrink(Tensor gate_up, Tensor out, std::optional<Tensor> s,
                    std::optional<Tensor> lora_a, Tensor streams, Tensor rows, int64_t seed,
                    int64_t step, int64_t threshold, double scale) {
   const int64_t m = out.size(0), k = out.size(1), ld = out.stride(0), ld_from = gate_up.stride(0);
+  expect_rows(gate_up, "gate_up", {m, 2 * k});
+  expect_own_rows(out, "out", m, k);
   const float* from = gate_up.const_data_ptr<float>();
   float* to = out.mutable_data_ptr<float>();
-  std::optional<Members> members;
   std::optional<ShrinkForward> shrink;
-  if (lora_a) {
-    members = members_of(*lora_a, streams, rows, seed, step, threshold, scale);
-    shrink.emplace(*members);
-  }
-  parallel_for(n_bands(m), [&](int64_t task) {
-    const Range r = band(m, task);
+  if (lora_a)
+    shrink.emplace(members_of(out, *lora_a, streams, rows, seed, step, threshold, scale), out,
+                   s.value());
+  parallel_for_bands(m, [&](const Range& r) {
     for (int64_t i = r.begin; i < r.end; i++) {
       const float* row = from + i * ld_from;
       forward_row(row, row + k, k, to + i * ld);
     }
-    if (shrink)
-      shrink->rows(r.begin, r.end - r.begin, to + r.begin * ld, ld,
-                   s->mutable_data_ptr<float>() + r.begin * s->stride(0), s->stride(0));
+    if (shrink) shrink->rows(r);
   });
 }
 
@@ -57,21 +54,18 @@ void swiglu_shrink_backward(Tensor dact, std::optional<Tensor> ds, std::optional
                             int64_t step, int64_t threshold, double scale) {
   const int64_t m = dact.size(0), k = dact.size(1), ld = dact.stride(0);
   const int64_t ld_forward = gate_up.stride(0), ld_to = out.stride(0);
+  expect_own_rows(dact, "dact", m, k);
+  expect_rows(gate_up, "gate_up", {m, 2 * k});
+  expect_own_rows(out, "out", m, 2 * k);
   const float* forward = gate_up.const_data_ptr<float>();
   float* from = dact.mutable_data_ptr<float>();
   float* to = out.mutable_data_ptr<float>();
-  std::optional<Members> members;
   std::optional<ShrinkBackward> shrink;
-  if (ds) {
-    members = members_of(*lora_a, streams, rows, seed, step, threshold, scale);
-    shrink.emplace(*members);
-  }
-  parallel_for(n_bands(m), [&](int64_t task) {
-    const Range r = band(m, task);
-    if (shrink)
-      shrink->rows(r.begin, r.end - r.begin,
-                   ds->const_data_ptr<float>() + r.begin * ds->stride(0), ds->stride(0),
-                   from + r.begin * ld, ld);
+  if (lora_a)
+    shrink.emplace(members_of(dact, *lora_a, streams, rows, seed, step, threshold, scale), dact,
+                   ds.value());
+  parallel_for_bands(m, [&](const Range& r) {
+    if (shrink) shrink->rows(r);
     for (int64_t i = r.begin; i < r.end; i++) {
       const float* row = forward + i * ld_forward;
       backward_row(from + i * ld, row, row + k, k, to + i * ld_to, to + i * ld_to + k);

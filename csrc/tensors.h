@@ -4,7 +4,9 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <initializer_list>
 #include <optional>
+#include <sstream>
 
 #include "gemm.h"
 #include "philox.h"
@@ -13,6 +15,48 @@
 namespace cqa {
 
 using torch::stable::Tensor;
+
+constexpr int64_t ANY = -1;  // of a size: whatever it is
+
+// Refuses other sizes than an op takes for granted: it would read or write beside the data.
+inline void expect(const Tensor& t, const char* name, std::initializer_list<int64_t> sizes) {
+  const int64_t n = sizes.size();
+  bool fits = t.dim() == n;
+  for (int64_t i = 0; fits && i < n; i++)
+    fits = sizes.begin()[i] == ANY || sizes.begin()[i] == t.size(i);
+  if (fits) return;
+  std::ostringstream got, wanted;
+  for (int64_t i = 0; i < t.dim(); i++) got << (i ? ", " : "") << t.size(i);
+  for (int64_t i = 0; i < n; i++) {
+    wanted << (i ? ", " : "");
+    sizes.begin()[i] == ANY ? wanted << "any" : wanted << sizes.begin()[i];
+  }
+  STD_TORCH_CHECK(false, "expected ", name, " of shape (", wanted.str(), "), got (", got.str(), ")");
+}
+
+// Rows, the last dimension, must be contiguous too; they may lie apart.
+inline void expect_rows(const Tensor& t, const char* name, std::initializer_list<int64_t> sizes) {
+  expect(t, name, sizes);
+  const int64_t last = t.dim() - 1;
+  STD_TORCH_CHECK(t.numel() == 0 || t.size(last) == 1 || t.stride(last) == 1, "expected ", name,
+                  " with contiguous rows, got a stride of ", t.stride(last));
+}
+
+// Rows that are written must not share memory, as those of an expanded gradient do.
+inline void expect_own_rows(const Tensor& t, const char* name, int64_t m, int64_t n) {
+  expect_rows(t, name, {m, n});
+  STD_TORCH_CHECK(m < 2 || t.stride(0) >= n, "expected ", name, " with rows of its own, got ", n,
+                  " columns and a stride of ", t.stride(0));
+}
+
+// Refuses an id that is no row of the head.
+inline const int64_t* targets_below(int64_t n_ids, const Tensor& target, int64_t m) {
+  expect_rows(target, "target", {m});
+  const int64_t* t = target.const_data_ptr<int64_t>();
+  for (int64_t i = 0; i < m; i++)
+    STD_TORCH_CHECK(t[i] >= 0 && t[i] < n_ids, "expected targets below ", n_ids, ", got ", t[i]);
+  return t;
+}
 
 inline Matrix matrix(const Tensor& t) {
   return {t.const_data_ptr<float>(), t.stride(0), t.stride(1)};

@@ -1,32 +1,13 @@
 // Twin of cqa/kernels/token_logprobs.py.
 #include <cmath>
-#include <limits>
 
 #include "tensors.h"
 
 namespace cqa {
 namespace {
 
-using Floats = V<float, 16>;
-
-// The last vector of a row is filled up with -inf: no maximum, no weight.
-CQA_INLINE Floats load_logits(const float* from, int64_t n) {
-  if (n >= 16) return load<Floats>(from);
-  Floats v = Floats{} - std::numeric_limits<float>::infinity();
-  for (int64_t i = 0; i < n; i++) v[i] = from[i];
-  return v;
-}
-
-CQA_INLINE float max_of(const float* z, int64_t n) {
-  Floats top = load_logits(z, n);
-  for (int64_t i = 16; i < n; i += 16) {
-    const Floats v = load_logits(z + i, n - i);
-    top = v > top ? v : top;
-  }
-  float max = top[0];
-  for (int i = 1; i < 16; i++) max = top[i] > max ? top[i] : max;
-  return max;
-}
+// The last vector of a row is filled up with -inf: no weight.
+CQA_INLINE Floats load_logits(const float* from, int64_t n) { return load_part(from, n, -INF); }
 
 // Turns a row of logits into the gradient p - onehot(target); returns the target's log-probability.
 CQA_CLONES double loss_row(float* z, int64_t n, int64_t target) {
@@ -40,10 +21,7 @@ CQA_CLONES double loss_row(float* z, int64_t n, int64_t target) {
     for (int64_t i = start; i < stop; i += 16) {
       const Floats e = exp_float(load_logits(z + i, stop - i) - top);
       sum += e;
-      if (stop - i >= 16)
-        store(z + i, e);
-      else
-        for (int64_t j = i; j < stop; j++) z[j] = e[j - i];
+      store_part(z + i, e, stop - i);
     }
     total += sum_of(sum);
   }
@@ -56,7 +34,7 @@ CQA_CLONES double loss_row(float* z, int64_t n, int64_t target) {
 
 // What is known of a row after some of its columns: the target's own is left out of the sums.
 struct Partial {
-  float top = -std::numeric_limits<float>::infinity();
+  float top = std::numeric_limits<float>::lowest();  // finite: -inf minus it is no NaN
   int32_t above = 0;    // logits greater than the target's
   double weight = 0;    // Σ e^(z - top)
   double weighted = 0;  // Σ e^(z - top) (z - top)
@@ -126,22 +104,28 @@ constexpr int64_t SPAN = 2048;    // columns whose sums are one partial result
 
 // logits (M, V) become gradient rows in place; logp (M,) fp64
 void loss_rows(Tensor logits, Tensor target, Tensor logp) {
-  const int64_t n = logits.size(1);
+  const int64_t m = logits.size(0), n = logits.size(1);
+  expect_own_rows(logits, "logits", m, n);
+  expect_rows(logp, "logp", {m});
+  const int64_t* t = targets_below(n, target, m);
   float* z = logits.mutable_data_ptr<float>();
-  const int64_t* t = target.const_data_ptr<int64_t>();
   double* out = logp.mutable_data_ptr<double>();
-  parallel_for(logits.size(0),
-               [&](int64_t i) { out[i] = loss_row(z + i * logits.stride(0), n, t[i]); });
+  parallel_for(m, [&](int64_t i) { out[i] = loss_row(z + i * logits.stride(0), n, t[i]); });
 }
 
 // Log-softmax, gather, entropy and rank from hidden (M, D) and head (V, D): a tile of logits lives
-// in the cache until its row sums are taken. stats (3, M) fp64 holds logp, entropy and lse; rank (M,).
+// in the cache until its row sums are taken. stats (3, M) fp64: logp, entropy and lse; rank (M,).
 void token_stats(Tensor hidden, Tensor head, Tensor target, Tensor stats, Tensor rank) {
   const int64_t m = hidden.size(0), d = hidden.size(1), v = head.size(0);
+  expect_rows(hidden, "hidden", {m, d});
+  expect_rows(head, "head", {v, d});
+  expect(stats, "stats", {3, m});
+  STD_TORCH_CHECK(stats.is_contiguous(), "expected contiguous stats");
+  expect_rows(rank, "rank", {m});
+  const int64_t* t = targets_below(v, target, m);
   const int64_t spans = (v + SPAN - 1) / SPAN, height = best_kernel().rows, block = block_k(d);
   const Matrix h = matrix(hidden), columns = {head.const_data_ptr<float>(), head.stride(1),
                                               head.stride(0)};
-  const int64_t* t = target.const_data_ptr<int64_t>();
   std::vector<double> exact(m);
   std::vector<float> own(m);
   parallel_for(m, [&](int64_t i) {
@@ -149,7 +133,6 @@ void token_stats(Tensor hidden, Tensor head, Tensor target, Tensor stats, Tensor
     own[i] = dot_as_product(h.at(i, 0), columns.at(0, t[i]), d);
   });
   std::vector<Partial> partial(spans * m);
-  const float none = -std::numeric_limits<float>::infinity();
   parallel_for(spans, [&](int64_t span) {
     float* b = scratch(1, d * COLUMNS);
     float* a = scratch(0, height * A_STRIDE);
@@ -170,7 +153,7 @@ void token_stats(Tensor hidden, Tensor head, Tensor target, Tensor stats, Tensor
         }
         for (int64_t i = 0; i < n_rows; i++) {
           const int64_t mine = t[row + i] - n;
-          if (mine >= 0 && mine < n_size) tile[i * COLUMNS + mine] = none;
+          if (mine >= 0 && mine < n_size) tile[i * COLUMNS + mine] = -INF;
           add_columns(tile + i * COLUMNS, n_size, own[row + i], partial[span * m + row + i]);
         }
       }
@@ -186,7 +169,7 @@ void token_stats(Tensor hidden, Tensor head, Tensor target, Tensor stats, Tensor
     // -ln(1 + others / own): never above 0, and exact near it.
     logp[i] = by > -600 ? -std::log1p(row.weight / weight) : by - std::log(total);
     const double log_total = by - logp[i];
-    logp[m + i] = std::max(0.0, log_total - (row.weighted + weight * by) / total);
+    logp[m + i] = std::max(log_total - (row.weighted + weight * by) / total, 0.0);  // of NaN, NaN
     logp[2 * m + i] = row.top + log_total;
     above[i] = row.above;
   });

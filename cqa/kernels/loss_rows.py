@@ -86,7 +86,7 @@ def _loss_rows_triton(logits: Tensor, target: Tensor, dtype: torch.dtype) -> tup
 
 def _loss_rows_native(logits: Tensor, target: Tensor) -> Tensor:
     logp = torch.empty(target.shape, dtype=torch.float64)
-    torch.ops.cqa.loss_rows(logits, target, logp)
+    torch.ops.cqa.loss_rows(logits, target.contiguous(), logp)
     return logp
 
 

@@ -67,7 +67,7 @@ def row_words(seed: int, step: int, stream: int, rows: Tensor, calls: int) -> Wo
     if native_problem() is not None:
         return row_words_ref(seed, step, stream, rows, calls)
     out = torch.empty(rows.shape[0], 4 * calls, dtype=torch.int32)
-    torch.ops.cqa.philox_words(signed64(seed), step, stream, rows.cpu(), out)
+    torch.ops.cqa.philox_words(signed64(seed), step, stream, rows.cpu().contiguous(), out)
     return out.numpy().view(np.uint32)
 
 

@@ -163,8 +163,10 @@ def _unit_stride(matrix: Tensor) -> Tensor:
 def _token_stats_native(hidden: Tensor, head: Tensor, target: Tensor) -> TokenStats:
     """Fused log-softmax and gather: logits exist in tiles, within the cache."""
     stats = torch.empty(3, target.shape[0], dtype=torch.float64)
-    rank = torch.empty_like(target)
-    torch.ops.cqa.token_stats(hidden.contiguous(), head, target, stats, rank)
+    rank = torch.empty(target.shape, dtype=torch.int64)
+    torch.ops.cqa.token_stats(
+        hidden.contiguous(), _unit_stride(head), target.contiguous(), stats, rank
+    )
     return TokenStats(logp=stats[0], entropy=stats[1], rank=rank, lse=stats[2])
 
 

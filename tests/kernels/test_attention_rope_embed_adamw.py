@@ -103,6 +103,17 @@ def test_prefix_and_own_rows_are_one_text():
     torch.testing.assert_close(attention(q, k, v, spans), whole, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("bits", [0x7FC00000, -1], ids=["plain", "all-bits"])
+def test_a_key_that_is_not_a_number_spoils_what_sees_it(bits):
+    spans = LAYOUTS["documents"]
+    q, k, v = random_qkv(spans, 4, 2)
+    k[12, 0, 3] = torch.tensor(bits, dtype=torch.int32).view(torch.float32)
+    out = attention(q, k, v, tuple(spans))
+    spoiled = out.isnan().all(2)
+    assert spoiled[12:30, :2].all()
+    assert spoiled.sum() == 18 * 2
+
+
 @WINDOWS
 def test_bits_of_a_span_do_not_depend_on_the_other_spans(window):
     spans = LAYOUTS["tree"]

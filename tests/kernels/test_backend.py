@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
@@ -10,7 +11,17 @@ from helpers import ROOT
 
 from cqa.errors import ResourceError
 from cqa.kernels import backend as backends
+from cqa.kernels.attention import AttentionSpan, attention
 from cqa.kernels.backend import choose, native_problem
+from cqa.kernels.copy_shrink import copy_shrink
+from cqa.kernels.loss_rows import loss_rows
+from cqa.kernels.matmul import mm
+from cqa.kernels.philox import Dropout
+from cqa.kernels.rms_norm import norm_shrink, rms_norm
+from cqa.kernels.rope import rope
+from cqa.kernels.shrink import AugColumns, Shrink
+from cqa.kernels.swiglu_shrink import swiglu_shrink
+from cqa.kernels.token_logprobs import token_stats
 from cqa.study.doctor import examine
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -44,6 +55,92 @@ def test_native_ops_are_refused_where_they_do_not_fit():
         choose("native", CPU, torch.bfloat16)
     with pytest.raises(ValueError, match="expected fp32 on a CPU for the native ops, got"):
         choose("native", CUDA, torch.float32)
+
+
+def tensor(*shape: int) -> torch.Tensor:
+    return torch.ones(shape)
+
+
+def turned(*shape: int) -> torch.Tensor:
+    """As `tensor`, the first dimension contiguous."""
+    return torch.ones(shape[::-1]).permute(*range(len(shape))[::-1])
+
+
+def attend(span: AttentionSpan, heads: int = 2, k: torch.Tensor | None = None) -> torch.Tensor:
+    k = tensor(4, 2, 8) if k is None else k
+    return attention(tensor(4, heads, 8), k, tensor(4, 2, 8), (span,), backend="native")
+
+
+COLUMNS = AugColumns(16, False, 4, 8)
+SHRINK = Shrink(tensor(4, 16), (0, 1), Dropout(0.5, 0, 0, torch.arange(3)))
+WHOLE = AttentionSpan((0, 4), (0, 4), (0, 0))
+native_mm = partial(mm, backend="native")
+native_rms_norm = partial(rms_norm, eps=1e-6, backend="native")
+native_copy = partial(copy_shrink, columns=COLUMNS, backend="native")
+native_stats = partial(token_stats, tensor(3, 8), tensor(5, 8), backend="native")
+native_loss = partial(loss_rows, dtype=torch.float32, backend="native")
+UNREADABLE = {
+    "factors of different depth": lambda: native_mm(tensor(3, 8), tensor(9, 4)),
+    "short start": lambda: native_mm(tensor(3, 8), tensor(8, 4), tensor(1, 4)),
+    "turned start": lambda: native_mm(tensor(3, 8), tensor(8, 4), turned(3, 4)),
+    "turned rows": lambda: native_rms_norm(turned(3, 16), tensor(16)),
+    "weight with gaps": lambda: native_rms_norm(tensor(3, 16), tensor(16, 2)[:, 0]),
+    "narrower rows": lambda: native_rms_norm(tensor(3, 16).bfloat16(), tensor(16)),
+    "short weight": lambda: native_rms_norm(tensor(3, 16), tensor(8)),
+    "short A": lambda: norm_shrink(
+        tensor(3, 16), tensor(16), 1e-6, COLUMNS, Shrink(tensor(4, 8), (0,)), backend="native"
+    ),
+    "turned A": lambda: native_copy(tensor(3, 16), shrink=Shrink(turned(4, 16), (0,))),
+    "rank that members cannot share": lambda: native_copy(
+        tensor(3, 16), shrink=Shrink(tensor(4, 16), (0, 1, 2))
+    ),
+    "fewer numbers than rows": lambda: native_copy(tensor(4, 16), shrink=SHRINK),
+    "turned copy": lambda: native_copy(turned(3, 16), shrink=SHRINK),
+    "expanded gradient": lambda: (
+        native_copy(tensor(3, 16).requires_grad_(), shrink=SHRINK).sum().backward()
+    ),
+    "gradient of expanded rows": lambda: (
+        native_copy(tensor(3, 16).requires_grad_(), shrink=SHRINK).sum(0).backward(tensor(24))
+    ),
+    "narrow gate": lambda: swiglu_shrink(tensor(3, 16), COLUMNS, None, backend="native"),
+    "odd head": lambda: rope(tensor(3, 2, 7), tensor(3, 3), tensor(3, 3), backend="native"),
+    "few angles": lambda: rope(tensor(3, 2, 8), tensor(2, 4), tensor(2, 4), backend="native"),
+    "span beyond the keys": lambda: attend(AttentionSpan((0, 4), (1, 5), (0, 0))),
+    "span beyond the queries": lambda: attend(AttentionSpan((1, 5), (0, 4), (0, 0))),
+    "fewer keys than queries": lambda: attend(AttentionSpan((0, 4), (0, 2), (0, 0))),
+    "heads that keys cannot share": lambda: attend(WHOLE, heads=3),
+    "turned keys": lambda: attend(WHOLE, k=turned(4, 2, 8)),
+    "target beyond the head": lambda: native_stats(torch.tensor([0, 5, 1])),
+    "target below 0": lambda: native_stats(torch.tensor([0, -1, 1])),
+    "fewer targets than rows": lambda: native_stats(torch.tensor([0, 1])),
+    "target beyond the logits": lambda: native_loss(tensor(2, 5), torch.tensor([5, 0])),
+    "turned logits": lambda: native_loss(turned(2, 5), torch.tensor([4, 0])),
+}
+
+
+NATIVE = pytest.mark.skipif(native_problem() is not None, reason="no native ops")
+
+
+@NATIVE
+@pytest.mark.parametrize("case", UNREADABLE)
+def test_native_ops_refuse_what_they_would_read_or_write_in_the_wrong_place(case):
+    with pytest.raises(RuntimeError, match="expected"):
+        UNREADABLE[case]()
+
+
+@NATIVE
+def test_native_ops_take_angles_targets_and_heads_of_any_stride():
+    hidden, head, target = torch.randn(3, 8), torch.randn(5, 8), torch.tensor([0, 1, 4])
+    given = hidden, head.T.contiguous().T, target.repeat_interleave(2)[::2]
+    expected = token_stats(hidden, head, target, backend="native")
+    assert torch.equal(token_stats(*given, backend="native").logp, expected.logp)
+    strided = native_loss(hidden @ head.T, given[2])
+    for a, b in zip(strided, native_loss(hidden @ head.T, target), strict=True):
+        assert torch.equal(a, b)
+    x, angles = torch.randn(3, 2, 8), torch.randn(3, 8)
+    cos, sin = angles.split(4, dim=1)
+    expected = rope(x, cos.contiguous(), sin.contiguous(), backend="native")
+    assert torch.equal(rope(x, cos, sin, backend="native"), expected)
 
 
 def test_triton_is_refused_where_it_does_not_fit(monkeypatch):

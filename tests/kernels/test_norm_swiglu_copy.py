@@ -235,6 +235,15 @@ def test_constant_and_padding_columns_are_exactly_one_and_zero(op, bias, with_ad
         assert (x_aug[:, columns.ranks.stop :] == 0).all()
 
 
+@OPS
+@pytest.mark.parametrize("p", [0.0, 0.3])
+def test_no_rows_give_no_gradient(op, p):
+    actual = fused(Problem(op, 0, 40, p=p), torch.float32)
+    assert actual["y"].shape == (0, 18)
+    for name in ("da", "db0", "db1", "db2"):
+        assert torch.equal(actual[name], torch.zeros_like(actual[name])), name
+
+
 def test_dropout_at_zero_is_no_dropout():
     dropped = Problem("norm", 9, 40)
     t = dropped.tensors(torch.float32)

@@ -214,6 +214,12 @@ def test_mask_of_a_row_depends_only_on_its_number(n_cols):
     assert torch.equal(dropout(0.5, rows=some).keep(2, n_cols), whole[some])
 
 
+def test_numbers_of_rows_may_lie_apart():
+    rows = torch.arange(20)[::2]
+    apart, expected = Dropout(0.5, 3, 5, rows), Dropout(0.5, 3, 5, rows.clone())
+    assert torch.equal(apart.keep(2, 40), expected.keep(2, 40))
+
+
 def test_select_takes_rows_by_index_not_by_number():
     rows = [30, 10, 20]
     kept = torch.tensor([2, 0])

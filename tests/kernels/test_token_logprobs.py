@@ -141,6 +141,16 @@ def test_rank_counts_the_strictly_more_probable_tokens(v):
     assert rank[20:40].eq(0).all()
 
 
+@pytest.mark.parametrize("v", [1, 129, 2049])
+def test_a_target_alone_in_the_last_tile_of_the_vocabulary_is_as_any_other(v, backend):
+    if backend == "triton" and v > 1000:
+        pytest.skip("interpreted: its tiles are of other widths")
+    given = torch.randn(4, 16), torch.randn(v, 16) / 4, torch.full((4,), v - 1)
+    stats = token_stats(*given)
+    for name, truth in reference(*double(*given)).items():
+        torch.testing.assert_close(getattr(stats, name), truth, rtol=1e-6, atol=1e-6)
+
+
 def test_equal_logits_give_the_uniform_distribution():
     stats = token_stats(torch.zeros(3, D), torch.randn(V, D), torch.tensor([0, 100, V - 1]))
     for field in (-stats.logp, stats.entropy, stats.lse):
@@ -182,6 +192,38 @@ def test_probabilities_of_all_targets_sum_to_one(v, scale):
     surprise = -(stats.logp.double().exp() * stats.logp.double()).sum()
     assert stats.entropy[0].item() == pytest.approx(surprise.item(), abs=1e-5)
     assert sorted(stats.rank.tolist()) == list(range(v)) or scale == 0
+
+
+# As arithmetic makes it, and as a damaged file holds it: the bits of both kinds differ.
+NANS = [torch.tensor(bits, dtype=torch.int32).view(torch.float32) for bits in (0x7FC00000, -1)]
+
+
+@pytest.mark.filterwarnings("ignore:All-NaN slice")  # the interpreter's own remark
+@pytest.mark.parametrize("nan", NANS, ids=["plain", "all-bits"])
+def test_what_is_not_a_number_spoils_every_statistic_of_its_row_and_no_other(nan):
+    hidden, head, target = inputs("normal", m=5)
+    expected = token_stats(hidden, head, target)
+    hidden[2, 7] = nan
+    stats = token_stats(hidden, head, target)
+    for field in ("logp", "entropy", "lse"):
+        assert getattr(stats, field).isnan().tolist() == [False, False, True, False, False], field
+        others = [0, 1, 3, 4]
+        assert torch.equal(getattr(stats, field)[others], getattr(expected, field)[others])
+
+
+@pytest.mark.parametrize("nan", NANS, ids=["plain", "all-bits"])
+@pytest.mark.parametrize("column", [0, 30, V - 1])
+def test_a_logit_that_is_not_a_number_is_seen_by_every_row(nan, column):
+    hidden, head, target = inputs("normal", m=5)
+    target[:] = torch.tensor([0, 1, 30, 100, V - 1])
+    head[column] = nan
+    stats = token_stats(hidden, head, target)
+    for field in (stats.logp, stats.entropy, stats.lse):
+        assert field.isnan().all()
+    weights = torch.ones(5)
+    logp, gradient = logp_and_gradient(token_logprobs, hidden, head, target, weights)
+    assert logp.isnan().all()
+    assert gradient.isnan().all()
 
 
 def test_no_rows_give_no_statistics():
