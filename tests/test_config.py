@@ -215,7 +215,7 @@ def test_paper_preset_is_the_recipe_of_the_paper():
         ("alpha", "inf"),
         ("warmup-ratio", 1),
         ("warmup-ratio", -0.1),
-        ("dropout", 1),
+        ("dropout", 0.999999),
         ("dropout", -0.1),
         ("max-grad-norm", -1),
         ("weight-decay", -1),

@@ -92,7 +92,7 @@ class TrainConfig:
         require(0 < self.lr < math.inf, "lr to be positive and finite", self.lr)
         require(0 < self.alpha < math.inf, "alpha to be positive and finite", self.alpha)
         require(0 <= self.warmup_ratio < 1, "warmup-ratio from 0 to below 1", self.warmup_ratio)
-        require(0 <= self.dropout < 1, "dropout from 0 to below 1", self.dropout)
+        require(0 <= self.dropout <= 0.99, "dropout from 0 to 0.99", self.dropout)
         require(self.max_grad_norm >= 0, "max-grad-norm of at least 0", self.max_grad_norm)
         require(0 <= self.weight_decay < math.inf, "weight-decay of at least 0", self.weight_decay)
         require(

@@ -58,7 +58,7 @@ class BenchConfig:
         require(0 < self.seconds <= 3600, "seconds above 0, up to 3600", self.seconds)
         require(self.steps is None or self.steps >= 1, "steps of at least 1", self.steps)
         require(self.rank >= 1, "rank of at least 1", self.rank)
-        require(0 <= self.dropout < 1, "dropout from 0 to below 1", self.dropout)
+        require(0 <= self.dropout <= 0.99, "dropout from 0 to 0.99", self.dropout)
         require(self.batch_tokens >= 1, "batch-tokens of at least 1", self.batch_tokens)
         for text in self.window:
             Window.parse(text)
