@@ -14,7 +14,7 @@ from cqa.layout import pack_documents, pack_trees
 from cqa.model.config import parse_config
 from cqa.model.load import weights_bytes
 from cqa.score.forest import passes
-from cqa.study.bench import against, table
+from cqa.study.bench import against, run, table
 from cqa.study.bench.against import AGREEMENT, Peer, compare_scores, compare_steps
 from cqa.study.bench.config import BenchConfig, Job, Window
 from cqa.study.bench.contestant import Contestant, ContestantError, Turn
@@ -303,9 +303,43 @@ def test_a_peer_with_other_results_is_not_timed(monkeypatch, theirs):
     assert "ratio" not in result
 
 
-def test_a_contestant_that_ends_says_what_it_printed():
-    with pytest.raises(ContestantError, match="no_such_program"):
-        Contestant("no_such_program", {})
+@pytest.mark.parametrize("size", [1, 10**6], ids=["small", "large"])
+def test_a_contestant_that_ends_says_what_it_printed(size):
+    with (
+        Contestant("no_such_program", {"told": "x" * size}) as contestant,
+        pytest.raises(ContestantError, match="no_such_program"),
+    ):
+        contestant()
+
+
+def test_a_contestant_is_told_more_than_an_argument_can_hold(tmp_path):
+    program = tmp_path / "program.py"
+    program.write_text(
+        "from cqa.study.bench.peers.child import serve, settings\n"
+        "serve(lambda add: len(settings['told']) + add)\n"
+    )
+    with Contestant(program, {"told": "x" * 10**6}) as contestant:
+        assert [contestant(add=n).value for n in (1, 2)] == [10**6 + 1, 10**6 + 2]
+
+
+def test_the_file_holds_what_was_measured_before_a_run_was_cut_short(tmp_path, monkeypatch):
+    taken = []
+
+    def measure(*_):
+        if taken:
+            raise KeyboardInterrupt
+        taken.append(1)
+        return {"tokens_per_s": 1.0}
+
+    monkeypatch.setattr(run, "measure_step", measure)
+    config = BenchConfig(
+        device="cpu", levels=("step",), window=("3+9", "2+5"), seconds=0.001,
+        out=tmp_path / "bench.json",
+    )  # fmt: skip
+    with pytest.raises(KeyboardInterrupt):
+        run.bench(config)
+    data = json.loads(config.out.read_text("utf-8"))
+    assert data["step"]["windows"] == [{"tokens_per_s": 1.0}]
 
 
 def test_texts_longer_than_the_model_are_refused_before_anything_is_drawn():
