@@ -160,7 +160,10 @@ def test_training_flops_are_what_torch_counts_for_the_same_model():
     with FlopCounterMode(display=False) as counter:
         logits = model(ids, use_cache=False).logits
         logits.sum().backward()
-    by_op = {str(op): n for op, n in counter.get_flop_counts()["Global"].items()}
+    counts = counter.get_flop_counts()
+    by_op = {str(op): n for op, n in counts["Global"].items()}
+    # some versions form the angles of the rotation by a product
+    angles = sum(sum(ops.values()) for name, ops in counts.items() if name.endswith("rotary_emb"))
     everything = pack_documents([(tuple(range(51)), (True,) * 51)])  # 50 rows that predict
     batch = replace(everything, input_ids=everything.input_ids[:50])
     flops = pass_flops(config, batch, 8, training=True)
@@ -168,7 +171,7 @@ def test_training_flops_are_what_torch_counts_for_the_same_model():
     assert flops.frozen + flops.lora + flops.head == products
     # eager attention forms every pair, forward and for both gradients; ours counts causal ones and
     # the scores formed again
-    attended = sum(n for op, n in by_op.items() if op.endswith(".bmm"))
+    attended = sum(n for op, n in by_op.items() if op.endswith(".bmm")) - angles
     causal = sum(range(1, 52)) + sum(range(1, 51))  # the last layer keeps 50 of the 51 rows
     assert attended == 3 * 2 * 4 * 192 * 50 * 50
     assert flops.attention == round(3.5 * 4 * 192 * causal)
