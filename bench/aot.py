@@ -79,13 +79,14 @@ def _launch(kernel: JITFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) 
     signature, constants, aligned = [], [], []
     for i, parameter in enumerate(kernel.params):
         value = values[parameter.name]
-        constant = parameter.is_constexpr or value is None or (type(value) is int and value == 1)
+        number = type(value) is int and not parameter.do_not_specialize
+        constant = parameter.is_constexpr or value is None or (number and value == 1)
         if constant:
             constants.append((i, value))
         if isinstance(value, torch.Tensor):
             offset = value.storage_offset() * value.itemsize
         else:
-            offset = value if type(value) is int else 1
+            offset = value if number else 1
         if not constant and offset % 16 == 0:
             aligned.append(i)
         signature.append((parameter.name, "constexpr" if constant else _type(value)))

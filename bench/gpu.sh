@@ -4,9 +4,10 @@
 #     bench/gpu.sh [FOLDER]        FOLDER: bench/results/gpu
 #
 # The gpu-marked tests first, then the benchmarks at the shapes of Qwen2.5-7B and 0.5B. Every part
-# has a limit of its own and writes its JSON as it ends, the most telling parts first; what does not
-# fit into the time is named. It needs Python 3.11 with torch, nothing is downloaded, and what else
-# is missing is said. PYTHON names another interpreter; MINUTES another limit.
+# has a limit of its own and writes its JSON as results come. The most telling parts come first, and
+# the limits of these fit into the time together; what does not fit after them is named. It needs
+# Python 3.11 with torch, nothing is downloaded, and what else is missing is said. PYTHON names
+# another interpreter; MINUTES another limit.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 out=${1:-bench/results/gpu}
@@ -82,20 +83,27 @@ if ((ready != 0)); then
 fi
 nvidia-smi >>"$out/machine.txt" 2>&1 || say "nvidia-smi: not there"
 
-part tests 110 "$python" -m pytest -q -m gpu --continue-on-collection-errors -W default \
-    --junitxml "$out/tests.xml" -p no:cacheprovider tests
+# files that have no such test are not imported, and workers compile side by side
+mapfile -t files < <(grep -lrE 'mark\.gpu|ON_DEVICES' tests --include='test_*.py')
+workers=()
+if "$python" -c 'import xdist' 2>>"$out/machine.txt"; then workers=(-n 4); fi
+part tests 90 "$python" -m pytest -v -m gpu -W default --junitxml "$out/tests.xml" \
+    -p no:cacheprovider "${workers[@]}" "${files[@]}"
 big=(--shape qwen2.5-7b) small=(--shape qwen2.5-0.5b)
-measure step-7b 60 "${big[@]}" --levels step --seconds 2
-measure kernel-7b 60 "${big[@]}" --levels kernel --seconds 0.2
-measure score-7b 75 "${big[@]}" --levels score --seconds 1 --batch-tokens 8192
-measure peers-step-7b 100 "${big[@]}" --levels step --steps 5 --window 0+700,0+700 --peers --seconds 1
-measure paper-run-7b 55 "${big[@]}" --levels step --window 0+700,0+700 --steps 564
-measure step-0.5b 30 "${small[@]}" --levels step --seconds 1
-measure step-0.5b-graphs 30 "${small[@]}" --levels step --seconds 1 --cuda-graphs
-measure peers-score-7b 75 "${big[@]}" --levels score --job 8x800+2x100 --peers --seconds 1
-measure score-0.5b 40 "${small[@]}" --levels score --seconds 0.5 --batch-tokens 8192
+window=(--window 0+700,0+700) # two of the paper's samples
+measure step-7b 130 "${big[@]}" --levels step "${window[@]}" --peers --seconds 1
+measure kernel-7b 50 "${big[@]}" --levels kernel --seconds 0.2
+measure score-7b 95 "${big[@]}" --levels score --peers --seconds 0.5 --batch-tokens 8192 \
+    --job '8x800+2x100*8' --job 2x4096+2x100 --job 400x20+2x10 --job 1x1+1x8192
+measure paper-run-7b 100 "${big[@]}" --levels step "${window[@]}" --steps 564 --seconds 0.5
+measure step-0.5b 30 "${small[@]}" --levels step "${window[@]}" --seconds 0.5
+measure step-0.5b-graphs 30 "${small[@]}" --levels step "${window[@]}" --seconds 0.5 --cuda-graphs
+# what the parts above have left over
+measure step-7b-story 50 "${big[@]}" --levels step --window 1884+112,1884+112 --seconds 1
+measure score-0.5b 40 "${small[@]}" --levels score --seconds 0.5 --batch-tokens 8192 \
+    --job '40x800+2x100*8' --job 400x20+2x10
 measure kernel-0.5b 40 "${small[@]}" --levels kernel --seconds 0.1
-measure peers-0.5b 90 "${small[@]}" --levels step,score --window 0+700,0+700 \
-    --job 8x800+2x100 --peers --seconds 0.5
+measure peers-0.5b 90 "${small[@]}" --levels step,score "${window[@]}" --job 8x800+2x100 --peers \
+    --seconds 0.5
 say "results are in $out"
 exit "$failed"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import platform
 from functools import cache
-from importlib.metadata import version
+from importlib import metadata
 from pathlib import Path
 
 from cqa import __version__
@@ -13,6 +13,18 @@ from cqa import __version__
 LIBRARIES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "scipy")
 PACKAGE = Path(__file__).parent
 BOTH = ("layout.py", "kernels", "model", "data/tokenizer.py")  # what every digit hangs on
+
+
+def version(library: str) -> str:
+    """Return a library's version as it says itself.
+
+    The metadata of a torch from PyPI leave out what it was built for, such as +cu130.
+    """
+    if library == "torch":
+        import torch
+
+        return str(torch.__version__)
+    return metadata.version(library)
 
 
 def versions() -> dict[str, str]:

@@ -3,6 +3,7 @@
 import shutil
 
 import pytest
+import torch
 from helpers import ROOT
 
 from cqa import identity
@@ -59,6 +60,14 @@ def test_source_that_has_no_part_in_it_is_not_counted(package, name):
 def test_another_torch_is_another_digest(package, monkeypatch):
     before = digest()
     monkeypatch.setattr(identity, "version", lambda name: "0.0")
+    assert digest() != before
+
+
+def test_the_build_of_torch_is_part_of_its_version(monkeypatch):
+    monkeypatch.setattr(torch, "__version__", "2.11.0+cu130")
+    before = digest()
+    assert versions()["torch"] == "2.11.0+cu130"
+    monkeypatch.setattr(torch, "__version__", "2.11.0+cpu")
     assert digest() != before
 
 

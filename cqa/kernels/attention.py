@@ -135,15 +135,19 @@ def gathered(spans: tuple[AttentionSpan, ...], n_rows: int, device: torch.device
     lengths_k = [max(0, s.prefix[1] - s.prefix[0]) + s.own[1] - s.own[0] for s in spans]
     plain = len(keys) == n_rows and all(i == row for i, row in enumerate(keys))
 
+    def moved(values: list[int], dtype: torch.dtype) -> Tensor:
+        # a waiting copy would let the device run dry: the last layer asks in the middle of a pass
+        return torch.tensor(values, dtype=dtype).to(device, non_blocking=True)
+
     def offsets(lengths: list[int]) -> Tensor:
-        return torch.tensor([0, *accumulate(lengths)], dtype=torch.int32).to(device)
+        return moved([0, *accumulate(lengths)], torch.int32)
 
     return Gathered(
         offsets(lengths_q),
         offsets(lengths_k),
         max(lengths_q, default=0),
         max(lengths_k, default=0),
-        None if plain else torch.tensor(keys).to(device),
+        None if plain else moved(keys, torch.int64),
     )
 
 

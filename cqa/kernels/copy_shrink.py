@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from cqa.kernels.backend import Backend, choose
-from cqa.kernels.launch import dot_type, launch, tile_width
+from cqa.kernels.launch import any_rows, dot_type, launch, tile_width
 from cqa.kernels.shrink import (
     AugColumns,
     GroupLaunch,
@@ -32,7 +32,7 @@ from cqa.kernels.shrink import (
 SPLITS = 4  # of the columns, so that a few hundred rows fill a GPU
 
 
-@triton.jit
+@any_rows
 def _copy_shrink_kernel(  # a program: a block of rows, a share of the columns, one member
     x, lora_a, out, partial, key, streams, window_rows, m, k, x_stride, out_stride, base, rank,
     end_of_ranks, total, threshold, scale,
@@ -60,7 +60,7 @@ def _copy_shrink_kernel(  # a program: a block of rows, a share of the columns, 
         store_constants(out, out_stride, rows, in_range, k, base, end_of_ranks, total)
 
 
-@triton.jit
+@any_rows
 def _copy_backward_kernel(  # dx += mask · (dS · A) · scale, a tile a program
     dx, ds, lora_a, key, streams, window_rows, m, k, dx_stride, ds_stride, rank, threshold, scale,
     MEMBERS: tl.constexpr, ROWS: tl.constexpr, RANK: tl.constexpr, WIDTH: tl.constexpr,

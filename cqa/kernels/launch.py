@@ -8,6 +8,8 @@ import torch
 import triton
 import triton.language as tl
 
+# For kernels of rows: their number differs from pass to pass, and one form does for all of them.
+any_rows = triton.jit(do_not_specialize=["m", "n_rows", "plane"])
 INTERPRETED: bool = triton.knobs.runtime.interpret
 _TYPES = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.float32: tl.float32}
 

@@ -18,12 +18,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from cqa.kernels.launch import dot_type, launch
+from cqa.kernels.launch import any_rows, dot_type, launch
 from cqa.kernels.row_stats import LEAST, NOTHING, TokenStats, with_target
 
 SPLIT = 512  # columns of one program
 _ROWS = 1 << 14  # rows whose partial results exist at a time
-_any_rows = triton.jit(do_not_specialize=["n_rows", "plane"])  # one form for any number of rows
 _GROUP = 8  # blocks of rows that run beside each other, so that their operands stay in L2
 
 
@@ -57,7 +56,7 @@ def _logits_tile(
     return z
 
 
-@_any_rows
+@any_rows
 def _own_logits(
     hidden, head, target, own, n_rows, hidden_stride, head_stride, DEPTH: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, DOT: tl.constexpr,
@@ -72,7 +71,7 @@ def _own_logits(
     tl.store(own + first + i, diagonal, mask=first + i < n_rows)
 
 
-@_any_rows
+@any_rows
 def _exact_logits(
     hidden, head, target, exact, n_rows, hidden_stride, head_stride, depth,
     ROWS: tl.constexpr, TILE: tl.constexpr,
@@ -91,7 +90,7 @@ def _exact_logits(
     tl.store(exact + row, tl.sum(total, 1), mask=inside)
 
 
-@_any_rows
+@any_rows
 def _split_stats(
     hidden, head, target, own, tops, weights, weighteds, aboves, n_rows, pitch, n_cols,
     hidden_stride, head_stride, DEPTH: tl.constexpr, SPLIT: tl.constexpr, GROUP: tl.constexpr,
@@ -134,7 +133,7 @@ def _split_stats(
     tl.store(aboves + to, above, mask=row < n_rows)
 
 
-@_any_rows
+@any_rows
 def _join_splits(
     tops, weights, weighteds, aboves, exact, stats, rank, n_rows, pitch, n_splits, plane,
     ROWS: tl.constexpr, SPLITS: tl.constexpr,

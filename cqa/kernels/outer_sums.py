@@ -13,15 +13,14 @@ from dataclasses import dataclass
 from functools import cache
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
-from cqa.kernels.launch import dot_type, launch, rank_tile
+from cqa.kernels.launch import any_rows, dot_type, launch, rank_tile
 from cqa.kernels.philox import GroupDropout, dropout_keep
 
 
-@triton.jit
+@any_rows
 def _outer_sum_kernel(  # out[c, r] = scale · Σ_m dropout(x)[m, c] · s[m, r], tile by tile
     x,
     s,

@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from cqa.kernels.backend import Backend, choose
-from cqa.kernels.launch import accumulator, dot_type, launch, tile_width
+from cqa.kernels.launch import accumulator, any_rows, dot_type, launch, tile_width
 from cqa.kernels.precision import wider
 from cqa.kernels.shrink import (
     AugColumns,
@@ -67,7 +67,7 @@ def _rstd(
     )
 
 
-@triton.jit
+@any_rows
 def _norm_shrink_kernel(  # a program: a block of rows and one member; member 0 also writes X
     x, weight, lora_a, out, key, streams, window_rows, m, k, x_stride, out_stride, base, rank,
     end_of_ranks, total, threshold, scale, eps, ROWS: tl.constexpr, RANK: tl.constexpr,
@@ -101,7 +101,7 @@ def _norm_shrink_kernel(  # a program: a block of rows and one member; member 0 
         store_constants(out, out_stride, rows, in_range, k, base, end_of_ranks, total)
 
 
-@triton.jit
+@any_rows
 def _norm_backward_kernel(  # a program: a block of rows, read twice
     dy, ds, lora_a, x, weight, dx, key, streams, window_rows, m, k, dy_stride, ds_stride, x_stride,
     rank, threshold, scale, eps, MEMBERS: tl.constexpr, ROWS: tl.constexpr, RANK: tl.constexpr,

@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from cqa.kernels.launch import launch
+from cqa.kernels.launch import any_rows, launch
 
 # A column that does not count, and a maximum before the first column. Both are finite, so that no
 # difference of them is NaN, and below any logit: exp of the difference to one is 0.
@@ -94,7 +94,7 @@ def with_target(top, weight, weighted, at_target):
     return logp, tl.where(entropy < 0, 0.0, entropy), new_top + log_total
 
 
-@triton.jit(do_not_specialize=["n_rows"])
+@any_rows
 def _row_stats(
     logits, target, at_target, stats, rank, n_rows, n_cols, row_stride, TILE: tl.constexpr
 ):

@@ -25,7 +25,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from cqa.kernels.launch import launch, rank_tile
+from cqa.kernels.launch import any_rows, launch, rank_tile
 from cqa.kernels.outer_sums import OuterSum, outer_sums
 from cqa.kernels.philox import (
     NO_DROPOUT,
@@ -236,7 +236,7 @@ def store_split(  # one member's sum over one share of the columns, for `sum_spl
     tl.store(at, s, mask=in_range[:, None] & (ranks < rank)[None, :])
 
 
-@triton.jit
+@any_rows
 def _sum_splits_kernel(partial, out, out_stride, m, columns, n_splits, WIDTH: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     cols = tl.arange(0, WIDTH)

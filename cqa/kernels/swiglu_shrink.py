@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from cqa.kernels.backend import Backend, choose
-from cqa.kernels.launch import dot_type, launch, tile_width
+from cqa.kernels.launch import any_rows, dot_type, launch, tile_width
 from cqa.kernels.precision import wider
 from cqa.kernels.shrink import (
     AugColumns,
@@ -69,7 +69,7 @@ def _sigmoid(z):
     return tl.div_rn(tl.where(z < 0, small, 1.0), 1.0 + small)
 
 
-@triton.jit
+@any_rows
 def _swiglu_shrink_kernel(  # a program: a block of rows, a share of the columns, one member
     gate_up, lora_a, out, partial, key, streams, window_rows, m, k, in_stride, out_stride, base,
     rank, end_of_ranks, total, threshold, scale,
@@ -102,7 +102,7 @@ def _swiglu_shrink_kernel(  # a program: a block of rows, a share of the columns
         store_constants(out, out_stride, rows, in_range, k, base, end_of_ranks, total)
 
 
-@triton.jit
+@any_rows
 def _swiglu_backward_kernel(  # a tile a program
     dact, ds, lora_a, gate_up, out, key, streams, window_rows, m, k, dact_stride, ds_stride,
     in_stride, rank, threshold, scale,

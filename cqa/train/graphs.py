@@ -29,18 +29,29 @@ BUCKET_ROWS, BUCKET_TARGETS = 256, 64
 Capture = Callable[[Callable[[], None]], Callable[[], None]]
 
 
-def capture_on_cuda(function: Callable[[], None]) -> Callable[[], None]:
-    """Record a function's launches; return what repeats them."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(2):  # kernels are compiled, libraries choose theirs and take workspace
+class CudaCapture:
+    """Records functions whose launches leave no tensor behind.
+
+    So all graphs work in the memory of the first: the largest pass decides how much that is, not
+    the number of sizes that came.
+    """
+
+    def __init__(self) -> None:
+        self._first: torch.cuda.CUDAGraph | None = None
+
+    def __call__(self, function: Callable[[], None]) -> Callable[[], None]:
+        """Record a function's launches; return what repeats them."""
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(2):  # kernels are compiled, libraries choose theirs and take workspace
+                function()
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._first.pool() if self._first else None):
             function()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        function()
-    return graph.replay
+        self._first = self._first or graph
+        return graph.replay
 
 
 def fill_up(samples: Sequence[EncodedSample]) -> tuple[PackedBatch, int]:
@@ -116,7 +127,7 @@ class Graphs:
                 f"{decoder.dtype} on {decoder.device}",
                 hint="leave --cuda-graphs out, or use --dtype bf16 on an A100 or later",
             )
-        return cls(decoder, config, lora.state.grad, capture_on_cuda)
+        return cls(decoder, config, lora.state.grad, CudaCapture())
 
     def run(self, samples: Sequence[EncodedSample], step: int, n_labels: int) -> Tensor:
         """Add a pass's gradient to the flat buffer; return its share of the loss, () fp64."""

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from cqa.kernels.adamw import AdamState, adam_rates, adamw_step, gradient_norm
 
-
 N_PARAMS, STEPS, MAX_NORM = 57, 20, 1.0
 
 

@@ -1,5 +1,6 @@
 """Passes by CUDA graphs: filling up changes nothing, a replay reads the graph's own tensors."""
 
+from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -14,7 +15,7 @@ from cqa.model.lora import LoraSpec, TrainableLora
 from cqa.model.projection import MODULES
 from cqa.train import graphs as module
 from cqa.train.config import TrainConfig
-from cqa.train.graphs import Graphs, capture_on_cuda, fill_up
+from cqa.train.graphs import CudaCapture, Graphs, fill_up
 from cqa.train.loop import backward_passes
 
 CONFIG = TrainConfig(model="", data=None, out=None, dropout=0.2, neftune_alpha=5.0, seed=3)
@@ -79,7 +80,8 @@ def trained(folder, device: torch.device, dtype: torch.dtype) -> TrainableLora:
     return lora
 
 
-def assert_graphs_equal_passes(lora: TrainableLora, graphs: Graphs, **tolerance: float) -> None:
+def assert_graphs_equal_passes(lora: TrainableLora, graphs: Graphs, allowed: float) -> None:
+    """`allowed` is of the norm: where an element is small, 16 bits leave it few digits."""
     plan = SimpleNamespace(config=CONFIG)
     for step, window in enumerate((samples(12, 7, seed=1), samples(9, 10, seed=2)), start=1):
         n_labels = sum(sample.n_labels for sample in window)
@@ -87,10 +89,10 @@ def assert_graphs_equal_passes(lora: TrainableLora, graphs: Graphs, **tolerance:
         for used in (None, graphs):
             lora.state.grad.fill_(0.25)  # what a pass adds to
             loss = backward_passes(plan, lora.decoder, [window], step, n_labels, used)
-            results.append((loss, lora.state.grad.clone()))
+            results.append((loss, lora.state.grad - 0.25))
         for one, other in zip(*results, strict=True):
-            torch.testing.assert_close(other, one, **tolerance)
-        assert (results[0][1] - 0.25).abs().max() > 1e-3
+            assert (other - one).norm() <= allowed * one.norm()
+        assert results[0][1].abs().max() > 1e-3
 
 
 def test_replays_equal_passes_of_other_texts_and_steps(tmp_path, monkeypatch):
@@ -100,7 +102,7 @@ def test_replays_equal_passes_of_other_texts_and_steps(tmp_path, monkeypatch):
     folder = tiny_checkpoint(tmp_path, "qwen2", num_hidden_layers=1, head_dim=8)
     lora = trained(folder, torch.device("cpu"), torch.float32)
     graphs = Graphs(lora.decoder, CONFIG, lora.state.grad, recorded_on_cpu)
-    assert_graphs_equal_passes(lora, graphs, rtol=1e-4, atol=1e-6)
+    assert_graphs_equal_passes(lora, graphs, 1e-5)
     assert len(graphs._recorded) == 1
 
 
@@ -108,8 +110,39 @@ def test_replays_equal_passes_of_other_texts_and_steps(tmp_path, monkeypatch):
 def test_replays_equal_passes_on_a_device(tmp_path):
     folder = tiny_checkpoint(tmp_path, "qwen2", num_hidden_layers=2, head_dim=16)
     lora = trained(folder, torch.device("cuda"), torch.bfloat16)
-    graphs = Graphs(lora.decoder, CONFIG, lora.state.grad, capture_on_cuda)
-    assert_graphs_equal_passes(lora, graphs, rtol=2e-2, atol=2e-3)
+    graphs = Graphs.of(lora, CONFIG)
+    assert_graphs_equal_passes(lora, graphs, 0.05)
+
+
+def test_all_graphs_work_in_the_memory_of_the_first(monkeypatch):
+    calls, pools = [], []
+
+    class Graph:
+        def pool(self):
+            return self
+
+        def replay(self):
+            calls.append("replay")
+
+    @contextmanager
+    def graph(new, pool):
+        pools.append(pool)
+        calls.append("record")
+        yield
+
+    stream = SimpleNamespace(wait_stream=lambda other: None)
+    fake = {
+        "Stream": lambda: stream, "current_stream": lambda: stream,
+        "stream": lambda side: nullcontext(), "CUDAGraph": Graph, "graph": graph,
+    }  # fmt: skip
+    for name, value in fake.items():
+        monkeypatch.setattr(torch.cuda, name, value)
+    capture = CudaCapture()
+    first, *_ = replays = [capture(lambda: calls.append("pass")) for _ in range(3)]
+    assert calls == ["pass", "pass", "record", "pass"] * 3
+    assert pools == [None, first.__self__, first.__self__]
+    replays[2]()
+    assert calls[-1] == "replay"
 
 
 def test_a_device_without_graphs_is_named(tmp_path):

@@ -49,7 +49,7 @@ class BenchConfig:
     batch_tokens: int = same_option(ScoreConfig, "batch_tokens")
     device: Literal["auto", "cpu", "cuda"] = same_option(TrainConfig, "device")
     dtype: Literal["auto", "fp32", "bf16"] = same_option(TrainConfig, "dtype")
-    out: Path | None = option("File for everything measured, JSON; written as levels end.", None)
+    out: Path | None = option("File for everything measured, JSON; written with each result.", None)
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""

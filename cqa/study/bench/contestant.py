@@ -33,26 +33,19 @@ class Contestant:
     def __init__(
         self, program: str | Path, settings: dict[str, Any], python: str = sys.executable
     ) -> None:
-        """Start it and wait until it is ready.
-
-        Raises:
-            ContestantError: It ended instead.
-        """
+        """Start it; its first turn waits until it is ready, so several can start side by side."""
         self.peak_bytes = 0
+        self._ready = False
         self._log = TemporaryFile("w+")  # noqa: SIM115
         own = isinstance(program, Path)
         command = [str(program)] if own else ["-m", f"{PEERS}.{program}"]
         paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
         self._process = subprocess.Popen(
-            [python, *command, json.dumps(settings)],
+            [python, *command],
             env=os.environ if own else {**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True,
         )  # fmt: skip
-        try:
-            self._answer()
-        except BaseException:
-            self.__exit__()
-            raise
+        self._tell(settings)  # the tokens of a job may be too many for an argument
 
     def __call__(self, **arguments: Any) -> Turn:
         """Take a turn.
@@ -60,14 +53,20 @@ class Contestant:
         Raises:
             ContestantError: It ended instead.
         """
+        if not self._ready:
+            self._answer()
+            self._ready = True
+        self._tell(arguments)
+        answer = self._answer()
+        return Turn(answer["seconds"], answer["value"])
+
+    def _tell(self, message: dict[str, Any]) -> None:
         assert self._process.stdin is not None
         try:
-            self._process.stdin.write(json.dumps(arguments) + "\n")
+            self._process.stdin.write(json.dumps(message) + "\n")
             self._process.stdin.flush()
         except BrokenPipeError:
             pass  # what it printed says why
-        answer = self._answer()
-        return Turn(answer["seconds"], answer["value"])
 
     def _answer(self) -> dict[str, Any]:
         assert self._process.stdout is not None

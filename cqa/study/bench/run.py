@@ -30,7 +30,7 @@ def bench(
 ) -> dict[str, Any]:
     """Measure what the settings name; return it as it stands in the JSON.
 
-    The file, if one is asked for, is written anew as each part ends, so that a run which is cut
+    The file, if one is asked for, is written anew with each result, so that a run which is cut
     short leaves what it had.
 
     Args:
@@ -78,13 +78,13 @@ class _Record:
         self._write()
 
     def keep(self, level: str, part: str, results: Iterable[dict[str, Any]]) -> None:
-        """Add the results of a part as they come."""
+        """Add the results of a part as they come, each to the file at once."""
         self._on_event({"event": "part", "name": f"{level}: {part}"})
         kept = self.data.setdefault(level, {}).setdefault(part, [])
         for result in results:
             kept.append(finite(result))
+            self._write()
             self._on_event({"event": "result", "level": level, "part": part, "result": result})
-        self._write()
 
     def _write(self) -> None:
         if self._out is not None:

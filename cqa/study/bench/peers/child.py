@@ -1,8 +1,8 @@
 """The contestant's side of a comparison: one turn for each line on standard input.
 
-A contestant gets its settings as JSON in its first argument and answers every line (JSON arguments
-of the turn) with one: {"seconds", "value", "peak_bytes"}. This module imports nothing of the
-package, so that programs in an environment of their own can use it too.
+A contestant gets its settings as JSON in the first line of standard input, and answers every line
+after it (JSON arguments of the turn) with one: {"seconds", "value", "peak_bytes"}. This module
+imports nothing of the package, so that programs in an environment of their own can use it too.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 _answers = os.fdopen(os.dup(1), "w")
 os.dup2(2, 1)  # what libraries print goes to standard error
 
-settings: dict[str, Any] = json.loads(sys.argv[1])
+settings: dict[str, Any] = json.loads(sys.stdin.readline())
 
 
 def serve(turn: Callable[..., Any]) -> None:
