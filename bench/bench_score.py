@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from compare import record
+from compare import N_SHORT, record
 
 from cqa.data.items import read_items
 from cqa.data.tokenizer import Tokenizer
@@ -62,7 +62,8 @@ def compare(benchmark, settings: dict, n: int = 5) -> None:
 
 def bench_demo_pairs(benchmark):
     pairs = real_items(ASSETS / "literary.jsonl", 40)
-    compare(benchmark, {"model": str(ASSETS / "model"), "pairs": pairs, "batch_size": 8})
+    settings = {"model": str(ASSETS / "model"), "pairs": pairs, "batch_size": 8}
+    compare(benchmark, settings, N_SHORT)
 
 
 @pytest.mark.parametrize(("n_items", "n_options"), [(2, 2), (1, 4)], ids=["pairs", "four-options"])

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from compare import assert_same_step, record
+from compare import N_SHORT, assert_same_step, record
 
 from cqa.study.bench.contestant import Contestant
 from cqa.study.bench.shapes import folder_settings
@@ -44,7 +44,8 @@ def bench_window_against_transformers_and_peft(benchmark, request, shape):
     ):
         assert_same_step(ours(dropout=0.0), peer(dropout=0.0))
         ours(dropout=0.05), peer(dropout=0.05)
-        result = turn_about(lambda: ours(dropout=0.05), lambda: peer(dropout=0.05))
+        n = N_SHORT if shape == "demo" else 5
+        result = turn_about(lambda: ours(dropout=0.05), lambda: peer(dropout=0.05), n)
         memory = {"ours_peak_bytes": ours.peak_bytes, "peer_peak_bytes": peer.peak_bytes}
         record(benchmark, "transformers_peft", result, **memory)
         benchmark.extra_info["n_tokens"] = sum(len(ids) for ids, _ in samples)
@@ -69,7 +70,7 @@ def bench_paper_recipe_against_llamafactory(benchmark, tmp_path):
         Contestant(PEERS / "llamafactory_sft.py", peer_settings, str(FACTORY)) as peer,
     ):
         ours(), peer()
-        result = turn_about(ours, peer, n=15)  # windows differ in length: more of them
+        result = turn_about(ours, peer, N_SHORT)
         memory = {"ours_peak_bytes": ours.peak_bytes, "peer_peak_bytes": peer.peak_bytes}
         record(benchmark, "llamafactory", result, **memory)
         benchmark.pedantic(ours, rounds=3)

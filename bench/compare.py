@@ -9,6 +9,8 @@ import pytest
 
 from cqa.study.bench.timing import Comparison
 
+N_SHORT = 25  # turns of what takes less than seconds, whose times scatter
+
 
 def record(benchmark: Any, peer: str, comparison: Comparison, **extra: Any) -> None:
     """Keep a comparison beside the benchmark's own numbers."""
