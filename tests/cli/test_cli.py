@@ -191,6 +191,17 @@ def test_help_names_an_example(args):
     assert "cqa-fast " in invoke(*args).output
 
 
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [({}, "3000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, None)],
+    ids=["unset", "set", "by-policy"],
+)
+def test_threads_wait_briefly_unless_the_user_has_said_how(samples, monkeypatch, given, expected):
+    monkeypatch.setattr("os.environ", {**given})
+    assert invoke("validate", samples).exit_code == 0
+    assert os.environ.get("GOMP_SPINCOUNT") == expected
+
+
 def test_settings_come_from_default_then_preset_then_file_then_flag(samples, monkeypatch):
     monkeypatch.setitem(PRESETS, "paper", {**PRESETS["paper"], "epochs": 2, "rank": 4, "lr": 1e-3})
     file = samples.parent / "settings.yaml"
