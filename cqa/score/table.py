@@ -67,8 +67,8 @@ def _cautions(summary: Row) -> list[str]:
         looked = f", {_p(test['p_corrected'])} corrected (max-T)" if several else ""
         if test["ci95"] is not None:
             lines.append(
-                f"literary - factual, {name}: {_signed(test['difference'])} nats "
-                f"{_interval(test['ci95'])}, two-sided p {_equals(test['p_two_sided'])} (Welch), "
+                f"literary - factual, {name}: {signed(test['difference'])} nats "
+                f"{interval(test['ci95'])}, two-sided p {_equals(test['p_two_sided'])} (Welch), "
                 f"{_p(test['p_permutation'])} (permutation)" + looked
             )
     if left_out := summary.get("n_too_long"):
@@ -84,21 +84,21 @@ def _cautions(summary: Row) -> list[str]:
 
 
 def _items_table(group: str, base: Row, models: dict[str, Row]) -> str:
-    rows = [["base", _signed(base["mean_delta_i_nats"]), _share(base["sign_accuracy"])]]
+    rows = [["base", signed(base["mean_delta_i_nats"]), _share(base["sign_accuracy"])]]
     for name, entry in models.items():
         test = entry["wilcoxon"]
         rows.append(
             [
                 name,
-                _signed(entry["mean_delta_i_nats"]),
+                signed(entry["mean_delta_i_nats"]),
                 _share(entry["sign_accuracy"]),
-                _signed(entry["mean_ddi_nats"]),
-                _interval(entry["ci95_nats"]),
-                _signed(entry["mean_d_cond_nats"]),
-                _signed(entry["mean_d_prior_nats"]),
+                signed(entry["mean_ddi_nats"]),
+                interval(entry["ci95_nats"]),
+                signed(entry["mean_d_cond_nats"]),
+                signed(entry["mean_d_prior_nats"]),
                 f"{test['w_plus']:g}",
                 _p(test["p"]),
-                _signed(entry["d_z"]),
+                signed(entry["d_z"]),
             ]
         )
     return f"{group}: {base['n']} items\n" + aligned(ITEM_HEADINGS, rows)
@@ -113,7 +113,7 @@ def _texts_table(group: str, models: dict[str, Row]) -> str:
             parts = parts[:1]
         for domain, part in parts:
             changed = [] if name == "base" else [
-                _signed(part["mean_dlogp_per_token_nats"]), _interval(part["ci95_nats"])
+                signed(part["mean_dlogp_per_token_nats"]), interval(part["ci95_nats"])
             ]  # fmt: skip
             cells = [name, domain, str(part["n"]), f"{part['mean_logp_per_token_nats']:.3f}"]
             cells += changed or ["", ""]
@@ -136,7 +136,8 @@ def aligned(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     )
 
 
-def _signed(value: float | None) -> str:
+def signed(value: float | None) -> str:
+    """Return a number with its sign, but 0.00 without one, whichever way it was rounded."""
     text = "n/a" if value is None else f"{value:+.2f}"
     return text if text.strip("+-0.") else text[1:]
 
@@ -153,5 +154,6 @@ def _share(value: float) -> str:
     return f"{100 * value:.0f} %"
 
 
-def _interval(bounds: Sequence[float] | None) -> str:
-    return "n/a" if bounds is None else f"[{bounds[0]:+.2f}, {bounds[1]:+.2f}]"
+def interval(bounds: Sequence[float] | None) -> str:
+    """Return the two ends of an interval."""
+    return "n/a" if bounds is None else f"[{signed(bounds[0])}, {signed(bounds[1])}]"

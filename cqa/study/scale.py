@@ -32,7 +32,7 @@ from cqa.score.config import ScoreConfig
 from cqa.score.encoded import Items, first_named, left_out_text
 from cqa.score.run import find_adapters, score
 from cqa.score.stats import t_interval
-from cqa.score.table import aligned
+from cqa.score.table import aligned, interval, signed
 from cqa.study.config import ScaleConfig
 from cqa.train.checkpoint import STATE, check_same_model, epoch_name, open_run
 from cqa.train.config import TrainConfig
@@ -268,7 +268,7 @@ def _curve(runs: Sequence[Row]) -> list[Row]:
     for (arm, size, group), seeds in points.items():
         ddi = [run["mean_ddi_nats"] for run in seeds]
         d_z = [run["d_z"] for run in seeds if run["d_z"] is not None]
-        interval = t_interval(ddi)
+        bounds = t_interval(ddi)
         rows.append(
             {
                 "arm": arm,
@@ -278,8 +278,8 @@ def _curve(runs: Sequence[Row]) -> list[Row]:
                 "steps": seeds[0]["steps"],
                 "n_items": seeds[0]["n_items"],
                 "mean_ddi_nats": float(np.mean(ddi)),
-                "ci95_low_nats": interval[0] if interval else None,
-                "ci95_high_nats": interval[1] if interval else None,
+                "ci95_low_nats": bounds[0] if bounds else None,
+                "ci95_high_nats": bounds[1] if bounds else None,
                 "mean_d_z": float(np.mean(d_z)) if d_z else None,
             }
         )
@@ -303,8 +303,7 @@ def scale_text(result: Row) -> str:
         rows = [
             [
                 p["arm"], str(p["size"]), str(p["steps"]), str(p["n_seeds"]),
-                f"{p['mean_ddi_nats']:+.2f}", _interval(p),
-                "n/a" if p["mean_d_z"] is None else f"{p['mean_d_z']:+.2f}",
+                signed(p["mean_ddi_nats"]), _interval(p), signed(p["mean_d_z"]),
             ]
             for p in points
         ]  # fmt: skip
@@ -329,4 +328,4 @@ def _too_long_text(too_long: Row) -> Iterator[str]:
 
 def _interval(point: Row) -> str:
     low, high = point["ci95_low_nats"], point["ci95_high_nats"]
-    return "n/a" if low is None else f"[{low:+.2f}, {high:+.2f}]"
+    return interval(None if low is None else (low, high))

@@ -11,6 +11,7 @@ from score.synthetic import make_items, make_rows
 from cqa.score.compare import MARGIN_SHARE, READINGS, compare_items, item_facts, item_score
 from cqa.score.continuations import TextScore, compare_texts
 from cqa.score.summary import Scores, summarise
+from cqa.score.table import interval, signed
 
 ADAPTERS = [None, "epoch-02", "epoch-04"]
 ITEMS = make_items(8)
@@ -292,3 +293,10 @@ def test_an_adapter_that_changes_nothing_is_no_error():
     assert (entry["mean_ddi_nats"], entry["d_z"], entry["wilcoxon"]["p"]) == (0, None, 1)
     assert entry["sign_test"]["p"] == 1
     json.dumps(summary, allow_nan=False)
+
+
+@pytest.mark.parametrize("low", [-0.004, 0.0, 0.004])
+def test_ends_that_round_to_zero_are_printed_without_a_sign(low):
+    assert interval((low, 0.125)) == "[0.00, +0.12]"
+    assert signed(low) == "0.00"
+    assert (interval(None), signed(None)) == ("n/a", "n/a")
