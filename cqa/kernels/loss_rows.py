@@ -86,7 +86,7 @@ def _loss_rows_triton(logits: Tensor, target: Tensor, dtype: torch.dtype) -> tup
 
 def _loss_rows_native(logits: Tensor, target: Tensor) -> Tensor:
     logp = torch.empty(target.shape, dtype=torch.float64)
-    torch.ops.cqa.loss_rows(logits, target.contiguous(), logp)
+    torch.ops.cqa.loss_rows(logits, target, logp)
     return logp
 
 
@@ -110,6 +110,7 @@ def loss_rows(
     Returns:
         logp (M,) in nats, and the gradient (M, V).
     """
+    target = target.contiguous()
     if backend == "triton":
         return _loss_rows_triton(logits, target, dtype)
     logp = (_loss_rows_native if backend == "native" else loss_rows_ref)(logits, target)
