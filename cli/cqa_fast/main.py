@@ -19,9 +19,9 @@ from cqa.study.config import PrescreenConfig, ScaleConfig, WatchedTrainConfig
 from cqa.train.config import PRESETS
 from cqa_fast.options import ErrorsAsMessages, takes
 
-# How long a thread waits for the others at full load before it sleeps. With OpenMP's own number, a
-# hundred times this, two jobs on the same cores take twice as long as one after the other.
-_SPINS = "3000"
+# How long a thread waits for the others at full load before it sleeps. With OpenMP's own number,
+# fifty times this, two jobs on the same cores hold each other up.
+_SPINS = "6000"
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead.")
 
 

@@ -193,7 +193,7 @@ def test_help_names_an_example(args):
 
 @pytest.mark.parametrize(
     ("given", "expected"),
-    [({}, "3000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, None)],
+    [({}, "6000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, None)],
     ids=["unset", "set", "by-policy"],
 )
 def test_threads_wait_briefly_unless_the_user_has_said_how(samples, monkeypatch, given, expected):
