@@ -149,7 +149,7 @@ def _chunked(
 
 
 def _token_stats_triton(hidden: Tensor, head: Tensor, target: Tensor, route: Route) -> TokenStats:
-    hidden, head, target = _unit_stride(hidden), _unit_stride(head), target.contiguous()
+    hidden = _unit_stride(hidden)
     if route == "fused":
         return linear_logprob_triton(hidden, head, target)
     height = min(_TALLEST_CHUNK, chunk_rows(head.shape[0]))
@@ -164,9 +164,7 @@ def _token_stats_native(hidden: Tensor, head: Tensor, target: Tensor) -> TokenSt
     """Fused log-softmax and gather: logits exist in tiles, within the cache."""
     stats = torch.empty(3, target.shape[0], dtype=torch.float64)
     rank = torch.empty(target.shape, dtype=torch.int64)
-    torch.ops.cqa.token_stats(
-        hidden.contiguous(), _unit_stride(head), target.contiguous(), stats, rank
-    )
+    torch.ops.cqa.token_stats(hidden.contiguous(), head, target, stats, rank)
     return TokenStats(logp=stats[0], entropy=stats[1], rank=rank, lse=stats[2])
 
 
@@ -191,8 +189,9 @@ def token_stats(
         route: Which of the two ways Triton goes; the other backends have one.
     """
     backend = choose(backend, head.device, head.dtype)
+    if backend == "reference":
+        return token_stats_ref(hidden, head, target)
+    head, target = _unit_stride(head), target.contiguous()
     if backend == "triton":
         return _token_stats_triton(hidden, head, target, route)
-    if backend == "native":
-        return _token_stats_native(hidden, head, target)
-    return token_stats_ref(hidden, head, target)
+    return _token_stats_native(hidden, head, target)

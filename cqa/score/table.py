@@ -136,9 +136,9 @@ def aligned(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     )
 
 
-def signed(value: float | None) -> str:
+def signed(value: float | None, digits: int = 2) -> str:
     """Return a number with its sign, but 0.00 without one, whichever way it was rounded."""
-    text = "n/a" if value is None else f"{value:+.2f}"
+    text = "n/a" if value is None else f"{value:+.{digits}f}"
     return text if text.strip("+-0.") else text[1:]
 
 

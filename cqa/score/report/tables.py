@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from cqa.score.table import signed
+
 Row = dict[str, Any]
 Form = Literal[
     "text", "count", "signed", "number", "fine", "fine_number", "p", "share", "w",
@@ -77,10 +79,7 @@ def show(value: Any, form: Form) -> str:
 
 
 def _signed(value: float, digits: int) -> str:
-    text = f"{value:+.{digits}f}"
-    if not text.strip("+-0."):
-        return text[1:]
-    return text.replace("-", "−")
+    return signed(value, digits).replace("-", "−")
 
 
 def to_csv(table: Table) -> str:
