@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from cqa.bench.shapes import hf_config
 from cqa.kernels.adamw import AdamState, adam_rates, adamw_step, gradient_norm
 from cqa.kernels.aug_linear import LoraRows, aug_linear
 from cqa.kernels.copy_shrink import copy_shrink
@@ -20,7 +21,6 @@ from cqa.kernels.shrink import AugColumns, Shrink
 from cqa.kernels.swiglu_shrink import swiglu_shrink
 from cqa.kernels.token_logprobs import ROUTES, token_logprobs, token_stats
 from cqa.model.config import DecoderConfig, parse_config
-from cqa.study.bench.shapes import hf_config
 
 ROWS, RANK = 1400, 32
 META = torch.device("meta")

@@ -4,12 +4,12 @@ import pytest
 import torch
 from compare import record
 
+from cqa.bench.config import Window
+from cqa.bench.kernels import TOLERANCE, difference
+from cqa.bench.ops import Bench, ops_of
+from cqa.bench.shapes import Subject
+from cqa.bench.timing import turn_about
 from cqa.kernels.backend import native_problem
-from cqa.study.bench.config import Window
-from cqa.study.bench.kernels import TOLERANCE, difference
-from cqa.study.bench.ops import Bench, ops_of
-from cqa.study.bench.shapes import Subject
-from cqa.study.bench.timing import turn_about
 
 pytestmark = pytest.mark.skipif(native_problem() is not None, reason="no native ops")
 SUBJECT = Subject("qwen2.5-0.5b", None, 32, "cpu", torch.float32)

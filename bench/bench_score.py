@@ -7,15 +7,15 @@ import pytest
 import torch
 from compare import N_SHORT, record
 
+from cqa.assets import DEMO
+from cqa.bench.contestant import Contestant
+from cqa.bench.score import make_adapter
+from cqa.bench.shapes import Subject, folder_settings
+from cqa.bench.timing import turn_about
 from cqa.data.items import read_items
 from cqa.data.tokenizer import Tokenizer
 from cqa.model.lora import write_adapter
-from cqa.score.forest import encode_item
-from cqa.study.bench.contestant import Contestant
-from cqa.study.bench.score import make_adapter
-from cqa.study.bench.shapes import Subject, folder_settings
-from cqa.study.bench.timing import turn_about
-from cqa.study.demo import ASSETS
+from cqa.score.prefix_batch import encode_item
 
 HELLASWAG = Path(__file__).parents[2] / "shared/data/pairs/narrative_hellaswag.jsonl"
 Pairs = list[tuple[list[int], list[int]]]
@@ -37,7 +37,7 @@ def random_items(n_items: int, n_options: int, context: int = 400, option: int =
 
 def real_items(path: Path, n_items: int) -> Pairs:
     """Items of a file, as the demo model's tokenizer has them, after their context and after ∅."""
-    tokenizer = Tokenizer(ASSETS / "model")
+    tokenizer = Tokenizer(DEMO / "model")
     pairs: Pairs = []
     for item, _ in zip(read_items([path]), range(n_items), strict=False):
         encoded = encode_item(item, tokenizer, "split", score_eos=False, max_positions=1024)
@@ -61,8 +61,8 @@ def compare(benchmark, settings: dict, n: int = 5) -> None:
 
 
 def bench_demo_pairs(benchmark):
-    pairs = real_items(ASSETS / "literary.jsonl", 40)
-    settings = {"model": str(ASSETS / "model"), "pairs": pairs, "batch_size": 8}
+    pairs = real_items(DEMO / "literary.jsonl", 40)
+    settings = {"model": str(DEMO / "model"), "pairs": pairs, "batch_size": 8}
     compare(benchmark, settings, N_SHORT)
 
 

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from compare import N_SHORT, assert_same_step, record
 
-from cqa.study.bench.contestant import Contestant
-from cqa.study.bench.shapes import folder_settings
-from cqa.study.bench.timing import turn_about
-from cqa.study.demo import ASSETS
+from cqa.assets import DEMO
+from cqa.bench.contestant import Contestant
+from cqa.bench.shapes import folder_settings
+from cqa.bench.timing import turn_about
 
 PEERS = Path(__file__).parent / "peers"
 FACTORY = PEERS / ".venv-llamafactory" / "bin" / "python"
@@ -26,7 +26,7 @@ def window(vocabulary: int, *shapes: tuple[int, int]) -> list[tuple[list[int], l
 
 
 SHAPES = {
-    "demo": (lambda _: ASSETS / "model", window(4000, (478, 110), (420, 100))),
+    "demo": (lambda _: DEMO / "model", window(4000, (478, 110), (420, 100))),
     "0.5B": (
         lambda request: request.getfixturevalue("half_billion"),
         window(150_000, (300, 200), (420, 260)),
@@ -59,8 +59,8 @@ def bench_paper_recipe_against_llamafactory(benchmark, tmp_path):
         folder.mkdir()
     ours_settings, peer_settings = (
         {
-            "model": str(ASSETS / "model"),
-            "data": str(ASSETS / "train.jsonl"),
+            "model": str(DEMO / "model"),
+            "data": str(DEMO / "train.jsonl"),
             "folder": str(folder),
         }
         for folder in folders

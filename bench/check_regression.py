@@ -15,22 +15,22 @@ from bench_score import real_items
 from bench_train import SHAPES
 from compare import assert_same_step
 
+from cqa.assets import DEMO
+from cqa.bench.contestant import Contestant
+from cqa.bench.shapes import folder_settings
+from cqa.bench.timing import turn_about
 from cqa.data.samples import EncodedSample
 from cqa.kernels.backend import native_problem
 from cqa.layout import pack_trees
 from cqa.model.load import load_model
 from cqa.model.lora import LoraSpec, TrainableLora
 from cqa.model.projection import MODULES
-from cqa.score.forest import Forest
-from cqa.study.bench.contestant import Contestant
-from cqa.study.bench.shapes import folder_settings
-from cqa.study.bench.timing import turn_about
-from cqa.study.demo import ASSETS
+from cqa.score.prefix_batch import Forest
 from cqa.train.config import TrainConfig
 from cqa.train.loop import backward_window
 
 FLOORS = json.loads((Path(__file__).parent / "floors.json").read_text("utf-8"))
-MODEL = ASSETS / "model"
+MODEL = DEMO / "model"
 needs_native = pytest.mark.skipif(native_problem() is not None, reason="no native ops")
 
 
@@ -72,7 +72,7 @@ def test_scoring(peer):
 
 
 def pairs():
-    return real_items(ASSETS / "literary.jsonl", 16)
+    return real_items(DEMO / "literary.jsonl", 16)
 
 
 def test_counts():

@@ -1,4 +1,4 @@
-"""What pytest-benchmark keeps of a comparison; how one is made is in cqa.study.bench."""
+"""What pytest-benchmark keeps of a comparison; how one is made is in cqa.bench."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from cqa.study.bench.timing import Comparison
+from cqa.bench.timing import Comparison
 
 N_SHORT = 25  # turns of what takes less than seconds, whose times scatter
 

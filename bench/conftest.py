@@ -32,7 +32,7 @@ def half_billion(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tokenizers import Tokenizer, models
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from cqa.study.bench.shapes import hf_config
+    from cqa.bench.shapes import hf_config
 
     folder = tmp_path_factory.mktemp("half_billion")
     (folder / "config.json").write_text(json.dumps(hf_config("qwen2.5-0.5b")))

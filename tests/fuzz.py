@@ -39,14 +39,15 @@ from cqa.model.load import load_model
 from cqa.model.lora import LoraSpec, TrainableLora, read_adapter
 from cqa.model.origin import check_origin
 from cqa.model.projection import MODULES
-from cqa.score.config import ReportConfig, ScoreConfig
-from cqa.score.forest import encode_item
-from cqa.score.report.cautions import cautions
-from cqa.score.report.contents import all_tables
-from cqa.score.report.details import items_table, scored_items
-from cqa.score.report.page import Report, markdown_page
-from cqa.score.report.verdict import make_verdict
-from cqa.score.report.write import read_view
+from cqa.report.all_tables import all_tables
+from cqa.report.caveats import cautions
+from cqa.report.config import ReportConfig
+from cqa.report.item_table import items_table, scored_items
+from cqa.report.page import Report, markdown_page
+from cqa.report.verdict import make_verdict
+from cqa.report.write import read_view
+from cqa.score.config import ScoreConfig
+from cqa.score.prefix_batch import encode_item
 from cqa.score.results import Results
 from cqa.score.run import score
 from cqa.train.checkpoint import Log, load_state, open_run

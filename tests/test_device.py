@@ -7,6 +7,10 @@ import torch
 from helpers import ON_DEVICES
 from score.common import score_all
 
+from cqa.bench.config import Job, Window
+from cqa.bench.score import null_tokenizer, random_items
+from cqa.bench.shapes import QWEN25, random_weight
+from cqa.bench.step import random_plan, random_samples
 from cqa.kernels.copy_shrink import copy_shrink
 from cqa.kernels.philox import Dropout
 from cqa.kernels.shrink import AugColumns, Shrink
@@ -16,12 +20,8 @@ from cqa.model.decoder import Decoder
 from cqa.model.load import destinations
 from cqa.model.lora import LoraSpec, TrainableLora
 from cqa.model.projection import MODULES
-from cqa.score.forest import Forest
+from cqa.score.prefix_batch import Forest
 from cqa.score.scorer import run_forest
-from cqa.study.bench.config import Job, Window
-from cqa.study.bench.score import null_tokenizer, random_items
-from cqa.study.bench.shapes import QWEN25, random_weight
-from cqa.study.bench.step import random_plan, random_samples
 from cqa.train.loop import take_step
 
 pytestmark = pytest.mark.parametrize("device", ON_DEVICES)

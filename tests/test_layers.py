@@ -9,22 +9,33 @@ from pathlib import Path
 import pytest
 from helpers import ROOT
 
-BASE = {"errors", "config", "files", "identity", "interrupt", "data", "layout", "kernels", "model"}
+BASE = {
+    "assets", "errors", "config", "files", "identity", "interrupt", "text", "data", "layout",
+    "kernels", "model", "score_folder",
+}  # fmt: skip
 MAY_IMPORT = {
     "errors": set(),
     "config": {"errors"},
     "files": {"errors"},
     "identity": {"errors"},
     "interrupt": {"errors"},
+    "text": set(),
+    "assets": set(),
+    "score_folder": {"errors", "data"},
     "data": {"errors"},
     "layout": {"errors"},
     "kernels": {"errors"},
     "model": {"errors", "layout", "kernels"},
+    "coverage": {"errors", "assets", "text", "data"},
+    "doctor": BASE,
     "train": BASE,
-    "score": BASE,
-    "study": BASE | {"train", "score"},
+    "stats": {"errors", "config"},
+    "score": BASE | {"stats"},
+    "report": BASE | {"stats"},
+    "study": BASE | {"train", "score", "stats", "report"},
+    "bench": BASE | {"train", "score", "stats", "report"},
 }
-PEERS = ROOT / "cqa" / "study" / "bench" / "peers"  # they are what they are compared with
+PEERS = ROOT / "cqa" / "bench" / "peers"  # they are what they are compared with
 ONLY_IN = {"click": set(), "rich": set(), "transformers": {"data", "model"}}
 MODULES = sorted(p for p in (ROOT / "cqa").rglob("*.py") if p != ROOT / "cqa/__init__.py")
 

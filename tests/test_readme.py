@@ -176,7 +176,7 @@ def test_make_targets_exist():
 
 
 def test_the_shown_tables_have_the_headings_that_the_command_prints():
-    from cqa.score.table import ITEM_HEADINGS
+    from cqa.report.terminal import ITEM_HEADINGS
 
     shown = [body for kind, body in BLOCKS if kind == "text" and " items\n" in body]
     assert len(shown) == 2

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import torch
 
+from cqa.bench.peers.child import serve, settings
 from cqa.model.load import load_model
 from cqa.model.lora import TrainableLora
-from cqa.study.bench.peers.child import serve, settings
 from cqa.train.config import TrainConfig
 from cqa.train.loop import take_step
 from cqa.train.plan import make_plan

@@ -13,9 +13,10 @@ from typing import Any
 import click
 
 from cqa import __version__
-from cqa.score.config import ReportConfig, ScoreConfig
-from cqa.study.bench.config import BenchConfig
-from cqa.study.config import PrescreenConfig, ScaleConfig, WatchedTrainConfig
+from cqa.bench.config import BenchConfig
+from cqa.report.config import ReportConfig
+from cqa.score.config import PrescreenConfig, ScoreConfig
+from cqa.study.config import ScaleConfig, WatchedTrainConfig
 from cqa.train.config import PRESETS
 from cqa_fast.options import ErrorsAsMessages, takes
 
@@ -73,7 +74,7 @@ def train(config: WatchedTrainConfig, resume: bool, dry_run: bool, as_json: bool
         described = describe_plan(plan)
         click.echo(_json(described) if as_json else plan_text(plan, described))
         return
-    from cqa.study.dev import train_watched
+    from cqa.study.in_loop_eval import train_watched
     from cqa_fast.progress import TrainProgress
 
     with closing(TrainProgress()) as progress:
@@ -93,8 +94,8 @@ def score(config: ScoreConfig, as_json: bool) -> None:
       cqa-fast score --model Qwen/Qwen2.5-7B --run run --epochs 2,3,4,5,6,8,12 \\
           --pairs literary.jsonl --pairs factual.jsonl --out scores
     """
+    from cqa.report.terminal import summary_text
     from cqa.score.run import score as run_scoring
-    from cqa.score.table import summary_text
     from cqa_fast.progress import ScoreProgress
 
     with closing(ScoreProgress()) as progress:
@@ -113,8 +114,8 @@ def prescreen(config: PrescreenConfig, as_json: bool) -> None:
     Example:
       cqa-fast prescreen --model Qwen/Qwen2.5-7B --pairs points.jsonl --budget 100 --out points
     """
-    from cqa.study.prescreen import prescreen as run_prescreen
-    from cqa.study.prescreen import prescreen_text
+    from cqa.score.prescreen import prescreen as run_prescreen
+    from cqa.score.prescreen import prescreen_text
     from cqa_fast.progress import ScoreProgress
 
     with closing(ScoreProgress()) as progress:
@@ -135,7 +136,7 @@ def report(config: ReportConfig, scores: Path, as_json: bool) -> None:
     Example:
       cqa-fast report scores --run run --out report
     """
-    from cqa.score.report.write import write_report
+    from cqa.report.write import write_report
 
     written = write_report(scores, config)
     click.echo(_json({"files": list(map(str, written))}) if as_json else str(written[0]))
@@ -155,7 +156,7 @@ def report(config: ReportConfig, scores: Path, as_json: bool) -> None:
 @_JSON
 def demo(out: Path, epochs: int, as_json: bool) -> None:
     """Train, score and report on the embedded 3.2 M-parameter model and data."""
-    from cqa.score.table import summary_text
+    from cqa.report.terminal import summary_text
     from cqa.study.demo import run_demo
     from cqa_fast.progress import ScoreProgress, TrainProgress
 
@@ -227,7 +228,7 @@ def coverage(files: tuple[Path, ...], by: Any, gold: Path | None, as_json: bool)
     Example:
       cqa-fast coverage train.jsonl alpaca.jsonl
     """
-    from cqa.study.coverage import GOLD, cover, coverage_text
+    from cqa.coverage.counts import GOLD, cover, coverage_text
 
     result = cover(files, by=by, gold=gold or GOLD)
     click.echo(_json(result) if as_json else coverage_text(result))
@@ -245,8 +246,8 @@ def bench(config: BenchConfig, as_json: bool) -> None:
     Example:
       cqa-fast bench --shape qwen2.5-7b --peers --out bench.json
     """
-    from cqa.study.bench.run import bench as run_bench
-    from cqa.study.bench.table import bench_text
+    from cqa.bench.run import bench as run_bench
+    from cqa.bench.table import bench_text
     from cqa_fast.progress import BenchProgress
 
     with closing(BenchProgress()) as progress:
@@ -258,7 +259,7 @@ def bench(config: BenchConfig, as_json: bool) -> None:
 @_JSON
 def doctor(as_json: bool) -> None:
     """Show versions, devices, memory and disk, and what could be better."""
-    from cqa.study.doctor import examine, report_text
+    from cqa.doctor import examine, report_text
 
     facts = examine(Path.cwd())
     click.echo(_json(facts) if as_json else report_text(facts))

@@ -181,7 +181,7 @@ class BenchProgress(_Progress):
     """Shows which part of a benchmark runs."""
 
     def __call__(self, event: Event) -> None:
-        """Take one event of `cqa.study.bench.run.bench`."""
+        """Take one event of `cqa.bench.run.bench`."""
         if event["event"] == "part":
             self.display.line(f"measuring {event['name']}")
         elif problem := event["result"].get("problem"):

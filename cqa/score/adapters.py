@@ -11,7 +11,7 @@ from cqa.files import read_json
 from cqa.model.checkpoint import digest_files
 from cqa.model.decoder import Decoder
 from cqa.model.lora import CONFIG, WEIGHTS, attach, read_adapter
-from cqa.score.forest import EncodedItem
+from cqa.score.prefix_batch import EncodedItem
 from cqa.score.scorer import BranchStats, scored_passes
 
 Branches = dict[tuple[Ids, Ids], BranchStats]

@@ -1,43 +1,13 @@
-"""Settings of a scoring run."""
+"""Settings of scoring runs."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from cqa.config import option, require
-from cqa.score.strata import read_cutoff
-
-
-@dataclass(frozen=True, kw_only=True)
-class AnalysisConfig:
-    """What the statistics leave to the reader to fix, before the result is seen."""
-
-    cutoff: str | None = option(
-        "Last day of the base's training data, such as 2024-06: lists texts before, after and of "
-        "unknown date apart.",
-        None,
-    )
-    margin: float | None = option(
-        "Equivalence margin in nats; 0.2 sd of the base's dI, for each group.", None
-    )
-
-    def __post_init__(self) -> None:
-        """Refuse values out of range."""
-        if self.cutoff is not None:
-            read_cutoff(self.cutoff)
-        if self.margin is not None:
-            require(0 < self.margin < math.inf, "margin to be positive and finite", self.margin)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReportConfig(AnalysisConfig):
-    """One report, made from a folder of scores."""
-
-    run: Path | None = option("Training run of the adapters, for eval_loss and its settings.", None)
-    out: Path = option("Folder for report.html, report.md, tables and figures.")
+from cqa.config import option, require, same_option
+from cqa.stats.config import AnalysisConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,3 +54,33 @@ class ScoreConfig(AnalysisConfig):
         require(self.run is not None or not self.epochs, "--run with --epochs", "no --run")
         require(all(e >= 1 for e in self.epochs), "epochs from 1", self.epochs)
         require(len(set(self.epochs)) == len(self.epochs), "each epoch once", self.epochs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrescreenConfig:
+    """Which decision points a base model has yet to learn (§3.3.1)."""
+
+    model: str = same_option(ScoreConfig, "model")
+    pairs: tuple[Path, ...] = option(
+        "Decision points: JSON Lines of pairs or several options.", (), repeat=True
+    )
+    out: Path = option("Folder for prescreen.jsonl, selected.jsonl and the scores.")
+    budget: int | None = option("How many of the most valuable points selected.jsonl gets.", None)
+    high: float = option(
+        "Probability among a point's options from which the model counts as decided.", 0.8
+    )
+    per: Literal["sum", "token", "byte", "char"] = option(
+        "What probabilities compare: log-probability summed over tokens, or its mean.", "sum"
+    )
+    template: str = same_option(ScoreConfig, "template")
+    too_long: Literal["refuse", "drop"] = same_option(ScoreConfig, "too_long")
+    batch_tokens: int = same_option(ScoreConfig, "batch_tokens")
+    device: Literal["auto", "cpu", "cuda"] = same_option(ScoreConfig, "device")
+    dtype: Literal["auto", "fp32", "bf16"] = same_option(ScoreConfig, "dtype")
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range."""
+        require(bool(self.pairs), "--pairs", "none")
+        require(self.batch_tokens >= 1, "batch-tokens of at least 1", self.batch_tokens)
+        require(self.budget is None or self.budget >= 1, "budget of at least 1", self.budget)
+        require(0.5 < self.high <= 1, "high above 0.5, up to 1", self.high)

@@ -12,8 +12,8 @@ from cqa.data.tokenizer import Tokenizer
 from cqa.data.unique import each_once
 from cqa.errors import DataError
 from cqa.score.config import ScoreConfig
-from cqa.score.forest import EncodedItem, TooLongError, encode_item
-from cqa.score.results import META, digest_json, item_key
+from cqa.score.prefix_batch import EncodedItem, TooLongError, encode_item
+from cqa.score_folder import META, digest_json, item_key
 
 MANY_MERGED = 0.05  # share of options from which a warning is due
 NAMED = 5  # items or samples left out that a line on the screen names

@@ -28,11 +28,12 @@ from cqa.model.origin import check_origin, read_origin
 from cqa.score.adapters import adapter_digest, missing_epochs, refuse_idle, refuse_twins
 from cqa.score.config import ScoreConfig
 from cqa.score.encoded import Items
-from cqa.score.results import META, SUMMARY, Results, digest_json, named
+from cqa.score.results import Results
 from cqa.score.scorer import score_rows
-from cqa.score.summary import Scores, summarise
+from cqa.score_folder import META, SUMMARY, digest_json, named
+from cqa.stats.summary import Scores, summarise
 
-CODE = ("data/items.py", "score/forest.py", "score/scorer.py", "score/information.py")
+CODE = ("data/items.py", "score/prefix_batch.py", "score/scorer.py", "stats/information.py")
 Event = dict[str, Any]
 
 

@@ -14,9 +14,9 @@ from cqa.kernels.token_logprobs import token_stats
 from cqa.layout import pack_trees
 from cqa.model.decoder import Decoder
 from cqa.model.memory import give_back, ran_out
-from cqa.score.forest import EncodedItem, Forest, passes
-from cqa.score.information import contrast, delta_i_best_wrong, rank_prob
-from cqa.score.results import item_key
+from cqa.score.prefix_batch import EncodedItem, Forest, passes
+from cqa.score_folder import item_key
+from cqa.stats.information import contrast, delta_i_best_wrong, rank_prob
 
 Row = dict[str, Any]
 SUMS = {

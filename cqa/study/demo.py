@@ -6,13 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from cqa.score.config import ReportConfig, ScoreConfig
-from cqa.score.report.write import write_report
+from cqa.assets import DEMO
+from cqa.report.config import ReportConfig
+from cqa.report.write import write_report
+from cqa.score.config import ScoreConfig
 from cqa.score.run import score
 from cqa.train.config import TrainConfig
 from cqa.train.loop import train
-
-ASSETS = Path(__file__).parent.parent / "assets" / "demo"
 
 
 def run_demo(
@@ -31,10 +31,10 @@ def run_demo(
         on_train: Called with the training events.
         on_score: Called with the scoring events.
     """
-    model = str(ASSETS / "model")
+    model = str(DEMO / "model")
     run = out / "run"
     train(
-        TrainConfig(model=model, data=ASSETS / "train.jsonl", out=run, epochs=epochs),
+        TrainConfig(model=model, data=DEMO / "train.jsonl", out=run, epochs=epochs),
         resume=True,
         on_event=on_train,
     )
@@ -42,8 +42,8 @@ def run_demo(
         ScoreConfig(
             model=model,
             run=run,
-            pairs=(ASSETS / "literary.jsonl", ASSETS / "factual.jsonl"),
-            continuations=(ASSETS / "continuations.jsonl",),
+            pairs=(DEMO / "literary.jsonl", DEMO / "factual.jsonl"),
+            continuations=(DEMO / "continuations.jsonl",),
             tokens=True,
             out=out / "scores",
         ),

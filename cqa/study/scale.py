@@ -31,9 +31,9 @@ from cqa.model.load import BaseModel, open_model
 from cqa.score.config import ScoreConfig
 from cqa.score.encoded import Items, first_named, left_out_text
 from cqa.score.run import find_adapters, score
-from cqa.score.stats import t_interval
-from cqa.score.table import aligned, interval, signed
+from cqa.stats.tests import t_interval
 from cqa.study.config import ScaleConfig
+from cqa.text import aligned, interval, signed
 from cqa.train.checkpoint import STATE, check_same_model, epoch_name, open_run
 from cqa.train.config import TrainConfig
 from cqa.train.loop import train

@@ -9,6 +9,7 @@ import torch
 import triton
 from helpers import ROOT
 
+from cqa.doctor import examine
 from cqa.errors import ResourceError
 from cqa.kernels import backend as backends
 from cqa.kernels.attention import AttentionSpan, attention
@@ -22,7 +23,6 @@ from cqa.kernels.rope import rope
 from cqa.kernels.shrink import AugColumns, Shrink
 from cqa.kernels.swiglu_shrink import swiglu_shrink
 from cqa.kernels.token_logprobs import token_stats
-from cqa.study.doctor import examine
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 

@@ -14,7 +14,7 @@ from cqa.data.tokenizer import Tokenizer
 from cqa.errors import DataError
 from cqa.model.decoder import Decoder
 from cqa.model.load import load_model
-from cqa.score.forest import EncodedItem, encode_item, passes
+from cqa.score.prefix_batch import EncodedItem, encode_item, passes
 from cqa.score.scorer import BranchStats, run_forest
 
 Branches = dict[tuple[tuple[int, ...], tuple[int, ...]], BranchStats]

@@ -14,10 +14,11 @@ from score.scoring import (
     few_of,
     rows_of,
 )
-from score.synthetic import make_folder, make_run
+from synthetic import make_folder, make_run
 
-from cqa.score.config import ReportConfig, ScoreConfig
-from cqa.score.report.write import write_report
+from cqa.report.config import ReportConfig
+from cqa.report.write import write_report
+from cqa.score.config import ScoreConfig
 from cqa.score.run import score
 from cqa.train.config import TrainConfig
 from cqa.train.loop import train

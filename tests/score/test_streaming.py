@@ -15,16 +15,16 @@ from typing import Any
 import pytest
 import torch
 from helpers import DEMO, ROOT, read_lines
-from score.synthetic import make_items, make_rows
+from synthetic import make_items, make_rows
 
 from cqa.data.items import parse_pair
 from cqa.data.tokenizer import Tokenizer
 from cqa.model.load import BaseModel, load_model
 from cqa.score.config import ScoreConfig
-from cqa.score.forest import encode_item, passes
+from cqa.score.prefix_batch import encode_item, passes
 from cqa.score.run import score
 from cqa.score.scorer import BranchStats
-from cqa.score.summary import Scores, summarise
+from cqa.stats.summary import Scores, summarise
 
 MODEL = DEMO / "model"
 TEXT_CHARS = 220

@@ -11,6 +11,7 @@ from click.testing import CliRunner
 from cqa_fast.main import main
 from helpers import DEMO, ROOT, read_lines, write_lines
 
+from cqa.bench.shapes import CONFIGS
 from cqa.errors import ResourceError
 from cqa.kernels.backend import native_problem
 from cqa.model import load
@@ -19,7 +20,6 @@ from cqa.model.decoder import Decoder
 from cqa.model.load import weights_bytes
 from cqa.model.lora import LoraSpec
 from cqa.model.projection import MODULES
-from cqa.study.bench.shapes import CONFIGS
 from cqa.train import memory
 from cqa.train.config import TrainConfig
 from cqa.train.loop import train
@@ -44,10 +44,10 @@ import torch
 from cqa.model.config import parse_config
 from cqa.model.lora import LoraSpec, TrainableLora
 from cqa.model.projection import MODULES
-from cqa.study.bench.config import Window
-from cqa.study.bench.device import Peak
-from cqa.study.bench.shapes import QWEN25, Subject, hf_config
-from cqa.study.bench.step import random_plan, random_samples
+from cqa.bench.config import Window
+from cqa.bench.device import Peak
+from cqa.bench.shapes import QWEN25, Subject, hf_config
+from cqa.bench.step import random_plan, random_samples
 from cqa.train.loop import take_step
 from cqa.train.memory import estimate_memory, size_of
 

@@ -1,0 +1,180 @@
+"""Ours against other programs: compared first, then timed turn about, a process each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import torch
+
+from cqa.bench.config import BenchConfig, Job, Window
+from cqa.bench.contestant import Contestant, ContestantError
+from cqa.bench.score import null_tokenizer, random_items
+from cqa.bench.shapes import Subject
+from cqa.bench.step import random_samples
+from cqa.bench.timing import turn_about
+from cqa.layout import pack_trees
+from cqa.score.prefix_batch import passes
+
+Result = dict[str, Any]
+BATCH_SIZE = 8  # of padded peers
+# relative, of losses, gradient norms and sums of log-probabilities
+AGREEMENT = {torch.float32: 2e-4, torch.bfloat16: 5e-2}
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """Another program, how it is set, and what it needs."""
+
+    name: str
+    program: str
+    needs: tuple[str, ...]
+    settings: dict[str, Any]
+    only: str | None = None  # the one device it runs on
+
+
+STEP_PEERS = (
+    Peer("transformers + PEFT", "transformers_peft", ("transformers", "peft"), {}),
+    Peer(
+        "transformers + PEFT, recompute", "transformers_peft", ("transformers", "peft"),
+        {"recompute": True},
+    ),
+    Peer(
+        "Liger + PEFT", "transformers_peft", ("transformers", "peft", "liger_kernel"),
+        {"liger": True}, "cuda",
+    ),
+    Peer(
+        "Liger + PEFT, recompute", "transformers_peft", ("transformers", "peft", "liger_kernel"),
+        {"liger": True, "recompute": True}, "cuda",
+    ),
+    Peer("Unsloth", "unsloth_sft", ("unsloth",), {}, "cuda"),
+)  # fmt: skip
+SCORE_PEERS = (
+    Peer("lm-eval HF", "lm_eval_hf", ("lm_eval", "transformers"), {}),
+    Peer("transformers", "transformers_score", ("transformers", "peft"), {}),
+)
+
+
+def compare_steps(
+    subject: Subject, window: Window, config: BenchConfig, *, folder: str | None
+) -> Iterator[Result]:
+    """Yield each trainer's step against ours; `folder` is a checkpoint for those that need one."""
+    samples = random_samples(window, subject.config.vocab_size)
+    told = subject.settings() | {
+        "window": [(sample.ids, sample.learned) for sample in samples],
+        "folder": folder,
+    }
+    recompute = {"recompute": config.recompute}
+    for peer in STEP_PEERS:
+        problem = _missing(peer, subject.device)
+        if peer.name == "Unsloth" and not problem and folder is None:
+            problem = "it loads from a folder only: give --model"
+        result = {"peer": peer.name, "window": str(window), "settings": peer.settings}
+        if problem:
+            yield {**result, "problem": problem}
+            continue
+        yield result | _contest(
+            ("ours_train", told | recompute),
+            (peer.program, told | peer.settings),
+            check={"dropout": 0.0},
+            turn={"dropout": 0.05},
+            rounds=_rounds(config.seconds),
+            agreement=AGREEMENT[subject.dtype],
+        )
+
+
+def compare_scores(subject: Subject, job: Job, config: BenchConfig) -> Iterator[Result]:
+    """Yield each scorer on a job's items, after their context and after one null, against ours."""
+    items, tokenizer = random_items(job, subject.config.vocab_size), null_tokenizer(subject.model)
+    pairs = [
+        pair
+        for item in items
+        for option in item.options
+        for pair in (
+            (option.context_ids, option.option_ids),
+            (tokenizer.null_ids, option.option_ids),
+        )
+    ]
+    fed = sum(
+        pack_trees(forest.trees())[0].n_rows
+        for _, forest in passes(items, tokenizer, config.batch_tokens)
+    )
+    told = subject.settings() | {
+        "pairs": pairs, "batch_tokens": config.batch_tokens, "batch_size": BATCH_SIZE
+    }  # fmt: skip
+    for peer in SCORE_PEERS:
+        result = {"peer": peer.name, "job": str(job), "tokens_fed": fed, "batch_size": BATCH_SIZE}
+        if problem := _missing(peer, subject.device):
+            yield {**result, "problem": problem}
+            continue
+        yield result | _contest(
+            ("ours_score", told),
+            (peer.program, told),
+            check={},
+            turn={},
+            rounds=_rounds(config.seconds),
+            agreement=AGREEMENT[subject.dtype],
+        )
+
+
+def _rounds(seconds: float) -> int:
+    return max(5, min(30, round(5 * seconds)))
+
+
+def _missing(peer: Peer, device: str) -> str | None:
+    """Say why a peer cannot take part, if so."""
+    if peer.only not in (None, device):
+        return f"it runs on {peer.only} only"
+    for package in peer.needs:
+        try:
+            version(package)
+        except PackageNotFoundError:
+            return f"{package} is not installed"
+    return None
+
+
+def _contest(
+    ours: tuple[str, dict[str, Any]],
+    peer: tuple[str, dict[str, Any]],
+    *,
+    check: dict[str, Any],
+    turn: dict[str, Any],
+    rounds: int,
+    agreement: float,
+) -> Result:
+    """Start both, compare what they answer, then time them turn about."""
+    try:
+        with ExitStack() as stack:
+            first = stack.enter_context(Contestant(*ours))
+            second = stack.enter_context(Contestant(*peer))
+            difference = _difference(first(**check).value, second(**check).value)
+            if not difference <= agreement:
+                return {"problem": f"results differ by {difference:.1e}, over {agreement:.0e}"}
+            first(**turn), second(**turn)
+            compared = turn_about(_turns(first, turn), _turns(second, turn), rounds)
+            return {
+                "difference": difference,
+                **asdict(compared),
+                "ours_peak_bytes": first.peak_bytes,
+                "peer_peak_bytes": second.peak_bytes,
+            }
+    except ContestantError as error:
+        return {"problem": _last_words(str(error))}
+
+
+def _turns(contestant: Contestant, arguments: dict[str, Any]) -> Callable[[], Any]:
+    return lambda: contestant(**arguments)
+
+
+def _difference(ours: list[float], theirs: list[float]) -> float:
+    """Return the largest relative difference; NaN where a value is."""
+    a, b = (torch.tensor(values, dtype=torch.float64) for values in (ours, theirs))
+    return float(((a - b).abs() / b.abs().clamp(min=1)).max())
+
+
+def _last_words(text: str) -> str:
+    lines = [line for line in text.splitlines() if line.strip()]
+    return lines[-1][:500] if lines else "it ended without a word"

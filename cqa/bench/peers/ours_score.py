@@ -1,0 +1,56 @@
+"""Sums of log-probabilities with cqa-fast: the base, or with loading the base and its adapters."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from cqa.bench.peers.child import serve, settings
+from cqa.bench.shapes import Subject
+from cqa.model.decoder import Decoder
+from cqa.model.load import load_model
+from cqa.model.lora import attach, read_adapter, read_spec, widest
+from cqa.score.prefix_batch import Forest
+from cqa.score.scorer import run_forest
+
+subject = Subject.told(settings)
+pairs = [(tuple(context), tuple(option)) for context, option in settings["pairs"]]
+adapters = [Path(folder) for folder in settings.get("adapters", ())]
+
+
+def load() -> Decoder:
+    """Return the decoder, with room for the adapters."""
+    if not adapters:
+        return subject.decoder()
+    return load_model(
+        Path(settings["model"]), device=subject.torch_device, dtype=subject.dtype,
+        rank_columns=widest([read_spec(folder) for folder in adapters]), backend=subject.backend,
+    ).decoder  # fmt: skip
+
+
+def scores(decoder: Decoder) -> list[float]:
+    """Return S(option | context) of every pair, in passes of the token budget."""
+    found: dict[tuple[tuple[int, ...], tuple[int, ...]], float] = {}
+    forest = Forest()
+    for place, pair in enumerate(pairs):
+        forest.add([pair])
+        if forest.n_rows >= settings["batch_tokens"] or place == len(pairs) - 1:
+            found |= {key: stats.total for key, stats in run_forest(decoder, forest).items()}
+            forest = Forest()
+    return [found[pair] for pair in pairs]
+
+
+def with_loading() -> list[float]:
+    """Score under the base and under each adapter, one load for all."""
+    decoder = load()
+    values = scores(decoder)
+    for folder in adapters:
+        attach(decoder, read_adapter(folder, decoder))
+        values += scores(decoder)
+    return values
+
+
+if adapters:
+    serve(with_loading)
+else:
+    loaded = load()
+    serve(lambda: scores(loaded))

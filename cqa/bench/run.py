@@ -1,0 +1,137 @@
+"""A benchmark of the present device: ceilings first, then level by level."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, replace
+from typing import Any
+
+from cqa.bench.against import compare_scores, compare_steps
+from cqa.bench.config import BenchConfig, Job, Window
+from cqa.bench.device import Ceilings, describe_device, measure_ceilings
+from cqa.bench.kernels import measure_head, measure_ops, measure_strides
+from cqa.bench.ops import Bench
+from cqa.bench.score import measure_job
+from cqa.bench.shapes import Subject, check_fits, workload
+from cqa.bench.step import measure_step
+from cqa.config import describe
+from cqa.files import write_json
+from cqa.model.load import check_weights_fit, dtype_name, pick_device, pick_dtype
+from cqa.model.memory import give_back
+from cqa.model.memory import reported as memory_reported
+
+FORMAT = 1  # of the JSON
+Event = dict[str, Any]
+
+
+def bench(
+    config: BenchConfig, *, on_event: Callable[[Event], None] = lambda _: None
+) -> dict[str, Any]:
+    """Measure what the settings name; return it as it stands in the JSON.
+
+    The file, if one is asked for, is written anew with each result, so that a run which is cut
+    short leaves what it had.
+
+    Args:
+        config: The settings.
+        on_event: Called with {"event": "part", "name"} as parts begin, and
+            {"event": "result", "level", "part", "result"} for each line measured.
+
+    Raises:
+        CqaError: The device or the model is not there, or a text does not fit the model.
+    """
+    device = pick_device(config.device)
+    dtype = pick_dtype(config.dtype, device)
+    subject = Subject(config.shape, config.model, config.rank, str(device), dtype)
+    shape = subject.config
+    windows, jobs = workload(config, device)
+    check_fits(shape, windows, jobs)
+    check_weights_fit(shape, subject.spec.rank_columns(), dtype, device)
+    with memory_reported("the benchmark", "a smaller --shape, --window or --job"):
+        on_event({"event": "part", "name": "ceilings"})
+        ceilings = measure_ceilings(device, dtype, config.seconds)
+        record = _Record(
+            {
+                "format": FORMAT,
+                "settings": describe(config),
+                "windows": list(map(str, windows)),
+                "jobs": list(map(str, jobs)),
+                "dtype": dtype_name(dtype),
+                "device": describe_device(device),
+                "ceilings": asdict(ceilings),
+            },
+            config,
+            on_event,
+        )
+        _measure(record, subject, config, windows, jobs, ceilings)
+    return record.data
+
+
+class _Record:
+    """What was measured so far, kept in the file that was asked for."""
+
+    def __init__(
+        self, data: dict[str, Any], config: BenchConfig, on_event: Callable[[Event], None]
+    ) -> None:
+        self.data, self._out, self._on_event = data, config.out, on_event
+        self._write()
+
+    def keep(self, level: str, part: str, results: Iterable[dict[str, Any]]) -> None:
+        """Add the results of a part as they come, each to the file at once."""
+        self._on_event({"event": "part", "name": f"{level}: {part}"})
+        kept = self.data.setdefault(level, {}).setdefault(part, [])
+        for result in results:
+            kept.append(finite(result))
+            self._write()
+            self._on_event({"event": "result", "level": level, "part": part, "result": result})
+
+    def _write(self) -> None:
+        if self._out is not None:
+            self._out.parent.mkdir(parents=True, exist_ok=True)
+            write_json(self._out, self.data)
+
+
+def finite(value: Any) -> Any:
+    """Return a JSON value with null for what is not a finite number."""
+    if isinstance(value, dict):
+        return {key: finite(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _measure(
+    record: _Record,
+    subject: Subject,
+    config: BenchConfig,
+    windows: list[Window],
+    jobs: list[Job],
+    ceilings: Ceilings,
+) -> None:
+    seconds = config.seconds
+    if "step" in config.levels or "score" in config.levels:
+        decoder = subject.decoder()
+        if "step" in config.levels:
+            steps = (
+                measure_step(decoder, subject.spec, window, config, ceilings) for window in windows
+            )
+            record.keep("step", "windows", steps)
+        if "score" in config.levels:
+            scored = (measure_job(decoder, subject.spec, job, config, ceilings) for job in jobs)
+            record.keep("score", "jobs", scored)
+        del decoder
+        give_back()
+    if "kernel" in config.levels:
+        layer = Bench.of(subject, windows[0], config.dropout)
+        record.keep("kernel", "ops", measure_ops(layer, ceilings, seconds))
+        record.keep("kernel", "products", measure_strides(layer, ceilings, seconds))
+        record.keep("kernel", "head", measure_head(layer, ceilings, seconds))
+        del layer
+        give_back()
+    if config.peers and "step" in config.levels:
+        compared = compare_steps(subject, windows[0], config, folder=config.model)
+        record.keep("step", "peers", compared)
+    if config.peers and "score" in config.levels:
+        job = replace(jobs[0], models=1)
+        record.keep("score", "peers", compare_scores(subject, job, config))

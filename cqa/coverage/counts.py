@@ -1,0 +1,291 @@
+"""What training data touches: counts of the three kinds of tacit knowledge (§1.3, §3.2, §3.3).
+
+A description of the data and never a filter: no sample is dropped, scored or asked to cover
+anything. Tags come from the samples' own `tags`; data without them is tagged by word lists, whose
+error on a file tagged by hand stands beside every count.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from scipy.stats import binomtest
+
+from cqa.assets import COVERAGE
+from cqa.coverage.tagger import TAGS, TYPES, is_english, tags_of
+from cqa.data.samples import Sample, stream_samples
+from cqa.errors import DataError
+from cqa.text import aligned
+
+Row = dict[str, Any]
+By = Literal["auto", "tags", "words"]
+GOLD = COVERAGE / "gold.jsonl"
+SUBSETS = [subset for n in (3, 2, 1, 0) for subset in combinations(TYPES, n)]
+DRAWS = 20_000
+
+
+@dataclass(slots=True)
+class Tally:
+    """Counts over the samples of one file."""
+
+    n: int = 0
+    n_counted: int = 0  # fewer than n where the word lists do not know the language
+    tags: Counter[str] = field(default_factory=Counter)
+    subsets: Counter[tuple[str, ...]] = field(default_factory=Counter)
+    unknown_tags: Counter[str] = field(default_factory=Counter)
+
+    def add(self, tags: Iterable[str] | None) -> None:
+        """Count a sample; None is one of which nothing can be said."""
+        self.n += 1
+        if tags is None:
+            return
+        found = set(tags)
+        self.n_counted += 1
+        self.tags.update(found & set(TAGS))
+        self.unknown_tags.update(sorted(found - set(TAGS)))
+        self.subsets[tuple(tag for tag in TYPES if tag in found)] += 1
+
+
+@dataclass(frozen=True, slots=True)
+class TagError:
+    """How often the word lists agree with a tag given by hand."""
+
+    tp: int
+    fp: int
+    fn: int
+    tn: int
+
+    @property
+    def sensitivity(self) -> float | None:
+        """Recall: the share of the samples with the tag that the lists find."""
+        return self.tp / (self.tp + self.fn) if self.tp + self.fn else None
+
+    def describe(self) -> Row:
+        """Return counts, and precision and recall with their Wilson intervals."""
+        return {
+            "tp": self.tp, "fp": self.fp, "fn": self.fn, "tn": self.tn,
+            "precision": _share(self.tp, self.tp + self.fp),
+            "recall": _share(self.tp, self.tp + self.fn),
+        }  # fmt: skip
+
+
+def cover(files: Sequence[Path], *, by: By = "auto", gold: Path = GOLD) -> Row:
+    """Count what the samples of training files touch.
+
+    Args:
+        files: Training data in any format that `train` reads.
+        by: `tags` takes the samples' own, `words` the word lists; `auto` takes the tags of a file
+            that has them.
+        gold: Training samples with tags, on which the word lists' error is measured.
+
+    Returns:
+        {"files": one entry each, "tagger": the error of the word lists where they were used}.
+
+    Raises:
+        DataError: A file is malformed, or tags are missing on some samples.
+    """
+    tallies = [(path, *tally_file(path, by)) for path in files]
+    errors = measure(gold) if any(used == "words" for _, used, _ in tallies) else None
+    return {
+        "files": [
+            _entry(path, used, tally, errors if used == "words" else None)
+            for path, used, tally in tallies
+        ],
+        "tagger": None
+        if errors is None
+        else {"gold": str(gold), "tags": {tag: e.describe() for tag, e in errors.items()}},
+    }
+
+
+def tally_file(path: Path, by: By) -> tuple[Literal["tags", "words"], Tally]:
+    """Count one file; also say by what.
+
+    Raises:
+        DataError: It is malformed, or `tags` does not do for it.
+    """
+    tally = Tally()
+    used: Literal["tags", "words"] | None = None if by == "auto" else by
+    for sample in stream_samples(path):
+        used = used or ("words" if sample.tags is None else "tags")
+        if used == "tags":
+            tally.add(_own_tags(sample))
+        else:
+            whole = "\n".join(turn.text for turn in sample.turns)
+            tally.add(tags_of(learned_text(sample)) if is_english(whole) else None)
+    assert used is not None, "an empty file is refused"
+    if used == "tags" and tally.unknown_tags and not any(tally.tags[tag] for tag in TYPES):
+        got = ", ".join(tag for tag, _ in tally.unknown_tags.most_common(3))
+        raise DataError(
+            f"expected tags among {', '.join(TAGS)}, got: {got}", where=str(path),
+            hint="--by words tags the texts by word lists instead",
+        )  # fmt: skip
+    return used, tally
+
+
+def _own_tags(sample: Sample) -> tuple[str, ...]:
+    if sample.tags is None:
+        raise DataError(
+            "expected `tags` on every sample or on none, got a sample without", where=sample.where,
+            hint='a sample that touches nothing has "tags": []; --by words uses word lists instead',
+        )  # fmt: skip
+    return sample.tags
+
+
+def learned_text(sample: Sample) -> str:
+    """Return what a sample teaches: the answers, without what was asked."""
+    return "\n".join(turn.text for turn in sample.turns if turn.role == "assistant")
+
+
+def measure(gold: Path) -> dict[str, TagError]:
+    """Compare the word lists with tags given by hand.
+
+    Raises:
+        DataError: The file is malformed, or a sample has no tags.
+    """
+    pairs = [
+        (set(_own_tags(sample)), tags_of(learned_text(sample))) for sample in stream_samples(gold)
+    ]
+    errors = {}
+    for tag in TAGS:
+        cells = Counter((tag in truth, tag in found) for truth, found in pairs)
+        errors[tag] = TagError(
+            tp=cells[True, True], fp=cells[False, True],
+            fn=cells[True, False], tn=cells[False, False],
+        )  # fmt: skip
+    return errors
+
+
+def _entry(path: Path, used: str, tally: Tally, errors: dict[str, TagError] | None) -> Row:
+    n = tally.n_counted
+
+    def single(tag: str) -> Row | None:
+        if used == "tags" and tag not in TYPES and not tally.tags[tag]:
+            return None  # nobody may have looked for it
+        share = _share(tally.tags[tag], n)
+        if errors is None or share is None:
+            return share
+        return {**share, "corrected": corrected_share(tally.tags[tag], n, errors[tag])}
+
+    touching = {k: sum(tally.subsets[s] for s in SUBSETS if len(s) == k) for k in (3, 2, 1, 0)}
+    return {
+        "file": str(path),
+        "by": used,
+        "n": tally.n,
+        "n_counted": n,
+        "touching": {str(k): _share(count, n) for k, count in touching.items()},
+        "subsets": {"+".join(s) or "none": _share(tally.subsets[s], n) for s in SUBSETS},
+        "tags": {tag: single(tag) for tag in TAGS},
+    }
+
+
+def _share(k: int, n: int) -> Row | None:
+    """Return k of n with its Wilson interval, or None of nothing."""
+    if n == 0:
+        return None
+    interval = binomtest(k, n).proportion_ci(method="wilson")
+    return {"n": k, "share": k / n, "ci95": [float(interval.low), float(interval.high)]}
+
+
+def corrected_share(k: int, n: int, error: TagError, *, seed: int = 0) -> Row | None:
+    """Estimate the true share from k of n samples that a fallible tagger tagged.
+
+        share = (k/n + specificity - 1) / (sensitivity + specificity - 1), cut to 0 … 1
+
+    Its interval carries the uncertainty of all three rates: quantiles of the same formula over
+    draws from their Jeffreys posteriors.
+
+    Returns:
+        {"share", "ci95"}, or None where the gold file lacks samples with or without the tag, or
+        does not show that the tagger beats chance.
+
+    Source: Rogan & Gladen 1978, "Estimating prevalence from the results of a screening test".
+    """
+    if error.sensitivity is None or error.tn + error.fp == 0:
+        return None
+    specificity = error.tn / (error.tn + error.fp)
+    rng = np.random.default_rng(seed)
+
+    def draw(yes: int, no: int) -> Any:
+        return rng.beta(yes + 0.5, no + 0.5, DRAWS)
+
+    seen, found, spared = draw(k, n - k), draw(error.tp, error.fn), draw(error.tn, error.fp)
+    better = found + spared - 1
+    if np.mean(better <= 0) > 0.025:
+        return None
+    shares = np.clip((seen + spared - 1) / np.where(better > 0, better, np.nan), 0, 1)
+    low, high = np.nanquantile(shares, [0.025, 0.975])
+    point = (k / n + specificity - 1) / (error.sensitivity + specificity - 1)
+    return {"share": min(1.0, max(0.0, point)), "ci95": [float(low), float(high)]}
+
+
+def coverage_text(result: Row) -> str:
+    """Return the counts as text: a part per file, then files side by side, then what to mind."""
+    parts = [_file_text(entry, result["tagger"]) for entry in result["files"]]
+    if len(result["files"]) > 1:
+        rows = [
+            [e["file"], str(e["n_counted"]), *(_percent(e["tags"][tag]) for tag in TYPES)]
+            for e in result["files"]
+        ]
+        parts.append(aligned(["file", "n", *TYPES], rows))
+    return "\n\n".join([*parts, "\n".join(_notes(result))])
+
+
+def _file_text(entry: Row, tagger: Row | None) -> str:
+    by = "their own tags" if entry["by"] == "tags" else "word lists"
+    head = f"{entry['file']}: {entry['n']} samples, by {by}"
+    left = entry["n"] - entry["n_counted"]
+    if left:
+        head += f"; {left} not English, or too short to tell: not counted"
+    touching = [[f"{k} of 3", *_cells(share)] for k, share in entry["touching"].items()]
+    subsets = [[name, *_cells(share)] for name, share in entry["subsets"].items()]
+    measured = tagger["tags"] if tagger and entry["by"] == "words" else {}
+    tags = [
+        [tag, *_cells(share), *_error_cells(share, measured.get(tag))]
+        for tag, share in entry["tags"].items()
+    ]
+    counts = ["n", "share", "95 % CI"]
+    tables = [
+        aligned(["touches", *counts], touching + subsets),
+        aligned(["tag", *counts, "corrected", "95 % CI", "precision", "recall"], tags),
+    ]
+    return "\n\n".join([head, *tables])
+
+
+def _cells(share: Row | None) -> list[str]:
+    if share is None:
+        return ["n/a", "n/a", "n/a"]
+    return [str(share["n"]), _percent(share), _interval(share)]
+
+
+def _error_cells(share: Row | None, error: Row | None) -> list[str]:
+    if error is None:
+        return []
+    corrected = share["corrected"] if share else None
+    rates = [f"{e['share']:.2f}" if (e := error[key]) else "n/a" for key in ("precision", "recall")]
+    return [_percent(corrected), _interval(corrected), *rates]
+
+
+def _percent(share: Row | None) -> str:
+    return "n/a" if share is None else f"{100 * share['share']:.0f} %"
+
+
+def _interval(share: Row | None) -> str:
+    return "n/a" if share is None else "[{:.0f}, {:.0f}]".format(*(100 * x for x in share["ci95"]))
+
+
+def _notes(result: Row) -> Iterator[str]:
+    yield "Counts describe the data; nothing is filtered by them. Intervals: Wilson."
+    if result["tagger"] is not None:
+        one = next(iter(result["tagger"]["tags"].values()))
+        n = sum(one[key] for key in ("tp", "fp", "fn", "tn"))
+        yield (
+            f"Word lists are blunt: precision and recall are of {n} samples tagged by hand; "
+            f"`corrected` is the\nshare with that error taken out, its interval with that of the "
+            f"error, were it the same on this data."
+        )

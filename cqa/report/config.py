@@ -1,0 +1,17 @@
+"""Settings of a report."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from cqa.config import option
+from cqa.stats.config import AnalysisConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportConfig(AnalysisConfig):
+    """One report, made from a folder of scores."""
+
+    run: Path | None = option("Training run of the adapters, for eval_loss and its settings.", None)
+    out: Path = option("Folder for report.html, report.md, tables and figures.")

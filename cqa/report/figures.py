@@ -1,0 +1,330 @@
+"""The figures, each drawn from the rows of its CSV file and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
+
+from cqa.report.figure_style import (
+    BASE,
+    INK,
+    MUTED,
+    NARROW,
+    PALETTE,
+    WIDE,
+    Drawing,
+    png_bytes,
+    rows_from_csv,
+    styled,
+    svg_text,
+)
+
+Row = dict[str, Any]
+MARKERS = ("o", "s", "^", "D", "v", "P")
+PARTS = {"ddI": (INK, "o"), "d_cond": (PALETTE[2], "^"), "d_prior": (PALETTE[3], "s")}
+
+
+def _groups(rows: Sequence[Row]) -> list[str]:
+    """Return the groups in a fixed order, so that a group has one colour in every figure."""
+    found = dict.fromkeys(row["group"] for row in rows if row["group"] is not None)
+    first = [name for name in ("literary", "factual") if name in found]
+    return first + [name for name in found if name not in first]
+
+
+def _look(groups: Sequence[str], group: str) -> dict[str, Any]:
+    k = groups.index(group)
+    return {"color": PALETTE[k % len(PALETTE)], "marker": MARKERS[k % len(MARKERS)]}
+
+
+def _axis_of(rows: Sequence[Row]) -> tuple[dict[str, float], bool]:
+    """Return each adapter's place: its epoch, or its rank where not all have an epoch of theirs."""
+    epochs = {row["adapter"]: row["epoch"] for row in rows}
+    numbers = list(epochs.values())
+    if None not in numbers and len(set(numbers)) == len(numbers):
+        return epochs, True
+    return {adapter: float(k) for k, adapter in enumerate(epochs)}, False
+
+
+def _label_axis(ax: Axes, places: dict[str, float], by_epoch: bool) -> None:
+    if by_epoch:
+        ax.set_xlabel("epoch")
+        if len(places) <= 13:
+            ax.set_xticks(sorted(places.values()), [f"{p:g}" for p in sorted(places.values())])
+        else:
+            ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    else:
+        ax.set_xticks(list(places.values()), [_short(name) for name in places], rotation=20)
+    if len(places) == 1:
+        (place,) = places.values()
+        ax.set_xlim(place - 1, place + 1)
+
+
+def _short(name: str, limit: int = 22) -> str:
+    return name if len(name) <= limit else f"…{name[1 - limit :]}"
+
+
+def _zero(ax: Axes) -> None:
+    ax.axhline(0, color=MUTED, linewidth=0.9, zorder=1)
+
+
+def _ys(rows: Sequence[Row], *keys: str) -> list[list[float]]:
+    """Return columns as numbers, what is absent as a gap."""
+    return [[float("nan") if row[key] is None else row[key] for row in rows] for key in keys]
+
+
+def _band(ax: Axes, x: Sequence[float], rows: Sequence[Row], key: str, look: Row) -> None:
+    """Draw values with their interval: a line in a band, or a lone mark on a bar."""
+    y, low, high = _ys(rows, key, "low", "high")
+    if len(rows) == 1:
+        ax.vlines(x, low, high, color=look["color"], linewidth=1.4)
+    else:
+        ax.fill_between(x, low, high, color=look["color"], alpha=0.16, linewidth=0)
+    ax.plot(x, y, zorder=3, **look)
+
+
+def d_by_epoch(rows: Sequence[Row], width: float) -> Figure:
+    """Draw Figure 1: d_z over epochs with its 95 % band, one line per group."""
+    figure = Figure(figsize=(width, 3.1 if width > 5 else 3.4))
+    ax = figure.add_subplot()
+    groups, (places, by_epoch) = _groups(rows), _axis_of(rows)
+    for k, group in enumerate(groups):
+        mine = sorted(
+            (row for row in rows if row["group"] == group), key=lambda r: places[r["adapter"]]
+        )
+        shift = 0.1 * k if len(places) == 1 else 0.0
+        x = [places[row["adapter"]] + shift for row in mine]
+        look = _look(groups, group)
+        _band(ax, x, mine, "d_z", look)
+        ax.lines[-1].set_label(f"{group}, n = {mine[0]['n']:,.0f}")
+        for place, row in zip(x, mine, strict=True):
+            if row["shown"] and row["d_z"] is not None:
+                ax.plot(
+                    place, row["d_z"], "o", markersize=10, markerfacecolor="none",
+                    markeredgecolor=look["color"], markeredgewidth=1.1,
+                )  # fmt: skip
+    _zero(ax)
+    _label_axis(ax, places, by_epoch)
+    ax.set_ylabel("d_z of ddI")
+    _legend_above(figure, ax, len(groups), width)
+    return figure
+
+
+def _legend_above(figure: Figure, ax: Axes, n: int, width: float) -> None:
+    columns = min(n, 4 if width > 5 else 2)
+    figure.legend(*ax.get_legend_handles_labels(), loc="outside upper left", ncols=columns)
+
+
+def parts(rows: Sequence[Row], width: float) -> Figure:
+    """Draw ddI = d_cond - d_prior over epochs, one panel per group."""
+    groups, (places, by_epoch) = _groups(rows), _axis_of(rows)
+    figure, axes = _panels(len(groups), width, 2.5)
+    step = min((b - a for a, b in pairwise(sorted(places.values()))), default=1.0)
+    for ax, group in zip(axes, groups, strict=True):
+        for k, (part, (color, marker)) in enumerate(PARTS.items()):
+            mine = [row for row in rows if row["group"] == group and row["part"] == part]
+            mine.sort(key=lambda row: places[row["adapter"]])
+            x = [places[row["adapter"]] + (k - 1) * 0.16 * step for row in mine]
+            y, low, high = _ys(mine, "mean_nats", "low", "high")
+            ax.vlines(x, low, high, color=color, linewidth=1.1, alpha=0.7)
+            ax.plot(x, y, marker=marker, markersize=3.5, color=color, linewidth=1, label=part)
+        _zero(ax)
+        _label_axis(ax, places, by_epoch)
+        ax.set_title(_short(group))
+    axes[0].set_ylabel("change, nats")
+    _legend_above(figure, axes[0], 3, 10)
+    return figure
+
+
+def _panels(
+    n: int, width: float, height: float, *, share_y: bool = False
+) -> tuple[Figure, list[Axes]]:
+    """Return n panels: side by side where there is room, else one below the other."""
+    columns = min(n, 2) if width > 5 else 1
+    lines = -(-n // columns)
+    figure = Figure(figsize=(width, height * lines + 0.35))
+    axes = figure.subplots(lines, columns, squeeze=False, sharey=share_y)
+    flat: list[Axes] = list(axes.flat)
+    for spare in flat[n:]:
+        spare.remove()
+    return figure, flat[:n]
+
+
+def collapse(rows: Sequence[Row], width: float) -> Figure:
+    """Draw Figure 2 from data: p over the candidates before and after, given y and given ∅."""
+    groups = _groups(rows)
+    figure, axes = _panels(2 * len(groups), width, 2.0)
+    titles = {"given_context": "given the context", "null": "after ∅"}
+    panels = [(group, where) for group in groups for where in titles]
+    for k, (ax, (group, where)) in enumerate(zip(axes, panels, strict=True)):
+        mine = [row for row in rows if row["group"] == group and row["where"] == where]
+        ranks = [row["rank"] for row in mine]
+        colour = _look(groups, group)["color"]
+        for shift, key, shade, label in (
+            (-0.2, "p_base", BASE, "base"),
+            (0.2, "p_adapter", colour, str(mine[0]["adapter"])),
+        ):
+            y = _ys(mine, key)[0]
+            x = [rank + shift for rank in ranks]
+            ax.bar(x, y, 0.36, color=shade, label=label)
+            for place, height in zip(x, y, strict=True):
+                ax.annotate(
+                    f"{height:.2f}", (place, height), (0, 2), textcoords="offset points",
+                    ha="center", fontsize=7.5, color=MUTED,
+                )  # fmt: skip
+        ax.set_xticks(ranks, _rank_names(mine))
+        ax.set_xlim(-0.7, max(ranks) + 0.7)
+        ax.set_ylim(0, 1.12)
+        ax.set_yticks([0, 0.5, 1])
+        ax.grid(axis="x", visible=False)
+        h = mine[0]
+        ax.set_title(f"{_short(group, 16)}, {titles[where]}", pad=16)
+        ax.annotate(
+            f"H {h['h_base_nats']:.3f} → {h['h_adapter_nats']:.3f} nats/item", (0, 1), (0, 3),
+            xycoords="axes fraction", textcoords="offset points", ha="left", va="bottom",
+            fontsize=8, color=INK, annotation_clip=False,
+        )  # fmt: skip
+        if k % 2 == 0 or width <= 5:
+            ax.set_ylabel("mean p")
+    handles = [Patch(color=BASE), Patch(color=PALETTE[0])]
+    names = ["base", f"under {_short(str(rows[0]['adapter']))} (coloured)"]
+    figure.legend(handles, names, loc="outside upper left", ncols=2)
+    return figure
+
+
+def _rank_names(rows: Sequence[Row]) -> list[str]:
+    """Name the candidates, with their number where not all items have so many."""
+    if len(rows) == 2:
+        return ["right", "wrong"]
+    most = rows[0]["n"]
+    return ["right"] + [
+        f"wrong {row['rank']:g}" + (f"\nn = {row['n']:,.0f}" if row["n"] < most else "")
+        for row in rows[1:]
+    ]
+
+
+def overfitting(rows: Sequence[Row], width: float) -> Figure:
+    """Draw eval_loss, mean ddI, its sd and d_z over the same epochs."""
+    titles = {
+        "loss": "loss, nats/token",
+        "mean_ddi": "mean ddI, nats",
+        "sd_ddi": "sd of ddI, nats",
+        "d_z": "d_z of ddI",
+    }
+    held = {row["quantity"] for row in rows}
+    names = [n for n in titles if n in held or (n == "loss" and held & {"eval_loss", "train_loss"})]
+    groups = _groups(rows)
+    figure, axes = _panels(len(names), width, 1.9)
+    epochs = sorted({row["epoch"] for row in rows})
+    for ax, name in zip(axes, names, strict=True):
+        if name == "loss":
+            _losses(ax, rows)
+        for group in groups:
+            mine = [r for r in rows if r["quantity"] == name and r["group"] == group]
+            mine.sort(key=lambda row: row["epoch"])
+            if mine:
+                _band(ax, [row["epoch"] for row in mine], mine, "value", _look(groups, group))
+                ax.lines[-1].set_label(group)
+        if name in ("mean_ddi", "d_z"):
+            _zero(ax)
+        ax.set_title(titles[name])
+        ax.set_xlim(epochs[0] - 0.4, epochs[-1] + 0.4)
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    for ax in axes[-2:] if width > 5 else axes[-1:]:
+        ax.set_xlabel("epoch")
+    if groups:
+        _legend_above(figure, axes[-1], len(groups), width)
+    return figure
+
+
+def _losses(ax: Axes, rows: Sequence[Row]) -> None:
+    looks = {
+        "train_loss": ("training", BASE, "-", ""),
+        "eval_loss": ("held out (eval_loss)", INK, "-", "o"),
+    }
+    for name, (label, color, style, marker) in looks.items():
+        mine = sorted((r for r in rows if r["quantity"] == name), key=lambda r: r["epoch"])
+        if mine:
+            x, y = [row["epoch"] for row in mine], [row["value"] for row in mine]
+            ax.plot(x, y, style, color=color, marker=marker, label=label)
+    ax.legend(loc="best")
+
+
+def items(rows: Sequence[Row], width: float) -> Figure:
+    """Draw every item's ddI, largest last, one panel per group."""
+    groups = _groups(rows)
+    figure, axes = _panels(len(groups), width, 2.1, share_y=True)
+    for ax, group in zip(axes, groups, strict=True):
+        values = sorted(row["ddi_nats"] for row in rows if row["group"] == group)
+        x = list(range(1, len(values) + 1))
+        color = _look(groups, group)["color"]
+        ax.vlines(x, 0, values, color=color, linewidth=max(0.5, min(1.6, 120 / len(x))), alpha=0.55)
+        ax.plot(x, values, "o", color=color, markersize=max(1.5, min(4.0, 160 / len(x))))
+        mean = sum(values) / len(values)
+        ax.axhline(mean, color=INK, linewidth=1.0, linestyle=(0, (4, 3)))
+        ax.annotate(
+            f"mean {mean:+.2f}".replace("-", "−"), (0.01, mean), (2, 3),
+            xycoords=("axes fraction", "data"), textcoords="offset points", fontsize=8, color=INK,
+        )  # fmt: skip
+        _zero(ax)
+        ax.set_title(_short(group))
+        ax.set_xlabel("items, by ddI")
+        ax.grid(axis="x", visible=False)
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
+    axes[0].set_ylabel("ddI, nats")
+    return figure
+
+
+def continuations(rows: Sequence[Row], width: float) -> Figure:
+    """Draw Table 2: the change of log P per token with its interval, a line per domain."""
+    groups = _groups(rows)
+    figure = Figure(figsize=(width, 0.75 + 0.28 * len(rows)))
+    ax = figure.add_subplot()
+    labels = []
+    for k, row in enumerate(rows):
+        look = _look(groups, row["group"])
+        x, low, high = (column[0] for column in _ys([row], "change_nats_per_token", "low", "high"))
+        ax.hlines(k, low, high, color=look["color"], linewidth=1.6)
+        fill = look["color"] if row["domain"] is None else "none"
+        ax.plot(x, k, markersize=6, markerfacecolor=fill, **look)
+        labels.append(f"{_short(row['domain'] or row['group'])}, n = {row['n']:g}")
+    ax.axvline(0, color=MUTED, linewidth=0.9, zorder=1)
+    ax.set_yticks(range(len(rows)), labels)
+    for label, row in zip(ax.get_yticklabels(), rows, strict=True):
+        label.set_color(INK)
+        label.set_fontweight("bold" if row["domain"] is None else "normal")
+    ax.set_ylim(len(rows) - 0.4, -0.6)
+    ax.grid(axis="y", visible=False)
+    ax.set_xlabel("change of log P, nats/token")
+    return figure
+
+
+Draw = Callable[[Sequence[Row], float], Figure]
+FIGURES: dict[str, tuple[str, Draw]] = {  # name: title, and how it is drawn
+    "d_by_epoch": ("Effect size by epoch (the paper's Figure 1)", d_by_epoch),
+    "parts": ("Conditional and prior part", parts),
+    "collapse": ("Candidate probabilities before and after (the paper's Figure 2)", collapse),
+    "overfitting": ("Losses, effect and spread by epoch", overfitting),
+    "items": ("Change of every item", items),
+    "continuations": ("True continuations", continuations),
+}
+
+
+def draw(name: str, rows: Sequence[Row], width: float = WIDE) -> Figure:
+    """Draw a figure from its rows, `width` inches wide."""
+    with styled():
+        return FIGURES[name][1](rows, width)
+
+
+def redraw(name: str, csv: str) -> Drawing:
+    """Draw a figure from the text of its CSV file alone."""
+    rows = rows_from_csv(csv)
+    title = FIGURES[name][0]
+    wide = draw(name, rows)
+    svg = svg_text(wide, title)
+    return Drawing(csv, svg, png_bytes(wide), svg_text(draw(name, rows, NARROW), title))

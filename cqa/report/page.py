@@ -1,0 +1,236 @@
+"""The report as one HTML page that asks nothing of the network, and as Markdown."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Any
+
+from jinja2 import Environment, FunctionLoader, StrictUndefined
+from markupsafe import Markup
+
+from cqa import __version__
+from cqa.report.figure_style import Drawing, inline_svg
+from cqa.report.figures import FIGURES
+from cqa.report.focus import View
+from cqa.report.item_table import ITEM_COLUMNS, N_TEXTS, ScoredItem, texts_of
+from cqa.report.tables import Table, show, to_markdown
+from cqa.report.verdict import Verdict
+
+Row = dict[str, Any]
+TEMPLATES = files("cqa.report") / "templates"
+CAPTIONS = {
+    "d_by_epoch": "d_z of ddI with its 95 % interval (noncentral t). The ring marks the adapter "
+    "that this page dwells on. An interval that holds 0 shows no change.",
+    "parts": "ddI = d_cond − d_prior with 95 % t intervals: what changed after the context, and "
+    "what changed without any.",
+    "collapse": "Mean over items of p, the softmax of S over an item's candidates; wrong options "
+    "are ranked by p under the base. H is the mean entropy of p.",
+    "overfitting": "The losses are diagnostics and choose nothing. A mean that grows with its sd "
+    "leaves d_z where it was.",
+    "items": "ddI of every item. A mean that rests on a few items is not a change of the model's "
+    "judgement.",
+    "continuations": "Change of the mean log-probability per token of true continuations, with "
+    "its 95 % t interval. Filled: all texts of the group.",
+}
+SECTIONS: tuple[tuple[str, str, tuple[str, ...], tuple[str, ...]], ...] = (
+    ("change", "The change, by adapter", ("d_by_epoch",), ("table_1", "other_tests")),
+    ("selective", "Is it selective?", (), ("interaction", "equivalence")),
+    ("parts", "Conditional or prior?", ("parts",), ("parts",)),
+    ("collapse", "Candidates and entropy", ("collapse",), ("entropy",)),
+    ("overfitting", "Training and overfitting", ("overfitting",), ()),
+    ("continuations", "True continuations", ("continuations",), ("table_2",)),
+    ("domains", "By domain", (), ("domains",)),
+    ("time", "Before and after the cutoff", (), ("strata", "strata_continuations")),
+    ("readings", "Other readings", (), ("readings", "accuracy")),
+    ("items", "The items", ("items",), ("groups",)),
+)
+FIXED = (
+    ("S(x|c)", "sum of the log-probabilities of the option's tokens after context c, nats"),
+    ("I(x; y)", "S(x|y) − S(x|∅); ∅ is one token: BOS, else <|endoftext|>, else EOS"),
+    ("dI", "I(right) − mean I(wrong)"),
+    ("ddI", "dI under the adapter − dI under the base = d_cond − d_prior"),
+    (
+        "W+, p",
+        "signed-rank statistic of ddI; one-sided p from the exact null distribution, beyond 1,000 "
+        "items from its normal approximation",
+    ),
+    (
+        "p, max-T",
+        "the same question by t, corrected for all adapters by sign flips kept across them",
+    ),
+    ("d_z", "mean / standard deviation of ddI over items"),
+    ("TOST", "two one-sided t-tests: is the mean nearer to 0 than the margin?"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Everything that a report says, before it is written down."""
+
+    view: View
+    verdict: Verdict
+    cautions: list[str]
+    tables: list[Table]
+    figures: dict[str, Drawing]
+    found: list[ScoredItem]
+
+    @property
+    def by_name(self) -> dict[str, Table]:
+        """The tables by name."""
+        return {table.name: table for table in self.tables}
+
+
+def html_page(report: Report) -> str:
+    """Return the page: style, script, figures and texts are all inside."""
+    environment = Environment(
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
+        loader=FunctionLoader(_template),
+    )
+    environment.globals.update(show=show)
+    script = _template("script.js")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    tokens, items = _items(report)
+    return environment.get_template("page.html").render(
+        report=report,
+        view=report.view,
+        verdict=report.verdict,
+        cautions=report.cautions,
+        sections=_sections(report),
+        item_columns=ITEM_COLUMNS,
+        items=items,
+        n_texts=N_TEXTS,
+        tokens=_json_for_script(tokens),
+        has_tokens=bool(tokens),
+        provenance=provenance(report.view),
+        fixed=FIXED,
+        version=__version__,
+        style=Markup(_template("style.css")),
+        script=Markup(script),
+        script_digest=digest,
+    )
+
+
+def _template(name: str) -> str:
+    return (TEMPLATES / name).read_text(encoding="utf-8")
+
+
+def _json_for_script(value: Any) -> Markup:
+    """Return JSON that no HTML parser can leave the script element by."""
+    text = json.dumps(value, separators=(",", ":"))
+    return Markup(text.replace("<", "\\u003c").replace("&", "\\u0026"))
+
+
+def _sections(report: Report) -> list[Row]:
+    """Return the sections that have anything to show."""
+    sections = []
+    for name, title, figures, tables in SECTIONS:
+        drawn = [_figure(f, report.figures[f]) for f in figures if f in report.figures]
+        held = [report.by_name[t] for t in tables if t in report.by_name]
+        if drawn or held or name == "items":
+            sections.append({"name": name, "title": title, "figures": drawn, "tables": held})
+    return sections
+
+
+def _figure(name: str, drawing: Drawing) -> Row:
+    title = FIGURES[name][0]
+    svgs = {
+        size: Markup(inline_svg(text, f"{name}-{size}", title))
+        for size, text in (("wide", drawing.svg), ("narrow", drawing.narrow_svg))
+    }
+    return {"name": name, "title": title, "caption": CAPTIONS[name], **svgs}
+
+
+def _items(report: Report) -> tuple[list[Row], list[Row]]:
+    """Return the tokens of all options with texts in the page, and the items that point to them."""
+    score_eos = bool(report.view.source.meta["settings"].get("score-eos"))
+    tokens: list[Row] = []
+    items = []
+    largest = sorted(report.found, key=lambda s: -abs(s.ddi_nats or 0.0))[:N_TEXTS]
+    with_texts = {id(scored) for scored in largest}
+    for scored, row in zip(report.found, report.by_name["items"].rows, strict=True):
+        texts = texts_of(scored, score_eos=score_eos) if id(scored) in with_texts else None
+        for option in texts["options"] if texts else []:
+            held = option.pop("tokens")
+            option["at"] = len(tokens) if held else None
+            tokens += [held] if held else []
+        items.append({"numbers": row, "texts": texts})
+    return tokens, items
+
+
+def provenance(view: View) -> list[tuple[str, str]]:
+    """Return what identifies the result: settings, versions and hashes."""
+    meta = view.source.meta
+    settings, base = meta["settings"], meta["models"][0]
+    facts: list[tuple[str, Any]] = [
+        ("base model", settings.get("model")),
+        ("model, sha256", base.get("model")),
+        ("tokenizer, sha256", base.get("tokenizer")),
+        ("dtype, device", f"{base.get('dtype')} on {meta.get('device')}"),
+        ("prompt template", base.get("template") or "plain: nothing inserted"),
+        ("boundary", base.get("boundary")),
+        ("null contexts, ids", f"{base.get('null_ids')} and {base.get('null2_ids')}"),
+        ("end token scored", "yes" if base.get("score_eos") else "no"),
+        ("reading of dI", "sum over tokens, nats; several options: right − mean of the wrong"),
+        ("choice of an adapter", "smallest one-sided signed-rank p, then largest d_z"),
+        ("code of the scorer, sha256", base.get("code")),
+        ("items, sha256", meta.get("items_digest")),
+        ("ops", base.get("backend")),
+    ]
+    facts += [
+        (f"adapter {model['adapter']}, sha256", model.get("adapter_digest"))
+        for model in meta["models"]
+        if model["adapter"] is not None
+    ]
+    if view.source.run is not None:
+        run = view.source.run
+        for key in ("n_train", "n_validation", "total_steps", "data_digest"):
+            facts.append((f"training: {key}", run.facts.get(key)))
+        facts += [(f"training: {key}", value) for key, value in run.settings.items()]
+    facts += [(f"version of {name}", value) for name, value in meta.get("versions", {}).items()]
+    return [(name, "n/a" if value is None else str(value)) for name, value in facts]
+
+
+def markdown_page(report: Report) -> str:
+    """Return the report as Markdown; figures are linked, items and texts are left to the page."""
+    verdict = report.verdict
+    lines = ["# Report", "", f"**{_plain(verdict.headline)}**", ""]
+    lines += [f"* **{f.mark}**: {_plain(f.question)} {_plain(f.text)}" for f in verdict.findings]
+    lines += ["", _plain(verdict.evidence_for), "", "Not shown:", ""]
+    lines += [f"* {_plain(text)}" for text in verdict.not_shown]
+    lines += ["", "## Cautions", "", *(f"* {_plain(text)}" for text in report.cautions), ""]
+    for name, title, figures, tables in SECTIONS:
+        drawn = [f for f in figures if f in report.figures]
+        held = [report.by_name[t] for t in tables if t in report.by_name]
+        if not drawn and not held:
+            continue
+        lines += [f"## {title}", ""]
+        for figure in drawn:
+            lines += [f"![{FIGURES[figure][0]}](figures/{figure}.svg)", "", CAPTIONS[figure], ""]
+        for table in held:
+            lines += [f"### {table.title}", "", to_markdown(table), ""]
+            left_out = f" All adapters: tables/{table.name}.csv." if table.n_left_out else ""
+            if table.note or left_out:
+                note = f"{table.note}." if table.note else ""
+                lines += [_plain((note + left_out).strip()), ""]
+        if name == "items":
+            lines += ["Every item: tables/items.csv; with texts and tokens: report.html.", ""]
+    lines += ["## How it was made", "", "| | |", "|---|---|"]
+    lines += [f"| {_plain(key)} | {_plain(value)} |" for key, value in provenance(report.view)]
+    lines += ["", "| name | meaning |", "|---|---|"]
+    lines += [f"| {_plain(key)} | {_plain(value)} |" for key, value in FIXED]
+    return "\n".join([*lines, "", f"Written by cqa-fast {__version__}.", ""])
+
+
+def _plain(text: str) -> str:
+    """Escape what Markdown would take for markup."""
+    flat = " ".join(text.split())
+    for sign in "\\`*_<>[]|$":
+        flat = flat.replace(sign, f"\\{sign}")
+    return flat

@@ -1,0 +1,170 @@
+"""What a report is made from: the files of a scoring run and, where given, of a training run."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cqa.data.jsonl import read_jsonl
+from cqa.data.overlap import Overlap, TrainedTexts
+from cqa.data.samples import read_samples
+from cqa.errors import DataError
+from cqa.files import read_json
+from cqa.identity import digest_bytes
+from cqa.score_folder import ITEMS, META, SCORES, read_rows, read_texts
+from cqa.stats.summary import Scores
+
+Row = dict[str, Any]
+EPOCH = re.compile(r"epoch-(\d+)")
+
+
+@dataclass(slots=True)
+class TrainingRun:
+    """What run.json and log.jsonl say of the training."""
+
+    folder: Path
+    settings: Row
+    facts: Row
+    loss_nats: dict[int, float]  # mean training loss by epoch
+    eval_loss_nats: dict[int, float]
+    trained: TrainedTexts | None = None  # None where the file is not at hand as it was
+
+
+@dataclass(slots=True)
+class Source:
+    """A folder of scores, read once; rows of single models are read again when they are needed."""
+
+    folder: Path
+    meta: Row
+    items: dict[str, Row]
+    scores: Scores
+    adapters: list[str] = field(default_factory=list)
+    run: TrainingRun | None = None
+
+    def rows(self, adapter: str | None) -> Iterator[Row]:
+        """Yield the rows of the base (None) or of one adapter."""
+        keys = {m["model_key"] for m in self.meta["models"] if m["adapter"] == adapter}
+        return _rows(self.folder / SCORES, keys)
+
+    def leaked(self) -> dict[str, Overlap] | None:
+        """Return the items whose texts are trained on, whole or in part, if that is known."""
+        if self.run is None or self.run.trained is None:
+            return None
+        trained = self.run.trained
+        found = {
+            item_id: trained.overlap((item["context"], *item["options"]))
+            for item_id, item in self.items.items()
+        }
+        return {item_id: overlap for item_id, overlap in found.items() if overlap is not None}
+
+
+def read_source(folder: Path, run: Path | None = None) -> Source:
+    """Read a folder that `cqa-fast score` wrote.
+
+    Raises:
+        DataError: A file is missing or damaged, or holds no scored item.
+    """
+    for name in (SCORES, ITEMS, META):
+        if not (folder / name).is_file():
+            raise DataError(
+                f"expected a folder of scores with {name}, got one without",
+                where=str(folder),
+                hint="cqa-fast score writes it; a stopped run is finished by the same command",
+            )
+    meta = read_json(folder / META)
+    names = _adapters(meta, folder / META)
+    keys = {model["model_key"] for model in meta["models"]}
+    try:
+        scores = Scores(_rows(folder / SCORES, keys))
+    except (KeyError, TypeError, IndexError, ValueError, ZeroDivisionError) as error:
+        raise DataError(
+            f"expected rows as cqa-fast score writes them, got another: {error!r}",
+            where=str(folder / SCORES),
+        ) from None
+    items = {row["id"]: row for row in read_texts(folder / ITEMS)}
+    models_of = [set(m) for m in scores.items.values()] + [set(m) for m in scores.texts.values()]
+    if not models_of or any(None not in found for found in models_of):
+        raise DataError("expected items scored under the base, got none", where=str(folder))
+    source = Source(folder, meta, items, scores, [name for name in names if name is not None])
+    source.run = read_run(run) if run else None
+    return source
+
+
+def _rows(path: Path, keys: set[str]) -> Iterator[Row]:
+    return (row for row in read_rows(path) if row["model_key"] in keys)
+
+
+def _adapters(meta: Row, path: Path) -> list[str | None]:
+    """Return what the models of meta.json are called, the base None, all that is used checked."""
+    settings = _of(meta, "settings", dict, path)
+    names: list[str | None] = []
+    for model in _of(meta, "models", list, path):
+        if not isinstance(model, dict):
+            raise DataError("expected models to be objects, got another", where=str(path))
+        _of(model, "model_key", str, path)
+        names.append(_of(model, "adapter", str | None, path))
+    if None not in names:
+        raise DataError("expected the base among the models, got none", where=str(path))
+    _of(meta, "versions", dict, path)
+    if "too_long" in meta:
+        left_out = _of(meta, "too_long", dict, path)
+        if not all(isinstance(group, str) for group in left_out.values()):
+            raise DataError("expected `too_long` to give the group of each item", where=str(path))
+        _of(meta, "max_positions", int, path)
+    for key, kind in (("model", str), ("cutoff", str | None), ("margin", int | float | None)):
+        if key in settings:
+            _of(settings, key, kind, path)
+    return names
+
+
+def _of(record: Row, key: str, kind: Any, where: Path | str) -> Any:
+    """Return a field that must be there and of a type."""
+    if key not in record:
+        raise DataError(f"expected `{key}`, got none", where=str(where))
+    if not isinstance(record[key], kind):
+        raise DataError(f"expected another `{key}`, got: {record[key]!r:.80}", where=str(where))
+    return record[key]
+
+
+def read_run(folder: Path) -> TrainingRun:
+    """Read a training run's settings and losses, and its texts where the file is at hand.
+
+    Raises:
+        DataError: run.json or log.jsonl is missing or damaged.
+    """
+    facts = read_json(folder / "run.json")
+    settings = _of(facts, "settings", dict, folder / "run.json")
+    data = Path(_of(settings, "data", str, folder / "run.json"))
+    losses: dict[int, list[float]] = {}
+    held_out: dict[int, float] = {}
+    for where, event in read_jsonl(folder / "log.jsonl"):
+        kind = _of(event, "event", str, where)
+        if kind == "step":
+            epoch = _of(event, "epoch", int, where)
+            losses.setdefault(epoch, []).append(_of(event, "loss_nats", int | float, where))
+        elif kind == "eval":
+            held_out[_of(event, "epoch", int, where)] = _of(
+                event, "eval_loss_nats", int | float, where
+            )
+    means = {epoch: sum(values) / len(values) for epoch, values in losses.items()}
+    return TrainingRun(folder, settings, facts, means, held_out, _trained(data, settings, facts))
+
+
+def _trained(data: Path, settings: Row, facts: Row) -> TrainedTexts | None:
+    """Return the texts trained on; None where the file was moved or is another one by now."""
+    held_out = Path(str(settings.get("validation", "")))
+    files = [data, held_out] if held_out.is_file() else [data]
+    try:
+        same = digest_bytes(files) == facts.get("data_digest")
+        return TrainedTexts(read_samples(data)) if same else None
+    except (DataError, OSError, ValueError):
+        return None
+
+
+def epoch_of(adapter: str) -> int | None:
+    """Return the epoch that an adapter's name ends in, or None."""
+    match = EPOCH.fullmatch(adapter)
+    return int(match[1]) if match else None

@@ -1,0 +1,75 @@
+"""A folder of scores to a folder with a report; no model, no network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from cqa.errors import ConfigError
+from cqa.files import new_file, reported
+from cqa.report.all_tables import all_tables
+from cqa.report.caveats import cautions
+from cqa.report.config import ReportConfig
+from cqa.report.figure_data import figure_rows
+from cqa.report.figure_style import rows_to_csv
+from cqa.report.figures import redraw
+from cqa.report.focus import View, make_view
+from cqa.report.item_table import items_table, scored_items
+from cqa.report.page import Report, html_page, markdown_page
+from cqa.report.source import read_source
+from cqa.report.tables import to_csv, to_latex
+from cqa.report.verdict import make_verdict
+from cqa.stats.summary import summarise
+
+
+def write_report(scores: Path, config: ReportConfig) -> list[Path]:
+    """Write report.html, report.md, tables/ and figures/; return the paths, the page first.
+
+    Args:
+        scores: A folder that `cqa-fast score` wrote.
+        config: Where to write, and what the statistics leave open.
+
+    Raises:
+        DataError: The scores are missing or damaged.
+        ConfigError: `config.out` is a file.
+        ResourceError: A file cannot be written.
+    """
+    if config.out.exists() and not config.out.is_dir():
+        raise ConfigError("expected --out to be a folder, got a file", where=str(config.out))
+    report = make_report(scores, config)
+    files: dict[str, str | bytes] = {
+        "report.html": html_page(report),
+        "report.md": markdown_page(report),
+    }
+    for table in report.tables:
+        files[f"tables/{table.name}.csv"] = to_csv(table)
+        files[f"tables/{table.name}.tex"] = to_latex(table)
+    for name, drawing in report.figures.items():
+        files[f"figures/{name}.csv"] = drawing.csv
+        files[f"figures/{name}.svg"] = drawing.svg
+        files[f"figures/{name}.png"] = drawing.png
+    return [_write(config.out / name, content) for name, content in files.items()]
+
+
+def make_report(scores: Path, config: ReportConfig) -> Report:
+    """Decide everything that the report says, and draw its figures."""
+    view = read_view(scores, config)
+    found = scored_items(view)
+    tables = [*all_tables(view), items_table(view, found)]
+    figures = {name: redraw(name, rows_to_csv(rows)) for name, rows in figure_rows(view).items()}
+    return Report(view, make_verdict(view), cautions(view), tables, figures, found)
+
+
+def read_view(scores: Path, config: ReportConfig) -> View:
+    """Read the files and compute the statistics; what `config` leaves open, scoring has settled."""
+    source = read_source(scores, config.run)
+    cutoff = config.cutoff or source.meta["settings"].get("cutoff")
+    margin = config.margin or source.meta["settings"].get("margin")
+    return make_view(source, summarise(source.scores, cutoff=cutoff, margin_nats=margin))
+
+
+def _write(path: Path, content: str | bytes) -> Path:
+    with reported(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    with new_file(path) as temporary:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path

@@ -1,0 +1,291 @@
+"""Where expert reasoning is worth most: decision points that a base does not yet get (§3.3.1).
+
+    p        = softmax over a point's options of S(x|y)         what the model would choose
+    value    = KL(P_expert || p), nats                          -ln p(right) if the expert is sure
+    class    = internalised   p(right) reaches `high`
+               wrong          p of a wrong option does
+               flat           none does
+
+The paper gives the three cases and the value; the number that "high probability" stands for is
+ours, and a setting. A point may carry the expert's own distribution as `expert`, one probability
+per option in file order; without it the expert is sure of the right one.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from array import array
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.special import log_softmax
+
+from cqa.config import describe
+from cqa.data.items import Item, read_items
+from cqa.data.jsonl import parse_object, raw_lines
+from cqa.data.unique import Fingerprints
+from cqa.errors import DataError
+from cqa.files import discard, new_file, read_json, write_json
+from cqa.score.config import PrescreenConfig, ScoreConfig
+from cqa.score.encoded import left_out_text
+from cqa.score.run import score
+from cqa.score_folder import META, SCORES, named
+from cqa.text import aligned
+
+Row = dict[str, Any]
+Event = dict[str, Any]
+RANKED, SELECTED, SUMMARY = "prescreen.jsonl", "selected.jsonl", "prescreen.json"
+CLASSES = ("wrong", "flat", "internalised")
+UNITS = {"sum": None, "token": "n_tokens", "byte": "n_bytes", "char": "n_chars"}
+SHOWN = 10
+
+
+def prescreen(
+    config: PrescreenConfig, *, on_event: Callable[[Event], None] = lambda _: None
+) -> Row:
+    """Score decision points under the base, rank them by value, and write the most valuable.
+
+    Only a value and a place in the file are kept of a point, besides `expert` where it has one.
+    What `config.too_long` leaves out is no point: it is named, and in no count or share.
+
+    Args:
+        config: The settings.
+        on_event: Called with the events of `cqa.score.run.score`.
+
+    Returns:
+        {"n", "classes", "mean_value_nats", "groups", "budget", "selected", "value_share_selected",
+        "most_valuable", "n_other_class_per_byte", "max_positions", "too_long": group by id}.
+
+    Raises:
+        CqaError: Anything that the user can mend; see cqa.errors.
+    """
+    ids, experts = _read_experts(config.pairs)
+    score(
+        ScoreConfig(
+            model=config.model,
+            out=config.out,
+            pairs=config.pairs,
+            template=config.template,
+            too_long=config.too_long,
+            batch_tokens=config.batch_tokens,
+            device=config.device,
+            dtype=config.dtype,
+            summary=False,
+        ),
+        on_event=on_event,
+    )
+    meta = read_json(config.out / META)
+    model_key = meta["models"][0]["model_key"]
+
+    scores, seen = config.out / SCORES, Fingerprints()
+    values, places = array("d"), array("Q")
+    counts: dict[str, Counter[str]] = {}
+    n_other_per_byte = 0
+    for place, row in _placed_rows(scores):
+        if (
+            row["model_key"] == model_key
+            and row["item_key"] + row["id"] in ids
+            and seen.add(row["id"])
+        ):
+            point = point_of(row, config, experts.get(row["id"]))
+            values.append(point["value_nats"])
+            places.append(place)
+            counts.setdefault(point["group"], Counter())[point["class"]] += 1
+            n_other_per_byte += point["class"] != point["class_per_byte"]
+    order = np.argsort(-np.frombuffer(values), kind="stable")
+    ranked = _read_in_order(scores, (places[i] for i in order), config, experts)
+    top = _write_ranked(config, ranked)
+    discard(config.out / SELECTED)
+    if config.budget is not None:
+        _write_selected(config, [point["id"] for point in top[: config.budget]])
+    summary = _summarise(config, np.frombuffer(values)[order], counts, top)
+    summary["n_other_class_per_byte"] = n_other_per_byte
+    summary |= {key: meta[key] for key in ("max_positions", "too_long")}
+    write_json(config.out / SUMMARY, {"settings": describe(config), **summary})
+    return summary
+
+
+def _read_experts(paths: Sequence[Path]) -> tuple[Fingerprints, dict[str, list[float]]]:
+    """Read the keys and ids of all points, and the distributions of those that carry one."""
+    ids, experts = Fingerprints(), {}
+    for item in read_items(paths):
+        ids.add(named(item))
+        if "expert" in item.extra:
+            experts[item.id] = _expert(item)
+    return ids, experts
+
+
+def _expert(item: Item) -> list[float]:
+    given, n = item.extra["expert"], len(item.options)
+    numbers = isinstance(given, list) and all(
+        isinstance(p, (int, float)) and not isinstance(p, bool) and 0 <= p <= 1 for p in given
+    )
+    if not numbers or len(given) != n or abs(math.fsum(given) - 1) > 1e-6:
+        raise DataError(
+            f"expected `expert` to be {n} probabilities that sum to 1, got: {given!r:.80}",
+            where=item.where,
+        )
+    if item.answer is not None and given[item.answer] < max(given):
+        raise DataError(
+            f"expected the expert to favour the right option, got: {given!r:.80}", where=item.where
+        )
+    return [float(p) for p in given]
+
+
+def point_of(row: Row, config: PrescreenConfig, expert: Sequence[float] | None = None) -> Row:
+    """Return a decision point's line of prescreen.jsonl, from its row of scores.
+
+    Args:
+        row: The item's row under the base.
+        config: The settings; `per` and `high` count.
+        expert: The expert's probability of each option; None is certainty of the right one.
+    """
+    answer = row["answer"]
+    logp = {unit: _log_p(row["options"], key) for unit, key in UNITS.items()}
+    used = logp[config.per]
+    p = [math.exp(value) for value in used]
+    return {
+        "id": row["id"],
+        "group": row["group"],
+        "class": _class_of(used, answer, config.high),
+        "class_per_byte": _class_of(logp["byte"], answer, config.high),
+        "value_nats": -used[answer] if expert is None else _kl(expert, used),
+        "p_right": p[answer],
+        "p_best_wrong": max(value for k, value in enumerate(p) if k != answer),
+        "h_cand_nats": -math.fsum(x * y for x, y in zip(p, used, strict=True)),
+        "n_options": len(p),
+        "p_right_per": {unit: math.exp(values[answer]) for unit, values in logp.items()},
+    }
+
+
+def _class_of(log_p: Sequence[float], answer: int, high: float) -> str:
+    likely = [k for k, value in enumerate(log_p) if math.exp(value) >= high]
+    if not likely:
+        return "flat"
+    return "internalised" if likely == [answer] else "wrong"
+
+
+def _log_p(options: Sequence[Row], unit: str | None) -> list[float]:
+    totals = [o["logp_given_context_nats"] / (o[unit] if unit else 1) for o in options]
+    return [float(value) for value in log_softmax(totals)]
+
+
+def _kl(expert: Sequence[float], log_p: Sequence[float]) -> float:
+    return math.fsum(e * (math.log(e) - q) for e, q in zip(expert, log_p, strict=True) if e > 0)
+
+
+def _placed_rows(path: Path) -> Iterator[tuple[int, Row]]:
+    """Yield every row with the byte at which its line starts."""
+    place = 0
+    for where, line in raw_lines(path):
+        yield place, parse_object(line, where)
+        place += len(line)
+
+
+def _read_in_order(
+    path: Path,
+    places: Iterator[int],
+    config: PrescreenConfig,
+    experts: dict[str, list[float]],
+) -> Iterator[Row]:
+    with path.open("rb") as file:
+        for rank, place in enumerate(places, start=1):
+            file.seek(place)
+            row = parse_object(file.readline(), str(path))
+            yield {"rank": rank, **point_of(row, config, experts.get(row["id"]))}
+
+
+def _write_ranked(config: PrescreenConfig, ranked: Iterator[Row]) -> list[Row]:
+    """Write prescreen.jsonl; return its first rows: those of the budget, and those to show."""
+    top: list[Row] = []
+    n_top = max(SHOWN, config.budget or 0)
+    with (
+        new_file(config.out / RANKED) as temporary,
+        temporary.open("w", encoding="utf-8") as file,
+    ):
+        for point in ranked:
+            file.write(json.dumps(point, ensure_ascii=False, allow_nan=False) + "\n")
+            if len(top) < n_top:
+                top.append(point)
+    return top
+
+
+def _write_selected(config: PrescreenConfig, ids: list[str]) -> None:
+    """Write the lines of the chosen points as they stand in the files, the most valuable first."""
+    lines = dict.fromkeys(ids, b"")
+    for path in config.pairs:
+        for where, line in raw_lines(path):
+            item_id = parse_object(line, where)["id"]
+            if item_id in lines:
+                lines[item_id] = line.strip() + b"\n"
+    with new_file(config.out / SELECTED) as temporary:
+        temporary.write_bytes(b"".join(lines.values()))
+
+
+def _summarise(
+    config: PrescreenConfig, values: Any, counts: dict[str, Counter[str]], top: list[Row]
+) -> Row:
+    selected = [point["id"] for point in top[: config.budget or 0]]
+    total = math.fsum(values)
+    return {
+        "per": config.per,
+        "high": config.high,
+        "n": len(values),
+        "classes": {name: sum(c[name] for c in counts.values()) for name in CLASSES},
+        "groups": {g: {name: c[name] for name in CLASSES} for g, c in counts.items()},
+        "mean_value_nats": total / len(values),
+        "budget": config.budget,
+        "selected": selected,
+        "value_share_selected": (
+            math.fsum(values[: len(selected)]) / total if selected and total > 0 else None
+        ),
+        "most_valuable": top[:SHOWN],
+    }
+
+
+def prescreen_text(summary: Row) -> str:
+    """Return the summary as text: how many points of each class, and the most valuable ones."""
+    n = summary["n"]
+    rows = [
+        [group, *(str(c[name]) for name in CLASSES), str(sum(c.values()))]
+        for group, c in summary["groups"].items()
+    ]
+    if len(rows) > 1:
+        rows.append(["all", *(str(summary["classes"][name]) for name in CLASSES), str(n)])
+    best = [
+        [
+            str(p["rank"]), p["id"], p["class"], f"{p['value_nats']:.2f}",
+            f"{p['p_right']:.3f}", f"{p['p_best_wrong']:.3f}", str(p["n_options"]),
+        ]
+        for p in summary["most_valuable"]
+    ]  # fmt: skip
+    head = ["rank", "id", "class", "value nats", "p right", "p best wrong", "options"]
+    return "\n\n".join(
+        [
+            aligned(["group", *CLASSES, "n"], rows),
+            aligned(head, best),
+            "\n".join(_notes(summary)),
+        ]
+    )
+
+
+def _notes(summary: Row) -> Iterator[str]:
+    yield (
+        f"p = softmax of log P ({summary['per']}) over a point's options; internalised, wrong: "
+        f"p >= {summary['high']:g}"
+    )
+    yield f"value = KL(expert || p); mean {summary['mean_value_nats']:.2f} nats"
+    if summary["value_share_selected"] is not None:
+        share = 100 * summary["value_share_selected"]
+        yield f"the {len(summary['selected'])} selected hold {share:.0f} % of it"
+    if summary["per"] != "byte":
+        yield (
+            f"{summary['n_other_class_per_byte']} of {summary['n']} points are of another class "
+            f"when compared per byte (--per byte)"
+        )
+    if summary["too_long"]:
+        yield left_out_text(summary["too_long"], summary["max_positions"], SUMMARY)

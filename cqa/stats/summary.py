@@ -1,0 +1,199 @@
+"""Score rows to the paper's statistics: one entry per group and adapter (Tables 1 and 2)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
+from typing import Any
+
+from cqa.stats.compare import (
+    READINGS,
+    ItemFacts,
+    ItemScore,
+    base_entry,
+    compare_items,
+    item_facts,
+    item_score,
+)
+from cqa.stats.continuations import TextScore, compare_texts, text_score
+from cqa.stats.resampling import (
+    choose_epoch,
+    leave_one_out_choice,
+    max_t_sign_flip,
+    permutation_welch,
+)
+from cqa.stats.strata import STRATA, Stratum, read_cutoff, stratum
+from cqa.stats.tests import welch
+
+Row = dict[str, Any]
+MANY_EPOCHS = 2  # more models than base and one adapter: there is something to choose
+ByModel = dict[str | None, dict[str, ItemScore]]
+
+
+class Scores:
+    """Rows sorted by kind, group and adapter; ids join a base row with an adapter's."""
+
+    def __init__(self, rows: Iterable[Row] = ()) -> None:
+        """Read rows; where an id comes twice under one model, the last line counts."""
+        self.items: dict[str, ByModel] = {}
+        self.texts: dict[str, dict[str | None, dict[str, TextScore]]] = {}
+        self.facts: dict[str, ItemFacts] = {}
+        for row in rows:
+            if row["kind"] == "continuation":
+                texts = self.texts.setdefault(row["group"], {}).setdefault(row["adapter"], {})
+                texts[row["id"]] = text_score(row)
+            else:
+                scores = self.items.setdefault(row["group"], {}).setdefault(row["adapter"], {})
+                scores[row["id"]] = item_score(row)
+                self.facts[row["id"]] = item_facts(row)
+
+    def part(self, keep: Callable[[str | None], bool]) -> Scores:
+        """Return the scores of the items whose `published_at` is to be kept."""
+        found = Scores()
+        found.facts = self.facts
+        for group, models in self.items.items():
+            kept = {
+                name: {i: s for i, s in by_id.items() if keep(self.facts[i].published_at)}
+                for name, by_id in models.items()
+            }
+            if kept[None]:
+                found.items[group] = kept
+        for group, text_models in self.texts.items():
+            texts = {
+                name: {i: s for i, s in by_id.items() if keep(s.published_at)}
+                for name, by_id in text_models.items()
+            }
+            if texts[None]:
+                found.texts[group] = texts
+        return found
+
+    def dates(self) -> list[str | None]:
+        """Return `published_at` of every item and continuation."""
+        texts = [models[None].values() for models in self.texts.values()]
+        pairs = [models[None] for models in self.items.values()]
+        return [self.facts[i].published_at for by_id in pairs for i in by_id] + [
+            score.published_at for scores in texts for score in scores
+        ]
+
+
+def summarise(
+    scores: Scores, *, cutoff: str | None = None, margin_nats: float | None = None
+) -> Row:
+    """Return summary.json: every group under the base and under every adapter.
+
+    Args:
+        scores: The rows of one base and its adapters.
+        cutoff: Last day of the base's training data; texts before, after and of unknown date are
+            then listed apart as well.
+        margin_nats: Equivalence margin; by default a fifth of the base's sd of dI, per group.
+    """
+    return {
+        "unit": "nats",
+        "readings": READINGS,
+        **_part(scores, margin_nats),
+        "selection": {
+            group: _selection(models)
+            for group, models in scores.items.items()
+            if len(models) > MANY_EPOCHS and len(_common(models)) > 1
+        },
+        "interaction": _interactions(scores),
+        "cutoff": cutoff,
+        "n_by_date": _count_dates(scores, cutoff),
+        "strata": _strata(scores, cutoff, margin_nats),
+    }
+
+
+def _part(scores: Scores, margin_nats: float | None) -> Row:
+    """Return base, groups and continuations of all items or of some."""
+    return {
+        "base": {
+            group: base_entry(models[None], scores.facts) for group, models in scores.items.items()
+        },
+        "groups": {
+            group: {
+                name: compare_items(models[None], by_id, scores.facts, margin_nats)
+                for name, by_id in models.items()
+                if name is not None
+            }
+            for group, models in scores.items.items()
+        },
+        "continuations": {
+            group: {
+                name or "base": compare_texts(models[None], by_id) for name, by_id in models.items()
+            }
+            for group, models in scores.texts.items()
+        },
+    }
+
+
+def _count_dates(scores: Scores, cutoff: str | None) -> Row:
+    """Return how many items lie where; without a cutoff only how many have a date."""
+    dates = scores.dates()
+    if cutoff is None:
+        dated = sum(d is not None for d in dates)
+        return {"dated": dated, "undated": len(dates) - dated}
+    day = read_cutoff(cutoff)
+    found = [stratum(d, day) for d in dates]
+    return {name: found.count(name) for name in STRATA}
+
+
+def _strata(scores: Scores, cutoff: str | None, margin_nats: float | None) -> Row:
+    if cutoff is None:
+        return {}
+    day = read_cutoff(cutoff)
+
+    def only(name: Stratum) -> Row:
+        return _part(scores.part(lambda d: stratum(d, day) == name), margin_nats)
+
+    return {name: only(name) for name in STRATA}
+
+
+def _common(models: ByModel) -> list[str]:
+    """Return the items that every model scored; a stopped run has not scored all."""
+    return [i for i in models[None] if all(i in by_id for by_id in models.values())]
+
+
+def _differences(
+    models: ByModel, value: Callable[[ItemScore], float] = lambda score: score.delta_i_nats
+) -> dict[str, list[float]]:
+    """Return the change of dI by adapter, over the items that every model scored, in one order."""
+    base, ids = models[None], _common(models)
+    return {
+        name: [value(by_id[i]) - value(base[i]) for i in ids]
+        for name, by_id in models.items()
+        if name is not None
+    }
+
+
+def _selection(models: ByModel) -> Row:
+    """Return what choosing among the adapters costs: corrected p, and how stable the choice is."""
+    ddi = _differences(models)
+    corrected = max_t_sign_flip(ddi)
+    d_cond = _differences(models, lambda score: score.conditional_nats)
+    return {
+        "chosen": choose_epoch(ddi),
+        "rule": "smallest one-sided Wilcoxon p, then largest d_z; exploratory",
+        "p_corrected": corrected.p_corrected,
+        "p_corrected_d_cond": max_t_sign_flip(d_cond).p_corrected,
+        "method": f"max-T sign-flip, {corrected.method}",
+        "chosen_with_one_item_left_out": leave_one_out_choice(ddi),
+    }
+
+
+def _interactions(scores: Scores) -> Row:
+    """Return, per adapter, whether literary items change more than factual ones."""
+    if not {"literary", "factual"} <= set(scores.items):
+        return {}
+    literary, factual = (_differences(scores.items[g]) for g in ("literary", "factual"))
+    literary = {name: v for name, v in literary.items() if len(v) > 1 < len(factual.get(name, ()))}
+    if not literary:
+        return {}
+    permuted = permutation_welch(literary, factual)
+    return {
+        name: {
+            **asdict(welch(values, factual[name])),
+            "p_permutation": permuted.p[name],
+            "p_corrected": permuted.p_corrected[name],
+        }
+        for name, values in literary.items()
+    }

@@ -1,0 +1,84 @@
+"""The task's own metric during training: mean ddI on a file of pairs after every epoch (§6.6).
+
+It is logged beside eval_loss and, like it, selects nothing: an epoch chosen by it on the items that
+are then reported would be chosen on the test set.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from cqa.data.items import read_items
+from cqa.data.tokenizer import Tokenizer
+from cqa.data.unique import each_once
+from cqa.model.checkpoint import locate
+from cqa.model.config import read_config
+from cqa.model.decoder import Decoder
+from cqa.score.prefix_batch import encode_item
+from cqa.score.scorer import score_rows
+from cqa.stats.summary import Scores, summarise
+from cqa.study.config import WatchedTrainConfig
+from cqa.train.loop import train
+
+Event = dict[str, Any]
+BATCH_TOKENS = 4096
+LOGGED = (
+    "n", "mean_delta_i_base_nats", "mean_delta_i_nats", "mean_ddi_nats", "ci95_nats", "d_z",
+)  # fmt: skip
+
+
+class DevMetric:
+    """A monitor of the training loop: mean ddI of the model in training against its base.
+
+    Items are scored as `score` does by default, with the run's template. Before the first step the
+    adapter's B is zero, so the model at hand is the base (but for the rounding of a few zeros).
+    """
+
+    def __init__(self, model: str, pairs: Path, template: str) -> None:
+        """Read and encode the items.
+
+        Raises:
+            CqaError: The file is malformed, or an item does not fit the model.
+        """
+        folder = locate(model)
+        positions = read_config(folder).max_positions
+        self._tokenizer = Tokenizer(folder, template=template)
+        self._items = [
+            encode_item(item, self._tokenizer, "split", score_eos=False, max_positions=positions)
+            for item in each_once(read_items([pairs]))
+        ]
+        self._base: list[Event] = []
+
+    def begin(self, decoder: Decoder) -> None:
+        """Score the base."""
+        self._base = self._rows(decoder, None)
+
+    def after_epoch(self, decoder: Decoder, epoch: int) -> Iterator[Event]:
+        """Yield one event per group of items."""
+        started = time.perf_counter()
+        rows = self._rows(decoder, "now")
+        groups = summarise(Scores([*self._base, *rows]))["groups"]
+        seconds = round(time.perf_counter() - started, 6)
+        for group, models in groups.items():
+            entry = {key: models["now"][key] for key in LOGGED}
+            yield {"event": "dev", "epoch": epoch, "group": group, **entry, "dev_s": seconds}
+
+    def _rows(self, decoder: Decoder, name: str | None) -> list[Event]:
+        passes = score_rows(
+            decoder, self._items, self._tokenizer, batch_tokens=BATCH_TOKENS, adapter=name
+        )
+        return [row for rows, _ in passes for row in rows]
+
+
+def train_watched(
+    config: WatchedTrainConfig,
+    *,
+    resume: bool = False,
+    on_event: Callable[[Event], None] = lambda _: None,
+) -> Event:
+    """Train as `cqa.train.loop.train` does, logging mean ddI on `config.dev` if one is named."""
+    monitor = DevMetric(config.model, config.dev, config.template) if config.dev else None
+    return train(config, resume=resume, monitor=monitor, on_event=on_event)

@@ -1,0 +1,31 @@
+"""Numbers and tables as text, the same everywhere they are printed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def aligned(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Lay cells out in columns, the first to the left; columns without a cell are left out."""
+    filled = [[*row, *[""] * (len(head) - len(row))] for row in rows]
+    used = [k for k in range(len(head)) if any(row[k] for row in filled)]
+    lines = [[head[k] for k in used], *([row[k] for k in used] for row in filled)]
+    widths = [max(len(line[k]) for line in lines) for k in range(len(used))]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if k == 0 else cell.rjust(width)
+            for k, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    )
+
+
+def signed(value: float | None, digits: int = 2) -> str:
+    """Return a number with its sign, but 0.00 without one, whichever way it was rounded."""
+    text = "n/a" if value is None else f"{value:+.{digits}f}"
+    return text if text.strip("+-0.") else text[1:]
+
+
+def interval(bounds: Sequence[float] | None) -> str:
+    """Return the two ends of an interval."""
+    return "n/a" if bounds is None else f"[{signed(bounds[0])}, {signed(bounds[1])}]"

@@ -1,0 +1,481 @@
+"""The report's files: complete, repeatable, from files alone, everything escaped."""
+
+import csv
+import io
+import json
+import re
+import shutil
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from helpers import ROOT, read_lines, write_lines
+from synthetic import HOSTILE, make_folder, make_items, make_run
+
+from cqa.errors import ConfigError, DataError, ResourceError
+from cqa.identity import digest_bytes
+from cqa.report.config import ReportConfig
+from cqa.report.figures import FIGURES, redraw
+from cqa.report.page import markdown_page
+from cqa.report.pair_tables import domains
+from cqa.report.tables import (
+    ABSENT,
+    Column,
+    Table,
+    latex,
+    show,
+    to_csv,
+    to_latex,
+    to_markdown,
+)
+from cqa.report.write import make_report, read_view, write_report
+from cqa.score_folder import sealed
+from cqa.stats.summary import Scores, summarise
+
+TABLES = {
+    "table_1", "other_tests", "interaction", "equivalence", "parts", "entropy", "readings",
+    "accuracy", "domains", "table_2", "strata", "strata_continuations", "groups", "items",
+}  # fmt: skip
+
+
+def report_on(folder: Path, out: Path, **settings) -> list[Path]:
+    return write_report(folder, ReportConfig(out=out, **settings))
+
+
+@pytest.fixture(scope="module")
+def scored(reported) -> Path:
+    return reported / "scores"
+
+
+@pytest.fixture(scope="module")
+def made(reported) -> Path:
+    return reported / "out"
+
+
+@pytest.fixture(scope="module")
+def few(tmp_path_factory) -> Path:
+    """Continuations under the base alone: no figure, so a report on them is quick."""
+    items = [item for item in make_items(2) if item["kind"] == "continuation"]
+    return make_folder(tmp_path_factory.mktemp("few"), items=items, adapters=[None], tokens=False)
+
+
+@pytest.fixture(scope="module")
+def summary(scored) -> dict:
+    return summarise(Scores(read_lines(scored / "scores.jsonl")), cutoff="2024-06")
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"))))
+
+
+class Page(HTMLParser):
+    """The elements, attributes and texts of a page."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict]] = []
+        self.texts: list[str] = []
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        self.texts.append(data)
+
+
+def test_every_table_and_figure_is_there_in_every_form(made):
+    names = {str(p.relative_to(made)) for p in made.rglob("*") if p.is_file()}
+    assert names == (
+        {"report.html", "report.md"}
+        | {f"tables/{t}.{kind}" for t in TABLES for kind in ("csv", "tex")}
+        | {f"figures/{f}.{kind}" for f in FIGURES for kind in ("csv", "svg", "png")}
+    )
+
+
+def test_table_1_holds_the_summarys_numbers_to_the_last_digit(made, summary):
+    rows = rows_of(made / "tables" / "table_1.csv")
+    assert len(rows) == sum(len(models) for models in summary["groups"].values())
+    for row in rows:
+        entry = summary["groups"][row["group"]][row["adapter"]]
+        assert float(row["mean_ddi_nats"]) == entry["mean_ddi_nats"]
+        assert [float(row["ci95_nats_low"]), float(row["ci95_nats_high"])] == entry["ci95_nats"]
+        assert float(row["p"]) == entry["wilcoxon"]["p"]
+        corrected = summary["selection"][row["group"]]["p_corrected"][row["adapter"]]
+        assert float(row["p_corrected"]) == corrected
+
+
+def test_table_2_has_every_domain_and_the_groups_combined(made, summary):
+    rows = rows_of(made / "tables" / "table_2.csv")
+    parts = {(r["group"], r["domain"], r["n"]) for r in rows if r["adapter"] == "epoch-05"}
+    assert parts == {
+        ("literary", "novel", "6"), ("factual", "news", "3"), ("factual", "popular science", "3"),
+        ("factual", "all", "6"),
+    }  # fmt: skip
+    for row in rows:
+        if row["domain"] == "all":
+            entry = summary["continuations"][row["group"]][row["adapter"]]
+            for unit in ("token_nats", "token_bits", "byte_bits"):
+                key = f"mean_dlogp_per_{unit}"
+                assert float(row[key]) == entry[key]
+
+
+def test_domains_of_pairs_have_the_summarys_numbers_and_the_group_beside_them(made, summary):
+    rows = rows_of(made / "tables" / "domains.csv")
+    assert [(r["group"], r["domain"], r["n"]) for r in rows if r["adapter"] == "epoch-05"] == [
+        ("literary", "city", "2"), ("literary", "moor", "1"),
+        ("literary", "sea & <i>shore</i>", "2"), ("literary", "all", "6"),
+    ]  # fmt: skip
+    assert {r["adapter"] for r in rows} == set(summary["groups"]["literary"])
+    for row in rows:
+        entry = summary["groups"]["literary"][row["adapter"]]
+        part = entry if row["domain"] == "all" else entry["domains"][row["domain"]]
+        for key in ("mean_delta_i_base_nats", "mean_ddi_nats"):
+            assert float(row[key]) == part[key]
+        assert float(row["p"]) == part["wilcoxon"]["p"]
+        low, high = part["ci95_nats"] or (ABSENT, ABSENT)
+        assert (row["ci95_nats_low"], row["ci95_nats_high"]) == (str(low), str(high))
+
+
+def test_page_and_markdown_hold_the_shown_adapters_domains_and_what_they_are_not(made, summary):
+    text = (made / "report.md").read_text(encoding="utf-8")
+    section = text[text.index("## By domain") : text.index("## Before and after the cutoff")]
+    lines = [line for line in section.splitlines() if line.startswith("| literary")]
+    cells = [line.strip("| ").split(" | ") for line in lines]
+    assert [row[1] for row in cells] == ["city", "moor", r"sea &amp; \<i\>shore\</i\>", "all"]
+    assert {row[2] for row in cells} == {summary["selection"]["literary"]["chosen"]}
+    assert [row[6] == ABSENT for row in cells] == [False, True, False, False]
+    said = "Descriptive: no p here is corrected, neither for the number of domains"
+    page = "".join(Page(made / "report.html").texts)
+    assert all(said in t for t in (section, page, (made / "tables/domains.tex").read_text()))
+
+
+def test_a_normal_approximation_is_named_with_its_domain(scored, tmp_path):
+    view = read_view(scored, ReportConfig(out=tmp_path))
+    assert "Normal approximation" not in domains(view).note
+    part = view.summary["groups"]["literary"][view.shown]["domains"]["moor"]
+    part["wilcoxon"]["method"] = "normal approximation"
+    assert domains(view).note.endswith(". Normal approximation of p: literary, moor")
+
+
+def test_without_two_domains_in_a_group_there_is_no_section(tmp_path):
+    items = [item for item in make_items(3) if item["group"] == "factual"]
+    report = make_report(make_folder(tmp_path / "scores", items=items), ReportConfig(out=tmp_path))
+    assert "domains" not in report.by_name
+    assert "By domain" not in markdown_page(report)
+
+
+def test_items_are_told_apart_by_stratum_and_add_up_to_the_mean(made, summary):
+    rows = rows_of(made / "tables" / "items.csv")
+    literary = [r for r in rows if r["group"] == "literary" and r["kind"] == "pair"]
+    mean = sum(float(r["ddi_nats"]) for r in literary) / len(literary)
+    shown = summary["selection"]["literary"]["chosen"]
+    assert mean == pytest.approx(summary["groups"]["literary"][shown]["mean_ddi_nats"])
+    for row in literary:
+        parts = float(row["d_cond_nats"]) - float(row["d_prior_nats"])
+        assert float(row["ddi_nats"]) == pytest.approx(parts, abs=1e-9)
+    assert {r["stratum"] for r in rows} == {"before", "after", "unknown"}
+    assert all(r["ddi_nats"] == ABSENT for r in rows if r["kind"] == "continuation")
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_every_figure_is_redrawn_from_its_csv_alone(made, name):
+    file = made / "figures" / name
+    drawing = redraw(name, file.with_suffix(".csv").read_text(encoding="utf-8"))
+    assert drawing.svg == file.with_suffix(".svg").read_text(encoding="utf-8")
+    assert drawing.png == file.with_suffix(".png").read_bytes()
+
+
+def test_a_figure_shows_what_its_csv_says(made):
+    text = (made / "figures" / "d_by_epoch.csv").read_text(encoding="utf-8")
+    (first, *_) = rows_of(made / "figures" / "d_by_epoch.csv")
+    moved = redraw("d_by_epoch", text.replace(first["d_z"], "0.987"))
+    assert moved.svg != (made / "figures" / "d_by_epoch.svg").read_text(encoding="utf-8")
+
+
+def test_figure_1_has_a_line_per_group_and_an_interval_per_epoch(made, summary):
+    rows = rows_of(made / "figures" / "d_by_epoch.csv")
+    assert {r["epoch"] for r in rows} == {"2", "4", "5"}
+    for row in rows:
+        entry = summary["groups"][row["group"]][row["adapter"]]
+        assert float(row["d_z"]) == entry["d_z"]
+        assert [float(row["low"]), float(row["high"])] == entry["d_z_ci95"]
+    assert {r["adapter"] for r in rows if r["shown"] == "True"} == {
+        summary["selection"]["literary"]["chosen"]
+    }
+
+
+def test_overfitting_view_joins_the_log_of_training_with_the_scores(made):
+    rows = rows_of(made / "figures" / "overfitting.csv")
+    losses = {r["epoch"]: float(r["value"]) for r in rows if r["quantity"] == "eval_loss"}
+    assert losses == {str(k): pytest.approx(2.7 + 0.3 * k) for k in range(1, 7)}
+    assert {r["quantity"] for r in rows} == {
+        "train_loss", "eval_loss", "mean_ddi", "sd_ddi", "d_z"
+    }  # fmt: skip
+
+
+def test_the_same_scores_give_the_same_bytes_and_other_files_are_left_alone(scored, made, tmp_path):
+    (tmp_path / "mine.txt").write_text("mine")
+    again = report_on(scored, tmp_path, run=made.parent / "run", cutoff="2024-06")
+    for path in again:
+        assert path.read_bytes() == (made / path.relative_to(tmp_path)).read_bytes(), path.name
+    assert (tmp_path / "mine.txt").read_text() == "mine"
+
+
+def test_texts_are_texts_and_never_markup(made, scored):
+    page = Page(made / "report.html")
+    tags = [tag for tag, _ in page.elements]
+    assert tags.count("script") == 2  # the page's own and its data
+    assert "b" in tags
+    held = "\n".join(page.texts)
+    for item in read_lines(scored / "items.jsonl"):
+        assert item["context"] in held
+        assert all(text in held for text in item["options"])
+    assert not any("onerror" in attrs or "onclick" in attrs for _, attrs in page.elements)
+    raw = (made / "report.html").read_text(encoding="utf-8")
+    for text in (HOSTILE[0], HOSTILE[1], "<i>other</i>"):
+        assert text not in raw
+    assert "<script" not in (made / "report.md").read_text(encoding="utf-8")
+
+
+def test_the_page_names_nothing_outside_itself(made):
+    for tag, attrs in Page(made / "report.html").elements:
+        for name in ("src", "href", "xlink:href", "action", "data"):
+            assert (attrs.get(name) or "#").startswith("#"), (tag, attrs)
+    text = (made / "report.html").read_text(encoding="utf-8")
+    assert not re.search(r"https?://|@import|url\((?!#)", text)
+
+
+def test_ids_of_inlined_figures_do_not_meet(made):
+    ids = [attrs["id"] for _, attrs in Page(made / "report.html").elements if "id" in attrs]
+    assert len(ids) == len(set(ids))
+
+
+def test_page_and_markdown_give_the_verdict_first(made):
+    text = (made / "report.md").read_text(encoding="utf-8")
+    headline = re.search(r"\*\*(.*?)\*\*", text)[1]
+    page = Page(made / "report.html").texts
+    assert headline in [t.strip() for t in page]
+    assert text.index("Cautions") < text.index("## The change, by adapter")
+    assert "It does not show:" in "".join(page)
+
+
+def test_markdown_tables_have_as_many_cells_as_headings(made):
+    lines = (made / "report.md").read_text(encoding="utf-8").splitlines()
+    width = None
+    for line in lines:
+        if not line.startswith("|"):
+            width = None
+            continue
+        cells = len(re.findall(r"(?<!\\)\|", line))
+        assert width in (None, cells), line
+        width = cells
+
+
+@pytest.mark.parametrize("name", sorted(TABLES))
+def test_latex_tables_have_as_many_cells_as_columns(made, name):
+    text = (made / "tables" / f"{name}.tex").read_text(encoding="utf-8")
+    columns = re.search(r"tabular}{@{}([lr]+)@{}}", text)[1]
+    body = [line for line in text.splitlines() if line.endswith(r"\\")]
+    assert body
+    assert {len(re.findall(r"(?<!\\)&", line)) for line in body} == {len(columns) - 1}
+
+
+def test_nothing_is_loaded_but_files(few, tmp_path):
+    code = (
+        "import socket, sys; socket.socket = None\n"
+        "from cqa_fast.main import main\n"
+        f"main(['report', {str(few)!r}, '--out', {str(tmp_path / 'out')!r}], "
+        "standalone_mode=False)\n"
+        "assert not {'torch', 'transformers', 'peft'} & set(sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True,
+        env={"PYTHONPATH": ":".join([f"{ROOT / 'cli'}", f"{ROOT}", *sys.path]), "PATH": "/usr/bin"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"{tmp_path / 'out' / 'report.html'}\n"
+
+
+def test_what_was_not_given_is_said_to_be_absent(few, tmp_path):
+    report_on(few, tmp_path / "out")
+    text = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "Log-probability of each token: n/a; score with --tokens" in text
+    assert "Overlap of items and training texts is n/a" in text
+
+
+def test_what_one_item_cannot_have_is_absent_and_not_zero(tmp_path):
+    items = [item for item in make_items(1) if item["group"] == "literary"]
+    folder = make_folder(tmp_path / "scores", items=items, adapters=[None, "epoch-01"])
+    report_on(folder, tmp_path / "out")
+    (row,) = rows_of(tmp_path / "out" / "tables" / "table_1.csv")
+    for key in ("ci95_nats_low", "d_z", "d_z_ci95_high", "p_corrected"):
+        assert row[key] == ABSENT
+    assert float(row["mean_ddi_nats"]) != 0
+    (row,) = rows_of(tmp_path / "out" / "figures" / "d_by_epoch.csv")
+    assert (row["d_z"], row["low"]) == (ABSENT, ABSENT)
+
+
+@pytest.mark.parametrize(
+    ("adapters", "kinds", "headline"),
+    [
+        ([None], {"pair", "options", "continuation"}, "Only the base model was scored"),
+        ([None], {"continuation"}, "Only the base model was scored"),
+        ([None, "mine"], {"continuation"}, "No paired items were scored"),
+        ([None, "a/very/long/name/of/an/adapter", "other"], {"options"}, "No change of"),
+    ],
+)
+def test_reports_on_less_are_reports_too(tmp_path, adapters, kinds, headline):
+    items = [item for item in make_items(3) if item["kind"] in kinds]
+    folder = make_folder(tmp_path / "scores", items=items, adapters=adapters)
+    report_on(folder, tmp_path / "out", cutoff="2024")
+    assert headline in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+
+
+def test_settings_of_the_scoring_run_hold_unless_given_anew(tmp_path):
+    items = [item for item in make_items(2) if item["kind"] == "pair"]
+    adapters = [None, "epoch-02"]
+    folder = make_folder(
+        tmp_path / "scores", items=items, adapters=adapters, cutoff="2023", margin=1.5
+    )
+    own = read_view(folder, ReportConfig(out=tmp_path)).summary
+    anew = read_view(folder, ReportConfig(out=tmp_path, cutoff="2024", margin=9)).summary
+    assert (own["cutoff"], anew["cutoff"]) == ("2023", "2024")
+    margins = [
+        s["groups"]["factual"]["epoch-02"]["equivalence"]["margin_nats"] for s in (own, anew)
+    ]
+    assert margins == [1.5, 9]
+
+
+LEFT_OUT = (
+    '{"settings": {}, "models": [{"model_key": "k", "adapter": null}], "versions": {}, '
+    '"too_long": %s}'
+)
+
+
+@pytest.mark.parametrize("name", ["scores.jsonl", "items.jsonl", "meta.json"])
+def test_a_folder_without_scores_is_refused(scored, tmp_path, name):
+    shutil.copytree(scored, tmp_path / "scores")
+    (tmp_path / "scores" / name).unlink()
+    with pytest.raises(DataError, match=f"with {name}, got one without") as caught:
+        report_on(tmp_path / "scores", tmp_path / "out")
+    assert "cqa-fast score writes it" in caught.value.hint
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("meta.json", "{", r"meta\.json: expected a JSON object"),
+        ("meta.json", "{}", r"meta\.json: expected `settings`, got none"),
+        ("meta.json", '{"settings": {}, "models": []}', "expected the base among the models"),
+        ("meta.json", '{"settings": [], "models": []}', r"expected another `settings`, got: \[\]"),
+        ("meta.json", '{"settings": {}, "models": [1]}', "expected models to be objects"),
+        ("meta.json", LEFT_OUT % '"x"', r"expected another `too_long`, got: 'x'"),
+        ("meta.json", LEFT_OUT % '{"p1": 2}', "expected `too_long` to give the group of each item"),
+        ("meta.json", LEFT_OUT % '{"p1": "a"}', "expected `max_positions`, got none"),
+        ("items.jsonl", '{"id": "x"}\n', r"items\.jsonl:1: expected the item as it was written"),
+        ("scores.jsonl", json.dumps(sealed({})), r"scores\.jsonl: expected rows as cqa-fast score"),
+        ("scores.jsonl", json.dumps(sealed({"model_key": "x"})), "expected items scored under the"),
+        ("scores.jsonl", "{}\n", r"scores\.jsonl:1: expected the row as it was written, got a dam"),
+        ("scores.jsonl", "not json\n", r"scores\.jsonl:1: expected one JSON object"),
+        (
+            "scores.jsonl",
+            json.dumps(sealed({"model_key": "key-of-base", "kind": "pair"})),
+            "expected rows as cqa-fast score writes them",
+        ),
+    ],
+)
+def test_damaged_files_are_refused_with_their_place(scored, tmp_path, name, text, message):
+    shutil.copytree(scored, tmp_path / "scores")
+    (tmp_path / "scores" / name).write_text(text)
+    with pytest.raises(DataError, match=message):
+        report_on(tmp_path / "scores", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("run.json", '{"settings": {"data": 3}}', "expected another `data`, got: 3"),
+        ("log.jsonl", '{"event": "step", "epoch": [], "loss_nats": 1}', "another `epoch`, got"),
+        ("log.jsonl", '{"event": "eval", "epoch": 1}', r"log\.jsonl:1: expected `eval_loss_nats`"),
+    ],
+)
+def test_damaged_run_is_refused_with_its_place(scored, tmp_path, name, text, message):
+    run = make_run(tmp_path / "run")
+    (run / name).write_text(text)
+    with pytest.raises(DataError, match=message):
+        report_on(scored, tmp_path / "out", run=run)
+
+
+def test_a_run_without_its_files_is_refused(scored, tmp_path):
+    with pytest.raises(DataError, match=r"run\.json: expected a JSON object"):
+        report_on(scored, tmp_path / "out", run=tmp_path)
+
+
+def test_an_out_that_cannot_be_written_is_refused(few, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="expected --out to be a folder, got a file"):
+        report_on(few, tmp_path / "file")
+    (tmp_path / "tables").write_text("")
+    with pytest.raises(ResourceError, match=r"tables/.*\.csv: expected to write, got: File exists"):
+        report_on(few, tmp_path)
+
+
+ODD = "a_b & 50 % | <x> \\ $y$ {z} ~^ #"
+TABLE = Table(
+    "t", "Title & more", (Column("name", "na|me", "text"), Column("ci", "CI, nats", "interval"),
+    Column("p", "p", "p")), [{"name": ODD, "ci": [-1.0, 0.004], "p": 0.00001}, {"name": "-"}],
+)  # fmt: skip
+
+
+def test_table_in_latex_is_escaped():
+    assert latex(ODD) == (
+        r"a\_b \& 50 \% $|$ $<$x$>$ \textbackslash{} \$y\$ \{z\} \textasciitilde{}"
+        r"\textasciicircum{} \#"
+    )
+    assert r"[$-$1.00,~0.00] & $<$ 0.001 \\" in to_latex(TABLE)
+    assert r"- & n/a & n/a \\" in to_latex(TABLE)
+
+
+def test_table_in_markdown_is_escaped():
+    head, _, first, second = to_markdown(TABLE).splitlines()
+    assert head == r"| na\|me | CI, nats | p |"
+    assert first.startswith(r"| a\_b &amp; 50 % \| \<x\> \\ \$y\$")
+    assert second == "| - | n/a | n/a |"
+
+
+def test_table_in_csv_is_raw():
+    rows = list(csv.reader(io.StringIO(to_csv(TABLE))))
+    assert rows == [
+        ["name", "ci_low", "ci_high", "p"], [ODD, "-1.0", "0.004", "1e-05"],
+        ["-", ABSENT, ABSENT, ABSENT],
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("value", "form", "text"),
+    [
+        (-0.001, "signed", "0.00"), (0.0, "signed", "0.00"), (-1.239, "signed", "−1.24"),
+        (0.041, "p", "0.041"), (1.0, "p", "1.000"), (152.5, "w", "152.5"), (0.525, "share", "52 %"),
+        (None, "share", "n/a"), ([None, 1.0], "interval", "n/a"), (1234, "count", "1,234"),
+    ],
+)  # fmt: skip
+def test_values_are_shown_as_a_reader_expects(value, form, text):
+    assert show(value, form) == text
+
+
+def test_trained_texts_among_the_items_are_named(few, tmp_path):
+    item = read_lines(few / "items.jsonl")[0]
+    data = write_lines(tmp_path / "train.jsonl", [{"prompt": item["context"], "response": " So."}])
+    run = make_run(tmp_path / "run")
+    facts = json.loads((run / "run.json").read_text())
+    trained = {"settings": {"data": str(data)}, "data_digest": digest_bytes([data])}
+    (run / "run.json").write_text(json.dumps(facts | trained))
+    report = make_report(few, ReportConfig(out=tmp_path / "out", run=run))
+    (warning,) = [text for text in report.cautions if "with training texts" in text]
+    assert f"1 by a whole text, the rest by 13 words in a row or more: {item['id']} (" in warning
+    assert f"({data}:1)" in warning

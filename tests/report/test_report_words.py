@@ -1,0 +1,388 @@
+"""The verdict and the cautions: what they say follows from the tests, and from nothing else."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers import write_lines
+from synthetic import key_of, make_items, make_meta, make_row, make_run
+
+from cqa.data.overlap import TrainedTexts
+from cqa.data.samples import Sample, Turn
+from cqa.identity import digest_bytes
+from cqa.report.caveats import cautions
+from cqa.report.focus import View, make_view
+from cqa.report.item_table import scored_items, texts_of
+from cqa.report.source import Source, TrainingRun, read_run
+from cqa.report.verdict import make_verdict
+from cqa.stats.summary import Scores, summarise
+
+Changes = dict[str, dict[str, Sequence[float]]]  # adapter, group: ddI of every item, nats
+
+
+def spread(mean: float, n: int = 20, sd: float = 1.0) -> np.ndarray:
+    """Return n values of a given mean and standard deviation, none of them alike."""
+    values = np.random.default_rng(0).permutation(np.linspace(-1, 1, n) ** 3)
+    return (values - values.mean()) / values.std(ddof=1) * sd + mean
+
+
+def view_of(changes: Changes, *, prior: float = 0.0, **facts) -> View:
+    """Return a view of pairs whose dI changes as told; `prior` is each item's d_prior."""
+    rows, items = [], {}
+    sizes = {group: len(v) for models in changes.values() for group, v in models.items()}
+    for group, n in sizes.items():
+        for k in range(n):
+            item_id = f"{group}-{k}"
+            items[item_id] = {"id": item_id, "context": "c", "options": ["g", "b"], "lang": "en"}
+            base = float(5 * np.sin(7 * k + 1))
+            for adapter in (None, *changes):
+                moved = 0.0 if adapter is None else float(changes[adapter][group][k])
+                shift = 0.0 if adapter is None else prior
+                rows.append(_row(item_id, group, adapter, base + moved + shift, shift, facts))
+    source = Source(
+        Path("scores"), make_meta([None, *changes]), items, Scores(rows), list(changes),
+        facts.get("run"),
+    )  # fmt: skip
+    return make_view(source, summarise(source.scores, cutoff=facts.get("cutoff")))
+
+
+def _row(item_id, group, adapter, given, null, facts):
+    lengths = facts.get("tokens", (10, 10))
+    number = int(item_id.rpartition("-")[2])
+    options = [
+        {
+            "role": role,
+            "logp_given_context_nats": -50 + (given if good else 0.0),
+            "logp_null_nats": -50 + (null if good else 0.0),
+            "logp_null2_nats": -50 + (null if good else 0.0),
+            "pmi_nats": given - null if good else 0.0,
+            "entropy_given_context_nats": 30.0,
+            "entropy_null_nats": 30.0,
+            "n_tokens": length, "n_bytes": length, "n_chars": length,
+            "boundary_merge": facts.get("merge", False),
+        }
+        for role, length, good in (("good", lengths[0], True), ("bad", lengths[1], False))
+    ]  # fmt: skip
+    sources = facts.get("sources")
+    return {
+        "id": item_id, "group": group, "domain": None, "lang": "en", "kind": "pair", "answer": 0,
+        "source_id": f"book-{number % sources}" if sources else None,
+        "published_at": facts.get("dates", [None])[number % len(facts.get("dates", [None]))],
+        "adapter": adapter, "model_key": key_of(adapter), "options": options,
+        "delta_i_nats": given - null,
+    }  # fmt: skip
+
+
+def marks(view: View) -> list[str]:
+    return [finding.mark for finding in make_verdict(view).findings]
+
+
+def test_a_change_of_one_group_alone_is_shown_with_all_that_it_needs():
+    view = view_of({"mine": {"literary": spread(1.5), "factual": spread(0.0)}})
+    verdict = make_verdict(view)
+    assert verdict.headline == (
+        "Under mine the model is more sensitive to quality in literary items, and more so than in "
+        "factual items."
+    )
+    assert marks(view)[:4] == ["shown", "shown", "shown", "shown"]
+    assert verdict.tiles[0].value == "+1.50\N{NO-BREAK SPACE}nats"
+
+
+def test_both_groups_changing_is_not_selective():
+    view = view_of({"mine": {"literary": spread(1.5), "factual": spread(1.4)}})
+    assert marks(view)[:3] == ["shown", "not shown", "against"]
+    assert make_verdict(view).headline.endswith("that this is particular to them is not shown.")
+    assert "they did change" in make_verdict(view).findings[2].text
+
+
+def test_a_noisy_null_is_not_taken_for_no_change():
+    view = view_of({"mine": {"literary": spread(9.58, sd=19), "factual": spread(-3.04, sd=25)}})
+    assert marks(view)[1:3] == ["not shown", "not shown"]
+    texts = [finding.text for finding in make_verdict(view).findings]
+    assert "One group changing measurably and the other not would not answer this" in texts[1]
+    assert "No significant change is not the same as no change" in texts[2]
+
+
+def test_a_p_that_only_the_choice_made_small_is_not_shown():
+    """Seven unrelated epochs, one of which is significant if looked at alone."""
+    rng = np.random.default_rng(5)
+    epochs = {f"epoch-{k:02d}": {"literary": rng.normal(0, 1, 20)} for k in range(1, 7)}
+    epochs["epoch-07"] = {"literary": spread(0.42)}
+    view = view_of(epochs)
+    selection = view.summary["selection"]["literary"]
+    assert view.shown == selection["chosen"] == "epoch-07"
+    plain = view.summary["groups"]["literary"]["epoch-07"]["wilcoxon"]["p"]
+    assert plain <= 0.05 < selection["p_corrected"]["epoch-07"]
+    first = make_verdict(view).findings[0]
+    assert first.mark == "not shown"
+    assert "corrected for looking at 7 adapters, max-T" in first.text
+    assert "picked because its p is the smallest" in first.text
+    assert make_verdict(view).headline.startswith("No change of sensitivity")
+
+
+def test_a_fall_is_named_as_one():
+    view = view_of({"mine": {"literary": spread(-1.5)}})
+    assert marks(view)[0] == "against"
+    assert make_verdict(view).headline.startswith("Under mine the model became less sensitive")
+
+
+def test_without_a_control_group_nothing_is_said_of_selectivity():
+    view = view_of({"mine": {"poems": spread(1.5)}})
+    verdict = make_verdict(view)
+    assert verdict.headline.endswith("without a control group nothing is said of others.")
+    assert not any("factual" in finding.question for finding in verdict.findings)
+
+
+def test_a_change_of_the_prior_is_not_taken_for_one_of_the_conditional():
+    changes = {"mine": {"literary": spread(1.5)}}
+    questions = {}
+    for name, prior in (("conditional", 0.0), ("prior", -1.5)):
+        verdict = make_verdict(view_of(changes, prior=prior))
+        (questions[name],) = [f for f in verdict.findings if "the prior that fell" in f.question]
+    assert questions["conditional"].mark == "shown"
+    assert questions["prior"].mark == "not shown"
+    assert "The change comes from the prior" in questions["prior"].text
+
+
+@pytest.mark.parametrize(
+    ("given", "null", "mark"),
+    [
+        ([-0.1, 0.1], [-0.1, 0.1], "not shown"),
+        ([0.1, 0.3], [-0.1, 0.1], "against"),
+        ([-0.3, -0.1], [-0.09, 0.05], "shown"),
+        ([-0.3, -0.1], [-0.15, 0.05], "not shown"),
+        ([-0.3, -0.1], [-0.3, -0.1], "against"),
+    ],
+)
+def test_entropy_has_to_fall_given_the_context_and_to_stay_without(given, null, mark):
+    view = view_of({"mine": {"literary": spread(1.5)}})
+    entropy = view.summary["groups"]["literary"]["mine"]["entropy_per_token"]
+    for name, ci in (("given_context", given), ("null", null)):
+        entropy[name] |= {"change": sum(ci) / 2, "ci95": ci}
+    (found,) = [f for f in make_verdict(view).findings if f.question.startswith("Did H(X|Y)")]
+    assert found.mark == mark
+
+
+def test_what_it_is_evidence_for_names_model_items_and_groups():
+    text = make_verdict(
+        view_of({"mine": {"literary": spread(1), "factual": spread(0)}})
+    ).evidence_for
+    assert "models/tiny & <small>" in text
+    assert "20 literary, 20 factual items" in text
+
+
+PLAIN = {"literary": spread(0.5, 60), "factual": spread(0.0, 60)}
+
+
+def said(view: View, words: str) -> list[str]:
+    return [text for text in cautions(view) if words in text]
+
+
+def test_a_clean_result_has_only_the_cautions_that_nothing_was_given_for():
+    found = cautions(view_of({"mine": PLAIN}))
+    assert len(found) == 4
+    assert sum("no item names its source_id" in text for text in found) == 2
+    assert "no --cutoff was given" in " ".join(found)
+    assert "(--run)" in " ".join(found)
+
+
+def test_few_items_are_named_with_the_power_that_they_have():
+    (text,) = said(view_of({"mine": {"literary": spread(1.0)}}), "few items")
+    assert "With n = 20 the test finds an effect of d_z = 0.5 in 70 % of cases" in text
+    assert "0.58 for 80 %" in text
+
+
+@pytest.mark.parametrize(("tokens", "warned"), [((10, 10), 0), ((12, 10), 1), ((10, 12), 1)])
+def test_uneven_options_are_named(tokens, warned):
+    found = said(
+        view_of({"mine": {"literary": spread(1.0, 60)}}, tokens=tokens), "tokens on average"
+    )
+    assert len(found) == warned
+
+
+def test_clusters_are_named_with_the_interval_that_respects_them():
+    view = view_of({"mine": {"literary": spread(1.0, 60)}}, sources=6)
+    (text,) = said(view, "named sources")
+    assert "60 of 60 items come from 6 named sources" in text
+    low = view.summary["groups"]["literary"]["mine"]["by_source"]["bca95_nats"][0]
+    assert f"{low:+.2f}" in text
+    assert not said(view_of({"mine": {"literary": spread(1.0, 60)}}, sources=60), "sources")
+
+
+def test_mixed_strata_are_counted():
+    dates = ["2023", "2025", None]
+    view = view_of({"mine": {"literary": spread(1.0, 60)}}, cutoff="2024", dates=dates)
+    (text,) = said(view, "Mixed strata")
+    assert "20 items were published by 2024, 20 after it, 20 are of unknown date" in text
+    view = view_of({"mine": {"literary": spread(1.0, 60)}}, cutoff="2024", dates=["2025"])
+    assert not said(view, "strata")
+
+
+def test_boundary_merges_are_named():
+    (text,) = said(view_of({"mine": {"literary": spread(1.0, 60)}}, merge=True), "--boundary joint")
+    assert "in 100 % of the items" in text
+
+
+def test_items_that_were_left_out_are_named():
+    view = view_of({"mine": PLAIN})
+    assert not said(view, "left out")
+    view.source.meta |= {
+        "max_positions": 512, "too_long": {"a": "literary", "b": "factual", "c": "literary"},
+    }  # fmt: skip
+    literary, factual = said(view, "left out")
+    assert literary.startswith(
+        "literary: 2 items are longer than the model's 512 positions and were left out (a, c; "
+    )
+    assert factual.startswith("factual: 1 items")
+
+
+def trained_on(*texts: str) -> TrainingRun:
+    samples = [
+        Sample(f"s{k}", "prompt", (Turn("user", text),), None, f"train.jsonl:{k}")
+        for k, text in enumerate(texts, start=1)
+    ]
+    return TrainingRun(Path("run"), {"data": "train.jsonl"}, {}, {}, {}, TrainedTexts(samples))
+
+
+ROW = "one two three four five six seven eight nine ten eleven twelve thirteen"
+
+
+def test_items_that_are_trained_on_are_named_whole_or_by_their_words():
+    clean = view_of({"mine": PLAIN}, run=trained_on("Nothing of it.", ROW))
+    assert not said(clean, "training texts")
+    view = view_of({"mine": PLAIN}, run=trained_on("Nothing of it.", f"It goes: {ROW}!", "G"))
+    view.source.items["literary-7"]["context"] = f"He counted {ROW}."
+    (text,) = said(view, "training texts")  # every item's right option is `g`
+    assert text.startswith("120 items overlap with training texts, 120 by a whole text")
+    for item in view.source.items.values():
+        item["options"] = ["another", "b"]
+    (text,) = said(view, "training texts")
+    assert text == (
+        "1 item overlaps with training texts, 0 by a whole text, the rest by 13 words in a row or "
+        f"more: literary-7 (train.jsonl:2, “{ROW}”)."
+    )
+
+
+def test_overlap_is_not_known_without_the_run_or_its_file(tmp_path):
+    assert said(view_of({"mine": PLAIN}), "no training run was given")
+    unknown = TrainingRun(Path("run"), {"data": "gone.jsonl"}, {}, {}, {}, None)
+    assert said(view_of({"mine": PLAIN}, run=unknown), "gone.jsonl is not at hand as trained on")
+
+
+def test_training_texts_count_only_if_the_file_is_the_one_trained_on(tmp_path):
+    data = write_lines(tmp_path / "t.jsonl", [{"prompt": "Why?", "response": ROW}])
+    run = make_run(tmp_path / "run")
+    facts = json.loads((run / "run.json").read_text())
+    facts["settings"] |= {"data": str(data), "validation": "0.1"}
+    for digest, is_known in ((digest_bytes([data]), True), ("0" * 64, False)):
+        (run / "run.json").write_text(json.dumps(facts | {"data_digest": digest}))
+        assert (read_run(run).trained is not None) is is_known
+
+
+def test_a_difference_that_only_the_choice_made_small_is_not_shown():
+    """The chosen epoch differs if looked at alone; among ten it may by chance."""
+    rng = np.random.default_rng(1)
+    epochs = {
+        f"epoch-{k:02d}": {g: rng.normal(0, 1, 20) for g in ("literary", "factual")}
+        for k in range(1, 10)
+    }
+    epochs["epoch-10"] = {"literary": spread(0.45), "factual": spread(-0.25)}
+    view = view_of(epochs)
+    assert view.shown == "epoch-10"
+    test = view.summary["interaction"]["epoch-10"]
+    assert test["p_two_sided"] <= 0.05
+    assert test["p_permutation"] <= 0.05 < test["p_corrected"]
+    found = make_verdict(view).findings[1]
+    assert found.mark == "not shown"
+    assert "corrected for looking at 10 adapters (max-T)" in found.text
+
+
+def test_the_conditional_part_pays_for_the_choice_too():
+    rng = np.random.default_rng(5)
+    epochs = {f"epoch-{k:02d}": {"literary": rng.normal(0, 1, 20)} for k in range(1, 7)}
+    epochs["epoch-07"] = {"literary": spread(0.49)}
+    (found,) = [f for f in make_verdict(view_of(epochs)).findings if "conditional" in f.question]
+    assert found.mark == "not shown"
+    assert "the correction does not bear it" in found.text
+
+
+def test_a_change_within_the_margin_is_still_named_a_change():
+    view = view_of({"mine": {"literary": spread(1.5), "factual": spread(0.3, sd=0.1)}})
+    found = make_verdict(view).findings[2]
+    assert found.mark == "shown"
+    assert "there is a change, smaller than the margin" in found.text
+
+
+def test_a_choice_that_one_item_turns_is_named():
+    rng = np.random.default_rng(2)
+    epochs = {f"epoch-{k:02d}": {"literary": rng.normal(0.1, 1, 12)} for k in range(1, 8)}
+    view = view_of(epochs)
+    votes = view.summary["selection"]["literary"]["chosen_with_one_item_left_out"]
+    assert votes[view.shown] < 0.9 * 12
+    (text,) = said(view, "The choice is unstable")
+    assert f"it is {view.shown} in {votes[view.shown]} of 12 cases" in text
+    assert said(view, "exploratory")
+
+
+def test_epochs_that_were_not_scored_are_counted():
+    losses = dict.fromkeys(range(1, 13), 3.0)
+    run = TrainingRun(Path("run"), {}, {}, losses, {})
+    epochs = {f"epoch-{k:02d}": PLAIN for k in (2, 5)}
+    (text,) = said(view_of(epochs, run=run), "trained epochs were scored")
+    assert text.startswith("2 of 12 trained epochs")
+
+
+def test_readings_that_disagree_are_named():
+    view = view_of({"mine": {"literary": spread(1.0, 60)}})
+    assert not said(view, "The reading of dI decides")
+    view.summary["groups"]["literary"]["mine"]["readings"]["per_token"]["p"] = 0.4
+    (text,) = said(view, "The reading of dI decides")
+    assert "the mean per token 0.400" in text
+
+
+def test_items_that_an_adapter_lacks_are_counted():
+    view = view_of({"mine": {"literary": spread(1.0, 60)}})
+    view.summary["groups"]["literary"]["mine"]["n"] = 59
+    assert said(view, "literary: mine has scores for 59 of 60 items only")
+
+
+def item_with_tokens(score_eos: bool) -> dict:
+    (item,) = [i for i in make_items(4) if i["id"] == "literary-3"]
+    row = make_row(item, None, 0, np.random.default_rng(0))
+    option = row["options"][0]
+    text = item["options"][0]
+    ends = [1, 1, 1, 4, len(text)] + [len(text)] * score_eos
+    option["token_char_ends"] = ends
+    for key in ("token_logp_given_context_nats", "token_logp_null_nats"):
+        option[key] = [-1.0, -0.5, -0.25, -2.0, -3.004, -4.0][: len(ends)]
+    return {"item": item, "row": row}
+
+
+@pytest.mark.parametrize("score_eos", [False, True])
+def test_pieces_of_a_character_are_one_and_an_end_token_is_its_own(score_eos):
+    from cqa.report.item_table import ScoredItem
+
+    made = item_with_tokens(score_eos)
+    held = texts_of(ScoredItem(made["item"], made["row"], None), score_eos=score_eos)
+    tokens = held["options"][0]["tokens"]
+    n = len(made["item"]["options"][0])
+    assert tokens["ends"] == [1, 4, n] + [n] * score_eos
+    assert tokens["base"] == [-175, -200, -300] + [-400] * score_eos
+    assert "adapter" not in tokens
+
+
+def test_items_come_group_by_group_and_the_largest_change_first(tmp_path):
+    from synthetic import make_folder
+
+    from cqa.report.source import read_source
+
+    source = read_source(make_folder(tmp_path / "scores"))
+    view = make_view(source, summarise(source.scores))
+    found = scored_items(view)
+    groups = [s.base["group"] for s in found if s.base["kind"] != "continuation"]
+    assert groups == ["literary"] * 6 + ["factual"] * 6 + ["<i>other</i>"] * 4
+    ddi = [s.ddi_nats for s in found[:6]]
+    assert ddi == sorted(ddi, reverse=True)
+    assert {s.base["kind"] for s in found[16:]} == {"continuation"}
