@@ -14,7 +14,7 @@ from cqa.bench.shapes import Subject, folder_settings
 from cqa.bench.timing import turn_about
 from cqa.data.items import read_items
 from cqa.data.tokenizer import Tokenizer
-from cqa.model.lora import write_adapter
+from cqa.model.adapter import write_adapter
 from cqa.score.prefix_batch import encode_item
 
 HELLASWAG = Path(__file__).parents[2] / "shared/data/pairs/narrative_hellaswag.jsonl"

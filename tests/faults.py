@@ -16,13 +16,13 @@ import safetensors.torch
 from helpers import read_lines
 
 import cqa.files
-import cqa.model.lora
+import cqa.model.adapter
 import cqa.train.checkpoint
 from cqa.model.checkpoint import opened
 
 CHANGES = [
     *((cqa.files, name) for name in ("write", "sync", "rename", "discard")),
-    (cqa.model.lora, "save_file"),
+    (cqa.model.adapter, "save_file"),
     (cqa.train.checkpoint, "save_file"),
 ]
 APPENDED = ("log.jsonl", "scores.jsonl", "items.jsonl")

@@ -35,8 +35,9 @@ from cqa.data.tokenizer import Tokenizer
 from cqa.data.unique import each_once
 from cqa.data.validate import report_text, validate_files
 from cqa.errors import CqaError
+from cqa.model.adapter import read_adapter
 from cqa.model.load import load_model
-from cqa.model.lora import LoraSpec, TrainableLora, read_adapter
+from cqa.model.lora import LoraSpec, TrainableLora
 from cqa.model.origin import check_origin
 from cqa.model.projection import MODULES
 from cqa.report.all_tables import all_tables

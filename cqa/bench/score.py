@@ -55,7 +55,7 @@ def make_adapter(decoder: Decoder, spec: LoraSpec, seed: int) -> Adapter:
     weights = {}
     for projection in decoder.projections():
         k = projection.columns.features
-        widths = {m.name: m.rows.stop - m.rows.start for m in projection.members}
+        widths = {m.name: m.width for m in projection.members}
         for name in adapted_members(projection, spec):
             shapes = ((spec.rank, k), (widths[name], spec.rank))
             key = (projection.layer, name)

@@ -219,7 +219,7 @@ def destinations(
         by_name = {m.name: (p, m) for p in layer.projections for m in p.members}
         for place, name in PLACES.items():
             projection, member = by_name[name]
-            n = member.rows.stop - member.rows.start
+            n = member.width
             parts = {"weight": (n, projection.columns.features)}
             if projection.columns.bias:
                 parts["bias"] = (n,)  # type: ignore[assignment]

@@ -34,6 +34,11 @@ class Member:
     name: str
     rows: slice
 
+    @property
+    def width(self) -> int:
+        """Its output features."""
+        return int(self.rows.stop - self.rows.start)
+
 
 class Projection:
     """A group of projections as one weight [W | bias | scaling·B], shape (N, K_aug).
@@ -70,9 +75,13 @@ class Projection:
         self._rows: tuple[LoraRows, ...] = ()
         self._scaling = 1.0
 
+    def member(self, name: str) -> Member:
+        """Return a projection of the group."""
+        return next(member for member in self.members if member.name == name)
+
     def load(self, name: str, part: str, tensor: Tensor) -> None:
         """Copy a checkpoint tensor (`part` is "weight" or "bias") to its place."""
-        rows = next(member.rows for member in self.members if member.name == name)
+        rows = self.member(name).rows
         k = self.columns.features
         target = self.weight[rows, :k] if part == "weight" else self.weight[rows, k]
         target.copy_(tensor)
@@ -84,12 +93,11 @@ class Projection:
         k, bias = self.columns.features, self.columns.bias
         self.columns = AugColumns(k, bias, lora_a.shape[0], self.multiple)
         rank = lora_a.shape[0] // len(modules)
-        rows = {member.name: member.rows for member in self.members}
         first = self.columns.base
         self._lora_a, self._scaling = lora_a, scaling
         self._modules = tuple(module_number(self.layer, name) for name in modules)
         self._rows = tuple(
-            LoraRows(rows[name], slice(first + g * rank, first + (g + 1) * rank), b)
+            LoraRows(self.member(name).rows, slice(first + g * rank, first + (g + 1) * rank), b)
             for g, (name, b) in enumerate(zip(modules, lora_b, strict=True))
         )
         self.weight[:, self.columns.base :].zero_()

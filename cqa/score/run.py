@@ -18,11 +18,12 @@ from cqa.errors import DataError, ModelError
 from cqa.files import discard, inside, locked, read_json, refuse_held, write_json
 from cqa.identity import code_digest, versions
 from cqa.interrupt import Interrupt
+from cqa.model.adapter import read_adapter, read_spec
 from cqa.model.checkpoint import locate
 from cqa.model.config import read_config
 from cqa.model.decoder import Decoder
 from cqa.model.load import BaseModel, dtype_name, open_model
-from cqa.model.lora import LoraSpec, attach, read_adapter, read_spec, widest
+from cqa.model.lora import LoraSpec, attach, widest
 from cqa.model.memory import reported as memory_reported
 from cqa.model.origin import check_origin, read_origin
 from cqa.score.adapters import adapter_digest, missing_epochs, refuse_idle, refuse_twins

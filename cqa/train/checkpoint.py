@@ -30,9 +30,10 @@ from cqa.files import (
 )
 from cqa.identity import code_digest, versions
 from cqa.kernels.adamw import AdamState
+from cqa.model.adapter import CONFIG, WEIGHTS, write_adapter
 from cqa.model.checkpoint import opened
 from cqa.model.load import dtype_name
-from cqa.model.lora import CONFIG, WEIGHTS, TrainableLora, write_adapter
+from cqa.model.lora import TrainableLora
 from cqa.model.origin import Origin, write_origin
 from cqa.train.plan import Plan
 

@@ -114,7 +114,7 @@ def estimate_memory(
 
 def _widths(projection: Projection, spec: LoraSpec) -> list[int]:
     """Output features of the adapted members of a group."""
-    return [m.rows.stop - m.rows.start for m in projection.members if m.name in spec.targets]
+    return [m.width for m in projection.members if m.name in spec.targets]
 
 
 def _head_bytes(shape: DecoderConfig, labels: int, dtype: torch.dtype, backend: Backend) -> int:

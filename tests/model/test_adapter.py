@@ -15,17 +15,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from cqa.errors import ModelError
 from cqa.kernels.token_logprobs import token_logprobs
 from cqa.layout import pack_documents
+from cqa.model.adapter import read_adapter, read_spec, write_adapter
 from cqa.model.decoder import Decoder
 from cqa.model.load import load_model
-from cqa.model.lora import (
-    Adapter,
-    LoraSpec,
-    attach,
-    read_adapter,
-    read_spec,
-    widest,
-    write_adapter,
-)
+from cqa.model.lora import Adapter, LoraSpec, attach, widest
 from cqa.model.projection import MODULES
 
 pytestmark = pytest.mark.filterwarnings(  # PEFT asks transformers by an older name
@@ -77,7 +70,7 @@ def random_adapter(decoder: Decoder, spec: LoraSpec) -> Adapter:
     for projection in decoder.projections():
         for member in projection.members:
             if member.name in spec.targets:
-                n = member.rows.stop - member.rows.start
+                n = member.width
                 a, b = normal(spec.rank, projection.columns.features), normal(n, spec.rank)
                 weights[projection.layer, member.name] = (a, b)
     return Adapter(spec, weights)

@@ -18,8 +18,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, get_cosine_schedul
 from cqa.data.samples import EncodedSample
 from cqa.kernels.embed import Noise
 from cqa.kernels.philox import Dropout
+from cqa.model.adapter import write_adapter
 from cqa.model.load import load_model
-from cqa.model.lora import TrainableLora, write_adapter
+from cqa.model.lora import TrainableLora
 from cqa.train.config import TrainConfig
 from cqa.train.loop import backward_window, take_step, train
 from cqa.train.plan import Plan, make_plan, split_passes

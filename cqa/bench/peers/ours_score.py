@@ -6,9 +6,10 @@ from pathlib import Path
 
 from cqa.bench.peers.child import serve, settings
 from cqa.bench.shapes import Subject
+from cqa.model.adapter import read_adapter, read_spec
 from cqa.model.decoder import Decoder
 from cqa.model.load import load_model
-from cqa.model.lora import attach, read_adapter, read_spec, widest
+from cqa.model.lora import attach, widest
 from cqa.score.prefix_batch import Forest
 from cqa.score.scorer import run_forest
 
