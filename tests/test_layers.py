@@ -10,8 +10,8 @@ import pytest
 from helpers import ROOT
 
 BASE = {
-    "assets", "errors", "config", "files", "identity", "interrupt", "text", "data", "layout",
-    "kernels", "model", "score_folder",
+    "assets", "errors", "config", "files", "identity", "interrupt", "text", "schema", "data",
+    "layout", "kernels", "model", "score_folder",
 }  # fmt: skip
 MAY_IMPORT = {
     "errors": set(),
@@ -21,15 +21,16 @@ MAY_IMPORT = {
     "interrupt": {"errors"},
     "text": set(),
     "assets": set(),
-    "score_folder": {"errors", "data"},
-    "data": {"errors"},
+    "schema": {"errors"},
+    "score_folder": {"errors", "schema", "data"},
+    "data": {"errors", "schema"},
     "layout": {"errors"},
     "kernels": {"errors"},
     "model": {"errors", "layout", "kernels"},
     "coverage": {"errors", "assets", "text", "data"},
     "doctor": BASE,
     "train": BASE,
-    "stats": {"errors", "config"},
+    "stats": {"errors", "config", "schema"},
     "score": BASE | {"stats"},
     "report": BASE | {"stats"},
     "study": BASE | {"train", "score", "stats", "report"},

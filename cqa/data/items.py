@@ -6,12 +6,12 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from cqa.data.jsonl import check_text, read_records, take_text
 from cqa.errors import DataError
+from cqa.schema.rows import Kind, Role
 
-Kind = Literal["pair", "options", "continuation"]
 UNGROUPED = "ungrouped"
 LABELS = ("group", "domain", "lang", "source_id", "published_at", "licence")
 
@@ -34,12 +34,13 @@ class Item:
         """The item's group, or `ungrouped`."""
         return self.labels.get("group", UNGROUPED)
 
-    def role(self, index: int) -> str:
+    def role(self, index: int) -> Role:
         """Name option `index`: good/bad, right/wrong or continuation."""
         if self.kind == "continuation":
             return "continuation"
-        names = ("good", "bad") if self.kind == "pair" else ("right", "wrong")
-        return names[0] if index == self.answer else names[1]
+        if self.kind == "pair":
+            return "good" if index == self.answer else "bad"
+        return "right" if index == self.answer else "wrong"
 
 
 def read_items(paths: Iterable[Path], *, continuations: bool = False) -> Iterator[Item]:
