@@ -21,6 +21,7 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 from cqa.errors import ConfigError, DataError, ResourceError
+from cqa.reading import read_object
 
 LONGEST_NAME_BYTES = 255
 FREE_SPACE = "free some space; what was complete before is intact"
@@ -81,12 +82,9 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         DataError: It is missing or damaged.
     """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"expected a JSON object, got: {error}", where=str(path)) from None
-    if not isinstance(value, dict):
-        raise DataError("expected a JSON object", where=str(path))
+    value = read_object(path, DataError)
+    if value is None:
+        raise DataError("expected a JSON object, got no such file", where=str(path))
     return value
 
 

@@ -10,23 +10,24 @@ import pytest
 from helpers import ROOT
 
 BASE = {
-    "assets", "errors", "config", "files", "identity", "interrupt", "text", "schema", "data",
-    "layout", "kernels", "model", "score_folder",
+    "assets", "errors", "config", "files", "reading", "identity", "interrupt", "text", "schema",
+    "data", "layout", "kernels", "model", "score_folder",
 }  # fmt: skip
 MAY_IMPORT = {
     "errors": set(),
     "config": {"errors"},
-    "files": {"errors"},
+    "files": {"errors", "reading"},
+    "reading": {"errors"},
     "identity": {"errors"},
     "interrupt": {"errors"},
     "text": set(),
     "assets": set(),
     "schema": {"errors"},
     "score_folder": {"errors", "schema", "data"},
-    "data": {"errors", "schema"},
+    "data": {"errors", "reading", "schema"},
     "layout": {"errors"},
     "kernels": {"errors"},
-    "model": {"errors", "layout", "kernels"},
+    "model": {"errors", "reading", "layout", "kernels"},
     "coverage": {"errors", "assets", "text", "data"},
     "doctor": BASE,
     "train": BASE,
