@@ -6,6 +6,7 @@ Precedence: default < preset < file < flag. A field's name with dashes is its fl
 from __future__ import annotations
 
 import dataclasses
+import re
 import reprlib
 import types
 from collections.abc import Mapping
@@ -18,28 +19,58 @@ from cqa.errors import ConfigError
 T = TypeVar("T")
 
 
-def option(help: str, default: Any = dataclasses.MISSING, *, repeat: bool = False) -> Any:
+GROUPS = (  # headings of `--help`, in the order in which it shows them
+    "Model and data",
+    "Output",
+    "Text",
+    "LoRA",
+    "Optimizer",
+    "Study",
+    "Statistics",
+    "Memory and device",
+    "Command",
+)
+LONGEST_RANGE = 10_000
+_RANGE = re.compile(r"\s*([0-9]{1,9})\s*-\s*([0-9]{1,9})\s*")
+
+
+def option(
+    help: str,
+    default: Any = dataclasses.MISSING,
+    *,
+    group: str = "Command",
+    shown: str | None = None,
+    repeat: bool = False,
+    ranges: bool = False,
+) -> Any:
     """Declare a dataclass field that carries its command-line help; no default means required.
 
     Args:
         help: What the setting does, for `--help`.
         default: Its default value.
+        group: Its heading in `--help`, one of `GROUPS`.
+        shown: What the default amounts to, where the value does not say it.
         repeat: Whether the flag is given once per value (`--adapter A --adapter B`).
+        ranges: Whether a list of whole numbers may hold ranges (`1-3,5`).
     """
-    return dataclasses.field(default=default, metadata={"help": help, "repeat": repeat})
+    assert group in GROUPS, group
+    metadata = {"help": help, "group": group, "shown": shown, "repeat": repeat, "ranges": ranges}
+    return dataclasses.field(default=default, metadata=metadata)
 
 
-def same_option(cls: type, name: str, *, more: str = "") -> Any:
-    """Declare a field as another config declares it: the same help and default.
+def same_option(cls: type, name: str, *, more: str = "", **changed: Any) -> Any:
+    """Declare a field as another config declares it: the same help, heading and default.
 
     Args:
         cls: The config that declares it.
         name: Its name there.
         more: What the setting does here besides, for `--help`.
+        changed: Arguments of `option` that differ here; `default=MISSING` makes it required.
     """
     (other,) = (f for f in dataclasses.fields(cls) if f.name == name)
-    metadata = {**other.metadata, "help": f"{other.metadata['help']} {more}".strip()}
-    return dataclasses.field(default=other.default, metadata=metadata)
+    declared = {**other.metadata, "default": other.default}
+    declared["help"] = f"{other.metadata['help']} {more}".strip()
+    return option(**{**declared, **changed})
 
 
 def key_of(name: str) -> str:
@@ -69,6 +100,8 @@ def resolve(cls: type[T], *layers: Mapping[str, Any]) -> T:
             if name in named:
                 raise ConfigError(f"expected {key_of(name)} once, got it spelt in two ways")
             named.add(name)
+            if fields[name].metadata["ranges"]:
+                raw = _expanded(raw, key_of(name))
             values[name] = convert(raw, hints[name], key_of(name))
     missing = [
         key_of(name)
@@ -83,7 +116,7 @@ def resolve(cls: type[T], *layers: Mapping[str, Any]) -> T:
 def _unknown_key(key: str, fields: Mapping[str, Any]) -> ConfigError:
     known = [key_of(name) for name in fields]
     near = get_close_matches(key, known, n=1)
-    hint = f"did you mean `{near[0]}`?" if near else f"known settings: {', '.join(known)}"
+    hint = f"did you mean `{near[0]}`?" if near else "`--help` lists all settings"
     return ConfigError(f"expected a known setting, got: `{key}`", hint=hint)
 
 
@@ -118,6 +151,25 @@ def convert(raw: Any, kind: Any, key: str) -> Any:
         return kind(raw)
     except (TypeError, ValueError, OverflowError) as error:
         raise ConfigError(f"expected {key} to be {_noun(kind)}, got: {_shown(raw)}") from error
+
+
+def _expanded(raw: Any, key: str) -> Any:
+    """Write out the ranges of a list of whole numbers: "1-3,5" is 1, 2, 3, 5."""
+    parts = raw.split(",") if isinstance(raw, str) else raw
+    if not isinstance(parts, (list, tuple)):
+        return raw
+    numbers: list[Any] = []
+    for part in parts:
+        found = _RANGE.fullmatch(part) if isinstance(part, str) else None
+        if found is None:
+            numbers.append(part)
+            continue
+        first, last = int(found[1]), int(found[2])
+        if not first <= last < first + LONGEST_RANGE:
+            expected = f"a range in {key} to rise, by less than {LONGEST_RANGE:,}"
+            raise ConfigError(f"expected {expected}, got: {part}")
+        numbers.extend(range(first, last + 1))
+    return numbers
 
 
 def _is_unicode(text: str) -> bool:

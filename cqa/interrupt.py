@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM: finish the step in hand, leave a state to resume from, exit 130 or 143."""
+"""SIGINT, SIGTERM, SIGHUP: finish the step in hand, leave a state to resume from, exit 128 + n."""
 
 from __future__ import annotations
 
@@ -21,10 +21,11 @@ class Interrupted(CqaError):
 class Interrupt:
     """While entered, remembers the first signal; a second one has its usual effect at once.
 
-    A signal that was ignored before, as in a background job of a script, stays ignored.
+    A signal that was ignored before, as by `nohup` or in a background job of a script, stays
+    ignored.
     """
 
-    SIGNALS = (signal.SIGINT, signal.SIGTERM)
+    SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
     def __init__(self) -> None:
         self.requested: int | None = None

@@ -41,7 +41,9 @@ def send(signum: int) -> None:
     signal.sigpending()  # a call after which Python runs what is due
 
 
-@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+)
 def test_first_signal_is_remembered_and_ends_the_work_where_it_is_asked_about(signum, code):
     with Interrupt() as interrupt:
         assert interrupt.requested is None

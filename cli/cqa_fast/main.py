@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 import sys
 from contextlib import closing
@@ -18,12 +17,14 @@ from cqa.report.config import ReportConfig
 from cqa.score.config import PrescreenConfig, ScoreConfig
 from cqa.study.config import ScaleConfig, WatchedTrainConfig
 from cqa.train.config import PRESETS
-from cqa_fast.options import ErrorsAsMessages, takes
+from cqa_fast.group import ErrorsAsMessages, require_working_directory
+from cqa_fast.options import flag, takes
+from cqa_fast.terminal import open_missing_streams, say, say_json, tell
 
 # How long a thread waits for the others at full load before it sleeps. With OpenMP's own number,
 # fifty times this, two jobs on the same cores hold each other up.
 _SPINS = "6000"
-_JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead.")
+_JSON = flag("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 
 
 @click.group(
@@ -43,8 +44,14 @@ def main() -> None:
       cqa-fast report scores --run run --out report
 
     Results go to standard output, progress to standard error.
-    Exit codes: 0 ok, 2 usage, 3 data, 4 model, 5 not finite, 6 resources, 130/143 signals.
+
+    \b
+    Exit codes:
+      0 done      3 data   5 not finite  129, 130, 143 ended by a signal
+      2 settings  4 model  6 resources   (SIGHUP, SIGINT, SIGTERM)
     """
+    open_missing_streams()
+    require_working_directory()
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     if "OMP_WAIT_POLICY" not in os.environ:  # read when torch is imported
         os.environ.setdefault("GOMP_SPINCOUNT", _SPINS)
@@ -53,18 +60,59 @@ def main() -> None:
 
 
 @main.command()
-@takes(WatchedTrainConfig, PRESETS)
-@click.option("--resume", is_flag=True, help="Continue the run in --out from its last state.")
-@click.option(
-    "--dry-run", is_flag=True, help="Show steps, tokens, a sample and memory; train nothing."
+@flag(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("demo-out"),
+    show_default=True,
+    help="Folder for the run, the scores and the report.",
 )
+@flag("--epochs", type=click.IntRange(1), default=3, show_default=True, help="Epochs to train.")
+@_JSON
+def demo(out: Path, epochs: int, as_json: bool) -> None:
+    """Train, score and report on the embedded 3.2 M-parameter model and data."""
+    from cqa.report.terminal import summary_text
+    from cqa.study.demo import run_demo
+    from cqa_fast.progress import ScoreProgress, TrainProgress
+
+    with closing(TrainProgress()) as training, closing(ScoreProgress()) as scoring:
+        summary = run_demo(out, epochs, on_train=training, on_score=scoring)
+    tell(f"report: {out / 'report' / 'report.html'}")
+    say_json(summary) if as_json else say(summary_text(summary))
+
+
+@main.command()
+@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
+@_JSON
+@click.pass_context
+def validate(ctx: click.Context, files: tuple[Path, ...], as_json: bool) -> None:
+    """Check training and evaluation FILES: every bad line, imbalance, duplicates, leaks.
+
+    \b
+    Example:
+      cqa-fast validate train.jsonl literary.jsonl factual.jsonl
+    """
+    from dataclasses import asdict
+
+    from cqa.data.validate import report_text, validate_files
+
+    reports = validate_files(files)
+    say_json([asdict(r) for r in reports]) if as_json else say(report_text(reports))
+    if any(report.errors for report in reports):
+        ctx.exit(3)
+
+
+@main.command()
+@takes(WatchedTrainConfig, PRESETS)
+@flag("--resume", is_flag=True, help="Continue the run in --out from its last state.")
+@flag("--dry-run", is_flag=True, help="Show steps, tokens, a sample and memory; train nothing.")
 @_JSON
 def train(config: WatchedTrainConfig, resume: bool, dry_run: bool, as_json: bool) -> None:
     """Fine-tune a LoRA; the defaults are the paper's recipe.
 
     \b
     Example:
-      cqa-fast train --model Qwen/Qwen2.5-7B --data train.jsonl --out run --preset paper
+      cqa-fast train --model Qwen/Qwen2.5-7B --data train.jsonl --out run
     """
     if dry_run:
         from cqa.train.dry_run import describe_plan, plan_text
@@ -72,7 +120,7 @@ def train(config: WatchedTrainConfig, resume: bool, dry_run: bool, as_json: bool
 
         plan = make_plan(config)
         described = describe_plan(plan)
-        click.echo(_json(described) if as_json else plan_text(plan, described))
+        say_json(described) if as_json else say(plan_text(plan, described))
         return
     from cqa.study.in_loop_eval import train_watched
     from cqa_fast.progress import TrainProgress
@@ -80,7 +128,7 @@ def train(config: WatchedTrainConfig, resume: bool, dry_run: bool, as_json: bool
     with closing(TrainProgress()) as progress:
         result = train_watched(config, resume=resume, on_event=progress)
     if as_json:
-        click.echo(_json(result))
+        say_json(result)
 
 
 @main.command()
@@ -101,26 +149,7 @@ def score(config: ScoreConfig, as_json: bool) -> None:
     with closing(ScoreProgress()) as progress:
         summary = run_scoring(config, on_event=progress)
     if config.summary or as_json:
-        click.echo(_json(summary) if as_json else summary_text(summary))
-
-
-@main.command()
-@takes(PrescreenConfig)
-@_JSON
-def prescreen(config: PrescreenConfig, as_json: bool) -> None:
-    """Rank decision points by what a base model has yet to learn about them.
-
-    \b
-    Example:
-      cqa-fast prescreen --model Qwen/Qwen2.5-7B --pairs points.jsonl --budget 100 --out points
-    """
-    from cqa.score.prescreen import prescreen as run_prescreen
-    from cqa.score.prescreen import prescreen_text
-    from cqa_fast.progress import ScoreProgress
-
-    with closing(ScoreProgress()) as progress:
-        summary = run_prescreen(config, on_event=progress)
-    click.echo(_json(summary) if as_json else prescreen_text(summary))
+        say_json(summary) if as_json else say(summary_text(summary))
 
 
 @main.command()
@@ -139,56 +168,30 @@ def report(config: ReportConfig, scores: Path, as_json: bool) -> None:
     from cqa.report.write import write_report
 
     written = write_report(scores, config)
-    click.echo(_json({"files": list(map(str, written))}) if as_json else str(written[0]))
+    say_json({"files": list(map(str, written))}) if as_json else say(str(written[0]))
 
 
 @main.command()
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path),
-    default=Path("demo-out"),
-    show_default=True,
-    help="Folder for the run, the scores and the report.",
-)
-@click.option(
-    "--epochs", type=click.IntRange(1), default=3, show_default=True, help="Epochs to train."
-)
+@takes(PrescreenConfig)
 @_JSON
-def demo(out: Path, epochs: int, as_json: bool) -> None:
-    """Train, score and report on the embedded 3.2 M-parameter model and data."""
-    from cqa.report.terminal import summary_text
-    from cqa.study.demo import run_demo
-    from cqa_fast.progress import ScoreProgress, TrainProgress
-
-    with closing(TrainProgress()) as training, closing(ScoreProgress()) as scoring:
-        summary = run_demo(out, epochs, on_train=training, on_score=scoring)
-    click.echo(f"report: {out / 'report' / 'report.html'}", err=True)
-    click.echo(_json(summary) if as_json else summary_text(summary))
-
-
-@main.command()
-@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
-@_JSON
-@click.pass_context
-def validate(ctx: click.Context, files: tuple[Path, ...], as_json: bool) -> None:
-    """Check training and evaluation FILES: every bad line, imbalance, duplicates, leaks.
+def prescreen(config: PrescreenConfig, as_json: bool) -> None:
+    """Rank decision points by what a base model has yet to learn about them.
 
     \b
     Example:
-      cqa-fast validate train.jsonl literary.jsonl factual.jsonl
+      cqa-fast prescreen --model Qwen/Qwen2.5-7B --pairs points.jsonl --budget 100 --out points
     """
-    from dataclasses import asdict
+    from cqa.score.prescreen import prescreen as run_prescreen
+    from cqa.score.prescreen import prescreen_text
+    from cqa_fast.progress import ScoreProgress
 
-    from cqa.data.validate import report_text, validate_files
-
-    reports = validate_files(files)
-    click.echo(_json([asdict(r) for r in reports]) if as_json else report_text(reports))
-    if any(report.errors for report in reports):
-        ctx.exit(3)
+    with closing(ScoreProgress()) as progress:
+        summary = run_prescreen(config, on_event=progress)
+    say_json(summary) if as_json else say(prescreen_text(summary))
 
 
 @main.command()
-@takes(ScaleConfig, PRESETS)
+@takes(ScaleConfig)
 @_JSON
 def scale(config: ScaleConfig, as_json: bool) -> None:
     """Train on nested subsets of several sizes and seeds, and show how the effect grows.
@@ -203,19 +206,19 @@ def scale(config: ScaleConfig, as_json: bool) -> None:
 
     with closing(ScaleProgress()) as training, closing(ScoreProgress()) as scoring:
         result = run_scale(config, on_train=training, on_score=scoring)
-    click.echo(_json(result) if as_json else scale_text(result))
+    say_json(result) if as_json else say(scale_text(result))
 
 
 @main.command()
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option(
+@flag(
     "--by",
     type=click.Choice(["auto", "tags", "words"]),
     default="auto",
     show_default=True,
     help="The samples' own `tags`, or English word lists; auto takes tags where there are some.",
 )
-@click.option(
+@flag(
     "--gold",
     type=click.Path(path_type=Path),
     help="Samples tagged by hand, to measure the word lists on instead of the 60 embedded ones.",
@@ -231,7 +234,7 @@ def coverage(files: tuple[Path, ...], by: Any, gold: Path | None, as_json: bool)
     from cqa.coverage.counts import GOLD, cover, coverage_text
 
     result = cover(files, by=by, gold=gold or GOLD)
-    click.echo(_json(result) if as_json else coverage_text(result))
+    say_json(result) if as_json else say(coverage_text(result))
 
 
 @main.command()
@@ -252,7 +255,7 @@ def bench(config: BenchConfig, as_json: bool) -> None:
 
     with closing(BenchProgress()) as progress:
         data = run_bench(config, on_event=progress)
-    click.echo(_json(data) if as_json else bench_text(data))
+    say_json(data) if as_json else say(bench_text(data))
 
 
 @main.command()
@@ -262,8 +265,4 @@ def doctor(as_json: bool) -> None:
     from cqa.doctor import examine, report_text
 
     facts = examine(Path.cwd())
-    click.echo(_json(facts) if as_json else report_text(facts))
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+    say_json(facts) if as_json else say(report_text(facts))

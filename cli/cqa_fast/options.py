@@ -1,11 +1,8 @@
-"""Config dataclasses to flags, and `CqaError` to a message and an exit code."""
+"""Config dataclasses to flags, and the pages of `--help`."""
 
 from __future__ import annotations
 
-import signal
-import sys
-import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, fields
 from functools import wraps
 from pathlib import Path
@@ -13,11 +10,77 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import click
 
-from cqa.config import key_of, read_settings, resolve
-from cqa.errors import ConfigError, CqaError, ResourceError
+from cqa.config import GROUPS, key_of, read_settings, resolve
+from cqa.errors import ConfigError
 
 T = TypeVar("T")
 Command = Callable[..., None]
+
+
+class Setting(click.Option):
+    """An option that stands under a heading of the help, and has one value if it is given once."""
+
+    def __init__(self, *args: Any, group: str = GROUPS[-1], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.group = group
+
+    def add_to_parser(self, parser: Any, ctx: click.Context) -> None:
+        """Collect every value given, so that none is replaced unseen."""
+        if self.multiple:
+            super().add_to_parser(parser, ctx)
+        elif self.is_flag:
+            for names, value in ((self.opts, True), (self.secondary_opts, False)):
+                if names:
+                    parser.add_option(
+                        obj=self, opts=names, dest=self.name, action="append_const", const=value
+                    )
+        else:
+            parser.add_option(obj=self, opts=self.opts, dest=self.name, action="append")
+
+    def consume_value(self, ctx: click.Context, opts: Mapping[str, Any]) -> Any:
+        """Take the one value.
+
+        Raises:
+            ConfigError: The command line holds several.
+        """
+        given = opts.get(self.name or "")
+        if not self.multiple and isinstance(given, list):
+            if len(given) > 1 and not ctx.resilient_parsing:
+                shown = " and ".join(self._as_given(value) for value in given)
+                raise ConfigError(f"expected {self.opts[0]} once, got: {shown}")
+            opts = {**opts, self.name or "": given[-1]}
+        return super().consume_value(ctx, opts)
+
+    def _as_given(self, value: Any) -> str:
+        if self.is_flag:
+            return self.opts[0] if value else self.secondary_opts[0]
+        return f"{self.opts[0]} {value}"
+
+
+class HelpfulCommand(click.Command):
+    """A command whose help lists options under headings, and whose summary is never cut."""
+
+    def get_short_help_str(self, limit: int = 0) -> str:
+        """Return the first paragraph of the help, whole."""
+        return " ".join((self.help or "").split("\n\n")[0].split())
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write a section for each heading that has options."""
+        sections: dict[str, list[tuple[str, str]]] = {group: [] for group in GROUPS}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is not None:
+                sections[getattr(parameter, "group", GROUPS[-1])].append(record)
+        headings = [group for group in GROUPS if sections[group]]
+        for group in headings:
+            title = group if len(headings) > 1 else "Options"
+            with formatter.section(title):
+                formatter.write_dl(sections[group])
+
+
+def flag(*names: str, **kwargs: Any) -> Callable[[Command], Command]:
+    """Give a command an option that no config declares."""
+    return click.option(*names, cls=Setting, **kwargs)
 
 
 def takes(
@@ -41,15 +104,16 @@ def takes(
         wrapped: Command = run
         hints = get_type_hints(cls)
         for f in reversed(fields(cls)):  # type: ignore[arg-type]
-            wrapped = _flag(f, hints[f.name])(wrapped)
-        wrapped = click.option(
+            wrapped = _declared(f, hints[f.name])(wrapped)
+        over = "--preset and the defaults" if presets else "the defaults"
+        wrapped = flag(
             "--config",
             "config_file",
             type=click.Path(path_type=Path),
-            help="YAML file of these settings; flags win over it.",
+            help=f"YAML file of these settings. It wins over {over}; a flag wins over it.",
         )(wrapped)
         if presets:
-            wrapped = click.option(
+            wrapped = flag(
                 "--preset", type=click.Choice(list(presets)), help="Named settings to start from."
             )(wrapped)
         return wrapped
@@ -57,21 +121,35 @@ def takes(
     return decorate
 
 
-def _flag(f: Any, kind: Any) -> Callable[[Command], Command]:
-    name = "--" + key_of(f.name)
-    text = f.metadata["help"]
-    if f.default is MISSING:
-        text += "  [required]"
-    elif f.default not in (None, ()) and kind is not bool:
-        shown = ",".join(map(str, f.default)) if isinstance(f.default, tuple) else f.default
-        text += f"  [default: {shown}]"
+def _declared(f: Any, kind: Any) -> Callable[[Command], Command]:
+    """Return the flag of a config's field."""
+    name, group = "--" + key_of(f.name), f.metadata["group"]
+    text = f"{f.metadata['help']}  [{'; '.join(_notes(f, kind))}]"
     if kind is bool:
-        text += f"  [default: {'on' if f.default else 'off'}]"
-        return click.option(f"{name}/--no-{name[2:]}", f.name, default=None, help=text)
+        return flag(f"{name}/--no-{name[2:]}", f.name, default=None, help=text, group=group)
     if get_origin(kind) is Literal:
-        return click.option(name, f.name, type=click.Choice(get_args(kind)), help=text)
-    metavar = _metavar(kind)
-    return click.option(name, f.name, multiple=f.metadata["repeat"], metavar=metavar, help=text)
+        return flag(name, f.name, type=click.Choice(get_args(kind)), help=text, group=group)
+    metavar, repeat = _metavar(kind), f.metadata["repeat"]
+    return flag(name, f.name, multiple=repeat, metavar=metavar, help=text, group=group)
+
+
+def _notes(f: Any, kind: Any) -> Sequence[str]:
+    """Say of a field whether it is required or what its default is, and how it takes several."""
+    if f.default is MISSING:
+        first = "required"
+    else:
+        first = f"default: {f.metadata['shown'] or _shown(f.default)}"
+    if f.metadata["repeat"]:
+        return [first, "may be given several times"]
+    return [first, "separated by commas"] if get_origin(kind) is tuple else [first]
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _metavar(kind: Any) -> str:
@@ -79,70 +157,3 @@ def _metavar(kind: Any) -> str:
     base = inner[0] if inner else kind
     word = {int: "N", float: "X", Path: "PATH"}.get(base, "TEXT")
     return f"{word},…" if get_origin(kind) is tuple and base is not Path else word
-
-
-class Terminated(BaseException):
-    """SIGTERM came where there is nothing to finish or to save."""
-
-
-class ErrorsAsMessages(click.Group):
-    """A group whose commands end in one message and an exit code where a user can mend it."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        """Run the command; a `CqaError` becomes `error: …` on standard error."""
-        before = _on_sigterm(_terminate)
-        try:
-            return super().invoke(ctx)
-        except CqaError as error:
-            show(error)
-            ctx.exit(error.exit_code)
-        except KeyboardInterrupt:
-            click.echo("error: interrupted", err=True)
-            ctx.exit(130)
-        except Terminated:
-            click.echo("error: terminated", err=True)
-            ctx.exit(143)
-        except BrokenPipeError:
-            sys.stderr.close()
-            ctx.exit(0)
-        except OSError as error:
-            reason = f"expected to read or write, got: {error.strerror or error}"
-            show(ResourceError(reason, where=str(error.filename) if error.filename else None))
-            ctx.exit(ResourceError.exit_code)
-        except MemoryError:
-            show(ResourceError("expected enough memory, got none"))
-            ctx.exit(ResourceError.exit_code)
-        finally:
-            _on_sigterm(before)
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Suggest the nearest command for an unknown one."""
-        from difflib import get_close_matches
-
-        near = get_close_matches(args[0], self.commands, n=1)
-        if args[0] not in self.commands and near:
-            raise ConfigError(
-                f"expected a command, got: {args[0]}", hint=f"did you mean `{near[0]}`?"
-            )
-        return super().resolve_command(ctx, args)
-
-
-def _terminate(*_: object) -> None:
-    raise Terminated
-
-
-def _on_sigterm(handler: Any) -> Any:
-    """Set what SIGTERM does; return what it did."""
-    if threading.current_thread() is threading.main_thread():
-        return signal.signal(signal.SIGTERM, handler)
-    return None
-
-
-def show(error: CqaError) -> None:
-    """Print an error: what was expected and got, then what to do."""
-    place = f"{error.where}: " if error.where else ""
-    click.echo(f"{click.style('error', fg='red', bold=True)}: {place}{error.message}", err=True)
-    if error.hint:
-        click.echo(f"{click.style('hint', fg='cyan', bold=True)}: {error.hint}", err=True)

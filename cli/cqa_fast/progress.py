@@ -2,28 +2,60 @@
 
 from __future__ import annotations
 
+import io
 import sys
 import time
-from typing import Any
+from contextlib import suppress
+from typing import IO, Any, TextIO, cast
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from cqa_fast.terminal import message
+
 Event = dict[str, Any]
+
+
+class _Unfailing(io.TextIOBase):
+    """A stream that loses what cannot be written: a closed terminal or pipe stops no work."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        return self._stream.encoding
+
+    def isatty(self) -> bool:
+        return self._stream.isatty()
+
+    def fileno(self) -> int:
+        return self._stream.fileno()
+
+    def write(self, text: str) -> int:
+        with suppress(OSError, ValueError):  # ValueError: it was closed in this process
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError, ValueError):
+            self._stream.flush()
 
 
 class _Display:
     """A rich bar on a terminal; without one, only the lines."""
 
     def __init__(self) -> None:
-        self.console = Console(file=sys.stderr, highlight=False)
+        self.console = Console(
+            file=cast(IO[str], _Unfailing(sys.stderr)), highlight=False, markup=False, emoji=False
+        )
         self._bar: Progress | None = None
         self._task: Any = None
 
     def start(self, total: int, done: int = 0) -> None:
         if self.console.is_terminal:
             self._bar = Progress(
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(),
                 MofNCompleteColumn(),
                 TimeRemainingColumn(),
@@ -35,10 +67,10 @@ class _Display:
 
     def advance(self, n: int, description: str) -> None:
         if self._bar is not None:
-            self._bar.update(self._task, advance=n, description=description)
+            self._bar.update(self._task, advance=n, description=message(description))
 
     def line(self, text: str) -> None:
-        self.console.print(text, soft_wrap=True, markup=False)
+        self.console.print(message(text), soft_wrap=True)
 
     def stop(self) -> None:
         if self._bar is not None:

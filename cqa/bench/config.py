@@ -19,29 +19,48 @@ class BenchConfig:
     """What is measured."""
 
     shape: Literal["qwen2.5-7b", "qwen2.5-0.5b", "demo"] = option(
-        "Model of random weights in these sizes; nothing is downloaded.", "demo"
+        "Model of random weights in these sizes; nothing is downloaded.",
+        "demo",
+        group="Model and data",
     )
-    model: str | None = option("Model to measure instead: a folder, or a hub id.", None)
+    model: str | None = option(
+        "Model to measure instead: a folder, or a hub id.",
+        None,
+        group="Model and data",
+        shown="random weights in the sizes of --shape",
+    )
     levels: tuple[str, ...] = option(
-        "kernel: each op; step: a training window; score: contexts and options.", LEVELS
+        "kernel: each op; step: a training step; score: contexts and options.",
+        LEVELS,
+        group="Study",
     )
     window: tuple[str, ...] = option(
-        "Training window as prompt+response tokens of its samples, such as 0+700,0+700; "
-        "the shape's own.",
+        "Global batch of a training step, as prompt+response tokens of its samples, such as "
+        "0+700,0+700.",
         (),
+        group="Study",
+        shown="the shape's own",
         repeat=True,
     )
     job: tuple[str, ...] = option(
         "Scoring job as ITEMSxCONTEXT+OPTIONSxTOKENS, with *MODELS for a base and its adapters, "
-        "such as 40x800+2x100*8; the shape's own.",
+        "such as 40x800+2x100*8.",
         (),
+        group="Study",
+        shown="the shape's own",
         repeat=True,
     )
     peers: bool = option(
-        "Compare with transformers + PEFT, Liger, Unsloth and lm-eval, where installed.", False
+        "Compare with transformers + PEFT, Liger, Unsloth and lm-eval, where installed.",
+        False,
+        group="Study",
     )
-    seconds: float = option("Time to spend on each measurement; short ones are repeated.", 1.0)
-    steps: int | None = option("Training steps to time, instead of as many as fit.", None)
+    seconds: float = option(
+        "Time to spend on each measurement; short ones are repeated.", 1.0, group="Study"
+    )
+    steps: int | None = option(
+        "Training steps to time.", None, group="Study", shown="as many as fit into --seconds"
+    )
     rank: int = same_option(TrainConfig, "rank")
     dropout: float = same_option(TrainConfig, "dropout")
     recompute: bool = same_option(TrainConfig, "recompute")
@@ -49,7 +68,12 @@ class BenchConfig:
     batch_tokens: int = same_option(ScoreConfig, "batch_tokens")
     device: Literal["auto", "cpu", "cuda"] = same_option(TrainConfig, "device")
     dtype: Literal["auto", "fp32", "bf16"] = same_option(TrainConfig, "dtype")
-    out: Path | None = option("File for everything measured, JSON; written with each result.", None)
+    out: Path | None = option(
+        "File for everything measured, JSON; written with each result.",
+        None,
+        group="Output",
+        shown="none",
+    )
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""

@@ -13,5 +13,10 @@ from cqa.stats.config import AnalysisConfig
 class ReportConfig(AnalysisConfig):
     """One report, made from a folder of scores."""
 
-    run: Path | None = option("Training run of the adapters, for eval_loss and its settings.", None)
-    out: Path = option("Folder for report.html, report.md, tables and figures.")
+    run: Path | None = option(
+        "Training run of the adapters, for eval_loss and its settings.",
+        None,
+        group="Model and data",
+        shown="none",
+    )
+    out: Path = option("Folder for report.html, report.md, tables and figures.", group="Output")

@@ -14,36 +14,88 @@ from cqa.stats.config import AnalysisConfig
 class ScoreConfig(AnalysisConfig):
     """One scoring run: the base once, then every adapter on the same resident base."""
 
-    model: str = option("Base model: a folder in Hugging Face format, or a hub id.")
-    out: Path = option("Folder for scores.jsonl, items.jsonl, meta.json and summary.json.")
-    adapter: tuple[Path, ...] = option("PEFT adapter to score beside the base.", (), repeat=True)
-    run: Path | None = option("Training run whose epochs are scored.", None)
-    epochs: tuple[int, ...] = option("Epochs of --run, such as 2,3,5; all of them.", ())
-    pairs: tuple[Path, ...] = option("JSON Lines of pairs or several options.", (), repeat=True)
-    continuations: tuple[Path, ...] = option("JSON Lines of continuations.", (), repeat=True)
+    model: str = option(
+        "Base model: a folder in Hugging Face format, or a hub id.", group="Model and data"
+    )
+    adapter: tuple[Path, ...] = option(
+        "PEFT adapter to score beside the base.",
+        (),
+        group="Model and data",
+        shown="the base alone, if there is no --run either",
+        repeat=True,
+    )
+    run: Path | None = option(
+        "Training run whose epochs are scored.", None, group="Model and data", shown="none"
+    )
+    epochs: tuple[int, ...] = option(
+        "Epochs of --run, such as 2,3,5 or 1-6,12.",
+        (),
+        group="Model and data",
+        shown="all of them",
+        ranges=True,
+    )
+    other_base: bool = option(
+        "Score adapters that were trained on another base too.", False, group="Model and data"
+    )
+    pairs: tuple[Path, ...] = option(
+        "Items with a good and a bad option, or with several: JSON Lines.",
+        (),
+        group="Model and data",
+        shown="none; --pairs or --continuations is needed",
+        repeat=True,
+    )
+    continuations: tuple[Path, ...] = option(
+        "Contexts with their true continuation: JSON Lines.",
+        (),
+        group="Model and data",
+        shown="none",
+        repeat=True,
+    )
+    out: Path = option(
+        "Folder for scores.jsonl, items.jsonl, meta.json and summary.json.", group="Output"
+    )
     boundary: Literal["split", "joint"] = option(
         "How context and option meet: encoded separately, or at once (a sensitivity check).",
         "split",
+        group="Text",
     )
     null_token: str | None = option(
-        "Token that stands for no context; BOS, else <|endoftext|>, else EOS.", None
+        "Token that stands for no context.",
+        None,
+        group="Text",
+        shown="BOS, else <|endoftext|>, else EOS",
     )
     template: str = option(
-        "How contexts become text: plain, chat (the tokenizer's template) or a Jinja file.", "plain"
+        "How contexts become text: plain, chat (the tokenizer's template) or a Jinja file.",
+        "plain",
+        group="Text",
     )
-    other_base: bool = option("Score adapters that were trained on another base too.", False)
     too_long: Literal["refuse", "drop"] = option(
-        "What to do with items over the model's positions; those left out are listed.", "refuse"
+        "What to do with items over the model's positions; those left out are listed.",
+        "refuse",
+        group="Text",
     )
-    score_eos: bool = option("Score the end token after each option too.", False)
-    tokens: bool = option("Write each token's id, place in the text and log-probability.", False)
+    score_eos: bool = option("Score the end token after each option too.", False, group="Text")
+    tokens: bool = option(
+        "Write each token's id, place in the text and log-probability.", False, group="Output"
+    )
     summary: bool = option(
-        "Compute the statistics; without them memory does not grow with the files.", True
+        "Compute the statistics; without them memory does not grow with the files.",
+        True,
+        group="Output",
     )
-    batch_tokens: int = option("Token budget of one pass; changes no digit of a result.", 4096)
-    device: Literal["auto", "cpu", "cuda"] = option("Where to compute.", "auto")
+    batch_tokens: int = option(
+        "Most tokens in one pass; results are bit-identical for every value.",
+        4096,
+        group="Memory and device",
+    )
+    device: Literal["auto", "cpu", "cuda"] = option(
+        "Where to compute; auto is CUDA if a GPU is there.", "auto", group="Memory and device"
+    )
     dtype: Literal["auto", "fp32", "bf16"] = option(
-        "Weights' dtype; auto is bf16 on CUDA and fp32 on CPU.", "auto"
+        "Dtype of the weights; auto is bf16 on CUDA and fp32 on a CPU.",
+        "auto",
+        group="Memory and device",
     )
 
     def __post_init__(self) -> None:
@@ -62,15 +114,26 @@ class PrescreenConfig:
 
     model: str = same_option(ScoreConfig, "model")
     pairs: tuple[Path, ...] = option(
-        "Decision points: JSON Lines of pairs or several options.", (), repeat=True
+        "Decision points, with a good and a bad option or with several: JSON Lines.",
+        group="Model and data",
+        repeat=True,
     )
-    out: Path = option("Folder for prescreen.jsonl, selected.jsonl and the scores.")
-    budget: int | None = option("How many of the most valuable points selected.jsonl gets.", None)
+    out: Path = option("Folder for prescreen.jsonl, selected.jsonl and the scores.", group="Output")
+    budget: int | None = option(
+        "How many of the most valuable points selected.jsonl gets.",
+        None,
+        group="Output",
+        shown="no selected.jsonl",
+    )
     high: float = option(
-        "Probability among a point's options from which the model counts as decided.", 0.8
+        "Probability among a point's options from which the model counts as decided.",
+        0.8,
+        group="Study",
     )
     per: Literal["sum", "token", "byte", "char"] = option(
-        "What probabilities compare: log-probability summed over tokens, or its mean.", "sum"
+        "What probabilities compare: log-probability summed over tokens, or its mean.",
+        "sum",
+        group="Study",
     )
     template: str = same_option(ScoreConfig, "template")
     too_long: Literal["refuse", "drop"] = same_option(ScoreConfig, "too_long")

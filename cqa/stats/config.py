@@ -14,12 +14,18 @@ class AnalysisConfig:
     """What the statistics leave to the reader to fix, before the result is seen."""
 
     cutoff: str | None = option(
-        "Last day of the base's training data, such as 2024-06: lists texts before, after and of "
-        "unknown date apart.",
+        "Last day of the base's training data, such as 2024-06: texts from before it, from after "
+        "it and without a date are listed apart.",
         None,
+        group="Statistics",
+        shown="not split by date",
     )
     margin: float | None = option(
-        "Equivalence margin in nats; 0.2 sd of the base's dI, for each group.", None
+        "Equivalence margin in nats: a change of the control group that is smaller than this "
+        "counts as none.",
+        None,
+        group="Statistics",
+        shown="0.2 standard deviations of the base's dI, in each group",
     )
 
     def __post_init__(self) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -16,7 +16,10 @@ class WatchedTrainConfig(TrainConfig):
     """A training run that may be watched on a task while it trains."""
 
     dev: Path | None = option(
-        "Pairs whose mean ddI is logged after every epoch; selects nothing.", None
+        "Pairs whose mean ddI is logged after every epoch; selects nothing.",
+        None,
+        group="Model and data",
+        shown="none",
     )
 
 
@@ -27,23 +30,31 @@ ARMS = ("epoch", "step")
 class ScaleConfig(TrainConfig):
     """How the effect grows with the number of training samples (§4.4)."""
 
-    validation: str = option(
-        "Held-out share of the samples, the same for all sizes, or a file of them, or 0.", "0"
+    validation: str = same_option(
+        TrainConfig, "validation", more="The same for all sizes.", default="0"
     )
     too_long: Literal["refuse", "drop", "truncate"] = same_option(
         TrainConfig,
         "too_long",
         more="Pairs over the model's positions are left out by drop, else refused; never cut.",
     )
-    pairs: tuple[Path, ...] = same_option(ScoreConfig, "pairs")
-    sizes: tuple[int, ...] = option("Sizes of the nested subsets of --data.", (10, 30, 60, 100))
-    seeds: int = option("How many seeds from --seed on; each draws its own subsets.", 5)
+    pairs: tuple[Path, ...] = same_option(ScoreConfig, "pairs", default=MISSING, shown=None)
+    sizes: tuple[int, ...] = option(
+        "Sizes of the nested subsets of --data.", (10, 30, 60, 100), group="Study"
+    )
+    seeds: int = option(
+        "How many seeds from --seed on; each draws its own subsets.", 5, group="Study"
+    )
     arms: tuple[str, ...] = option(
-        "epoch: all sizes get --epochs; step: smaller ones as many steps as the largest.", ARMS
+        "epoch: all sizes get --epochs; step: smaller ones as many steps as the largest.",
+        ARMS,
+        group="Study",
     )
     scored_epoch: int | None = option(
-        "Epoch of the largest subset that is scored, and the matching one of others; the last.",
+        "Epoch of the largest subset that is scored, and the matching one of the others.",
         None,
+        group="Study",
+        shown="the last",
     )
 
     def __post_init__(self) -> None:

@@ -36,52 +36,95 @@ _PAPER = PRESETS["paper"]
 class TrainConfig:
     """One training run."""
 
-    model: str = option("Base model: a folder in Hugging Face format, or a hub id.")
+    model: str = option(
+        "Base model: a folder in Hugging Face format, or a hub id.", group="Model and data"
+    )
     data: Path = option(
-        "Training samples, JSON Lines: prompt/response, alpaca, sharegpt, messages or dialogue."
+        "Training samples, JSON Lines: prompt/response, alpaca, sharegpt, messages or dialogue.",
+        group="Model and data",
     )
-    out: Path = option("Folder of the run.")
-    epochs: int = option(
-        "Passes over the samples; every epoch's adapter is kept.", _PAPER["epochs"]
-    )
-    micro_batch: int = option("Samples per micro-batch.", _PAPER["micro_batch"])
-    grad_accum: int = option(
-        "Micro-batches per optimizer step; the whole window is packed.", _PAPER["grad_accum"]
-    )
-    lr: float = option("Peak learning rate of the cosine schedule.", _PAPER["lr"])
-    warmup_ratio: float = option(
-        "Share of steps with rising learning rate.", _PAPER["warmup_ratio"]
-    )
-    max_grad_norm: float = option("Gradient norm to clip at; 0 is never.", _PAPER["max_grad_norm"])
-    weight_decay: float = option("AdamW's decoupled weight decay.", _PAPER["weight_decay"])
-    rank: int = option("LoRA rank.", _PAPER["rank"])
-    alpha: float = option("LoRA alpha.", _PAPER["alpha"])
-    rslora: bool = option("Scale by alpha / sqrt(rank) instead of alpha / rank.", _PAPER["rslora"])
-    dropout: float = option("LoRA dropout, a mask of its own per module.", _PAPER["dropout"])
-    neftune_alpha: float = option("Embedding noise; 0 is none.", _PAPER["neftune_alpha"])
-    targets: tuple[str, ...] = option("Adapted projections.", _PAPER["targets"])
+    out: Path = option("Folder of the run: adapters, log and settings.", group="Output")
     validation: str = option(
-        "Held-out share of the samples, or a file of them, or 0.", _PAPER["validation"]
+        "Held-out share of the samples, or a file of them; 0 holds none out.",
+        _PAPER["validation"],
+        group="Model and data",
     )
-    loss_on: Literal["response", "whole-text"] = option("Which tokens are learned.", "response")
+    loss_on: Literal["response", "whole-text"] = option(
+        "Which tokens are learned.", "response", group="Text"
+    )
     template: str = option(
-        "How samples become text: plain, chat (the tokenizer's template) or a Jinja file.", "plain"
+        "How samples become text: plain, chat (the tokenizer's template) or a Jinja file.",
+        "plain",
+        group="Text",
     )
-    seed: int = option("Seed of everything random.", 0)
+    max_tokens: int | None = option(
+        "Longest sample, in tokens.", None, group="Text", shown="the model's positions"
+    )
     too_long: Literal["refuse", "drop", "truncate"] = option(
-        "What to do with samples over --max-tokens.", "refuse"
+        "What to do with samples over --max-tokens.", "refuse", group="Text"
     )
-    max_tokens: int | None = option("Longest sample, in tokens; the model's own limit.", None)
-    pass_tokens: int = option(
-        "Most tokens in one pass; a larger window is split, with the same result.", 16_384
+    rank: int = option("LoRA rank.", _PAPER["rank"], group="LoRA")
+    alpha: float = option("LoRA alpha.", _PAPER["alpha"], group="LoRA")
+    rslora: bool = option(
+        "Scale by alpha / sqrt(rank) instead of alpha / rank.", _PAPER["rslora"], group="LoRA"
     )
-    device: Literal["auto", "cpu", "cuda"] = option("Where to compute.", "auto")
+    dropout: float = option(
+        "LoRA dropout, a mask of its own for each module.", _PAPER["dropout"], group="LoRA"
+    )
+    targets: tuple[str, ...] = option("Adapted projections.", _PAPER["targets"], group="LoRA")
+    epochs: int = option(
+        "Passes over the samples; every epoch's adapter is kept.",
+        _PAPER["epochs"],
+        group="Optimizer",
+    )
+    micro_batch: int = option("Samples per micro-batch.", _PAPER["micro_batch"], group="Optimizer")
+    grad_accum: int = option(
+        "Micro-batches per optimizer step; all of them are packed into one pass.",
+        _PAPER["grad_accum"],
+        group="Optimizer",
+    )
+    lr: float = option(
+        "Peak learning rate of the cosine schedule.", _PAPER["lr"], group="Optimizer"
+    )
+    warmup_ratio: float = option(
+        "Share of the steps in which the learning rate rises.",
+        _PAPER["warmup_ratio"],
+        group="Optimizer",
+    )
+    max_grad_norm: float = option(
+        "Norm at which the gradient is clipped; 0 clips nothing.",
+        _PAPER["max_grad_norm"],
+        group="Optimizer",
+    )
+    weight_decay: float = option(
+        "AdamW's decoupled weight decay.", _PAPER["weight_decay"], group="Optimizer"
+    )
+    neftune_alpha: float = option(
+        "Size of NEFTune's noise on the embeddings; 0 adds none.",
+        _PAPER["neftune_alpha"],
+        group="Optimizer",
+    )
+    seed: int = option("Seed of everything random.", 0, group="Optimizer")
+    device: Literal["auto", "cpu", "cuda"] = option(
+        "Where to compute; auto is CUDA if a GPU is there.", "auto", group="Memory and device"
+    )
     dtype: Literal["auto", "fp32", "bf16"] = option(
-        "Compute dtype; auto is bf16 on CUDA and fp32 on CPU.", "auto"
+        "Dtype to compute in; auto is bf16 on CUDA and fp32 on a CPU.",
+        "auto",
+        group="Memory and device",
     )
-    recompute: bool = option("Recompute activations in backward, to save memory.", False)
+    pass_tokens: int = option(
+        "Most tokens in one pass; a larger global batch is split, with the same result.",
+        16_384,
+        group="Memory and device",
+    )
+    recompute: bool = option(
+        "Recompute activations in backward, to save memory.", False, group="Memory and device"
+    )
     cuda_graphs: bool = option(
-        "Replay passes as CUDA graphs: for models up to about 1 B parameters on a GPU.", False
+        "Replay passes as CUDA graphs: for models up to about 1 B parameters on a GPU.",
+        False,
+        group="Memory and device",
     )
 
     def __post_init__(self) -> None:
@@ -93,7 +136,9 @@ class TrainConfig:
         require(0 < self.alpha < math.inf, "alpha to be positive and finite", self.alpha)
         require(0 <= self.warmup_ratio < 1, "warmup-ratio from 0 to below 1", self.warmup_ratio)
         require(0 <= self.dropout <= 0.99, "dropout from 0 to 0.99", self.dropout)
-        require(self.max_grad_norm >= 0, "max-grad-norm of at least 0", self.max_grad_norm)
+        require(
+            0 <= self.max_grad_norm < math.inf, "max-grad-norm of at least 0", self.max_grad_norm
+        )
         require(0 <= self.weight_decay < math.inf, "weight-decay of at least 0", self.weight_decay)
         require(
             0 <= self.neftune_alpha < math.inf, "neftune-alpha of at least 0", self.neftune_alpha

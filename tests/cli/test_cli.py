@@ -26,14 +26,14 @@ TRAIN_DEFAULTS = {
     "--grad-accum": "2",
     "--lr": "0.0002",
     "--warmup-ratio": "0.1",
-    "--max-grad-norm": "1.0",
-    "--weight-decay": "0.0",
+    "--max-grad-norm": "1",
+    "--weight-decay": "0",
     "--rank": "32",
-    "--alpha": "32.0",
+    "--alpha": "32",
     "--rslora": "on",
     "--dropout": "0.05",
-    "--neftune-alpha": "5.0",
-    "--targets": "q,k,v,o,gate,up,down",
+    "--neftune-alpha": "5",
+    "--targets": "q,k,v,o,gate,up,down; separated by commas",
     "--validation": "0.1",
     "--seed": "0",
     "--too-long": "refuse",
@@ -64,7 +64,7 @@ FLAGS = {
     ],
     "scale": [
         *TRAIN_DEFAULTS, "--model", "--data", "--out", "--pairs", "--sizes", "--seeds", "--arms",
-        "--scored-epoch", "--preset", "--config", "--json",
+        "--scored-epoch", "--config", "--json",
     ],
 }  # fmt: skip
 
@@ -245,7 +245,7 @@ def test_settings_file_of_score_may_list_several_files(pairs, tmp_path):
     [
         ("epoch: 3", "got: `epoch`\nhint: did you mean `epochs`?"),
         ("micro_batches: 3", "hint: did you mean `micro-batch`?"),
-        ("zzz: 3", "hint: known settings: model, data, out, epochs"),
+        ("zzz: 3", "got: `zzz`\nhint: `--help` lists all settings"),
         ("epochs: many", "expected epochs to be a whole number, got: 'many'"),
         ("epochs: 0", "expected epochs to be at least 1, got: 0"),
         ("device: gpu", "expected device to be auto | cpu | cuda, got: 'gpu'"),
@@ -284,16 +284,24 @@ TRAIN = ["train", "--model", MODEL, "--data", "{samples}", "--out", "{out}"]
 SCORE = ["score", "--model", MODEL, "--pairs", "{pairs}", "--out", "{out}"]
 PRESCREEN = ["prescreen", "--model", MODEL, "--pairs", "{pairs}", "--out", "{out}"]
 SCALE = ["scale", *TRAIN[1:], "--pairs", "{pairs}"]
+
+
+def changed(args: list[str], flag: str, value: str) -> list[str]:
+    """Return a command line with another value of one of its flags."""
+    k = args.index(flag) + 1
+    return [*args[:k], value, *args[k + 1 :]]
+
+
 REFUSED = {
     "train-no-model": (2, ["train", "--data", "{samples}", "--out", "{out}"], "--model, got none"),
     "train-rate": (2, [*TRAIN, "--lr", "-1"], "expected lr to be positive"),
     "train-targets": (2, [*TRAIN, "--targets", "q,x"], "expected targets among q,k,v,"),
     "train-no-config": (2, [*TRAIN, "--config", "{absent}"], "{absent}: expected a settings file"),
-    "train-no-data": (3, [*TRAIN, "--data", "{absent}"], "{absent}: expected a readable"),
-    "train-bad-line": (3, [*TRAIN, "--data", "{torn}"], "{torn}:2: expected one JSON object"),
+    "train-no-data": (3, changed(TRAIN, "--data", "{absent}"), "{absent}: expected a readable"),
+    "train-bad-line": (3, changed(TRAIN, "--data", "{torn}"), "{torn}:2: expected one JSON object"),
     "train-too-long": (3, [*TRAIN, "--max-tokens", "9"], "{samples}:1: expected at most 9 tokens"),
-    "train-model": (4, [*TRAIN, "--model", "{absent}"], "{absent}: expected a model folder"),
-    "train-hub": (4, [*TRAIN, "--model", "no/such-model"], "no/such-model: expected a model"),
+    "train-model": (4, changed(TRAIN, "--model", "{absent}"), "{absent}: expected a model folder"),
+    "train-hub": (4, changed(TRAIN, "--model", "no/such-model"), "no/such-model: expected a model"),
     "train-chat": (4, [*TRAIN, "--template", "chat"], "expected a tokenizer with a chat template"),
     "score-nothing": (2, ["score", "--model", MODEL, "--out", "{out}"], "got: neither"),
     "score-epochs": (2, [*SCORE, "--epochs", "1,2"], "expected --run with --epochs"),
@@ -305,18 +313,21 @@ REFUSED = {
     "score-adapter": (4, [*SCORE, "--adapter", "{absent}"], "{absent}: expected an adapter folder"),
     "score-run": (4, [*SCORE, "--run", "{absent}"], "{absent}: expected a training run"),
     "score-null": (4, [*SCORE, "--null-token", "zz zz"], "expected --null-token to be one token"),
-    "score-file": (2, [*SCORE, "--out", "{samples}"], "expected --out to be a folder, got a file"),
+    "score-file": (2, changed(SCORE, "--out", "{samples}"), "--out to be a folder, got a file"),
     "dev-no-file": (3, [*TRAIN, "--dev", "{absent}"], "{absent}: expected a readable"),
     "prescreen-high": (2, [*PRESCREEN, "--high", "0.4"], "expected high above 0.5"),
     "prescreen-bad-line": (3, [*PRESCREEN, "--pairs", "{torn}"], "{torn}:2: expected one JSON"),
-    "prescreen-model": (4, [*PRESCREEN, "--model", "{absent}"], "expected a model folder"),
+    "prescreen-model": (4, changed(PRESCREEN, "--model", "{absent}"), "expected a model folder"),
     "coverage-no-file": (3, ["coverage", "{absent}"], "{absent}: expected a readable"),
     "coverage-pairs": (3, ["coverage", "{pairs}"], "{pairs}:1: expected one of the keys `prompt`"),
     "coverage-tags": (3, ["coverage", "--by", "tags", "{samples}"], "{samples}:1: expected `tags`"),
     "scale-sizes": (2, [*SCALE, "--sizes", "5,2"], "expected sizes from 1, each larger"),
     "scale-too-many": (2, [*SCALE, "--sizes", "7"], "{samples}: expected sizes up to 6"),
-    "scale-no-data": (3, [*SCALE, "--data", "{absent}"], "{absent}: expected a readable"),
-    "scale-bad-pairs": (3, [*SCALE, "--sizes", "2", "--pairs", "{torn}"], "{torn}:2: expected one"),
+    "scale-no-data": (3, changed(SCALE, "--data", "{absent}"), "{absent}: expected a readable"),
+    "scale-bad-pairs": (
+        3, ["scale", "--sizes", "2", *changed(SCALE, "--pairs", "{torn}")[1:]],
+        "{torn}:2: expected one",
+    ),
     "score-cutoff": (2, [*SCORE, "--cutoff", "soon"], "expected cutoff to be a date such as 2024-"),
     "score-margin": (2, [*SCORE, "--margin", "0"], "expected margin to be positive and finite"),
     "report-no-out": (2, ["report", "{out}"], "--out, got none"),
