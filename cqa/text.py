@@ -20,6 +20,11 @@ def aligned(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     )
 
 
+def counted(n: int, noun: str) -> str:
+    """Return a number with its noun, which has an s unless there is one: "1 item", "2 items"."""
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
+
+
 def signed(value: float | None, digits: int = 2) -> str:
     """Return a number with its sign, but 0.00 without one, whichever way it was rounded."""
     text = "n/a" if value is None else f"{value:+.{digits}f}"

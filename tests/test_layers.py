@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "assets": set(),
     "schema": {"errors"},
     "score_folder": {"errors", "schema", "data"},
-    "data": {"errors", "reading", "schema"},
+    "data": {"errors", "reading", "schema", "text"},
     "layout": {"errors"},
     "kernels": {"errors"},
     "model": {"errors", "reading", "layout", "kernels"},

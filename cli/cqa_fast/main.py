@@ -92,12 +92,10 @@ def validate(ctx: click.Context, files: tuple[Path, ...], as_json: bool) -> None
     Example:
       cqa-fast validate train.jsonl literary.jsonl factual.jsonl
     """
-    from dataclasses import asdict
-
-    from cqa.data.validate import report_text, validate_files
+    from cqa.data.validate import describe_report, report_text, validate_files
 
     reports = validate_files(files)
-    say_json([asdict(r) for r in reports]) if as_json else say(report_text(reports))
+    say_json([describe_report(r) for r in reports]) if as_json else say(report_text(reports))
     if any(report.errors for report in reports):
         ctx.exit(3)
 

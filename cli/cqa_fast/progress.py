@@ -11,6 +11,7 @@ from typing import IO, Any, TextIO, cast
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from cqa.text import counted
 from cqa_fast.terminal import message
 
 Event = dict[str, Any]
@@ -113,7 +114,7 @@ class TrainProgress(_Progress):
         elif kind == "dev":
             self.display.line(
                 f"         dev ddI {event['mean_ddi_nats']:+.2f} nats ({event['group']}, "
-                f"{event['n']} items)"
+                f"{counted(event['n'], 'item')})"
             )
         elif kind == "memory":
             self.note(f"memory ran out; passes of at most {event['pass_tokens']} tokens from here")
@@ -124,9 +125,10 @@ class TrainProgress(_Progress):
 
     def _begin(self, event: Event) -> None:
         self._start = event
+        samples, steps = counted(event["n_train"], "sample"), counted(event["total_steps"], "step")
         self.display.line(
-            f"training {event['n_parameters']:,} LoRA parameters on {event['n_train']} samples "
-            f"({event['n_validation']} held out), {event['total_steps']} steps, "
+            f"training {event['n_parameters']:,} LoRA parameters on {samples} "
+            f"({event['n_validation']} held out), {steps}, "
             f"{event['dtype']} on {event['device']}"
         )
         if event["step"]:
@@ -161,7 +163,7 @@ class ScaleProgress(_Progress):
         if kind == "run":
             self.display.stop()
             self._name = event["name"]
-            state = "done before" if event["done"] else f"{event['n_steps']} steps"
+            state = "done before" if event["done"] else counted(event["n_steps"], "step")
             self.display.line(f"run {event['k']} of {event['n_runs']}: {self._name}, {state}")
             if not event["done"]:
                 self.display.start(event["n_steps"])
@@ -185,11 +187,11 @@ class ScoreProgress(_Progress):
         """Take one event of `cqa.score.run.score`."""
         kind = event["event"]
         if kind == "start":
-            n_models = event["n_models"]
+            n_items, n_models = event["n_items"], event["n_models"]
             self.display.line(
-                f"scoring {event['n_items']} items under {n_models} model{'s' * (n_models > 1)}"
+                f"scoring {counted(n_items, 'item')} under {counted(n_models, 'model')}"
             )
-            self.display.start(event["n_items"] * n_models)
+            self.display.start(n_items * n_models)
         elif kind == "note":
             self.note(event["text"])
         elif kind == "model":
@@ -200,10 +202,9 @@ class ScoreProgress(_Progress):
             self._items += event["n"]
             self.display.advance(event["n"], f"{self._name}  {self._speed():,.0f} tokens/s")
         elif kind == "scored":
-            self.display.line(
-                f"{self._name:<10} {self._items} items, {self._tokens:,} tokens, "
-                f"{self._speed():,.0f} tokens/s"
-            )
+            speed = f"{self._tokens:,} tokens, {self._speed():,.0f} tokens/s"
+            new = f"{counted(self._items, 'item')}, {speed}" if self._items else "nothing to add"
+            self.display.line(f"{self._name:<10} {new}")
 
     def _speed(self) -> float:
         return self._tokens / max(1e-9, time.perf_counter() - self._since)

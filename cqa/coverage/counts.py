@@ -21,7 +21,7 @@ from cqa.assets import COVERAGE
 from cqa.coverage.tagger import TAGS, TYPES, is_english, tags_of
 from cqa.data.samples import Sample, stream_samples
 from cqa.errors import DataError
-from cqa.text import aligned
+from cqa.text import aligned, counted
 
 Row = dict[str, Any]
 By = Literal["auto", "tags", "words"]
@@ -227,6 +227,8 @@ def corrected_share(k: int, n: int, error: TagError, *, seed: int = 0) -> Row | 
 def coverage_text(result: Row) -> str:
     """Return the counts as text: a part per file, then files side by side, then what to mind."""
     parts = [_file_text(entry, result["tagger"]) for entry in result["files"]]
+    if not any(entry["n_counted"] for entry in result["files"]):
+        return "\n".join(parts)
     if len(result["files"]) > 1:
         rows = [
             [e["file"], str(e["n_counted"]), *(_percent(e["tags"][tag]) for tag in TYPES)]
@@ -238,8 +240,10 @@ def coverage_text(result: Row) -> str:
 
 def _file_text(entry: Row, tagger: Row | None) -> str:
     by = "their own tags" if entry["by"] == "tags" else "word lists"
-    head = f"{entry['file']}: {entry['n']} samples, by {by}"
+    head = f"{entry['file']}: {counted(entry['n'], 'sample')}, by {by}"
     left = entry["n"] - entry["n_counted"]
+    if left == entry["n"]:
+        return f"{head}; none is English and long enough to tell: nothing is counted"
     if left:
         head += f"; {left} not English, or too short to tell: not counted"
     touching = [[f"{k} of 3", *_cells(share)] for k, share in entry["touching"].items()]

@@ -18,6 +18,7 @@ from cqa.data.overlap import TrainedTexts, folded
 from cqa.data.samples import Sample, detect_format, parse_sample
 from cqa.data.unique import Fingerprints, each_once, fingerprint
 from cqa.errors import DataError
+from cqa.text import counted
 
 IMBALANCE = 1.2  # longest over shortest option, in characters, from which a warning is due
 
@@ -126,6 +127,18 @@ def _warn_of_shared_texts(
                 )
 
 
+def describe_report(report: FileReport) -> dict[str, Any]:
+    """Return a report as a JSON-ready object."""
+    return {
+        "path": report.path,
+        "kind": report.kind,
+        "n_records": report.n_records,
+        "groups": {str(group): n for group, n in report.groups.items()},
+        "errors": report.errors,
+        "warnings": report.warnings,
+    }
+
+
 def report_text(reports: list[FileReport]) -> str:
     """Return the reports as text, a paragraph per file."""
     return "\n".join(line for report in reports for line in _lines(report))
@@ -133,9 +146,11 @@ def report_text(reports: list[FileReport]) -> str:
 
 def _lines(report: FileReport) -> list[str]:
     groups = ", ".join(f"{n} {group}" for group, n in report.groups.items())
-    noun = report.kind if groups else f"{report.kind} samples"
-    what = f"{report.n_records} {noun.strip()}{f' ({groups})' if groups else ''}"
-    verdict = f"{len(report.errors)} bad lines" if report.errors else "ok"
+    nouns = {"": "record", "pairs": "item", "continuations": "continuation"}
+    noun = nouns.get(report.kind, f"{report.kind} sample")
+    what = counted(report.n_records, f"good {noun}" if report.errors else noun)
+    what += f" ({groups})" if groups else ""
+    verdict = counted(len(report.errors), "error") if report.errors else "ok"
     return [
         f"{report.path}: {what}: {verdict}",
         *(f"  error: {text}" for text in report.errors),

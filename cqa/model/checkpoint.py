@@ -33,7 +33,7 @@ def locate(model: str) -> Path:
         raise ModelError(f"expected a model folder, got: {error.strerror}", where=model) from None
     if is_file or model.startswith((".", "/", "~")) or model.count("/") != 1:
         raise ModelError("expected a model folder or a hub id, got no such folder", where=model)
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import HFValidationError
 
     wanted = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
@@ -44,7 +44,9 @@ def locate(model: str) -> Path:
         raise ModelError(
             f"expected a model folder or a hub id, got neither: {reason}",
             where=model,
-            hint="download it first, or unset HF_HUB_OFFLINE to allow a download",
+            hint="unset HF_HUB_OFFLINE to allow a download"
+            if constants.HF_HUB_OFFLINE
+            else "check its spelling and the network, or give a folder",
         ) from None
 
 

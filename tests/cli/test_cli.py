@@ -447,7 +447,7 @@ def test_training_prints_its_result_on_standard_output_and_its_losses_beside_it(
     )  # fmt: skip
     assert json.loads(result.stdout) == {"run": str(out), "total_steps": 1, "epochs": ["epoch-01"]}
     assert result.stderr.startswith("training ")
-    assert "LoRA parameters on 6 samples (0 held out), 1 steps" in result.stderr
+    assert "LoRA parameters on 6 samples (0 held out), 1 step," in result.stderr
     assert "epoch  1 loss " in result.stderr
     again = invoke("train", "--model", MODEL, "--data", samples, "--out", out, *settings)
     assert_one_error(again, 2, "already holds a run")

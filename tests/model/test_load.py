@@ -347,12 +347,18 @@ def test_path_that_is_no_folder_is_refused(model, name):
 
 
 @pytest.mark.parametrize("name", ["nobody/nothing", "no body/nothing", "nobody/--"])
-def test_hub_id_that_is_not_at_hand_is_refused_with_a_hint(name):
+@pytest.mark.parametrize("offline", [True, False], ids=["offline", "online"])
+def test_hub_id_that_is_not_available_is_refused_with_a_hint(name, offline, monkeypatch):
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise OSError("nobody answers")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", offline)
     with pytest.raises(ModelError) as caught:
         locate(name)
     assert caught.value.exit_code == 4
     assert caught.value.where == name
-    assert "HF_HUB_OFFLINE" in caught.value.hint
+    assert ("HF_HUB_OFFLINE" in caught.value.hint) is offline
 
 
 def test_device_and_dtype_are_resolved(monkeypatch):
