@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from cqa.data.items import LABELS, Item
-from cqa.data.jsonl import read_jsonl
+from cqa.data.jsonl import parse_object, read_jsonl
 from cqa.errors import DataError
+from cqa.schema.rows import ItemRow, ItemText
 
 SCORES, ITEMS, META, SUMMARY = "scores.jsonl", "items.jsonl", "meta.json", "summary.json"
-DIGEST = "row_digest"  # of all else in a row of scores.jsonl: a damaged digit is not averaged
-Row = dict[str, Any]
+CHECKSUM = "row_digest"  # of all else in a row of scores.jsonl: a damaged digit is not averaged
 
 
 def digest_json(value: Any) -> str:
@@ -25,51 +25,61 @@ def digest_json(value: Any) -> str:
 
 def item_key(item: Item) -> str:
     """Identify an item by texts and labels, so that a changed one is never taken for the old."""
-    return _key(item.kind, item.context, item.options, item.answer, item.labels)
+    return digest_json((item.kind, item.context, item.options, item.answer, item.labels))
 
 
-def named(item: Item) -> str:
-    """Return what an item and its rows are found again by: key and id."""
+def full_key(item: Item) -> str:
+    """Return what an item and its rows are found again by: texts, labels and id."""
     return item_key(item) + item.id
 
 
-def _key(*content: Any) -> str:
-    return digest_json(content)
+def with_checksum(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a line of scores.jsonl with the digest that it is checked against."""
+    return {**record, CHECKSUM: digest_json(record)}
 
 
-def sealed(row: Row) -> Row:
-    """Return a row with the digest that its line of scores.jsonl is checked against."""
-    return {**row, DIGEST: digest_json(row)}
-
-
-def read_rows(path: Path) -> Iterator[Row]:
+def read_rows(path: Path) -> Iterator[ItemRow]:
     """Yield the rows of scores.jsonl, each checked against its own digest.
 
     Raises:
         DataError: A line is not as it was written.
     """
-    for where, row in read_jsonl(path):
-        if row.pop(DIGEST, None) != digest_json(row):
-            raise _damaged("row", where)
-        yield row
+    for where, record in read_jsonl(path):
+        yield _checked(record, where)
 
 
-def read_texts(path: Path) -> Iterator[Row]:
+def parse_row(line: bytes, where: str) -> ItemRow:
+    """Parse and check one line of scores.jsonl.
+
+    Raises:
+        DataError: It is not as it was written.
+    """
+    return _checked(parse_object(line, where), where)
+
+
+def _checked(record: dict[str, Any], where: str) -> ItemRow:
+    if record.pop(CHECKSUM, None) != digest_json(record):
+        raise _damaged("row", where)
+    return ItemRow.from_json(record, where)
+
+
+def read_texts(path: Path) -> Iterator[ItemText]:
     """Yield the lines of items.jsonl, each checked against its item key.
 
     Raises:
         DataError: A line is not as it was written.
     """
-    for where, row in read_jsonl(path):
-        if not isinstance(row.get("id"), str) or row.get("item_key") != text_key(row):
+    for where, record in read_jsonl(path):
+        text = ItemText.from_json(record, where)
+        if text.item_key != text_key(text):
             raise _damaged("item", where)
-        yield row
+        yield text
 
 
-def text_key(row: Row) -> str:
-    """Return the item key of a line of items.jsonl."""
-    labels = {key: row[key] for key in LABELS if key in row}
-    return _key(*(row.get(key) for key in ("kind", "context", "options", "answer")), labels)
+def text_key(text: ItemText) -> str:
+    """Return the item key that the texts and labels of a line of items.jsonl make."""
+    labels = {key: value for key in LABELS if (value := getattr(text, key)) is not None}
+    return digest_json((text.kind, text.context, text.options, text.answer, labels))
 
 
 def _damaged(what: str, where: str) -> DataError:

@@ -2,14 +2,15 @@
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from helpers import write_lines
 
-from cqa.score_folder import sealed, text_key
+from cqa.schema.rows import ItemRow, ItemText
+from cqa.score_folder import text_key, with_checksum
 
 Row = dict[str, Any]
 DOMAINS = {  # of the pairs, in turn: several, one of them of a single item, and none; or one alone
@@ -106,6 +107,11 @@ def make_row(item: Row, adapter: str | None, depth: int, rng: np.random.Generato
     }  # fmt: skip
 
 
+def records(rows: Iterable[Row]) -> list[ItemRow]:
+    """Return rows as they are read from a file."""
+    return [ItemRow.from_json(row, "made up") for row in rows]
+
+
 def key_of(adapter: str | None) -> str:
     """Return the model key of an adapter."""
     return f"key-of-{adapter or 'base'}"
@@ -146,10 +152,15 @@ def make_folder(
         for option in (option for row in rows for option in row["options"]):
             for key in [key for key in option if key.startswith("token_")]:
                 del option[key]
-    write_lines(folder / "scores.jsonl", [sealed(row) for row in rows])
-    write_lines(folder / "items.jsonl", [item | {"item_key": text_key(item)} for item in items])
+    write_lines(folder / "scores.jsonl", [with_checksum(row) for row in rows])
+    write_lines(folder / "items.jsonl", [_keyed(item) for item in items])
     (folder / "meta.json").write_text(json.dumps(make_meta(adapters, **settings)))
     return folder
+
+
+def _keyed(item: Row) -> Row:
+    text = ItemText.from_json({**item, "item_key": ""}, "made up")
+    return {**item, "item_key": text_key(text)}
 
 
 def make_run(folder: Path, epochs: int = 6) -> Path:

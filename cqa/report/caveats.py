@@ -143,7 +143,7 @@ def _dates(view: View) -> Iterator[str]:
 
 
 def _languages(view: View) -> Iterator[str]:
-    languages = Counter(str(item.get("lang") or "unknown") for item in view.source.items.values())
+    languages = Counter(item.lang or "unknown" for item in view.source.items.values())
     if len(languages) > 1:
         counts = ", ".join(f"{n} {name}" for name, n in languages.most_common())
         yield f"Items of several languages are pooled within a group: {counts}."

@@ -7,6 +7,7 @@ from typing import Any
 
 from cqa.report.focus import DOMAIN, GROUP, View
 from cqa.report.tables import Column, Table
+from cqa.schema.rows import ItemRow, ItemText, OptionScore
 from cqa.stats.information import contrast, softmax
 from cqa.stats.strata import read_cutoff, stratum
 
@@ -19,37 +20,37 @@ SCALE = 100  # token log-probabilities in the page are whole hundredths of a nat
 class ScoredItem:
     """An item with its rows under the base and under the shown adapter."""
 
-    item: Row
-    base: Row
-    adapted: Row | None
+    item: ItemText | None  # None where items.jsonl has it not
+    base: ItemRow
+    adapted: ItemRow | None
 
     @property
     def ddi_nats(self) -> float | None:
         """Change of dI; None for a continuation or without an adapter."""
-        if self.adapted is None or self.base["delta_i_nats"] is None:
+        if self.adapted is None or self.adapted.delta_i_nats is None:
             return None
-        return float(self.adapted["delta_i_nats"] - self.base["delta_i_nats"])
+        return self.adapted.delta_i_nats - (self.base.delta_i_nats or 0.0)
 
 
 def scored_items(view: View) -> list[ScoredItem]:
     """Return all items: the primary group first, in each the largest ddI first."""
-    base = {row["id"]: row for row in view.source.rows(None)}
-    adapted = {row["id"]: row for row in view.source.rows(view.shown)} if view.shown else {}
+    base = {row.id: row for row in view.source.rows(None)}
+    adapted = {row.id: row for row in view.source.rows(view.shown)} if view.shown else {}
     found = [
-        ScoredItem(view.source.items.get(item_id, {}), row, adapted.get(item_id))
+        ScoredItem(view.source.items.get(item_id), row, adapted.get(item_id))
         for item_id, row in base.items()
     ]
     groups = {group: k for k, group in enumerate(dict.fromkeys([view.primary, *_all(found)]))}
 
     def place(scored: ScoredItem) -> tuple[bool, int, float]:
         row = scored.base
-        return row["kind"] == "continuation", groups[row["group"]], -(scored.ddi_nats or 0.0)
+        return row.kind == "continuation", groups[row.group], -(scored.ddi_nats or 0.0)
 
     return sorted(found, key=place)
 
 
 def _all(found: list[ScoredItem]) -> list[str]:
-    return [scored.base["group"] for scored in found]
+    return [scored.base.group for scored in found]
 
 
 ITEM_COLUMNS = (
@@ -89,42 +90,49 @@ def items_table(view: View, found: list[ScoredItem]) -> Table:
 
 def _numbers(scored: ScoredItem, cutoff: str | None) -> Row:
     base, adapted = scored.base, scored.adapted
-    answer = base["answer"]
-    right = base["options"][answer or 0]
-    row = {key: base[key] for key in ("id", "group", "kind", "domain", "lang", "source_id")}
-    row |= {
-        "published_at": base["published_at"],
-        "stratum": stratum(base["published_at"], read_cutoff(cutoff)) if cutoff else None,
-        "n_tokens": right["n_tokens"],
-        "boundary_merge": any(option["boundary_merge"] for option in base["options"]),
+    answer = base.answer
+    right = base.options[answer or 0]
+    row: Row = {
+        "id": base.id,
+        "group": base.group,
+        "kind": base.kind,
+        "domain": base.domain,
+        "lang": base.lang,
+        "source_id": base.source_id,
+        "published_at": base.published_at,
+        "stratum": stratum(base.published_at, read_cutoff(cutoff)) if cutoff else None,
+        "n_tokens": right.n_tokens,
+        "boundary_merge": any(option.boundary_merge for option in base.options),
         "ddi_nats": scored.ddi_nats,
     }
     if adapted is not None:
-        after = adapted["options"][answer or 0]["logp_given_context_nats"]
-        moved = (after - right["logp_given_context_nats"]) / right["n_tokens"]
+        after = adapted.options[answer or 0].logp_given_context_nats
+        moved = (after - right.logp_given_context_nats) / right.n_tokens
         row["dlogp_per_token_nats"] = moved
     if answer is not None:
-        wrong = [o["n_tokens"] for k, o in enumerate(base["options"]) if k != answer]
+        wrong = [o.n_tokens for k, o in enumerate(base.options) if k != answer]
         row["n_tokens_wrong"] = sum(wrong) / len(wrong)
         row |= _contrasts(base, adapted, answer)
     return row
 
 
-def _contrasts(base: Row, adapted: Row | None, answer: int) -> Row:
-    def of(row: Row, key: str) -> list[float]:
-        return [option[key] for option in row["options"]]
+def _contrasts(base: ItemRow, adapted: ItemRow | None, answer: int) -> Row:
+    def given(row: ItemRow) -> list[float]:
+        return [option.logp_given_context_nats for option in row.options]
 
-    given, null = "logp_given_context_nats", "logp_null_nats"
+    def null(row: ItemRow) -> list[float]:
+        return [option.logp_null_nats for option in row.options]
+
     found = {
-        "delta_i_base_nats": base["delta_i_nats"],
-        "p_right_base": softmax(of(base, given))[answer],
+        "delta_i_base_nats": base.delta_i_nats,
+        "p_right_base": softmax(given(base))[answer],
     }
     if adapted is not None:
         found |= {
-            "delta_i_nats": adapted["delta_i_nats"],
-            "p_right": softmax(of(adapted, given))[answer],
-            "d_cond_nats": contrast(of(adapted, given), answer) - contrast(of(base, given), answer),
-            "d_prior_nats": contrast(of(adapted, null), answer) - contrast(of(base, null), answer),
+            "delta_i_nats": adapted.delta_i_nats,
+            "p_right": softmax(given(adapted))[answer],
+            "d_cond_nats": contrast(given(adapted), answer) - contrast(given(base), answer),
+            "d_prior_nats": contrast(null(adapted), answer) - contrast(null(base), answer),
         }
     return found
 
@@ -133,31 +141,37 @@ def texts_of(scored: ScoredItem, *, score_eos: bool) -> Row:
     """Return an item's context and options with their sums and, where scored, their tokens."""
     item = scored.item
     options = []
-    for k, before in enumerate(scored.base["options"]):
-        after = scored.adapted["options"][k] if scored.adapted else None
+    for k, before in enumerate(scored.base.options):
+        after = scored.adapted.options[k] if scored.adapted else None
         options.append(
             {
-                "role": before["role"],
-                "text": item["options"][k] if item else None,
-                "given_base": before["logp_given_context_nats"],
-                "given": after and after["logp_given_context_nats"],
-                "null_base": before["logp_null_nats"],
-                "null": after and after["logp_null_nats"],
-                "n_tokens": before["n_tokens"],
+                "role": before.role,
+                "text": item.options[k] if item else None,
+                "given_base": before.logp_given_context_nats,
+                "given": after and after.logp_given_context_nats,
+                "null_base": before.logp_null_nats,
+                "null": after and after.logp_null_nats,
+                "n_tokens": before.n_tokens,
                 "tokens": _tokens(before, after, score_eos),
             }
         )
-    return {"context": item.get("context"), "lang": item.get("lang"), "options": options}
+    return {
+        "context": item.context if item else None,
+        "lang": item.lang if item else None,
+        "options": options,
+    }
 
 
-def _tokens(before: Row, after: Row | None, score_eos: bool) -> Row | None:
+def _tokens(before: OptionScore, after: OptionScore | None, score_eos: bool) -> Row | None:
     """Return where the option's tokens end and what they score; pieces of a character are one."""
-    ends = before.get("token_char_ends")
-    if ends is None or (after is not None and "token_char_ends" not in after):
+    ends, columns = before.token_char_ends, []
+    for option in (before, after) if after else (before,):
+        given, null = option.token_logp_given_context_nats, option.token_logp_null_nats
+        if given is None or null is None:
+            return None
+        columns += [given, null]
+    if ends is None:
         return None
-    columns = [before["token_logp_given_context_nats"], before["token_logp_null_nats"]]
-    if after is not None:
-        columns += [after["token_logp_given_context_nats"], after["token_logp_null_nats"]]
     last = len(ends) - 1
     places: list[int] = []
     sums: list[list[float]] = []

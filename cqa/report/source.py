@@ -14,6 +14,7 @@ from cqa.data.samples import read_samples
 from cqa.errors import DataError
 from cqa.files import read_json
 from cqa.identity import digest_bytes
+from cqa.schema.rows import ItemRow, ItemText
 from cqa.score_folder import ITEMS, META, SCORES, read_rows, read_texts
 from cqa.stats.summary import Scores
 
@@ -39,12 +40,12 @@ class Source:
 
     folder: Path
     meta: Row
-    items: dict[str, Row]
+    items: dict[str, ItemText]
     scores: Scores
     adapters: list[str] = field(default_factory=list)
     run: TrainingRun | None = None
 
-    def rows(self, adapter: str | None) -> Iterator[Row]:
+    def rows(self, adapter: str | None) -> Iterator[ItemRow]:
         """Yield the rows of the base (None) or of one adapter."""
         keys = {m["model_key"] for m in self.meta["models"] if m["adapter"] == adapter}
         return _rows(self.folder / SCORES, keys)
@@ -55,7 +56,7 @@ class Source:
             return None
         trained = self.run.trained
         found = {
-            item_id: trained.overlap((item["context"], *item["options"]))
+            item_id: trained.overlap((item.context, *item.options))
             for item_id, item in self.items.items()
         }
         return {item_id: overlap for item_id, overlap in found.items() if overlap is not None}
@@ -77,14 +78,8 @@ def read_source(folder: Path, run: Path | None = None) -> Source:
     meta = read_json(folder / META)
     names = _adapters(meta, folder / META)
     keys = {model["model_key"] for model in meta["models"]}
-    try:
-        scores = Scores(_rows(folder / SCORES, keys))
-    except (KeyError, TypeError, IndexError, ValueError, ZeroDivisionError) as error:
-        raise DataError(
-            f"expected rows as cqa-fast score writes them, got another: {error!r}",
-            where=str(folder / SCORES),
-        ) from None
-    items = {row["id"]: row for row in read_texts(folder / ITEMS)}
+    scores = Scores(_rows(folder / SCORES, keys))
+    items = {text.id: text for text in read_texts(folder / ITEMS)}
     models_of = [set(m) for m in scores.items.values()] + [set(m) for m in scores.texts.values()]
     if not models_of or any(None not in found for found in models_of):
         raise DataError("expected items scored under the base, got none", where=str(folder))
@@ -93,8 +88,8 @@ def read_source(folder: Path, run: Path | None = None) -> Source:
     return source
 
 
-def _rows(path: Path, keys: set[str]) -> Iterator[Row]:
-    return (row for row in read_rows(path) if row["model_key"] in keys)
+def _rows(path: Path, keys: set[str]) -> Iterator[ItemRow]:
+    return (row for row in read_rows(path) if row.model_key in keys)
 
 
 def _adapters(meta: Row, path: Path) -> list[str | None]:

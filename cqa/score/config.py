@@ -9,6 +9,8 @@ from typing import Literal
 from cqa.config import option, require, same_option
 from cqa.stats.config import AnalysisConfig
 
+Unit = Literal["sum", "token", "byte", "char"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreConfig(AnalysisConfig):
@@ -130,7 +132,7 @@ class PrescreenConfig:
         0.8,
         group="Study",
     )
-    per: Literal["sum", "token", "byte", "char"] = option(
+    per: Unit = option(
         "What probabilities compare: log-probability summed over tokens, or its mean.",
         "sum",
         group="Study",

@@ -30,17 +30,23 @@ from cqa.data.jsonl import parse_object, raw_lines
 from cqa.data.unique import Fingerprints
 from cqa.errors import DataError
 from cqa.files import discard, new_file, read_json, write_json
-from cqa.score.config import PrescreenConfig, ScoreConfig
+from cqa.schema.rows import ItemRow, OptionScore
+from cqa.score.config import PrescreenConfig, ScoreConfig, Unit
 from cqa.score.encoded import left_out_text
 from cqa.score.run import score
-from cqa.score_folder import META, SCORES, named
+from cqa.score_folder import META, SCORES, full_key, parse_row
 from cqa.text import aligned
 
 Row = dict[str, Any]
 Event = dict[str, Any]
 RANKED, SELECTED, SUMMARY = "prescreen.jsonl", "selected.jsonl", "prescreen.json"
 CLASSES = ("wrong", "flat", "internalised")
-UNITS = {"sum": None, "token": "n_tokens", "byte": "n_bytes", "char": "n_chars"}
+UNITS: dict[Unit, Callable[[OptionScore], int]] = {  # what a log-probability is divided by
+    "sum": lambda option: 1,
+    "token": lambda option: option.n_tokens,
+    "byte": lambda option: option.n_bytes,
+    "char": lambda option: option.n_chars,
+}
 SHOWN = 10
 
 
@@ -86,12 +92,8 @@ def prescreen(
     counts: dict[str, Counter[str]] = {}
     n_other_per_byte = 0
     for place, row in _placed_rows(scores):
-        if (
-            row["model_key"] == model_key
-            and row["item_key"] + row["id"] in ids
-            and seen.add(row["id"])
-        ):
-            point = point_of(row, config, experts.get(row["id"]))
+        if row.model_key == model_key and row.full_key in ids and seen.add(row.id):
+            point = point_of(row, config, experts.get(row.id))
             values.append(point["value_nats"])
             places.append(place)
             counts.setdefault(point["group"], Counter())[point["class"]] += 1
@@ -113,7 +115,7 @@ def _read_experts(paths: Sequence[Path]) -> tuple[Fingerprints, dict[str, list[f
     """Read the keys and ids of all points, and the distributions of those that carry one."""
     ids, experts = Fingerprints(), {}
     for item in read_items(paths):
-        ids.add(named(item))
+        ids.add(full_key(item))
         if "expert" in item.extra:
             experts[item.id] = _expert(item)
     return ids, experts
@@ -136,7 +138,7 @@ def _expert(item: Item) -> list[float]:
     return [float(p) for p in given]
 
 
-def point_of(row: Row, config: PrescreenConfig, expert: Sequence[float] | None = None) -> Row:
+def point_of(row: ItemRow, config: PrescreenConfig, expert: Sequence[float] | None = None) -> Row:
     """Return a decision point's line of prescreen.jsonl, from its row of scores.
 
     Args:
@@ -144,13 +146,15 @@ def point_of(row: Row, config: PrescreenConfig, expert: Sequence[float] | None =
         config: The settings; `per` and `high` count.
         expert: The expert's probability of each option; None is certainty of the right one.
     """
-    answer = row["answer"]
-    logp = {unit: _log_p(row["options"], key) for unit, key in UNITS.items()}
+    answer = row.answer
+    if answer is None:
+        raise ValueError(f"expected a choice, got the continuation `{row.id}`")
+    logp = {unit: _log_p(row.options, unit) for unit in UNITS}
     used = logp[config.per]
     p = [math.exp(value) for value in used]
     return {
-        "id": row["id"],
-        "group": row["group"],
+        "id": row.id,
+        "group": row.group,
         "class": _class_of(used, answer, config.high),
         "class_per_byte": _class_of(logp["byte"], answer, config.high),
         "value_nats": -used[answer] if expert is None else _kl(expert, used),
@@ -169,8 +173,8 @@ def _class_of(log_p: Sequence[float], answer: int, high: float) -> str:
     return "internalised" if likely == [answer] else "wrong"
 
 
-def _log_p(options: Sequence[Row], unit: str | None) -> list[float]:
-    totals = [o["logp_given_context_nats"] / (o[unit] if unit else 1) for o in options]
+def _log_p(options: Sequence[OptionScore], unit: Unit) -> list[float]:
+    totals = [o.logp_given_context_nats / UNITS[unit](o) for o in options]
     return [float(value) for value in log_softmax(totals)]
 
 
@@ -178,11 +182,11 @@ def _kl(expert: Sequence[float], log_p: Sequence[float]) -> float:
     return math.fsum(e * (math.log(e) - q) for e, q in zip(expert, log_p, strict=True) if e > 0)
 
 
-def _placed_rows(path: Path) -> Iterator[tuple[int, Row]]:
+def _placed_rows(path: Path) -> Iterator[tuple[int, ItemRow]]:
     """Yield every row with the byte at which its line starts."""
     place = 0
     for where, line in raw_lines(path):
-        yield place, parse_object(line, where)
+        yield place, parse_row(line, where)
         place += len(line)
 
 
@@ -195,8 +199,8 @@ def _read_in_order(
     with path.open("rb") as file:
         for rank, place in enumerate(places, start=1):
             file.seek(place)
-            row = parse_object(file.readline(), str(path))
-            yield {"rank": rank, **point_of(row, config, experts.get(row["id"]))}
+            row = parse_row(file.readline(), str(path))
+            yield {"rank": rank, **point_of(row, config, experts.get(row.id))}
 
 
 def _write_ranked(config: PrescreenConfig, ranked: Iterator[Row]) -> list[Row]:

@@ -12,9 +12,16 @@ from cqa.data.items import Item
 from cqa.data.unique import Fingerprints
 from cqa.errors import DataError
 from cqa.files import AppendedFile, inside
-from cqa.score_folder import ITEMS, SCORES, item_key, named, read_rows, read_texts, sealed
-
-Row = dict[str, Any]
+from cqa.schema.rows import ItemRow, ItemText
+from cqa.score_folder import (
+    ITEMS,
+    SCORES,
+    full_key,
+    item_key,
+    read_rows,
+    read_texts,
+    with_checksum,
+)
 
 
 class Results:
@@ -46,16 +53,16 @@ class Results:
             raise
 
     def done(self, model_key: str) -> Fingerprints:
-        """Return the items, as `named`, whose row under a model was there when this was opened.
+        """Return the items, as `full_key`, whose row under a model was there when this was opened.
 
         Raises:
             DataError: A complete line of an earlier run is damaged.
         """
         done = Fingerprints()
         for row in islice(read_rows(self._scores.path), self._n_held):
-            counts = not self._with_tokens or "token_ids" in row["options"][0]
-            if counts and row["model_key"] == model_key:
-                done.add(row["item_key"] + row["id"])
+            counts = not self._with_tokens or row.options[0].token_ids is not None
+            if counts and row.model_key == model_key:
+                done.add(row.full_key)
         return done
 
     def write_items(self, items: Iterable[Item]) -> None:
@@ -65,30 +72,30 @@ class Results:
             DataError: An id is there with another text, or a line of an earlier run is damaged.
         """
         ids, keyed = Fingerprints(), Fingerprints()
-        for row in read_texts(self._items.path):
-            ids.add(row["id"])
-            keyed.add(row["item_key"] + row["id"])
+        for text in read_texts(self._items.path):
+            ids.add(text.id)
+            keyed.add(text.item_key + text.id)
         with self._items.whole():
             for item in items:
-                if named(item) in keyed:
+                if full_key(item) in keyed:
                     continue
                 if item.id in ids:
                     raise _changed(item)
                 self._items.append(_line(_item_record(item)))
             self._items.sync()
 
-    def append(self, rows: Iterable[Row]) -> None:
+    def append(self, rows: Iterable[ItemRow]) -> None:
         """Append the rows of one pass, all of them on disk when this returns."""
-        self._scores.append(b"".join(_line(sealed(row)) for row in rows))
+        self._scores.append(b"".join(_line(with_checksum(row.to_json())) for row in rows))
         self._scores.sync()
 
-    def rows(self, model_keys: set[str], items: Iterable[Item]) -> Iterator[Row]:
+    def rows(self, model_keys: set[str], items: Iterable[Item]) -> Iterator[ItemRow]:
         """Yield the rows of some models and items, in the order of writing."""
         wanted = Fingerprints()
         for item in items:
-            wanted.add(named(item))
+            wanted.add(full_key(item))
         for row in read_rows(self._scores.path):
-            if row["model_key"] in model_keys and row["item_key"] + row["id"] in wanted:
+            if row.model_key in model_keys and row.full_key in wanted:
                 yield row
 
     def close(self) -> None:
@@ -97,17 +104,17 @@ class Results:
         self._items.close()
 
 
-def _item_record(item: Item) -> Row:
-    return {
-        **item.extra,
-        "id": item.id,
-        "item_key": item_key(item),
-        "kind": item.kind,
-        "context": item.context,
-        "options": list(item.options),
-        "answer": item.answer,
+def _item_record(item: Item) -> dict[str, Any]:
+    text = ItemText(
+        id=item.id,
+        item_key=item_key(item),
+        kind=item.kind,
+        context=item.context,
+        options=item.options,
+        answer=item.answer,
         **item.labels,
-    }
+    )
+    return item.extra | text.to_json()
 
 
 def _changed(item: Item) -> DataError:
@@ -123,5 +130,5 @@ def _count_lines(path: Path) -> int:
         return sum(block.count(b"\n") for block in iter(lambda: file.read(1 << 16), b""))
 
 
-def _line(record: Row) -> bytes:
+def _line(record: dict[str, Any]) -> bytes:
     return json.dumps(record, ensure_ascii=False, allow_nan=False).encode() + b"\n"

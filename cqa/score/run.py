@@ -6,7 +6,7 @@ import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from cqa.score.config import ScoreConfig
 from cqa.score.encoded import Items
 from cqa.score.results import Results
 from cqa.score.scorer import score_rows
-from cqa.score_folder import META, SUMMARY, digest_json, named
+from cqa.score_folder import META, SUMMARY, digest_json, full_key
 from cqa.stats.summary import Scores, summarise
 
 CODE = ("data/items.py", "score/prefix_batch.py", "score/scorer.py", "stats/information.py")
@@ -121,7 +121,7 @@ def score(
         rows = results.rows(set(names), items)
         summary = {
             **summarise(
-                Scores({**row, "adapter": names[row["model_key"]]} for row in rows),
+                Scores(replace(row, adapter=names[row.model_key]) for row in rows),
                 cutoff=config.cutoff,
                 margin_nats=config.margin,
             ),
@@ -220,7 +220,7 @@ def _score_model(
     done = results.done(model_key)
     passes = score_rows(
         decoder,
-        items.encoded(skip=lambda item: named(item) in done),
+        items.encoded(skip=lambda item: full_key(item) in done),
         tokenizer,
         batch_tokens=config.batch_tokens,
         adapter=adapter,

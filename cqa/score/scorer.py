@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator
 
 import torch
 
@@ -14,15 +13,10 @@ from cqa.kernels.token_logprobs import token_stats
 from cqa.layout import pack_trees
 from cqa.model.decoder import Decoder
 from cqa.model.memory import give_back, ran_out
+from cqa.schema.rows import ItemRow, OptionScore
 from cqa.score.prefix_batch import EncodedItem, Forest, passes
 from cqa.score_folder import item_key
 from cqa.stats.information import contrast, delta_i_best_wrong, rank_prob
-
-Row = dict[str, Any]
-SUMS = {
-    "logp_given_context_nats", "logp_null_nats", "logp_null2_nats",
-    "entropy_given_context_nats", "entropy_null_nats",
-}  # fmt: skip
 
 
 class BranchStats:
@@ -67,7 +61,7 @@ def score_rows(
     adapter: str | None,
     model_key: str = "",
     tokens: bool = False,
-) -> Iterator[tuple[list[Row], int]]:
+) -> Iterator[tuple[list[ItemRow], int]]:
     """Score items as they come; yield the rows of each pass, and how many tokens it fed.
 
     Args:
@@ -149,7 +143,7 @@ def item_row(
     adapter: str | None,
     model_key: str,
     tokens: bool,
-) -> Row:
+) -> ItemRow:
     """Return an item's line of scores.jsonl.
 
     Raises:
@@ -157,26 +151,34 @@ def item_row(
     """
     item = encoded.item
     options = [_option(encoded, k, branches, tokenizer, tokens) for k in range(len(item.options))]
-    for option in options:
-        if not all(math.isfinite(v) for key, v in option.items() if key in SUMS):
-            raise NumericsError(
-                f"expected finite scores, got others in item `{item.id}`", where=item.where
-            )
-    return {
-        "id": item.id,
-        "group": item.group,
-        "domain": item.labels.get("domain"),
-        "lang": item.labels.get("lang"),
-        "source_id": item.labels.get("source_id"),
-        "published_at": item.labels.get("published_at"),
-        "kind": item.kind,
-        "answer": item.answer,
-        "adapter": adapter,
-        "model_key": model_key,
-        "item_key": item_key(item),
-        "options": options,
-        **_contrasts(options, item.answer),
-    }
+    if not all(_is_finite(option) for option in options):
+        raise NumericsError(
+            f"expected finite scores, got others in item `{item.id}`", where=item.where
+        )
+    delta_i = best_wrong = rank = None
+    if item.answer is not None:
+        pmi = [option.pmi_nats for option in options]
+        logp = [option.logp_given_context_nats for option in options]
+        delta_i = contrast(pmi, item.answer)
+        best_wrong = delta_i_best_wrong(pmi, item.answer)
+        rank = rank_prob(logp, [option.n_bytes for option in options], item.answer)
+    return ItemRow(
+        id=item.id,
+        group=item.group,
+        domain=item.labels.get("domain"),
+        lang=item.labels.get("lang"),
+        source_id=item.labels.get("source_id"),
+        published_at=item.labels.get("published_at"),
+        kind=item.kind,
+        answer=item.answer,
+        adapter=adapter,
+        model_key=model_key,
+        item_key=item_key(item),
+        options=tuple(options),
+        delta_i_nats=delta_i,
+        delta_i_best_wrong_nats=best_wrong,
+        rank_prob=rank,
+    )
 
 
 def _option(
@@ -185,39 +187,36 @@ def _option(
     branches: dict[tuple[Ids, Ids], BranchStats],
     tokenizer: Tokenizer,
     tokens: bool,
-) -> Row:
+) -> OptionScore:
     text, ids = encoded.item.options[index], encoded.options[index]
     given = branches[ids.context_ids, ids.option_ids]
     null = branches[tokenizer.null_ids, ids.option_ids]
     null2 = branches[tokenizer.null2_ids, ids.option_ids]
-    row: Row = {
-        "role": encoded.item.role(index),
-        "logp_given_context_nats": given.total,
-        "logp_null_nats": null.total,
-        "logp_null2_nats": null2.total,
-        "pmi_nats": given.total - null.total,
-        "entropy_given_context_nats": given.total_entropy,
-        "entropy_null_nats": null.total_entropy,
-        "n_tokens": len(ids.option_ids),
-        "n_bytes": len(text.encode()),
-        "n_chars": len(text),
-        "boundary_merge": ids.boundary_merge,
-    }
-    if tokens:
-        row["token_ids"] = list(ids.option_ids)
-        row["token_char_ends"] = list(ids.option_char_ends)
-        row["token_logp_given_context_nats"] = given.logp
-        row["token_logp_null_nats"] = null.logp
-    return row
+    return OptionScore(
+        role=encoded.item.role(index),
+        logp_given_context_nats=given.total,
+        logp_null_nats=null.total,
+        logp_null2_nats=null2.total,
+        pmi_nats=given.total - null.total,
+        entropy_given_context_nats=given.total_entropy,
+        entropy_null_nats=null.total_entropy,
+        n_tokens=len(ids.option_ids),
+        n_bytes=len(text.encode()),
+        n_chars=len(text),
+        boundary_merge=ids.boundary_merge,
+        token_ids=ids.option_ids if tokens else None,
+        token_char_ends=ids.option_char_ends if tokens else None,
+        token_logp_given_context_nats=tuple(given.logp) if tokens else None,
+        token_logp_null_nats=tuple(null.logp) if tokens else None,
+    )
 
 
-def _contrasts(options: Sequence[Row], answer: int | None) -> Row:
-    if answer is None:
-        return {"delta_i_nats": None, "delta_i_best_wrong_nats": None, "rank_prob": None}
-    pmi = [option["pmi_nats"] for option in options]
-    logp = [option["logp_given_context_nats"] for option in options]
-    return {
-        "delta_i_nats": contrast(pmi, answer),
-        "delta_i_best_wrong_nats": delta_i_best_wrong(pmi, answer),
-        "rank_prob": rank_prob(logp, [option["n_bytes"] for option in options], answer),
-    }
+def _is_finite(option: OptionScore) -> bool:
+    sums = (
+        option.logp_given_context_nats,
+        option.logp_null_nats,
+        option.logp_null2_nats,
+        option.entropy_given_context_nats,
+        option.entropy_null_nats,
+    )
+    return all(map(math.isfinite, sums))

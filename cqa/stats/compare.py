@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from scipy import stats as scipy_stats
 
+from cqa.schema.rows import ItemRow
 from cqa.stats.information import contrast, delta_i_best_wrong, entropy, softmax
 from cqa.stats.resampling import bca_interval
 from cqa.stats.tests import (
@@ -72,49 +73,57 @@ class ItemFacts:
     boundary_merge: bool
 
 
-def item_score(row: Row) -> ItemScore:
-    """Reduce a row of scores.jsonl to what the statistics need."""
-    answer, options = row["answer"], row["options"]
+def item_score(row: ItemRow) -> ItemScore:
+    """Reduce a row of scores.jsonl to what the statistics need.
 
-    def of(key: str, over: str | None = None) -> list[float]:
-        return [o[key] / o[over] if over else o[key] for o in options]
-
-    given, null = of("logp_given_context_nats"), of("logp_null_nats")
-    pmi2 = [s - s2 for s, s2 in zip(given, of("logp_null2_nats"), strict=True)]
-    n_tokens = sum(of("n_tokens"))
+    Raises:
+        ValueError: It is a continuation, which has no right option.
+    """
+    answer, delta_i, options = row.answer, row.delta_i_nats, row.options
+    if answer is None or delta_i is None:
+        raise ValueError(f"expected a choice, got the continuation `{row.id}`")
+    given = [o.logp_given_context_nats for o in options]
+    null = [o.logp_null_nats for o in options]
+    pmi = [o.pmi_nats for o in options]
+    lengths = [(o.n_tokens, o.n_bytes, o.n_chars) for o in options]  # in the order of LENGTHS
+    pmi2 = [o.logp_given_context_nats - o.logp_null2_nats for o in options]
+    n_tokens = sum(o.n_tokens for o in options)
     order = [answer, *(k for k in range(len(options)) if k != answer)]
     p_given, p_null = softmax(given), softmax(null)
     return ItemScore(
-        delta_i_nats=row["delta_i_nats"],
+        delta_i_nats=delta_i,
         conditional_nats=contrast(given, answer),
         prior_nats=contrast(null, answer),
         readings=(
             contrast(pmi2, answer),
-            *(contrast(of("pmi_nats", length), answer) for length in LENGTHS),
-            delta_i_best_wrong(of("pmi_nats"), answer),
+            *(
+                contrast([i / n for i, n in zip(pmi, by_length, strict=True)], answer)
+                for by_length in zip(*lengths, strict=True)
+            ),
+            delta_i_best_wrong(pmi, answer),
         ),
-        entropy_given_nats=sum(of("entropy_given_context_nats")) / n_tokens,
-        entropy_null_nats=sum(of("entropy_null_nats")) / n_tokens,
+        entropy_given_nats=sum(o.entropy_given_context_nats for o in options) / n_tokens,
+        entropy_null_nats=sum(o.entropy_null_nats for o in options) / n_tokens,
         p_given=tuple(p_given[k] for k in order),
         p_null=tuple(p_null[k] for k in order),
         first_by=tuple(
             max(range(len(s)), key=s.__getitem__) == answer
-            for s in (given, of("logp_given_context_nats", "n_bytes"))
+            for s in (given, [o.logp_given_context_nats / o.n_bytes for o in options])
         ),
     )
 
 
-def item_facts(row: Row) -> ItemFacts:
+def item_facts(row: ItemRow) -> ItemFacts:
     """Return what a row says of its item."""
-    answer, options = row["answer"], row["options"]
-    wrong = options[:answer] + options[answer + 1 :]
+    lengths = [(o.n_tokens, o.n_bytes, o.n_chars) for o in row.options]
+    wrong = [counts for k, counts in enumerate(lengths) if k != row.answer]
     return ItemFacts(
-        row["domain"],
-        row["source_id"],
-        row["published_at"],
-        tuple(options[answer][key] for key in LENGTHS),
-        tuple(float(np.mean([option[key] for option in wrong])) for key in LENGTHS),
-        any(option["boundary_merge"] for option in options),
+        row.domain,
+        row.source_id,
+        row.published_at,
+        lengths[row.answer or 0],
+        tuple(float(np.mean(counts)) for counts in zip(*wrong, strict=True)),
+        any(option.boundary_merge for option in row.options),
     )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from cqa.schema.rows import ItemRow
 from cqa.stats.compare import change, differences, listed, mean
 from cqa.stats.tests import t_interval
 
@@ -27,17 +28,17 @@ class TextScore:
     published_at: str | None
 
 
-def text_score(row: Row) -> TextScore:
+def text_score(row: ItemRow) -> TextScore:
     """Reduce a row of scores.jsonl to what the statistics need."""
-    option = row["options"][0]
+    option = row.options[0]
     return TextScore(
-        option["logp_given_context_nats"],
-        option["entropy_given_context_nats"],
-        option["n_tokens"],
-        option["n_bytes"],
-        row["domain"],
-        row["source_id"],
-        row["published_at"],
+        option.logp_given_context_nats,
+        option.entropy_given_context_nats,
+        option.n_tokens,
+        option.n_bytes,
+        row.domain,
+        row.source_id,
+        row.published_at,
     )
 
 

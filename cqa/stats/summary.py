@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from typing import Any
 
+from cqa.schema.rows import ItemRow
 from cqa.stats.compare import (
     READINGS,
     ItemFacts,
@@ -33,19 +34,19 @@ ByModel = dict[str | None, dict[str, ItemScore]]
 class Scores:
     """Rows sorted by kind, group and adapter; ids join a base row with an adapter's."""
 
-    def __init__(self, rows: Iterable[Row] = ()) -> None:
+    def __init__(self, rows: Iterable[ItemRow] = ()) -> None:
         """Read rows; where an id comes twice under one model, the last line counts."""
         self.items: dict[str, ByModel] = {}
         self.texts: dict[str, dict[str | None, dict[str, TextScore]]] = {}
         self.facts: dict[str, ItemFacts] = {}
         for row in rows:
-            if row["kind"] == "continuation":
-                texts = self.texts.setdefault(row["group"], {}).setdefault(row["adapter"], {})
-                texts[row["id"]] = text_score(row)
+            if row.kind == "continuation":
+                texts = self.texts.setdefault(row.group, {}).setdefault(row.adapter, {})
+                texts[row.id] = text_score(row)
             else:
-                scores = self.items.setdefault(row["group"], {}).setdefault(row["adapter"], {})
-                scores[row["id"]] = item_score(row)
-                self.facts[row["id"]] = item_facts(row)
+                scores = self.items.setdefault(row.group, {}).setdefault(row.adapter, {})
+                scores[row.id] = item_score(row)
+                self.facts[row.id] = item_facts(row)
 
     def part(self, keep: Callable[[str | None], bool]) -> Scores:
         """Return the scores of the items whose `published_at` is to be kept."""

@@ -17,6 +17,7 @@ from cqa.data.unique import each_once
 from cqa.model.checkpoint import locate
 from cqa.model.config import read_config
 from cqa.model.decoder import Decoder
+from cqa.schema.rows import ItemRow
 from cqa.score.prefix_batch import encode_item
 from cqa.score.scorer import score_rows
 from cqa.stats.summary import Scores, summarise
@@ -50,7 +51,7 @@ class DevMetric:
             encode_item(item, self._tokenizer, "split", score_eos=False, max_positions=positions)
             for item in each_once(read_items([pairs]))
         ]
-        self._base: list[Event] = []
+        self._base: list[ItemRow] = []
 
     def begin(self, decoder: Decoder) -> None:
         """Score the base."""
@@ -66,7 +67,7 @@ class DevMetric:
             entry = {key: models["now"][key] for key in LOGGED}
             yield {"event": "dev", "epoch": epoch, "group": group, **entry, "dev_s": seconds}
 
-    def _rows(self, decoder: Decoder, name: str | None) -> list[Event]:
+    def _rows(self, decoder: Decoder, name: str | None) -> list[ItemRow]:
         passes = score_rows(
             decoder, self._items, self._tokenizer, batch_tokens=BATCH_TOKENS, adapter=name
         )

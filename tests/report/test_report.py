@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from helpers import ROOT, read_lines, write_lines
-from synthetic import HOSTILE, make_folder, make_items, make_run
+from synthetic import HOSTILE, make_folder, make_items, make_rows, make_run
 
 from cqa.errors import ConfigError, DataError, ResourceError
 from cqa.identity import digest_bytes
@@ -31,7 +31,7 @@ from cqa.report.tables import (
     to_markdown,
 )
 from cqa.report.write import make_report, read_view, write_report
-from cqa.score_folder import sealed
+from cqa.score_folder import read_rows, with_checksum
 from cqa.stats.summary import Scores, summarise
 
 TABLES = {
@@ -63,7 +63,7 @@ def few(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def summary(scored) -> dict:
-    return summarise(Scores(read_lines(scored / "scores.jsonl")), cutoff="2024-06")
+    return summarise(Scores(read_rows(scored / "scores.jsonl")), cutoff="2024-06")
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:
@@ -349,6 +349,10 @@ def test_settings_of_the_scoring_run_hold_unless_given_anew(tmp_path):
     assert margins == [1.5, 9]
 
 
+(OF_ANOTHER_MODEL,) = (
+    json.dumps(with_checksum(row | {"model_key": "x"}))
+    for row in make_rows(make_items(1)[:1], [None])
+)
 LEFT_OUT = (
     '{"settings": {}, "models": [{"model_key": "k", "adapter": null}], "versions": {}, '
     '"too_long": %s}'
@@ -376,16 +380,15 @@ def test_a_folder_without_scores_is_refused(scored, tmp_path, name):
         ("meta.json", LEFT_OUT % '"x"', r"expected another `too_long`, got: 'x'"),
         ("meta.json", LEFT_OUT % '{"p1": 2}', "expected `too_long` to give the group of each item"),
         ("meta.json", LEFT_OUT % '{"p1": "a"}', "expected `max_positions`, got none"),
-        ("items.jsonl", '{"id": "x"}\n', r"items\.jsonl:1: expected the item as it was written"),
-        ("scores.jsonl", json.dumps(sealed({})), r"scores\.jsonl: expected rows as cqa-fast score"),
-        ("scores.jsonl", json.dumps(sealed({"model_key": "x"})), "expected items scored under the"),
-        ("scores.jsonl", "{}\n", r"scores\.jsonl:1: expected the row as it was written, got a dam"),
-        ("scores.jsonl", "not json\n", r"scores\.jsonl:1: expected one JSON object"),
+        ("items.jsonl", '{"id": "x"}\n', r"items\.jsonl:1: expected `item_key`, got none"),
         (
             "scores.jsonl",
-            json.dumps(sealed({"model_key": "key-of-base", "kind": "pair"})),
-            "expected rows as cqa-fast score writes them",
+            json.dumps(with_checksum({})),
+            r"scores\.jsonl:1: expected `id`, got none",
         ),
+        ("scores.jsonl", OF_ANOTHER_MODEL, "expected items scored under the"),
+        ("scores.jsonl", "{}\n", r"scores\.jsonl:1: expected the row as it was written, got a dam"),
+        ("scores.jsonl", "not json\n", r"scores\.jsonl:1: expected one JSON object"),
     ],
 )
 def test_damaged_files_are_refused_with_their_place(scored, tmp_path, name, text, message):

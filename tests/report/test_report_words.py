@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers import write_lines
-from synthetic import key_of, make_items, make_meta, make_row, make_run
+from synthetic import key_of, make_items, make_meta, make_row, make_run, records
 
 from cqa.data.overlap import TrainedTexts
 from cqa.data.samples import Sample, Turn
@@ -17,6 +17,7 @@ from cqa.report.focus import View, make_view
 from cqa.report.item_table import scored_items, texts_of
 from cqa.report.source import Source, TrainingRun, read_run
 from cqa.report.verdict import make_verdict
+from cqa.schema.rows import ItemRow, ItemText
 from cqa.stats.summary import Scores, summarise
 
 Changes = dict[str, dict[str, Sequence[float]]]  # adapter, group: ddI of every item, nats
@@ -35,14 +36,17 @@ def view_of(changes: Changes, *, prior: float = 0.0, **facts) -> View:
     for group, n in sizes.items():
         for k in range(n):
             item_id = f"{group}-{k}"
-            items[item_id] = {"id": item_id, "context": "c", "options": ["g", "b"], "lang": "en"}
+            items[item_id] = ItemText(
+                id=item_id, item_key="", kind="pair", context="c", options=("g", "b"), answer=0,
+                lang="en",
+            )  # fmt: skip
             base = float(5 * np.sin(7 * k + 1))
             for adapter in (None, *changes):
                 moved = 0.0 if adapter is None else float(changes[adapter][group][k])
                 shift = 0.0 if adapter is None else prior
                 rows.append(_row(item_id, group, adapter, base + moved + shift, shift, facts))
     source = Source(
-        Path("scores"), make_meta([None, *changes]), items, Scores(rows), list(changes),
+        Path("scores"), make_meta([None, *changes]), items, Scores(records(rows)), list(changes),
         facts.get("run"),
     )  # fmt: skip
     return make_view(source, summarise(source.scores, cutoff=facts.get("cutoff")))
@@ -70,7 +74,7 @@ def _row(item_id, group, adapter, given, null, facts):
         "id": item_id, "group": group, "domain": None, "lang": "en", "kind": "pair", "answer": 0,
         "source_id": f"book-{number % sources}" if sources else None,
         "published_at": facts.get("dates", [None])[number % len(facts.get("dates", [None]))],
-        "adapter": adapter, "model_key": key_of(adapter), "options": options,
+        "adapter": adapter, "model_key": key_of(adapter), "item_key": "", "options": options,
         "delta_i_nats": given - null,
     }  # fmt: skip
 
@@ -354,10 +358,12 @@ def item_with_tokens(score_eos: bool) -> dict:
     option = row["options"][0]
     text = item["options"][0]
     ends = [1, 1, 1, 4, len(text)] + [len(text)] * score_eos
-    option["token_char_ends"] = ends
+    option["token_char_ends"], option["n_tokens"] = ends, len(ends)
+    option["token_ids"] = list(range(len(ends)))
     for key in ("token_logp_given_context_nats", "token_logp_null_nats"):
         option[key] = [-1.0, -0.5, -0.25, -2.0, -3.004, -4.0][: len(ends)]
-    return {"item": item, "row": row}
+    text = ItemText.from_json({**item, "item_key": ""}, "made up")
+    return {"item": text, "row": ItemRow.from_json(row, "made up")}
 
 
 @pytest.mark.parametrize("score_eos", [False, True])
@@ -367,7 +373,7 @@ def test_pieces_of_a_character_are_one_and_an_end_token_is_its_own(score_eos):
     made = item_with_tokens(score_eos)
     held = texts_of(ScoredItem(made["item"], made["row"], None), score_eos=score_eos)
     tokens = held["options"][0]["tokens"]
-    n = len(made["item"]["options"][0])
+    n = len(made["item"].options[0])
     assert tokens["ends"] == [1, 4, n] + [n] * score_eos
     assert tokens["base"] == [-175, -200, -300] + [-400] * score_eos
     assert "adapter" not in tokens
@@ -381,8 +387,8 @@ def test_items_come_group_by_group_and_the_largest_change_first(tmp_path):
     source = read_source(make_folder(tmp_path / "scores"))
     view = make_view(source, summarise(source.scores))
     found = scored_items(view)
-    groups = [s.base["group"] for s in found if s.base["kind"] != "continuation"]
+    groups = [s.base.group for s in found if s.base.kind != "continuation"]
     assert groups == ["literary"] * 6 + ["factual"] * 6 + ["<i>other</i>"] * 4
     ddi = [s.ddi_nats for s in found[:6]]
     assert ddi == sorted(ddi, reverse=True)
-    assert {s.base["kind"] for s in found[16:]} == {"continuation"}
+    assert {s.base.kind for s in found[16:]} == {"continuation"}

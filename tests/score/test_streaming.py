@@ -9,13 +9,14 @@ import sys
 import time
 import tracemalloc
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from helpers import DEMO, ROOT, read_lines
-from synthetic import make_items, make_rows
+from synthetic import make_items, make_rows, records
 
 from cqa.data.items import parse_pair
 from cqa.data.tokenizer import Tokenizer
@@ -98,7 +99,8 @@ def test_summary_keeps_a_kilobyte_of_a_row():
     (item,) = make_items(1)[:1]
 
     def peak(n: int) -> int:
-        rows = ({**row, "id": items[i]} for i in range(n) for row in make_rows([item], [None]))
+        (row,) = records(make_rows([item], [None]))
+        rows = (replace(row, id=items[i]) for i in range(n))
         tracemalloc.start()
         summarise(Scores(rows))
         found = tracemalloc.get_traced_memory()[1]

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 from scipy import stats
-from synthetic import make_items, make_rows
+from synthetic import make_items, make_rows, records
 
 from cqa.stats.compare import MARGIN_SHARE, READINGS, compare_items, item_facts, item_score
 from cqa.stats.continuations import TextScore, compare_texts
@@ -24,7 +24,7 @@ def rows() -> list[dict]:
 
 @pytest.fixture(scope="module")
 def summary(rows) -> dict:
-    return summarise(Scores(rows), cutoff="2024-06")
+    return summarise(Scores(records(rows)), cutoff="2024-06")
 
 
 def of(rows: list[dict], adapter: str | None, group: str) -> list[dict]:
@@ -144,8 +144,8 @@ def test_source_means_are_tested_and_unnamed_items_stand_alone(rows):
     for part in (before, after):
         part[0] = part[0] | {"source_id": None}
     entry = compare_items(
-        *({r["id"]: item_score(r) for r in part} for part in (before, after)),
-        {r["id"]: item_facts(r) for r in before},
+        *({r.id: item_score(r) for r in records(part)} for part in (before, after)),
+        {r.id: item_facts(r) for r in records(before)},
     )
     ddi = per_item(after, lambda r: r["delta_i_nats"]) - per_item(
         before, lambda r: r["delta_i_nats"]
@@ -183,8 +183,8 @@ def test_one_domain_or_none_is_no_part_of_a_group(summary):
 
 def test_equivalence_margin_is_fixed_by_the_base_or_by_the_caller(rows):
     before, after = pair_of(rows, "factual")
-    scores = [{r["id"]: item_score(r) for r in part} for part in (before, after)]
-    facts = {r["id"]: item_facts(r) for r in before}
+    scores = [{r.id: item_score(r) for r in records(part)} for part in (before, after)]
+    facts = {r.id: item_facts(r) for r in records(before)}
     spread = per_item(before, lambda r: r["delta_i_nats"]).std(ddof=1)
     own, given = compare_items(*scores, facts), compare_items(*scores, facts, 2.5)
     assert own["equivalence"]["margin_nats"] == pytest.approx(MARGIN_SHARE * spread)
@@ -232,7 +232,7 @@ def test_strata_part_the_items_and_never_overlap(rows, summary):
 
 
 def test_without_a_cutoff_nothing_is_parted_and_dates_are_counted(rows):
-    summary = summarise(Scores(rows))
+    summary = summarise(Scores(records(rows)))
     assert summary["strata"] == {}
     assert summary["n_by_date"] == {"dated": 14, "undated": 22}
 
@@ -274,7 +274,7 @@ def test_the_combined_row_of_table_2_follows_from_its_parts():
 
 def test_one_item_has_means_and_nothing_that_needs_two():
     items = make_items(1)
-    summary = summarise(Scores(make_rows(items, ADAPTERS)), cutoff="2024")
+    summary = summarise(Scores(records(make_rows(items, ADAPTERS))), cutoff="2024")
     entry = summary["groups"]["literary"]["epoch-02"]
     assert entry["n"] == 1
     assert entry["mean_ddi_nats"] is not None
@@ -288,7 +288,7 @@ def test_one_item_has_means_and_nothing_that_needs_two():
 def test_an_adapter_that_changes_nothing_is_no_error():
     rows = list(make_rows(ITEMS, [None]))
     same = [row | {"adapter": "epoch-01"} for row in rows]
-    summary = summarise(Scores(rows + same))
+    summary = summarise(Scores(records(rows + same)))
     entry = summary["groups"]["literary"]["epoch-01"]
     assert (entry["mean_ddi_nats"], entry["d_z"], entry["wilcoxon"]["p"]) == (0, None, 1)
     assert entry["sign_test"]["p"] == 1
