@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -257,11 +258,12 @@ def test_items_that_are_trained_on_are_named_whole_or_by_their_words():
     clean = view_of({"mine": PLAIN}, run=trained_on("Nothing of it.", ROW))
     assert not said(clean, "training texts")
     view = view_of({"mine": PLAIN}, run=trained_on("Nothing of it.", f"It goes: {ROW}!", "G"))
-    view.source.items["literary-7"]["context"] = f"He counted {ROW}."
+    items = view.source.items
+    items["literary-7"] = replace(items["literary-7"], context=f"He counted {ROW}.")
     (text,) = said(view, "training texts")  # every item's right option is `g`
     assert text.startswith("120 items overlap with training texts, 120 by a whole text")
-    for item in view.source.items.values():
-        item["options"] = ["another", "b"]
+    for item_id, item in items.items():
+        items[item_id] = replace(item, options=("another", "b"))
     (text,) = said(view, "training texts")
     assert text == (
         "1 item overlaps with training texts, 0 by a whole text, the rest by 13 words in a row or "

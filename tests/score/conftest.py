@@ -1,4 +1,4 @@
-"""One report, and one scoring run with its training, for all tests that look at them."""
+"""One scoring run with its training, for all tests that look at it."""
 
 from pathlib import Path
 
@@ -14,24 +14,11 @@ from score.scoring import (
     few_of,
     rows_of,
 )
-from synthetic import make_folder, make_run
 
-from cqa.report.config import ReportConfig
-from cqa.report.write import write_report
 from cqa.score.config import ScoreConfig
 from cqa.score.run import score
 from cqa.train.config import TrainConfig
 from cqa.train.loop import train
-
-
-@pytest.fixture(scope="session")
-def reported(tmp_path_factory) -> Path:
-    """A folder with scores of three epochs, their training run, and a report on them in `out`."""
-    folder = tmp_path_factory.mktemp("reported")
-    run = make_run(folder / "run")
-    make_folder(folder / "scores")
-    write_report(folder / "scores", ReportConfig(out=folder / "out", run=run, cutoff="2024-06"))
-    return folder
 
 
 @pytest.fixture(scope="session")

@@ -15,6 +15,7 @@ from scipy.stats import entropy
 from study.common import MODEL, write_pairs
 
 from cqa.errors import ConfigError, DataError
+from cqa.schema.rows import ItemRow, OptionScore
 from cqa.score.config import PrescreenConfig
 from cqa.score.prescreen import point_of, prescreen, prescreen_text
 
@@ -28,14 +29,22 @@ def config_of(**changes: Any) -> PrescreenConfig:
     return PrescreenConfig(**{**settings, **changes})
 
 
-def row_of(logp: list[float], answer: int, n_bytes: list[int] | None = None) -> dict:
-    """Return a row of scores with what prescreening reads."""
+def row_of(logp: list[float], answer: int, n_bytes: list[int] | None = None) -> ItemRow:
+    """Return a row of scores; only what prescreening reads is of use."""
     lengths = n_bytes or [1] * len(logp)
-    options = [
-        {"logp_given_context_nats": s, "n_tokens": n, "n_bytes": n, "n_chars": n}
-        for s, n in zip(logp, lengths, strict=True)
-    ]
-    return {"id": "x", "group": "literary", "answer": answer, "options": options}
+    options = tuple(
+        OptionScore(
+            role="right" if k == answer else "wrong", logp_given_context_nats=s, logp_null_nats=0.0,
+            logp_null2_nats=0.0, pmi_nats=s, entropy_given_context_nats=0.0, entropy_null_nats=0.0,
+            n_tokens=n, n_bytes=n, n_chars=n, boundary_merge=False,
+        )
+        for k, (s, n) in enumerate(zip(logp, lengths, strict=True))
+    )  # fmt: skip
+    return ItemRow(
+        id="x", group="literary", domain=None, lang=None, source_id=None, published_at=None,
+        kind="options", answer=answer, adapter=None, model_key="m", item_key="k", options=options,
+        delta_i_nats=0.0, delta_i_best_wrong_nats=0.0, rank_prob=0.5,
+    )  # fmt: skip
 
 
 LOGPS = st.lists(st.floats(-400, 0), min_size=2, max_size=5)
