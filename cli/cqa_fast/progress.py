@@ -11,6 +11,17 @@ from typing import IO, Any, TextIO, cast
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from cqa.schema.events import (
+    BenchEvent,
+    BenchPart,
+    BenchResult,
+    ModelScored,
+    ModelStart,
+    Note,
+    RowsWritten,
+    ScoreEvent,
+    ScoreStart,
+)
 from cqa.text import counted
 from cqa_fast.terminal import message
 
@@ -183,28 +194,28 @@ class ScoreProgress(_Progress):
         self._items = 0
         self._since = time.perf_counter()
 
-    def __call__(self, event: Event) -> None:
+    def __call__(self, event: ScoreEvent) -> None:
         """Take one event of `cqa.score.run.score`."""
-        kind = event["event"]
-        if kind == "start":
-            n_items, n_models = event["n_items"], event["n_models"]
-            self.display.line(
-                f"scoring {counted(n_items, 'item')} under {counted(n_models, 'model')}"
-            )
-            self.display.start(n_items * n_models)
-        elif kind == "note":
-            self.note(event["text"])
-        elif kind == "model":
-            self._name = event["adapter"] or "base"
-            self._tokens, self._items, self._since = 0, 0, time.perf_counter()
-        elif kind == "rows":
-            self._tokens += event["n_tokens"]
-            self._items += event["n"]
-            self.display.advance(event["n"], f"{self._name}  {self._speed():,.0f} tokens/s")
-        elif kind == "scored":
-            speed = f"{self._tokens:,} tokens, {self._speed():,.0f} tokens/s"
-            new = f"{counted(self._items, 'item')}, {speed}" if self._items else "nothing to add"
-            self.display.line(f"{self._name:<10} {new}")
+        match event:
+            case ScoreStart(n_items=n_items, n_models=n_models):
+                self.display.line(
+                    f"scoring {counted(n_items, 'item')} under {counted(n_models, 'model')}"
+                )
+                self.display.start(n_items * n_models)
+            case Note(text=text):
+                self.note(text)
+            case ModelStart(adapter=adapter):
+                self._name = adapter or "base"
+                self._tokens, self._items, self._since = 0, 0, time.perf_counter()
+            case RowsWritten(n=n, n_tokens=n_tokens):
+                self._tokens += n_tokens
+                self._items += n
+                self.display.advance(n, f"{self._name}  {self._speed():,.0f} tokens/s")
+            case ModelScored():
+                speed = f"{self._tokens:,} tokens, {self._speed():,.0f} tokens/s"
+                items = counted(self._items, "item")
+                new = f"{items}, {speed}" if self._items else "nothing to add"
+                self.display.line(f"{self._name:<10} {new}")
 
     def _speed(self) -> float:
         return self._tokens / max(1e-9, time.perf_counter() - self._since)
@@ -213,10 +224,10 @@ class ScoreProgress(_Progress):
 class BenchProgress(_Progress):
     """Shows which part of a benchmark runs."""
 
-    def __call__(self, event: Event) -> None:
+    def __call__(self, event: BenchEvent) -> None:
         """Take one event of `cqa.bench.run.bench`."""
-        if event["event"] == "part":
-            self.display.line(f"measuring {event['name']}")
-        elif problem := event["result"].get("problem"):
-            name = event["result"].get("peer") or event["result"].get("op")
-            self.note(f"{name}: {problem}")
+        match event:
+            case BenchPart(name=name):
+                self.display.line(f"measuring {name}")
+            case BenchResult(result={"problem": problem, **found}) if problem:
+                self.note(f"{found.get('peer') or found.get('op')}: {problem}")

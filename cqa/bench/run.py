@@ -20,13 +20,13 @@ from cqa.files import write_json
 from cqa.model.load import check_weights_fit, dtype_name, pick_device, pick_dtype
 from cqa.model.memory import give_back
 from cqa.model.memory import reported as memory_reported
+from cqa.schema.events import BenchEvent, BenchPart, BenchResult
 
 FORMAT = 1  # of the JSON
-Event = dict[str, Any]
 
 
 def bench(
-    config: BenchConfig, *, on_event: Callable[[Event], None] = lambda _: None
+    config: BenchConfig, *, on_event: Callable[[BenchEvent], None] = lambda _: None
 ) -> dict[str, Any]:
     """Measure what the settings name; return it as it stands in the JSON.
 
@@ -35,8 +35,7 @@ def bench(
 
     Args:
         config: The settings.
-        on_event: Called with {"event": "part", "name"} as parts begin, and
-            {"event": "result", "level", "part", "result"} for each line measured.
+        on_event: Called as parts begin, and for each line measured.
 
     Raises:
         CqaError: The device or the model is not there, or a text does not fit the model.
@@ -49,7 +48,7 @@ def bench(
     check_fits(shape, windows, jobs)
     check_weights_fit(shape, subject.spec.rank_columns(), dtype, device)
     with memory_reported("the benchmark", "a smaller --shape, --window or --job"):
-        on_event({"event": "part", "name": "ceilings"})
+        on_event(BenchPart(name="ceilings"))
         ceilings = measure_ceilings(device, dtype, config.seconds)
         record = _Record(
             {
@@ -72,19 +71,19 @@ class _Record:
     """What was measured so far, kept in the file that was asked for."""
 
     def __init__(
-        self, data: dict[str, Any], config: BenchConfig, on_event: Callable[[Event], None]
+        self, data: dict[str, Any], config: BenchConfig, on_event: Callable[[BenchEvent], None]
     ) -> None:
         self.data, self._out, self._on_event = data, config.out, on_event
         self._write()
 
     def keep(self, level: str, part: str, results: Iterable[dict[str, Any]]) -> None:
         """Add the results of a part as they come, each to the file at once."""
-        self._on_event({"event": "part", "name": f"{level}: {part}"})
+        self._on_event(BenchPart(name=f"{level}: {part}"))
         kept = self.data.setdefault(level, {}).setdefault(part, [])
         for result in results:
             kept.append(finite(result))
             self._write()
-            self._on_event({"event": "result", "level": level, "part": part, "result": result})
+            self._on_event(BenchResult(level=level, part=part, result=result))
 
     def _write(self) -> None:
         if self._out is not None:

@@ -1,8 +1,8 @@
 """Records: frozen dataclasses whose fields are the keys of a JSON object.
 
-A record is written with its keys in the order of its fields; a field that has a default is left out
-where it holds it. A record is read with every value checked against the type of its field: a key
-that is missing gets the field's default, or None where the type allows that; unknown keys are
+A record is written with its keys in the order of its fields; a field whose default is None is left
+out where it holds that. A record is read with every value checked against the type of its field: a
+key that is missing gets the field's default, or None where the type allows that; unknown keys are
 passed over.
 """
 
@@ -51,7 +51,7 @@ class Record:
         held: dict[str, Any] = {}
         for name, key, _, default in _fields_of(type(self)):
             value = getattr(self, name)
-            if default is MISSING or value != default:
+            if default is not None or value is not None:
                 held[key] = _plain(value)
         return held
 

@@ -30,6 +30,7 @@ from cqa.data.jsonl import parse_object, raw_lines
 from cqa.data.unique import Fingerprints
 from cqa.errors import DataError
 from cqa.files import discard, new_file, read_json, write_json
+from cqa.schema.events import ScoreEvent
 from cqa.schema.rows import ItemRow, OptionScore
 from cqa.score.config import PrescreenConfig, ScoreConfig, Unit
 from cqa.score.encoded import left_out_text
@@ -38,7 +39,6 @@ from cqa.score_folder import META, SCORES, full_key, parse_row
 from cqa.text import aligned
 
 Row = dict[str, Any]
-Event = dict[str, Any]
 RANKED, SELECTED, SUMMARY = "prescreen.jsonl", "selected.jsonl", "prescreen.json"
 CLASSES = ("wrong", "flat", "internalised")
 UNITS: dict[Unit, Callable[[OptionScore], int]] = {  # what a log-probability is divided by
@@ -51,7 +51,7 @@ SHOWN = 10
 
 
 def prescreen(
-    config: PrescreenConfig, *, on_event: Callable[[Event], None] = lambda _: None
+    config: PrescreenConfig, *, on_event: Callable[[ScoreEvent], None] = lambda _: None
 ) -> Row:
     """Score decision points under the base, rank them by value, and write the most valuable.
 

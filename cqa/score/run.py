@@ -26,6 +26,7 @@ from cqa.model.load import BaseModel, dtype_name, open_model
 from cqa.model.lora import LoraSpec, attach, widest
 from cqa.model.memory import reported as memory_reported
 from cqa.model.origin import check_origin, read_origin
+from cqa.schema.events import ModelScored, ModelStart, Note, RowsWritten, ScoreEvent, ScoreStart
 from cqa.score.adapters import adapter_digest, missing_epochs, refuse_idle, refuse_twins
 from cqa.score.config import ScoreConfig
 from cqa.score.encoded import Items
@@ -35,7 +36,6 @@ from cqa.score_folder import META, SUMMARY, digest_json, full_key
 from cqa.stats.summary import Scores, summarise
 
 CODE = ("data/items.py", "score/prefix_batch.py", "score/scorer.py", "stats/information.py")
-Event = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ def score(
     config: ScoreConfig,
     *,
     base: BaseModel | None = None,
-    on_event: Callable[[Event], None] = lambda _: None,
+    on_event: Callable[[ScoreEvent], None] = lambda _: None,
 ) -> dict[str, Any]:
     """Score items under the base and under every adapter; return the summary, if one is asked for.
 
@@ -66,8 +66,7 @@ def score(
         config: The settings.
         base: `config.model` if it is loaded already, with room for every adapter; its device and
             dtype then count.
-        on_event: Called with {"event": "start" | "model" | "rows" | "scored" | "note", …} for
-            progress.
+        on_event: Called with what happens, for progress.
 
     Raises:
         CqaError: Anything that the user can mend; see cqa.errors.
@@ -103,15 +102,15 @@ def score(
         }
         earlier = _earlier_models(config.out, models)
         _write_meta(config.out, meta, models, earlier)
-        on_event({"event": "start", "n_items": n_items, "n_models": len(models)})
+        on_event(ScoreStart(n_items=n_items, n_models=len(models)))
         for text in items.notes():
-            on_event({"event": "note", "text": text})
+            on_event(Note(text=text))
         for adapter, model in zip((None, *adapters), models, strict=True):
             name, key = model["adapter"], model["model_key"]
-            on_event({"event": "model", "adapter": name})
+            on_event(ModelStart(adapter=name))
             _attach(base.decoder, adapter, model["adapter_digest"])
             speed = _score_model(items, results, base.decoder, name, key, interrupt, on_event)
-            on_event({"event": "scored", "adapter": name})
+            on_event(ModelScored(adapter=name))
             model.update(speed)
         _write_meta(config.out, meta, models, earlier)
         if not config.summary:
@@ -194,7 +193,7 @@ def _write_meta(
 
 
 def _tell_missing(
-    config: ScoreConfig, adapters: Sequence[AdapterFolder], on_event: Callable[[Event], None]
+    config: ScoreConfig, adapters: Sequence[AdapterFolder], on_event: Callable[[ScoreEvent], None]
 ) -> None:
     """Say which epochs of a run are not scored because they are not there."""
     if config.run is None or config.epochs:
@@ -202,7 +201,7 @@ def _tell_missing(
     gone = missing_epochs(config.run, [int(a.folder.name[6:]) for a in adapters if a.of_run])
     if gone:
         text = f"{config.run} has no adapter of epoch {', '.join(map(str, gone))}; not scored"
-        on_event({"event": "note", "text": text})
+        on_event(Note(text=text))
 
 
 def _score_model(
@@ -212,7 +211,7 @@ def _score_model(
     adapter: str | None,
     model_key: str,
     interrupt: Interrupt,
-    on_event: Callable[[Event], None],
+    on_event: Callable[[ScoreEvent], None],
 ) -> dict[str, float]:
     """Append the missing rows of one model; return its throughput."""
     config, tokenizer = items.config, items.tokenizer
@@ -230,7 +229,7 @@ def _score_model(
     for rows, n_fed in passes:
         results.append(rows)
         n_tokens += n_fed
-        on_event({"event": "rows", "n": len(rows), "n_tokens": n_fed})
+        on_event(RowsWritten(n=len(rows), n_tokens=n_fed))
         if interrupt.requested:
             interrupt.stop("stopped between two passes; the same command continues")
     seconds = time.perf_counter() - started

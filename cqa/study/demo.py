@@ -9,6 +9,7 @@ from typing import Any
 from cqa.assets import DEMO
 from cqa.report.config import ReportConfig
 from cqa.report.write import write_report
+from cqa.schema.events import ScoreEvent
 from cqa.score.config import ScoreConfig
 from cqa.score.run import score
 from cqa.train.config import TrainConfig
@@ -20,7 +21,7 @@ def run_demo(
     epochs: int,
     *,
     on_train: Callable[[dict[str, Any]], None] = lambda _: None,
-    on_score: Callable[[dict[str, Any]], None] = lambda _: None,
+    on_score: Callable[[ScoreEvent], None] = lambda _: None,
 ) -> dict[str, Any]:
     """Train the paper's recipe for a few epochs and return the score summary.
 

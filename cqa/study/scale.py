@@ -28,6 +28,7 @@ from cqa.files import discard, locked, new_file, write_json
 from cqa.interrupt import Interrupted
 from cqa.kernels.philox import SPLIT, permutation, stream_of
 from cqa.model.load import BaseModel, open_model
+from cqa.schema.events import ScoreEvent
 from cqa.score.config import ScoreConfig
 from cqa.score.encoded import Items, first_named, left_out_text
 from cqa.score.run import find_adapters, score
@@ -64,7 +65,7 @@ def scale(
     config: ScaleConfig,
     *,
     on_train: Callable[[Event], None] = lambda _: None,
-    on_score: Callable[[Event], None] = lambda _: None,
+    on_score: Callable[[ScoreEvent], None] = lambda _: None,
 ) -> Row:
     """Train on every subset and seed, score the adapters, and return the curve.
 
@@ -228,7 +229,7 @@ def _score(
     config: ScaleConfig,
     settings: dict[Cell, TrainConfig],
     base: BaseModel,
-    on_event: Callable[[Event], None],
+    on_event: Callable[[ScoreEvent], None],
 ) -> dict[Cell, dict[str, Row]]:
     """Score every run's adapter; return the summary's entry by run and group."""
     folders = {_adapter(settings[cell], cell): cell for cell in settings}

@@ -15,6 +15,7 @@ from score.scoring import (
     rows_of,
 )
 
+from cqa.schema.events import ScoreEvent
 from cqa.score.config import ScoreConfig
 from cqa.score.run import score
 from cqa.train.config import TrainConfig
@@ -53,10 +54,10 @@ def run(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def scored(data, run, tmp_path_factory) -> tuple[ScoreConfig, list[dict], dict]:
+def scored(data, run, tmp_path_factory) -> tuple[ScoreConfig, list[ScoreEvent], dict]:
     """The settings of an uninterrupted run over everything, its events and its summary."""
     config = config_of(data, tmp_path_factory.mktemp("scored") / "out", run=run, tokens=True)
-    events: list[dict] = []
+    events: list[ScoreEvent] = []
     return config, events, score(config, on_event=events.append)
 
 

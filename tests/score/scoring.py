@@ -111,7 +111,7 @@ def on(kind: str, number: int, act: Callable[[], object]) -> Callable[[dict], No
     seen = []
 
     def on_event(event: dict) -> None:
-        if event["event"] == kind:
+        if event.event == kind:
             seen.append(event)
             if len(seen) == number:
                 act()

@@ -63,7 +63,7 @@ def rows_of(config: ScoreConfig) -> list[dict]:
 def computed(config: ScoreConfig) -> int:
     """Score; return how many rows were computed."""
     counts: list[int] = []
-    score(config, on_event=lambda e: counts.append(e["n"]) if e["event"] == "rows" else None)
+    score(config, on_event=lambda e: counts.append(e.n) if e.event == "rows" else None)
     return sum(counts)
 
 
@@ -217,7 +217,7 @@ def test_items_that_are_written_anew_during_the_run_end_it(inputs):
     config = config_of(inputs)
 
     def write_anew(event: dict) -> None:
-        if event["event"] == "start":
+        if event.event == "start":
             write_lines(config.pairs[0], [PAIRS[0], {**PAIRS[1], "context": "he"}])
 
     with pytest.raises(DataError, match="the items as they were at the start, got others"):
@@ -304,7 +304,7 @@ def test_epoch_that_is_gone_is_told_and_not_passed_over_in_silence(inputs):
     notes: list[str] = []
     score(
         config_of(inputs, run=inputs / "run"),
-        on_event=lambda e: notes.append(e["text"]) if e["event"] == "note" else None,
+        on_event=lambda e: notes.append(e.text) if e.event == "note" else None,
     )
     assert f"{inputs / 'run'} has no adapter of epoch 1; not scored" in notes
 

@@ -23,14 +23,15 @@ from score.scoring import (
 
 from cqa.errors import DataError
 from cqa.interrupt import Interrupted
+from cqa.schema.events import ScoreEvent
 from cqa.score.run import score
 
 
 def test_the_same_command_again_computes_nothing(scored, tmp_path):
     shutil.copytree(scored[0].out, tmp_path / "out")
-    events: list[dict] = []
+    events: list[ScoreEvent] = []
     assert score(replace(scored[0], out=tmp_path / "out"), on_event=events.append) == scored[2]
-    assert {event["event"] for event in events} == {"start", "note", "model", "scored"}
+    assert {event.event for event in events} == {"start", "note", "model", "scored"}
     assert bytes_of(tmp_path / "out") == bytes_of(scored[0].out)
 
 
@@ -40,9 +41,9 @@ def test_line_torn_by_a_kill_is_cut_and_what_is_missing_computed(data, run, few,
     lines = bytes_of(few).splitlines(keepends=True)
     left = b"".join(lines[:n_rows]) + lines[n_rows][: len(lines[n_rows]) // 2]
     (tmp_path / "out" / "scores.jsonl").write_bytes(left)
-    events: list[dict] = []
+    events: list[ScoreEvent] = []
     score(few_of(data, tmp_path / "out", adapter=(run / "epoch-01",)), on_event=events.append)
-    assert sum(e["n"] for e in events if e["event"] == "rows") == len(lines) - n_rows
+    assert sum(e.n for e in events if e.event == "rows") == len(lines) - n_rows
     assert bytes_of(tmp_path / "out") == bytes_of(few)
     assert summary_of(tmp_path / "out") == summary_of(few)
 
@@ -78,9 +79,9 @@ def test_signal_ends_a_run_after_the_pass_in_hand_and_leaves_it_to_be_resumed(
 @pytest.mark.parametrize(("batch_tokens", "n_passes"), [(1, 19), (200, 7), (4096, 1)])
 def test_batches_change_no_byte(data, scored, tmp_path, batch_tokens, n_passes):
     config = config_of(data, tmp_path / "out", tokens=True, batch_tokens=batch_tokens)
-    events: list[dict] = []
+    events: list[ScoreEvent] = []
     score(config, on_event=events.append)
-    assert sum(event["event"] == "rows" for event in events) == n_passes
+    assert sum(event.event == "rows" for event in events) == n_passes
     base = bytes_of(scored[0].out).splitlines(keepends=True)[: len(ITEMS)]
     assert bytes_of(config.out) == b"".join(base)
 
@@ -89,9 +90,9 @@ def test_base_is_scored_once_for_adapters_that_come_later(data, run, few, tmp_pa
     config = few_of(data, tmp_path / "out")
     score(config)
     base = bytes_of(config.out)
-    events: list[dict] = []
+    events: list[ScoreEvent] = []
     score(replace(config, adapter=(run / "epoch-01",)), on_event=events.append)
-    assert sum(e["n"] for e in events if e["event"] == "rows") == 4
+    assert sum(e.n for e in events if e.event == "rows") == 4
     assert bytes_of(config.out).startswith(base)
     assert bytes_of(config.out) == bytes_of(few)
 

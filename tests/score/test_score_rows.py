@@ -25,6 +25,7 @@ from score.scoring import (
 )
 
 from cqa.data.tokenizer import Tokenizer
+from cqa.schema.events import ScoreStart
 from cqa.score.run import score
 
 
@@ -158,9 +159,9 @@ def test_texts_are_kept_once_per_item(scored):
 
 def test_events_count_every_item_under_every_model(scored):
     events = scored[1]
-    assert events[0] == {"event": "start", "n_items": len(ITEMS), "n_models": 3}
-    assert [e["adapter"] for e in events if e["event"] == "model"] == MODELS
-    assert sum(e["n"] for e in events if e["event"] == "rows") == 3 * len(ITEMS)
+    assert events[0] == ScoreStart(n_items=len(ITEMS), n_models=3)
+    assert [e.adapter for e in events if e.event == "model"] == MODELS
+    assert sum(e.n for e in events if e.event == "rows") == 3 * len(ITEMS)
 
 
 def by_id(rows: list[dict], adapter: str | None, group: str) -> dict[str, dict]:

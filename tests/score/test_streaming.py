@@ -138,7 +138,7 @@ def killed_after(command: list[str], file: Path, n_lines: int) -> int:
 
 
 def on_rows(seen: list[int]) -> Any:
-    return lambda event: seen.append(event["n"]) if event["event"] == "rows" else None
+    return lambda event: seen.append(event.n) if event.event == "rows" else None
 
 
 def test_killed_run_goes_on_at_the_row_where_it_stopped(tmp_path):

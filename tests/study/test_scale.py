@@ -196,7 +196,7 @@ def test_study_killed_while_scoring_trains_nothing_again(done, files, tmp_path):
     config = config_of(files, tmp_path / "out", seeds=1)
 
     def crash(event: dict) -> None:
-        if event["event"] == "scored" and event["adapter"]:
+        if event.event == "scored" and event.adapter:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -205,7 +205,7 @@ def test_study_killed_while_scoring_trains_nothing_again(done, files, tmp_path):
     rows: list[dict] = []
     scale(config, on_train=events.append, on_score=rows.append)
     assert all(is_done for _, is_done in runs_of(events))
-    assert sum(e["n"] for e in rows if e["event"] == "rows") == 2 * 8  # two of four models
+    assert sum(e.n for e in rows if e.event == "rows") == 2 * 8  # two of four models
 
 
 def test_more_seeds_later_add_their_runs_only(files, tmp_path):
