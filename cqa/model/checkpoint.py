@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,9 +12,13 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from cqa.errors import ModelError
+from cqa.reading import read_object, refuse_special
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+ENDINGS = (".safetensors", ".safetensors.index.json")
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+WANTED = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")  # of a repository
+UNWANTED = ("consolidated*", "original/*")  # the weights once more, in the maker's own format
 
 
 def locate(model: str) -> Path:
@@ -36,9 +39,9 @@ def locate(model: str) -> Path:
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import HFValidationError
 
-    wanted = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+    patterns = {"allow_patterns": list(WANTED), "ignore_patterns": list(UNWANTED)}
     try:
-        return Path(snapshot_download(model, allow_patterns=wanted))
+        return Path(snapshot_download(model, **patterns))
     except (OSError, ValueError, HFValidationError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ModelError(
@@ -50,19 +53,33 @@ def locate(model: str) -> Path:
         ) from None
 
 
-def tensor_files(folder: Path) -> dict[str, Path]:
+def tensor_files(folder: Path, named: object = None) -> dict[str, Path]:
     """Map each tensor name of a model folder to its safetensors file.
 
+    Args:
+        folder: The model folder.
+        named: What its config.json calls `transformers_weights`, the file to read, if anything.
+
     Raises:
-        ModelError: There is no safetensors checkpoint, or its index is malformed.
+        ModelError: There is no safetensors checkpoint, there are two, or an index does not tell
+            what its files hold.
     """
-    index = folder / INDEX
-    if index.is_file():
+    if named is not None:
+        return _named(folder, named)
+    single, index = folder / SINGLE, folder / INDEX
+    if single.exists() and index.exists():
+        files = _from_index(index)
+        if set(files.values()) != {single}:
+            raise ModelError(
+                f"expected one set of weights, got {SINGLE} and {INDEX}, which names other files",
+                where=str(folder),
+                hint="programs differ in which they read; move one of them elsewhere",
+            )
+        return files
+    if index.exists():
         return _from_index(index)
-    single = folder / SINGLE
-    if single.is_file():
-        with opened(single) as file:
-            return dict.fromkeys(file.keys(), single)
+    if single.exists():
+        return dict.fromkeys(_held(single), single)
     pickles = [path.name for pattern in PICKLES for path in sorted(folder.glob(pattern))]
     if pickles:
         raise ModelError(
@@ -72,27 +89,60 @@ def tensor_files(folder: Path) -> dict[str, Path]:
     raise ModelError(f"expected {SINGLE} or {INDEX}, got neither", where=str(folder))
 
 
-def _from_index(index: Path) -> dict[str, Path]:
-    try:
-        names = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        items = list(names.items())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+def _named(folder: Path, named: object) -> dict[str, Path]:
+    """Map the tensors of the file or index that config.json names."""
+    if not isinstance(named, str) or not named.endswith(ENDINGS) or not _is_in(folder, named):
         raise ModelError(
-            f"expected an index with a weight_map, got: {error!r}", where=str(index)
-        ) from None
-    files = {}
-    for name, file in items:
-        if not isinstance(file, str) or not _is_beside(index, file):
+            f"expected transformers_weights to name a safetensors file or index of the folder, "
+            f"got: {named!r:.200}",
+            where=str(folder / "config.json"),
+        )
+    if named.endswith(".json"):
+        return _from_index(folder / named)
+    return dict.fromkeys(_held(folder / named), folder / named)
+
+
+def _held(path: Path) -> set[str]:
+    with opened(path) as file:
+        return set(file.keys())
+
+
+def _from_index(index: Path) -> dict[str, Path]:
+    """Map the tensors of the files that an index names: all that they hold, as transformers does.
+
+    Raises:
+        ModelError: The index is malformed, or says otherwise than the files.
+    """
+    raw = read_object(index, ModelError) or {}
+    names = raw.get("weight_map")
+    if not isinstance(names, dict) or not names:
+        raise ModelError("expected an index with a weight_map, got none", where=str(index))
+    for file in names.values():
+        if not isinstance(file, str) or not _is_in(index.parent, file):
             raise ModelError(
                 f"expected a file beside the index, got: {file!r:.200}", where=str(index)
             )
-        files[name] = index.parent / file
+    files: dict[str, Path] = {}
+    for path in (index.parent / file for file in sorted(set(names.values()))):
+        for name in sorted(_held(path)):
+            if name in files:
+                raise ModelError(
+                    f"expected each tensor once, got {name} in {files[name].name} and {path.name}",
+                    where=str(index),
+                )
+            files[name] = path
+    for name, file in names.items():
+        if name not in files or files[name].name != file:
+            raise ModelError(
+                f"expected tensor {name} as the index says, got none",
+                where=str(index.parent / file),
+            )
     return files
 
 
-def _is_beside(index: Path, name: str) -> bool:
+def _is_in(folder: Path, name: str) -> bool:
     try:
-        return Path(name).name == name and (index.parent / name).is_file()
+        return Path(name).name == name and (folder / name).is_file()
     except OSError:  # no file can have such a name
         return False
 
@@ -101,6 +151,7 @@ def _is_beside(index: Path, name: str) -> bool:
 def opened(path: Path) -> Iterator[Any]:
     """Open a safetensors file, naming it when it is malformed."""
     try:
+        refuse_special(path, ModelError)
         with safe_open(path, framework="pt", device="cpu") as file:
             yield file
     except (SafetensorError, OSError) as error:
@@ -123,12 +174,7 @@ def _by_file(files: Mapping[str, Path]) -> Iterator[tuple[Any, str]]:
     """Yield (open file, name) of each tensor, file by file."""
     for path in sorted(set(files.values())):
         with opened(path) as file:
-            held = set(file.keys())
             for name in sorted(n for n, f in files.items() if f == path):
-                if name not in held:
-                    raise ModelError(
-                        f"expected tensor {name} as the index says, got none", where=str(path)
-                    )
                 yield file, name
 
 

@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from cqa.errors import ModelError, ResourceError
+from cqa.errors import ResourceError
 from cqa.kernels.backend import Backend
 from cqa.kernels.shrink import AugColumns
-from cqa.model.checkpoint import digest_files, headers, stream, tensor_files
-from cqa.model.config import DecoderConfig, read_config
+from cqa.model.checkpoint import digest_files, stream
+from cqa.model.config import HEAD, TABLE, DecoderConfig, read_checkpoint, read_config, tensor_shapes
 from cqa.model.decoder import Decoder, Layer
 from cqa.model.memory import free_bytes, size_text
 from cqa.model.projection import Projection, row_multiple
@@ -23,7 +24,6 @@ from cqa.model.projection import Projection, row_multiple
 Device = Literal["auto", "cpu", "cuda"]
 Dtype = Literal["auto", "fp32", "bf16"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-FLOATS = {"F64", "F32", "F16", "BF16"}  # as safetensors calls them
 PLACES = {
     "self_attn.q_proj": "q",
     "self_attn.k_proj": "k",
@@ -144,9 +144,7 @@ def load_model(
     Raises:
         ModelError: Files are missing or malformed, or tensors do not fit the config.
     """
-    config = read_config(folder)
-    files = tensor_files(folder)
-    _check(config, files, folder)
+    config, files = read_checkpoint(folder)
     with ThreadPoolExecutor(max_workers=1) as pool:
         paths = [folder / "config.json", *set(files.values())]
         digest = pool.submit(digest_files, paths)
@@ -160,73 +158,27 @@ def load_model(
         return BaseModel(decoder, digest.result())
 
 
-def _check(config: DecoderConfig, files: dict[str, Path], folder: Path) -> None:
-    """Compare config and tensors by the files' headers, before any memory is taken."""
-    if config.n_layers > len(files):
-        raise ModelError(
-            f"expected {config.n_layers} layers as the config says, got {len(files)} tensors",
-            where=str(folder),
-        )
-    try:
-        meta = torch.device("meta")
-        places = destinations(Decoder(config, rank_columns={}, dtype=torch.float32, device=meta))
-    except (ArithmeticError, RuntimeError, TypeError, ValueError) as error:
-        raise ModelError(
-            f"expected sizes that a model can have, got: {str(error).splitlines()[0]}",
-            where=str(folder / "config.json"),
-        ) from error
-    ignored = {"lm_head.weight"} if config.tied else set()
-    unexpected = [
-        n for n in files if n not in places and n not in ignored and "rotary_emb" not in n
-    ]
-    missing = [name for name in places if name not in files]
-    for problem, names in (("no", missing), ("an unexpected", unexpected)):
-        if names:
-            raise ModelError(
-                f"expected the tensors of a {config.model_type} model, got {problem} "
-                f"{names[0]}{f' (and {len(names) - 1} more)' if len(names) > 1 else ''}",
-                where=str(folder),
-            )
-    for name, shape, dtype in headers({name: files[name] for name in places}):
-        if shape != places[name][0]:
-            raise ModelError(
-                f"expected {name} of shape {places[name][0]}, got: {shape}", where=str(files[name])
-            )
-        if dtype not in FLOATS:
-            raise ModelError(f"expected floats in {name}, got: {dtype}", where=str(files[name]))
-
-
 def destinations(
     decoder: Decoder,
 ) -> dict[str, tuple[tuple[int, ...], Callable[[Tensor], object]]]:
     """Map every tensor name of the checkpoint to its shape and to what puts it in place."""
-    places: dict[str, tuple[tuple[int, ...], Callable[[Tensor], object]]] = {}
+    targets: dict[str, Callable[[Tensor], object]] = {}
 
     def plain(name: str, target: Tensor | None) -> None:
         if target is not None:
-            places[name] = (tuple(target.shape), target.copy_)
+            targets[name] = target.copy_
 
-    plain("model.embed_tokens.weight", decoder.table)
+    plain(TABLE, decoder.table)
+    plain(HEAD, decoder.head)
     plain("model.norm.weight", decoder.norm)
-    if not decoder.config.tied:
-        plain("lm_head.weight", decoder.head)
     for i, layer in enumerate(decoder.layers):
         prefix = f"model.layers.{i}"
         plain(f"{prefix}.input_layernorm.weight", layer.input_norm)
         plain(f"{prefix}.post_attention_layernorm.weight", layer.post_norm)
         plain(f"{prefix}.self_attn.q_norm.weight", layer.q_norm)
         plain(f"{prefix}.self_attn.k_norm.weight", layer.k_norm)
-        by_name = {m.name: (p, m) for p in layer.projections for m in p.members}
+        by_name = {member.name: p for p in layer.projections for member in p.members}
         for place, name in PLACES.items():
-            projection, member = by_name[name]
-            n = member.width
-            parts = {"weight": (n, projection.columns.features)}
-            if projection.columns.bias:
-                parts["bias"] = (n,)  # type: ignore[assignment]
-            for part, shape in parts.items():
-
-                def put(tensor: Tensor, p=projection, name=name, part=part) -> None:  # type: ignore[no-untyped-def]
-                    p.load(name, part, tensor)
-
-                places[f"{prefix}.{place}.{part}"] = (shape, put)
-    return places
+            for part in ("weight", "bias"):
+                targets[f"{prefix}.{place}.{part}"] = partial(by_name[name].load, name, part)
+    return {name: (shape, targets[name]) for name, shape in tensor_shapes(decoder.config)}

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from cqa.errors import ModelError
+from cqa.reading import read_object
 
 ORIGIN = "origin.json"
 Origin = dict[str, str | None]  # digests: model, tokenizer, template, data, code
@@ -24,16 +25,12 @@ def read_origin(folder: Path) -> Origin | None:
         ModelError: The file is damaged.
     """
     path = folder / ORIGIN
-    try:
-        origin = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    origin = read_object(path, ModelError)
+    if origin is None:
         return None
-    except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(f"expected a JSON object, got: {error}", where=str(path)) from None
-    values = origin.values() if isinstance(origin, dict) else [0]
-    if not all(value is None or isinstance(value, str) for value in values):
+    if not all(value is None or isinstance(value, str) for value in origin.values()):
         raise ModelError("expected a JSON object of digests", where=str(path))
-    return dict(origin)
+    return origin
 
 
 def check_origin(folder: Path, *, model_digest: str, tokenizer_digest: str) -> None:

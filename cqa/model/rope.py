@@ -51,7 +51,8 @@ def _yarn(inv_freq: Tensor, rope: dict[str, Any], head_dim: int) -> tuple[Tensor
     if rope.get("truncate", True):
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, head_dim - 1)
-    ramp = (torch.arange(head_dim // 2, dtype=torch.float32) - low) / max(high - low, 0.001)
+    span = high - low or 0.001
+    ramp = (torch.arange(head_dim // 2, dtype=torch.float32) - low) / span
     share_kept = 1 - ramp.clamp(0, 1)
     scaled = inv_freq / factor * (1 - share_kept) + inv_freq * share_kept
     return scaled, _yarn_attention_factor(rope, factor)

@@ -4,23 +4,32 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from helpers import tiny_checkpoint
+from huggingface_hub.utils import filter_repo_objects
+from model.common import (
+    CPU,
+    INDEX,
+    WEIGHTS,
+    edit_config,
+    edit_tensors,
+    load,
+    our_logprobs,
+    refusal,
+    their_logprobs,
+)
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoConfig
+from transformers import AutoModelForCausalLM
 
 from cqa.errors import ModelError, ResourceError
-from cqa.model.checkpoint import locate
-from cqa.model.config import read_config
+from cqa.kernels.token_logprobs import token_logprobs
+from cqa.layout import pack_documents
+from cqa.model.checkpoint import UNWANTED, WANTED, locate
 from cqa.model.load import load_model, pick_device, pick_dtype
-
-CPU = torch.device("cpu")
-WEIGHTS = "model.safetensors"
-INDEX = "model.safetensors.index.json"
+from cqa.model.lora import LoraSpec, TrainableLora
 
 
 @pytest.fixture(scope="module")
@@ -38,32 +47,6 @@ def model(checkpoints: dict[str, Path], tmp_path: Path) -> Path:
     return Path(shutil.copytree(checkpoints["llama"], tmp_path / "model"))
 
 
-def load(folder: Path):
-    return load_model(folder, device=CPU, dtype=torch.float32)
-
-
-def edit_config(folder: Path, **changes: Any) -> None:
-    """Change settings; a setting of `...` is removed."""
-    path = folder / "config.json"
-    config = json.loads(path.read_text()) | changes
-    path.write_text(json.dumps({k: v for k, v in config.items() if v is not ...}))
-
-
-def edit_tensors(folder: Path, edit: Callable[[dict[str, Tensor]], object]) -> None:
-    tensors = load_file(folder / WEIGHTS)
-    edit(tensors)
-    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
-
-
-def refusal(folder: Path) -> str:
-    """Load a spoiled model; return what the user reads."""
-    with pytest.raises(ModelError) as caught:
-        load(folder)
-    assert caught.value.exit_code == 4
-    assert str(folder) in str(caught.value.where)
-    return caught.value.message
-
-
 def test_sound_model_is_loaded(model):
     decoder = load(model).decoder
     tensors = load_file(model / WEIGHTS)
@@ -71,43 +54,6 @@ def test_sound_model_is_loaded(model):
     gate_up = decoder.layers[0].gate_up.weight[:, : decoder.config.hidden_size]
     halves = [tensors[f"model.layers.0.mlp.{name}_proj.weight"] for name in ("gate", "up")]
     assert torch.equal(gate_up, torch.cat(halves))
-
-
-@pytest.mark.parametrize(
-    ("changes", "said"),
-    [
-        ({"model_type": "gpt2"}, "gpt2"),
-        ({"model_type": "qwen3_moe"}, "qwen3_moe"),
-        ({"model_type": ...}, "None"),
-        ({"model_type": ["llama"]}, "llama"),
-        ({"auto_map": {"AutoModel": "modeling.Model"}}, "remote code"),
-        ({"quantization_config": {"quant_method": "gptq"}}, "quantised"),
-        ({"hidden_act": "gelu"}, "gelu"),
-        ({"attention_dropout": 0.1}, "0.1"),
-        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
-        ({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}, "dynamic"),
-        ({"rope_parameters": ..., "rope_scaling": {"type": "longrope"}}, "longrope"),
-        ({"rope_parameters": "linear"}, ""),
-        ({"rope_parameters": {"rope_type": "linear"}}, "factor"),
-        ({"rope_parameters": {"rope_type": "yarn"}}, "factor"),
-        ({"rope_parameters": {"rope_type": "llama3", "factor": 8.0}}, "freq_factor"),
-        ({"rope_parameters": {"rope_type": "default", "rope_theta": "big"}}, ""),
-        ({"hidden_size": ...}, "hidden_size"),
-        ({"hidden_size": "48"}, ""),
-        ({"vocab_size": "many"}, ""),
-        ({"vocab_size": -1}, ""),
-        ({"num_hidden_layers": ...}, "num_hidden_layers"),
-        ({"num_hidden_layers": 0}, ""),
-        ({"num_attention_heads": 0}, ""),
-        ({"num_key_value_heads": 4}, "4 key/value heads"),
-        ({"head_dim": 7}, ""),
-        ({"rms_norm_eps": "small"}, ""),
-    ],
-    ids=str,
-)
-def test_config_is_refused(model, changes, said):
-    edit_config(model, **changes)
-    assert said in refusal(model)
 
 
 @pytest.mark.parametrize(
@@ -197,8 +143,8 @@ def shard(folder: Path) -> dict[str, str]:
     return places
 
 
-def write_index(folder: Path, weight_map: object) -> None:
-    (folder / INDEX).write_text(json.dumps({"weight_map": weight_map}))
+def write_index(folder: Path, weight_map: object, name: str = INDEX) -> None:
+    (folder / name).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
 
 
 def test_shards_are_read_by_their_index(model, checkpoints):
@@ -231,7 +177,60 @@ def test_malformed_index_is_refused(model, weight_map):
 def test_index_that_is_not_json_is_refused(model):
     shard(model)
     (model / INDEX).write_text("{")
-    assert "weight_map" in refusal(model)
+    assert "expected a JSON object" in refusal(model)
+
+
+def test_two_sets_of_weights_are_refused_by_their_names(model):
+    whole = load_file(model / WEIGHTS)
+    shard(model)
+    save_file(whole, model / WEIGHTS)
+    message = refusal(model)
+    assert WEIGHTS in message
+    assert INDEX in message
+
+
+def test_index_of_the_one_file_is_no_second_set(model):
+    write_index(model, dict.fromkeys(load_file(model / WEIGHTS), WEIGHTS))
+    assert_as_transformers(model)
+
+
+@pytest.mark.parametrize("name", ["other.safetensors", "other.safetensors.index.json"])
+def test_weights_that_the_config_names_are_read(model, name):
+    shutil.copy(model / WEIGHTS, model / "other.safetensors")
+    edit_tensors(model, lambda tensors: tensors[NORM].mul_(2))
+    names = dict.fromkeys(load_file(model / WEIGHTS), "other.safetensors")
+    write_index(model, names, "other.safetensors.index.json")
+    edit_config(model, transformers_weights=name)
+    expected = load_file(model / "other.safetensors")[NORM]
+    assert torch.equal(load(model).decoder.norm, expected)
+    assert_as_transformers(model)
+
+
+@pytest.mark.parametrize("name", ["../x.safetensors", "none.safetensors", "config.json", 3, ""])
+def test_weights_that_the_config_names_elsewhere_are_refused(model, name):
+    edit_config(model, transformers_weights=name)
+    message = refusal(model)
+    assert "transformers_weights" in message
+    assert repr(name) in message
+
+
+def test_tensor_in_two_shards_is_refused_by_their_names(model):
+    places = shard(model)
+    second = load_file(model / "shard-1.safetensors")
+    name = min(name for name, file in places.items() if file == "shard-0.safetensors")
+    save_file(
+        second | {name: load_file(model / "shard-0.safetensors")[name]},
+        model / "shard-1.safetensors",
+    )
+    message = refusal(model)
+    assert all(part in message for part in (name, "shard-0.safetensors", "shard-1.safetensors"))
+
+
+def test_tensor_that_a_shard_holds_beside_its_index_is_read(model):
+    places = shard(model)
+    write_index(model, {name: file for name, file in places.items() if name != HEAD})
+    edit_config(model, tie_word_embeddings=True)
+    assert_as_transformers(model)
 
 
 def test_index_that_names_the_wrong_shard_is_refused(model):
@@ -247,10 +246,52 @@ def test_truncated_shard_is_refused(model):
     refusal(model)
 
 
-def test_tied_model_may_carry_its_head_twice(model):
+HEAD, TABLE = "lm_head.weight", "model.embed_tokens.weight"
+TEXT = [list(range(3, 60)), list(range(100, 200, 3))]
+
+
+def assert_as_transformers(folder: Path) -> None:
+    theirs = AutoModelForCausalLM.from_pretrained(folder)
+    difference = our_logprobs(load(folder).decoder, TEXT) - their_logprobs(theirs, TEXT)
+    assert difference.abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.05], ids=["equal", "other"])
+def test_head_that_a_tied_model_brings_is_used(model, shift):
+    def bring(tensors: dict[str, Tensor]) -> None:
+        table = tensors[TABLE]
+        noise = torch.randn(table.shape, generator=torch.Generator().manual_seed(0))
+        tensors[HEAD] = table + shift * noise
+
+    edit_tensors(model, bring)
     edit_config(model, tie_word_embeddings=True)
     decoder = load(model).decoder
-    assert decoder.head is decoder.table
+    assert torch.equal(decoder.head, load_file(model / WEIGHTS)[HEAD])
+    assert_as_transformers(model)
+
+
+def test_training_with_a_head_of_its_own_follows_the_gradient_of_that_head(model):
+    edit_config(model, tie_word_embeddings=True)
+    decoder = load_model(model, device=CPU, dtype=torch.float32, rank_columns={"q": 2}).decoder
+    lora = TrainableLora(decoder, LoraSpec(2, 4.0, False, ("q",)), 0)
+    a, b = lora.weights[0, "q"]
+    generator = torch.Generator().manual_seed(1)
+    b.copy_(torch.randn(b.shape, generator=generator) / 10)
+    lora.after_step()
+    batch = pack_documents([(tuple(TEXT[0]), [True] * len(TEXT[0]))])
+    loss = -token_logprobs(decoder.hidden(batch), decoder.head, batch.target).mean()
+    loss.backward()
+    theirs = AutoModelForCausalLM.from_pretrained(model)
+    q_proj = theirs.model.layers[0].self_attn.q_proj
+    their_b = b.clone().requires_grad_()
+    with torch.no_grad():
+        base = q_proj.weight.clone()
+    del q_proj.weight
+    q_proj.weight = base + 2.0 * their_b @ a
+    ids = torch.tensor(TEXT[:1])
+    theirs(ids, labels=ids, use_cache=False).loss.backward()
+    ours = next(p for p in decoder.projections() if p.layer == 0).b_blocks()[0][0].grad
+    torch.testing.assert_close(ours, their_b.grad, atol=1e-6, rtol=1e-4)
 
 
 def test_rotary_buffers_of_old_checkpoints_are_ignored(model):
@@ -265,66 +306,6 @@ def test_weights_of_other_dtypes_are_converted(model, dtype):
     assert torch.equal(load(model).decoder.norm, expected)
 
 
-def test_both_spellings_of_rope_are_read_alike(model):
-    scaling = {"factor": 4.0, "original_max_position_embeddings": 64}
-    edit_config(model, rope_parameters={"rope_type": "yarn", "rope_theta": 5e5, **scaling})
-    new = read_config(model).rope
-    edit_config(
-        model, rope_parameters=..., rope_theta=5e5, rope_scaling={"type": "yarn", **scaling}
-    )
-    old = read_config(model).rope
-    assert {key: old[key] for key in new} == new
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 2},
-        {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 0},
-        {"use_sliding_window": True, "sliding_window": 8},
-        {"use_sliding_window": True, "sliding_window": None},
-        {"use_sliding_window": False, "sliding_window": 8, "max_window_layers": 2},
-        {"use_sliding_window": ..., "sliding_window": 8, "max_window_layers": 2},
-        {
-            "use_sliding_window": True,
-            "sliding_window": 8,
-            "layer_types": ["full_attention", "sliding_attention"] * 2,
-        },
-    ],
-    ids=["from-layer-2", "everywhere", "beyond-the-last", "no-width", "off", "unset", "by-layer"],
-)
-@pytest.mark.parametrize("name", ["qwen2", "qwen3"])
-def test_windows_are_those_of_transformers(checkpoints, name, changes, tmp_path):
-    folder = Path(shutil.copytree(checkpoints[name], tmp_path / name))
-    edit_config(folder, layer_types=..., max_window_layers=...)
-    edit_config(folder, num_hidden_layers=4, **changes)
-    theirs = AutoConfig.from_pretrained(folder)
-    expected = [theirs.sliding_window if "sliding" in kind else None for kind in theirs.layer_types]
-    assert list(read_config(folder).windows) == expected
-
-
-@pytest.mark.parametrize("name", ["qwen2", "llama", "mistral", "qwen3"])
-def test_defaults_are_those_of_transformers(checkpoints, name, tmp_path):
-    folder = Path(shutil.copytree(checkpoints[name], tmp_path / name))
-    required = {
-        "model_type",
-        "vocab_size",
-        "hidden_size",
-        "intermediate_size",
-        "num_hidden_layers",
-        "num_attention_heads",
-        "max_position_embeddings",
-    }
-    config = json.loads((folder / "config.json").read_text())
-    edit_config(folder, **dict.fromkeys(config.keys() - required, ...))
-    ours, theirs = read_config(folder), AutoConfig.from_pretrained(folder)
-    assert ours.rms_norm_eps == theirs.rms_norm_eps
-    assert ours.tied == theirs.tie_word_embeddings
-    assert ours.rope["rope_theta"] == theirs.rope_parameters["rope_theta"]
-    assert ours.windows == (getattr(theirs, "sliding_window", None),)
-    assert ours.head_dim == (getattr(theirs, "head_dim", None) or 48 // 6)
-
-
 def test_digest_follows_config_and_weights(model):
     before = load(model).digest
     assert load(model).digest == before
@@ -332,6 +313,19 @@ def test_digest_follows_config_and_weights(model):
     after = load(model).digest
     edit_config(model, transformers_version="0")
     assert len({before, after, load(model).digest}) == 3
+
+
+def test_weights_in_the_makers_own_format_are_not_downloaded():
+    held = [
+        "config.json",
+        "model-00001-of-00002.safetensors",
+        "consolidated.safetensors",
+        "consolidated-00001.safetensors",
+        "original/params.json",
+        "pytorch_model.bin",
+    ]
+    wanted = filter_repo_objects(held, allow_patterns=list(WANTED), ignore_patterns=list(UNWANTED))
+    assert list(wanted) == held[:2]
 
 
 def test_folder_is_its_own_place(model):
