@@ -3,24 +3,42 @@
 from __future__ import annotations
 
 import json
-import sys
+import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
 
 from cqa.errors import ModelError
-from cqa.model.checkpoint import opened
+from cqa.model.checkpoint import headers, opened
+from cqa.model.config import FLOATS
 from cqa.model.decoder import Decoder
-from cqa.model.lora import Adapter, Key, LoraSpec, adapted_members
+from cqa.model.lora import Adapter, Key, LoraSpec
+from cqa.model.peft_config import CONFIG, TABLES, PeftConfig, read_peft_config
 from cqa.model.projection import MODULES
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+WEIGHTS = "adapter_model.safetensors"
 PEFT_PREFIX = "base_model.model.model.layers"
 PARENTS = dict.fromkeys("qkvo", "self_attn") | dict.fromkeys(("gate", "up", "down"), "mlp")
+PROJECTIONS = {f"{PARENTS[name]}.{name}_proj": name for name in MODULES}
+OTHER_BASE = "the adapter was probably made for another base model"
+# wrappers that programs leave in names: of PEFT, of DistributedDataParallel, of torch.compile, of
+# FSDP and of recomputation; and, after A or B, the adapter's name in memory
+WRAPPERS = "base_model|model|module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module"
+INNER = rf"\.(?:(?:{WRAPPERS})\.)*"
+TENSOR_NAME = re.compile(
+    rf"(?:(?:{WRAPPERS})\.)*layers\.(?P<layer>\d{{1,6}}){INNER}(?P<parent>self_attn|mlp){INNER}"
+    rf"(?P<name>\w+_proj){INNER}lora_(?P<ab>[AB])(?:\.(?P<adapter>[^.]+))?\.weight",
+    re.ASCII,
+)
+TABLE_NAME = re.compile(
+    rf"(?:(?:{WRAPPERS})\.)*(?P<module>{'|'.join(TABLES)})(?:\.base_layer)?\.weight"
+)
 
 
 def write_adapter(
@@ -66,132 +84,226 @@ def write_adapter(
     (folder / CONFIG).write_text(text, encoding="utf-8")
 
 
+def adapter_folder(folder: Path) -> Path:
+    """Return where an adapter's files lie: the folder, or the one folder in it that has them."""
+    if (folder / CONFIG).exists() or not folder.is_dir():
+        return folder
+    inner = sorted(path.parent for path in folder.glob(f"*/{CONFIG}"))
+    if len(inner) > 1:
+        names = ", ".join(path.name for path in inner[:9])
+        raise ModelError(
+            f"expected one adapter, got {len(inner)} in folders of their own: {names:.200}",
+            where=str(folder),
+            hint="name one of them",
+        )
+    return inner[0] if inner else folder
+
+
+@dataclass(frozen=True, slots=True)
+class _File:
+    """The tensors of an adapter's file, by what they are."""
+
+    path: Path
+    config: PeftConfig
+    pairs: dict[Key, dict[str, str]]  # names of A and B of every module
+    shapes: dict[str, tuple[int, ...]]
+    tables: dict[str, str]  # saved embedding and head
+
+    @property
+    def spec(self) -> LoraSpec:
+        """The adapter as one of a single rank: the largest, with the scaling that it has there."""
+        ranks = [self.shapes[pair["A"]][0] for pair in self.pairs.values()]
+        held = {name for _, name in self.pairs}
+        targets = tuple(name for name in MODULES if name in held)
+        return LoraSpec(max(ranks), self.config.alpha, self.config.rslora, targets)
+
+
 def read_spec(folder: Path) -> LoraSpec:
-    """Read adapter_config.json of a PEFT adapter.
+    """Read what an adapter is, from its config and the header of its weights.
 
     Raises:
-        ModelError: It is missing or malformed, or asks for more than plain LoRA.
+        ModelError: A file is missing or malformed, or the adapter is more than LoRA of the
+            decoder's projections.
     """
-    path = folder / CONFIG
-    where = str(path)
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    return _open(folder).spec
+
+
+def _open(folder: Path) -> _File:
+    config = read_peft_config(folder)
+    path = folder / WEIGHTS
+    if not path.exists():
+        hint = "pickle adapters (adapter_model.bin) are not read; save it as safetensors"
+        raise ModelError(f"expected {WEIGHTS}, got none", where=str(folder), hint=hint)
+    with opened(path) as file:
+        names = sorted(file.keys())
+    found = _File(path, config, {}, {}, {})
+    named: set[str | None] = set()
+    for name, shape, dtype in headers(dict.fromkeys(names, path)):
+        found.shapes[name] = shape
+        if table := TABLE_NAME.fullmatch(name):
+            found.tables[table["module"]] = name
+            continue
+        matched = TENSOR_NAME.fullmatch(name)
+        module = matched and PROJECTIONS.get(f"{matched['parent']}.{matched['name']}")
+        if matched is None or module is None:
+            raise ModelError(
+                f"expected LoRA of the projections alone, got {name:.200}", where=str(path)
+            )
+        if 0 in shape:
+            raise ModelError(
+                f"expected {name} with values, got an empty tensor: saved by one process of a "
+                "ZeRO-3 run, which holds a part of the weights",
+                where=str(path),
+                hint="gather the weights when saving (stage3_gather_16bit_weights_on_model_save)",
+            )
+        if len(shape) != 2 or dtype not in FLOATS:
+            raise ModelError(
+                f"expected {name} as a matrix of floats, got: {dtype} {shape}", where=str(path)
+            )
+        named.add(matched["adapter"])
+        pair = found.pairs.setdefault((int(matched["layer"]), module), {})
+        if matched["ab"] in pair:
+            raise ModelError(
+                f"expected each tensor once, got {pair[matched['ab']]} and {name}", where=str(path)
+            )
+        pair[matched["ab"]] = name
+    if len(named) > 1:
         raise ModelError(
-            f"expected an adapter folder with {CONFIG}, got none", where=str(folder)
-        ) from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(f"expected a JSON config, got: {error}", where=where) from None
-    if not isinstance(raw, dict):
-        raise ModelError("expected a JSON object", where=where)
-    _refuse_unsupported(raw, where)
-    rank, alpha = raw.get("r"), raw.get("lora_alpha")
-    if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
-        raise ModelError(f"expected `r` to be a positive whole number, got: {rank!r}", where=where)
-    if isinstance(alpha, bool) or not isinstance(alpha, (int, float)):
-        raise ModelError(f"expected `lora_alpha` to be a number, got: {alpha!r}", where=where)
-    if not 0 < alpha <= sys.float_info.max:
-        raise ModelError(
-            f"expected `lora_alpha` to be a positive number, got: {alpha!r}", where=where
+            f"expected one adapter, got several: {', '.join(sorted(map(str, named))):.200}",
+            where=str(path),
         )
-    return LoraSpec(rank, float(alpha), bool(raw.get("use_rslora")), _targets(raw, where))
+    if not found.pairs:
+        raise ModelError("expected an adapter's tensors, got none", where=str(path))
+    for (layer, module), pair in found.pairs.items():
+        for ab in "AB":
+            if ab not in pair:
+                raise ModelError(
+                    f"expected {_module_name(layer, module)}.lora_{ab}, got none", where=str(path)
+                )
+    return found
 
 
-def _refuse_unsupported(raw: dict[str, Any], where: str) -> None:
-    plain = {
-        "peft_type": ("LORA",),
-        "bias": ("none", None),
-        "task_type": ("CAUSAL_LM", None),
-        "init_lora_weights": (
-            True,
-            False,
-            None,
-            "gaussian",
-            "eva",
-            "orthogonal",
-        ),  # others change the base
-    }
-    for key, allowed in plain.items():
-        if raw.get(key) not in allowed:
-            raise ModelError(f"expected {key} {allowed[0]}, got: {raw.get(key)!r}", where=where)
-    empty = (
-        "use_dora", "fan_in_fan_out", "modules_to_save", "rank_pattern", "alpha_pattern",
-        "layers_to_transform", "layer_replication", "trainable_token_indices", "lora_bias",
-        "target_parameters", "exclude_modules", "alora_invocation_tokens",
-    )  # fmt: skip
-    for key in empty:
-        if raw.get(key):
-            raise ModelError(f"expected plain LoRA, got {key}: {raw[key]!r}", where=where)
-
-
-def _targets(raw: dict[str, Any], where: str) -> tuple[str, ...]:
-    targets = raw.get("target_modules")
-    if targets == "all-linear":
-        return MODULES
-    names = {f"{name}_proj": name for name in MODULES}
-    if (
-        not isinstance(targets, list)
-        or not targets
-        or not all(isinstance(t, str) and t in names for t in targets)
-    ):
-        raise ModelError(
-            f"expected target_modules among {', '.join(names)}, got: {targets!r}", where=where
-        )
-    return tuple(name for name in MODULES if f"{name}_proj" in targets)
+def _module_name(layer: int, module: str) -> str:
+    return f"model.layers.{layer}.{PARENTS[module]}.{module}_proj"
 
 
 def read_adapter(folder: Path, decoder: Decoder) -> Adapter:
     """Read a PEFT adapter for this decoder, every tensor checked.
 
+    Modules of a smaller rank are filled up with zeros, and where a module's scaling is not that of
+    the whole, its B carries the difference: all have one rank and one scaling then.
+
     Raises:
         ModelError: Files are missing or malformed, keys are missing, unexpected or mis-shaped (made
             for another base), a value is not finite, or the adapter changes nothing.
     """
-    spec = read_spec(folder)
-    path = folder / WEIGHTS
-    if not path.is_file():
-        hint = "pickle adapters (adapter_model.bin) are not read; save it as safetensors"
-        raise ModelError(f"expected {WEIGHTS}, got none", where=str(folder), hint=hint)
-    with opened(path) as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    found = _open(folder)
+    config, spec = found.config, found.spec
+    _check_modules(found, decoder)
     weights: dict[Key, tuple[Tensor, Tensor]] = {}
-    for projection in decoder.projections():
-        for name in adapted_members(projection, spec):
-            prefix = f"{PEFT_PREFIX}.{projection.layer}.{PARENTS[name]}.{name}_proj"
-            shapes = (
-                (spec.rank, projection.columns.features),
-                (projection.member(name).width, spec.rank),
-            )
-            a, b = (
-                _checked(
-                    tensors.pop(f"{prefix}.lora_{ab}.weight", None),
-                    shape,
-                    f"{prefix}.lora_{ab}",
-                    path,
-                )
-                for ab, shape in zip("AB", shapes, strict=True)
-            )
-            weights[projection.layer, name] = (a, b)
-    if tensors:
-        raise ModelError(f"expected no tensor {next(iter(tensors))}", where=str(path))
+    with opened(found.path) as file:
+        _check_tables(found, file, decoder)
+        for projection in decoder.projections():
+            for member in projection.members:
+                pair = found.pairs.get((projection.layer, member.name))
+                if pair is None:
+                    continue
+                module = _module_name(projection.layer, member.name)
+                rank = config.rank_of(module)
+                shapes = {"A": (rank, projection.columns.features), "B": (member.width, rank)}
+                a, b = (_checked(file, pair[ab], shapes[ab], found) for ab in "AB")
+                ratio = config.scaling_of(module) / spec.scaling
+                weights[projection.layer, member.name] = _with_rank(a, b, spec.rank, ratio)
     if not any(bool(b.any()) and bool(a.any()) for a, b in weights.values()):
         raise ModelError(
             "expected an adapter that changes the model, got one whose B is all zero",
-            where=str(path),
+            where=str(found.path),
         )
     return Adapter(spec, weights)
 
 
-def _checked(tensor: Tensor | None, shape: tuple[int, int], name: str, path: Path) -> Tensor:
-    hint = "the adapter was probably made for another base model"
-    if tensor is None:
-        raise ModelError(f"expected {name}, got none", where=str(path), hint=hint)
-    if tuple(tensor.shape) != shape:
+def _check_modules(found: _File, decoder: Decoder) -> None:
+    """Compare the modules that have tensors with those that the config names.
+
+    Raises:
+        ModelError: The decoder has no such module, or one is named and not there, or the reverse.
+    """
+    n_layers, path = decoder.config.n_layers, str(found.path)
+    for module in TABLES:
+        name = f"model.{module}" if module == "embed_tokens" else module
+        if found.config.adapts(name):
+            raise ModelError(
+                f"expected LoRA of the projections alone, got target_modules with {module}",
+                where=str(found.path.with_name(CONFIG)),
+            )
+    for layer, module in found.pairs:
+        if layer >= n_layers:
+            raise ModelError(
+                f"expected the {n_layers} layers of the base, got {_module_name(layer, module)}",
+                where=path,
+                hint=OTHER_BASE,
+            )
+    for layer in range(n_layers):
+        for module in MODULES:
+            name = _module_name(layer, module)
+            pair = found.pairs.get((layer, module))
+            if found.config.adapts(name) and pair is None:
+                raise ModelError(
+                    f"expected {name}.lora_A as {CONFIG} says, got none",
+                    where=path,
+                    hint=OTHER_BASE,
+                )
+            if pair is not None and not found.config.adapts(name):
+                raise ModelError(
+                    f"expected no tensor {pair['A']}: {CONFIG} does not name its module", where=path
+                )
+
+
+def _check_tables(found: _File, file: Any, decoder: Decoder) -> None:
+    """Refuse an embedding or head that was saved with the adapter, unless it is the base's own."""
+    if others := [name for name in found.config.saved if name not in TABLES]:
         raise ModelError(
-            f"expected {name} of shape {shape}, got: {tuple(tensor.shape)}",
-            where=str(path),
-            hint=hint,
+            f"expected LoRA of the projections alone, got modules_to_save: {others[0]:.80}",
+            where=str(found.path.with_name(CONFIG)),
         )
-    if not tensor.is_floating_point() or not bool(torch.isfinite(tensor).all()):
-        raise ModelError(f"expected finite floats in {name}, got others", where=str(path))
+    if missing := [name for name in found.config.saved if name not in found.tables]:
+        raise ModelError(
+            f"expected {missing[0]} as modules_to_save says, got none", where=str(found.path)
+        )
+    for module, name in found.tables.items():
+        own = decoder.table if module == "embed_tokens" else decoder.head
+        if found.shapes[name] != tuple(own.shape):
+            raise ModelError(
+                f"expected the base's own {module} of shape {tuple(own.shape)}, got one of "
+                f"{found.shapes[name]}: the adapter was trained with another vocabulary",
+                where=str(found.path),
+            )
+        if not torch.equal(file.get_tensor(name).to(own.device, own.dtype), own):
+            raise ModelError(
+                f"expected the base's own {module}, got a trained one ({name}), which is not "
+                "swapped with an adapter here",
+                where=str(found.path),
+                hint="merge adapter and base into one model folder, and name that with --model",
+            )
+
+
+def _checked(file: Any, name: str, shape: tuple[int, int], found: _File) -> Tensor:
+    if found.shapes[name] != shape:
+        raise ModelError(
+            f"expected {name} of shape {shape}, got: {found.shapes[name]}",
+            where=str(found.path),
+            hint=OTHER_BASE,
+        )
+    tensor: Tensor = file.get_tensor(name)
+    if not bool(torch.isfinite(tensor).all()):
+        raise ModelError(f"expected finite floats in {name}, got others", where=str(found.path))
     return tensor
+
+
+def _with_rank(a: Tensor, b: Tensor, rank: int, ratio: float) -> tuple[Tensor, Tensor]:
+    """Return A (rank, in) and ratio·B (out, rank) for A (r, in) and B (out, r)."""
+    if ratio != 1.0:
+        b = (b.double() * ratio).float()
+    if (missing := rank - a.shape[0]) > 0:
+        a, b = F.pad(a, (0, 0, 0, missing)), F.pad(b, (0, missing))
+    return a, b

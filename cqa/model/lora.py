@@ -38,7 +38,10 @@ class LoraSpec:
 
 @dataclass(frozen=True, slots=True)
 class Adapter:
-    """An adapter's weights in memory: A (R, in) and B (out, R) of every adapted module."""
+    """An adapter's weights in memory: A (R, in) and B (out, R) of every adapted module.
+
+    Not every layer need have the modules that the spec targets.
+    """
 
     spec: LoraSpec
     weights: Mapping[Key, tuple[Tensor, Tensor]]
@@ -47,11 +50,12 @@ class Adapter:
 def attach(decoder: Decoder, adapter: Adapter) -> None:
     """Write an adapter into the decoder's augmented weights, replacing the one there."""
     for projection in decoder.projections():
-        names = adapted_members(projection, adapter.spec)
+        layer = projection.layer
+        names = [m.name for m in projection.members if (layer, m.name) in adapter.weights]
         if not names:
             projection.detach()
             continue
-        pairs = [adapter.weights[projection.layer, name] for name in names]
+        pairs = [adapter.weights[layer, name] for name in names]
         lora_a = torch.cat([a for a, _ in pairs]).to(decoder.device, decoder.dtype)
         lora_b = [b.to(decoder.device, torch.float32) for _, b in pairs]
         projection.attach(lora_a, lora_b, names, adapter.spec.scaling)

@@ -8,10 +8,11 @@ from pathlib import Path
 from cqa.data.tokenizer import Ids, Tokenizer
 from cqa.errors import ModelError
 from cqa.files import read_json
-from cqa.model.adapter import CONFIG, WEIGHTS, read_adapter
+from cqa.model.adapter import WEIGHTS, read_adapter
 from cqa.model.checkpoint import digest_files
 from cqa.model.decoder import Decoder
 from cqa.model.lora import attach
+from cqa.model.peft_config import CONFIG
 from cqa.score.prefix_batch import EncodedItem
 from cqa.score.scorer import BranchStats, scored_passes
 

@@ -18,7 +18,7 @@ from cqa.errors import DataError, ModelError
 from cqa.files import discard, inside, locked, read_json, refuse_held, write_json
 from cqa.identity import code_digest, versions
 from cqa.interrupt import Interrupt
-from cqa.model.adapter import read_adapter, read_spec
+from cqa.model.adapter import adapter_folder, read_adapter, read_spec
 from cqa.model.checkpoint import locate
 from cqa.model.config import read_config
 from cqa.model.decoder import Decoder
@@ -246,11 +246,12 @@ def find_adapters(config: ScoreConfig) -> list[AdapterFolder]:
     if config.run is not None:
         folders += _epoch_folders(config.run, config.epochs)
     resolved = [folder.resolve() for folder in folders]
+    found = [adapter_folder(folder) for folder in folders]
     return [
         AdapterFolder(
             _own_name(path, resolved), folder, read_spec(folder), k >= len(config.adapter)
         )
-        for k, (path, folder) in enumerate(zip(resolved, folders, strict=True))
+        for k, (path, folder) in enumerate(zip(resolved, found, strict=True))
     ]
 
 

@@ -30,11 +30,12 @@ from cqa.files import (
 )
 from cqa.identity import code_digest, versions
 from cqa.kernels.adamw import AdamState
-from cqa.model.adapter import CONFIG, WEIGHTS, write_adapter
+from cqa.model.adapter import WEIGHTS, write_adapter
 from cqa.model.checkpoint import opened
 from cqa.model.load import dtype_name
 from cqa.model.lora import TrainableLora
 from cqa.model.origin import Origin, write_origin
+from cqa.model.peft_config import CONFIG
 from cqa.train.plan import Plan
 
 RUN, LOG, STATE = "run.json", "log.jsonl", "state.safetensors"
