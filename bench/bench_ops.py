@@ -7,13 +7,13 @@ from compare import record
 from cqa.bench.config import Window
 from cqa.bench.kernels import TOLERANCE, difference
 from cqa.bench.ops import Bench, ops_of
-from cqa.bench.shapes import Subject
-from cqa.bench.timing import turn_about
+from cqa.bench.shapes import BenchModel
+from cqa.bench.timing import compare_interleaved
 from cqa.kernels.backend import native_problem
 
 pytestmark = pytest.mark.skipif(native_problem() is not None, reason="no native ops")
-SUBJECT = Subject("qwen2.5-0.5b", None, 32, "cpu", torch.float32)
-OPS = list(ops_of(Bench.of(SUBJECT, Window.parse("100+200,160+260"), 0.05)))
+BENCH_MODEL = BenchModel("qwen2.5-0.5b", None, 32, "cpu", torch.float32)
+OPS = list(ops_of(Bench.of(BENCH_MODEL, Window.parse("100+200,160+260"), 0.05)))
 
 
 @pytest.mark.parametrize("op", OPS, ids=lambda op: op.name)
@@ -24,6 +24,6 @@ def bench_against_the_reference(benchmark, op):
             torch.autograd.grad(out, op.inputs, torch.ones_like(out))
 
     assert difference(op, "native") <= TOLERANCE[torch.float32]
-    result = turn_about(lambda: both_ways("native"), lambda: both_ways("reference"))
+    result = compare_interleaved(lambda: both_ways("native"), lambda: both_ways("reference"))
     record(benchmark, "reference", result)
     benchmark.pedantic(lambda: both_ways("native"), rounds=3)

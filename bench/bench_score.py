@@ -8,10 +8,10 @@ import torch
 from compare import N_SHORT, record
 
 from cqa.assets import DEMO
-from cqa.bench.contestant import Contestant
+from cqa.bench.peer_process import PeerProcess
 from cqa.bench.score import make_adapter
-from cqa.bench.shapes import Subject, folder_settings
-from cqa.bench.timing import turn_about
+from cqa.bench.shapes import BenchModel, folder_settings
+from cqa.bench.timing import compare_interleaved
 from cqa.data.items import read_items
 from cqa.data.tokenizer import Tokenizer
 from cqa.model.adapter import write_adapter
@@ -48,12 +48,12 @@ def real_items(path: Path, n_items: int) -> Pairs:
 
 
 def compare(benchmark, settings: dict, n: int = 5) -> None:
-    """Check that the sums agree, then time them turn about."""
+    """Check that the sums agree, then time them interleaved."""
     settings = folder_settings(settings["model"], batch_tokens=10**6) | settings
-    with Contestant("ours_score", settings) as ours, Contestant("lm_eval_hf", settings) as peer:
+    with PeerProcess("ours_score", settings) as ours, PeerProcess("lm_eval_hf", settings) as peer:
         expected = peer().value
         assert ours().value == pytest.approx(expected, abs=2e-3, rel=1e-5)
-        result = turn_about(ours, peer, n)
+        result = compare_interleaved(ours, peer, n)
         memory = {"ours_peak_bytes": ours.peak_bytes, "peer_peak_bytes": peer.peak_bytes}
         record(benchmark, "lm_eval_hf", result, **memory)
         benchmark.extra_info["n_pairs"] = len(settings["pairs"])
@@ -90,11 +90,11 @@ def bench_half_billion_base_and_seven_adapters(benchmark, half_billion, tmp_path
 
 def write_adapters(base: Path, folder: Path, count: int) -> list[Path]:
     """Write adapters of random numbers, small enough to change scores by a little."""
-    subject = Subject("qwen2.5-0.5b", None, 32, "cpu", torch.float32)
-    decoder = subject.decoder()
+    bench_model = BenchModel("qwen2.5-0.5b", None, 32, "cpu", torch.float32)
+    decoder = bench_model.decoder()
     folders = [folder / f"epoch-{seed:02}" for seed in range(1, count + 1)]
     for seed, epoch in enumerate(folders, start=1):
         epoch.mkdir()
-        adapter = make_adapter(decoder, subject.spec, seed)
+        adapter = make_adapter(decoder, bench_model.spec, seed)
         write_adapter(epoch, adapter.spec, adapter.weights, str(base), 0.05)
     return folders

@@ -8,9 +8,9 @@ import pytest
 from compare import N_SHORT, assert_same_step, record
 
 from cqa.assets import DEMO
-from cqa.bench.contestant import Contestant
+from cqa.bench.peer_process import PeerProcess
 from cqa.bench.shapes import folder_settings
-from cqa.bench.timing import turn_about
+from cqa.bench.timing import compare_interleaved
 
 PEERS = Path(__file__).parent / "peers"
 FACTORY = PEERS / ".venv-llamafactory" / "bin" / "python"
@@ -39,13 +39,13 @@ def bench_window_against_transformers_and_peft(benchmark, request, shape):
     folder_of, samples = SHAPES[shape]
     settings = folder_settings(folder_of(request), window=samples)
     with (
-        Contestant("ours_train", settings) as ours,
-        Contestant("transformers_peft", settings) as peer,
+        PeerProcess("ours_train", settings) as ours,
+        PeerProcess("transformers_peft", settings) as peer,
     ):
         assert_same_step(ours(dropout=0.0), peer(dropout=0.0))
         ours(dropout=0.05), peer(dropout=0.05)
         n = N_SHORT if shape == "demo" else 5
-        result = turn_about(lambda: ours(dropout=0.05), lambda: peer(dropout=0.05), n)
+        result = compare_interleaved(lambda: ours(dropout=0.05), lambda: peer(dropout=0.05), n)
         memory = {"ours_peak_bytes": ours.peak_bytes, "peer_peak_bytes": peer.peak_bytes}
         record(benchmark, "transformers_peft", result, **memory)
         benchmark.extra_info["n_tokens"] = sum(len(ids) for ids, _ in samples)
@@ -66,11 +66,11 @@ def bench_paper_recipe_against_llamafactory(benchmark, tmp_path):
         for folder in folders
     )
     with (
-        Contestant(PEERS / "ours_sft.py", ours_settings) as ours,
-        Contestant(PEERS / "llamafactory_sft.py", peer_settings, str(FACTORY)) as peer,
+        PeerProcess(PEERS / "ours_sft.py", ours_settings) as ours,
+        PeerProcess(PEERS / "llamafactory_sft.py", peer_settings, str(FACTORY)) as peer,
     ):
         ours(), peer()
-        result = turn_about(ours, peer, N_SHORT)
+        result = compare_interleaved(ours, peer, N_SHORT)
         memory = {"ours_peak_bytes": ours.peak_bytes, "peer_peak_bytes": peer.peak_bytes}
         record(benchmark, "llamafactory", result, **memory)
         benchmark.pedantic(ours, rounds=3)

@@ -7,7 +7,6 @@ stand in floors.json; a better number is written there by hand, with the change 
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,9 +15,9 @@ from bench_train import SHAPES
 from compare import assert_same_step
 
 from cqa.assets import DEMO
-from cqa.bench.contestant import Contestant
+from cqa.bench.peer_process import PeerProcess
 from cqa.bench.shapes import folder_settings
-from cqa.bench.timing import turn_about
+from cqa.bench.timing import compare_interleaved
 from cqa.data.samples import EncodedSample
 from cqa.kernels.backend import native_problem
 from cqa.layout import pack_trees
@@ -26,8 +25,8 @@ from cqa.model.load import load_model
 from cqa.model.lora import LoraSpec, TrainableLora
 from cqa.model.projection import MODULES
 from cqa.score.prefix_batch import Forest
-from cqa.train.config import TrainConfig
-from cqa.train.loop import backward_window
+from cqa.train.passes import StepConfig
+from cqa.train.step import backward_passes
 
 FLOORS = json.loads((Path(__file__).parent / "floors.json").read_text("utf-8"))
 MODEL = DEMO / "model"
@@ -35,7 +34,7 @@ needs_native = pytest.mark.skipif(native_problem() is not None, reason="no nativ
 
 
 def assert_not_slower(name: str, ours, peer) -> None:
-    result = turn_about(ours, peer, n=7)
+    result = compare_interleaved(ours, peer, n=7)
     floor = FLOORS["ratios"][name]
     print(f"{name}: {result.ratio:.2f} [{result.low:.2f}, {result.high:.2f}], floor {floor}")
     assert result.high >= floor, result
@@ -47,8 +46,8 @@ def test_training_window(peer):
     settings = folder_settings(MODEL, window=SHAPES["demo"][1])
     script = "ours_train" if peer == "reference" else peer
     with (
-        Contestant("ours_train", settings) as ours,
-        Contestant(script, {**settings, "backend": "reference"}) as theirs,
+        PeerProcess("ours_train", settings) as ours,
+        PeerProcess(script, {**settings, "backend": "reference"}) as theirs,
     ):
         assert_same_step(ours(dropout=0.0), theirs(dropout=0.0))
         assert_not_slower(
@@ -64,8 +63,8 @@ def test_scoring(peer):
     settings = folder_settings(MODEL, pairs=pairs(), batch_size=8, batch_tokens=10**6)
     script = "ours_score" if peer == "reference" else peer
     with (
-        Contestant("ours_score", settings) as ours,
-        Contestant(script, {**settings, "backend": "reference"}) as theirs,
+        PeerProcess("ours_score", settings) as ours,
+        PeerProcess(script, {**settings, "backend": "reference"}) as theirs,
     ):
         assert ours().value == pytest.approx(theirs().value, abs=1e-3)
         assert_not_slower(f"score_against_{peer}", ours, theirs)
@@ -97,10 +96,10 @@ def bytes_saved() -> int:
         MODEL, device=torch.device("cpu"), dtype=torch.float32, rank_columns=spec.rank_columns()
     )
     TrainableLora(base.decoder, spec, 0)
-    config = TrainConfig(model="", data=None, out=None, neftune_alpha=0.0)
+    config = StepConfig(neftune_alpha=0.0)
     window = [
-        EncodedSample(str(i), tuple(ids), tuple(learned), slice(0, 0), "")
-        for i, (ids, learned) in enumerate(SHAPES["demo"][1])
+        EncodedSample(str(i), tuple(ids), tuple(loss_mask), slice(0, 0), "")
+        for i, (ids, loss_mask) in enumerate(SHAPES["demo"][1])
     ]
     saved = {}
 
@@ -110,5 +109,5 @@ def bytes_saved() -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        backward_window(SimpleNamespace(config=config), base.decoder, window, 1, 210)
+        backward_passes(base.decoder, [window], config, step=1)
     return sum(saved.values())

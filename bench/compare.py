@@ -9,7 +9,7 @@ import pytest
 
 from cqa.bench.timing import Comparison
 
-N_SHORT = 25  # turns of what takes less than seconds, whose times scatter
+N_SHORT = 25  # calls of what takes less than seconds, whose times scatter
 
 
 def record(benchmark: Any, peer: str, comparison: Comparison, **extra: Any) -> None:

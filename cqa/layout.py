@@ -41,10 +41,9 @@ class PackedBatch:
 
     input_ids: Tensor  # (M,)
     position_ids: Tensor  # (M,)
-    lengths: Tensor  # (M,) the length of each row's own sample
     segments: tuple[Segment, ...]  # tile the rows in order
     kept: Tensor  # (L,) the rows that the last layer keeps, in order
-    wanted: Tensor  # (T,) index into `kept` of the row that predicts each target
+    target_rows: Tensor  # (T,) index into `kept` of the row that predicts each target
     target: Tensor  # (T,) the token that follows
 
     @property
@@ -59,7 +58,7 @@ class PackedBatch:
 
     def to(self, device: torch.device) -> PackedBatch:
         """Move the index tensors to a device."""
-        names = ("input_ids", "position_ids", "lengths", "kept", "wanted", "target")
+        names = ("input_ids", "position_ids", "kept", "target_rows", "target")
         return replace(self, **{name: getattr(self, name).to(device) for name in names})
 
 
@@ -67,28 +66,27 @@ def pack_documents(documents: Sequence[tuple[Sequence[int], Sequence[bool]]]) ->
     """Pack training samples.
 
     Args:
-        documents: (ids, learned) of equal length: the tokens, and which of them are asked for. The
-            first token has nothing before it and is never asked for; some other must be.
+        documents: (ids, loss_mask) of equal length: the tokens, and which of them are asked for.
+            The first token has nothing before it and is never asked for; some other must be.
     """
     starts = [0, *accumulate(len(ids) for ids, _ in documents)]
     segments: list[Segment] = []
-    wanted: list[int] = []
+    target_rows: list[int] = []
     target: list[int] = []
     n_kept = 0
-    for start, (ids, learned) in zip(starts, documents, strict=False):
-        asked = [i for i, flag in enumerate(learned[1:]) if flag]
+    for start, (ids, loss_mask) in zip(starts, documents, strict=False):
+        asked = [i for i, flag in enumerate(loss_mask[1:]) if flag]
         first, stop = (asked[0], asked[-1] + 1) if asked else (0, 0)
         segments.append(Segment(start, start + len(ids), start + first, start + stop))
-        wanted += [n_kept + i - first for i in asked]
+        target_rows += [n_kept + i - first for i in asked]
         target += [ids[i + 1] for i in asked]
         n_kept += stop - first
     return PackedBatch(
         input_ids=_index([token for ids, _ in documents for token in ids]),
         position_ids=_index([i for ids, _ in documents for i in range(len(ids))]),
-        lengths=_index([len(ids) for ids, _ in documents for _ in ids]),
         segments=tuple(segments),
         kept=_kept_rows(segments),
-        wanted=_index(wanted),
+        target_rows=_index(target_rows),
         target=_index(target),
     )
 
@@ -111,7 +109,7 @@ def pack_trees(trees: Sequence[Tree]) -> tuple[PackedBatch, list[list[slice]]]:
     ids: list[int] = []
     positions: list[int] = []
     segments: list[Segment] = []
-    wanted: list[int] = []
+    target_rows: list[int] = []
     target: list[int] = []
     places: list[list[slice]] = []
     n_kept = 0
@@ -131,16 +129,15 @@ def pack_trees(trees: Sequence[Tree]) -> tuple[PackedBatch, list[list[slice]]]:
                 positions += range(depth, depth + n_fed)
                 segments.append(Segment(row, row + n_fed, row, row + n_fed, start, stop))
             places[-1].append(slice(len(target), len(target) + len(option)))
-            wanted += [last_of_context, *range(n_kept, n_kept + n_fed)]
+            target_rows += [last_of_context, *range(n_kept, n_kept + n_fed)]
             target += option
             n_kept += n_fed
     batch = PackedBatch(
         input_ids=_index(ids),
         position_ids=_index(positions),
-        lengths=_index([len(ids)] * len(ids)),
         segments=tuple(segments),
         kept=_kept_rows(segments),
-        wanted=_index(wanted),
+        target_rows=_index(target_rows),
         target=_index(target),
     )
     return batch, places

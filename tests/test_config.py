@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from cqa.config import describe, key_of, option, read_settings, resolve, same_option
 from cqa.errors import ConfigError
+from cqa.study.config import ScaleConfig, WatchedTrainConfig
 from cqa.train.config import PRESETS, TrainConfig
 
 REQUIRED = {"model": "base", "data": "train.jsonl", "out": "run"}
@@ -208,8 +209,10 @@ def test_setting_taken_from_another_config_differs_only_in_what_is_said():
         resolve(Other)
 
 
-def test_training_defaults_are_the_paper_preset():
-    assert train_config(**PRESETS["paper"]) == train_config()
+@pytest.mark.parametrize("cls", [WatchedTrainConfig, ScaleConfig])
+def test_paper_preset_is_the_default_of_every_command_that_takes_it(cls):
+    given = REQUIRED | ({"pairs": ["p"]} if cls is ScaleConfig else {})
+    assert resolve(cls, PRESETS["paper"], given) == resolve(cls, given)
 
 
 def test_paper_preset_is_the_recipe_of_the_paper():
@@ -217,7 +220,7 @@ def test_paper_preset_is_the_recipe_of_the_paper():
     assert (config.rank, config.alpha, config.rslora) == (32, 32.0, True)
     assert config.targets == ("q", "k", "v", "o", "gate", "up", "down")
     assert (config.lr, config.warmup_ratio, config.epochs) == (2e-4, 0.1, 12)
-    assert (config.micro_batch, config.grad_accum, config.window) == (1, 2, 2)
+    assert (config.micro_batch, config.grad_accum, config.global_batch_size) == (1, 2, 2)
     assert (config.dropout, config.neftune_alpha) == (0.05, 5.0)
     assert (config.max_grad_norm, config.weight_decay) == (1.0, 0.0)
     assert config.validation_share == 0.1

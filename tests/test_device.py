@@ -10,7 +10,7 @@ from score.common import score_all
 from cqa.bench.config import Job, Window
 from cqa.bench.score import null_tokenizer, random_items
 from cqa.bench.shapes import QWEN25, random_weight
-from cqa.bench.step import random_plan, random_samples
+from cqa.bench.step import random_samples
 from cqa.kernels.copy_shrink import copy_shrink
 from cqa.kernels.philox import Dropout
 from cqa.kernels.shrink import AugColumns, Shrink
@@ -22,7 +22,8 @@ from cqa.model.lora import LoraSpec, TrainableLora
 from cqa.model.projection import MODULES
 from cqa.score.prefix_batch import Forest
 from cqa.score.scorer import run_forest
-from cqa.train.loop import take_step
+from cqa.train.passes import StepConfig
+from cqa.train.step import take_step
 
 pytestmark = pytest.mark.parametrize("device", ON_DEVICES)
 RAW = QWEN25 | {  # the 0.5 B shape in small, its heads as wide
@@ -63,10 +64,9 @@ def test_dropout_masks_are_the_reference_s(device, p):
 
 def losses(device: str, dtype: torch.dtype, n: int) -> list[float]:
     samples = random_samples(Window.parse("20+30,35+15"), RAW["vocab_size"])
-    plan = random_plan(samples)
-    plan.learning_rate = lambda _: 1e-3
-    lora = TrainableLora(small_decoder(device, dtype), SPEC, 0)
-    return [take_step(plan, lora, step)["loss_nats"] for step in range(1, n + 1)]
+    lora, config = TrainableLora(small_decoder(device, dtype), SPEC, 0), StepConfig()
+    steps = (take_step(lora, samples, config, step=step, lr=1e-3) for step in range(1, n + 1))
+    return [took.loss_nats for took in steps]
 
 
 def test_bf16_losses_follow_fp32_on_the_cpu(device):

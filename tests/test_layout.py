@@ -42,7 +42,7 @@ def visible(batch: PackedBatch, row: int) -> list[int]:
 
 def predictions(batch: PackedBatch) -> list[tuple[list[int], int]]:
     """For each target: the text that the row which predicts it has seen, and the target."""
-    rows = batch.kept[batch.wanted].tolist()
+    rows = batch.kept[batch.target_rows].tolist()
     return [
         (batch.input_ids[visible(batch, row)].tolist(), token)
         for row, token in zip(rows, batch.target.tolist(), strict=True)
@@ -71,19 +71,18 @@ def test_documents_predict_every_learned_token_once_from_its_own_past(docs):
     batch = pack_documents(docs)
     check_rows(batch)
     expected = [
-        (ids[:i], ids[i]) for ids, learned in docs for i in range(1, len(ids)) if learned[i]
+        (ids[:i], ids[i]) for ids, loss_mask in docs for i in range(1, len(ids)) if loss_mask[i]
     ]
     assert predictions(batch) == expected
     assert batch.input_ids.tolist() == [token for ids, _ in docs for token in ids]
-    assert batch.lengths.tolist() == [len(ids) for ids, _ in docs for _ in ids]
 
 
 @settings(deadline=None)
 @given(documents())
 def test_documents_keep_the_run_from_the_first_to_the_last_asked_row(docs):
     batch = pack_documents(docs)
-    for segment, (_, learned) in zip(batch.segments, docs, strict=True):
-        asked = [segment.start + i for i, flag in enumerate(learned[1:]) if flag]
+    for segment, (_, loss_mask) in zip(batch.segments, docs, strict=True):
+        asked = [segment.start + i for i, flag in enumerate(loss_mask[1:]) if flag]
         kept = list(range(segment.kept_start, segment.kept_stop))
         assert kept == (list(range(asked[0], asked[-1] + 1)) if asked else [])
 
@@ -138,9 +137,8 @@ def test_documents_by_hand():
     assert batch.segments == (Segment(0, 4, 1, 3), Segment(4, 5, 4, 4), Segment(5, 10, 5, 8))
     assert batch.input_ids.tolist() == [5, 6, 7, 8, 9, 1, 2, 3, 4, 5]
     assert batch.position_ids.tolist() == [0, 1, 2, 3, 0, 0, 1, 2, 3, 4]
-    assert batch.lengths.tolist() == [4, 4, 4, 4, 1, 5, 5, 5, 5, 5]
     assert batch.kept.tolist() == [1, 2, 5, 6, 7]
-    assert batch.wanted.tolist() == [0, 1, 2, 4]
+    assert batch.target_rows.tolist() == [0, 1, 2, 4]
     assert batch.target.tolist() == [7, 8, 2, 4]
     assert (batch.n_rows, batch.n_targets) == (10, 4)
 
@@ -156,14 +154,12 @@ def test_trees_by_hand():
     assert batch.input_ids.tolist() == [5, 6, 7, 8, 1, 2]
     assert batch.position_ids.tolist() == [0, 1, 2, 3, 0, 1]
     assert batch.kept.tolist() == [1, 2, 3, 4, 5]
-    assert batch.wanted.tolist() == [0, 1, 2, 0, 3, 4]
+    assert batch.target_rows.tolist() == [0, 1, 2, 0, 3, 4]
     assert batch.target.tolist() == [7, 8, 9, 4, 2, 3]
     assert places == [[slice(0, 3), slice(3, 4)], [slice(4, 6)]]
 
 
-@pytest.mark.parametrize(
-    "name", ["input_ids", "position_ids", "lengths", "kept", "wanted", "target"]
-)
+@pytest.mark.parametrize("name", ["input_ids", "position_ids", "kept", "target_rows", "target"])
 def test_index_tensors_are_int64_and_move_together(name):
     batch, _ = pack_trees([Tree((5, 6), ((7, 8),))])
     assert getattr(batch, name).dtype == torch.int64

@@ -1,4 +1,4 @@
-"""LLaMA-Factory's own trainer with the paper's recipe: one optimizer step a turn.
+"""LLaMA-Factory's own trainer with the paper's recipe: one optimizer step a call.
 
 Its environment is made by `make bench-peers`. Not every torch has a CPU build of torchaudio; text
 needs none of it, so an empty module stands in where it is missing.
@@ -26,11 +26,11 @@ from llamafactory.train.tuner import run_exp
 from transformers import TrainerCallback
 
 
-class Turns(TrainerCallback):
+class Steps(TrainerCallback):
     """Waits for a line before each step; answers after it."""
 
     def on_step_begin(self, args, state, control, **_):
-        """Wait for the turn."""
+        """Wait for the call."""
         if state.global_step == 0:
             answer({"ready": True})
         if not sys.stdin.readline():
@@ -59,5 +59,5 @@ run_exp(
         "num_train_epochs": 12, "save_strategy": "no", "report_to": "none", "use_cpu": True,
         "bf16": False, "fp16": False, "seed": 0,
     },
-    callbacks=[Turns()],
+    callbacks=[Steps()],
 )  # fmt: skip

@@ -1,21 +1,22 @@
-"""Ours against other programs: compared first, then timed turn about, a process each."""
+"""Ours against other programs: compared first, then timed interleaved, each in a process."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
 
 from cqa.bench.config import BenchConfig, Job, Window
-from cqa.bench.contestant import Contestant, ContestantError
+from cqa.bench.peer_process import PeerError, PeerProcess
 from cqa.bench.score import null_tokenizer, random_items
-from cqa.bench.shapes import Subject
+from cqa.bench.shapes import BenchModel
 from cqa.bench.step import random_samples
-from cqa.bench.timing import turn_about
+from cqa.bench.timing import compare_interleaved
 from cqa.layout import pack_trees
 from cqa.score.prefix_batch import passes
 
@@ -59,36 +60,39 @@ SCORE_PEERS = (
 
 
 def compare_steps(
-    subject: Subject, window: Window, config: BenchConfig, *, folder: str | None
+    bench_model: BenchModel, window: Window, config: BenchConfig, *, folder: str | None
 ) -> Iterator[Result]:
     """Yield each trainer's step against ours; `folder` is a checkpoint for those that need one."""
-    samples = random_samples(window, subject.config.vocab_size)
-    told = subject.settings() | {
-        "window": [(sample.ids, sample.learned) for sample in samples],
+    samples = random_samples(window, bench_model.config.vocab_size)
+    told = bench_model.settings() | {
+        "window": [(sample.ids, sample.loss_mask) for sample in samples],
         "folder": folder,
     }
     recompute = {"recompute": config.recompute}
     for peer in STEP_PEERS:
-        problem = _missing(peer, subject.device)
+        problem = _missing(peer, bench_model.device)
         if peer.name == "Unsloth" and not problem and folder is None:
             problem = "it loads from a folder only: give --model"
         result = {"peer": peer.name, "window": str(window), "settings": peer.settings}
         if problem:
             yield {**result, "problem": problem}
             continue
-        yield result | _contest(
+        yield result | _compare(
             ("ours_train", told | recompute),
             (peer.program, told | peer.settings),
             check={"dropout": 0.0},
-            turn={"dropout": 0.05},
+            arguments={"dropout": 0.05},
             rounds=_rounds(config.seconds),
-            agreement=AGREEMENT[subject.dtype],
+            agreement=AGREEMENT[bench_model.dtype],
         )
 
 
-def compare_scores(subject: Subject, job: Job, config: BenchConfig) -> Iterator[Result]:
+def compare_scores(bench_model: BenchModel, job: Job, config: BenchConfig) -> Iterator[Result]:
     """Yield each scorer on a job's items, after their context and after one null, against ours."""
-    items, tokenizer = random_items(job, subject.config.vocab_size), null_tokenizer(subject.model)
+    items, tokenizer = (
+        random_items(job, bench_model.config.vocab_size),
+        null_tokenizer(bench_model.model),
+    )
     pairs = [
         pair
         for item in items
@@ -102,21 +106,21 @@ def compare_scores(subject: Subject, job: Job, config: BenchConfig) -> Iterator[
         pack_trees(forest.trees())[0].n_rows
         for _, forest in passes(items, tokenizer, config.batch_tokens)
     )
-    told = subject.settings() | {
+    told = bench_model.settings() | {
         "pairs": pairs, "batch_tokens": config.batch_tokens, "batch_size": BATCH_SIZE
     }  # fmt: skip
     for peer in SCORE_PEERS:
         result = {"peer": peer.name, "job": str(job), "tokens_fed": fed, "batch_size": BATCH_SIZE}
-        if problem := _missing(peer, subject.device):
+        if problem := _missing(peer, bench_model.device):
             yield {**result, "problem": problem}
             continue
-        yield result | _contest(
+        yield result | _compare(
             ("ours_score", told),
             (peer.program, told),
             check={},
-            turn={},
+            arguments={},
             rounds=_rounds(config.seconds),
-            agreement=AGREEMENT[subject.dtype],
+            agreement=AGREEMENT[bench_model.dtype],
         )
 
 
@@ -136,37 +140,35 @@ def _missing(peer: Peer, device: str) -> str | None:
     return None
 
 
-def _contest(
+def _compare(
     ours: tuple[str, dict[str, Any]],
     peer: tuple[str, dict[str, Any]],
     *,
     check: dict[str, Any],
-    turn: dict[str, Any],
+    arguments: dict[str, Any],
     rounds: int,
     agreement: float,
 ) -> Result:
-    """Start both, compare what they answer, then time them turn about."""
+    """Start both, compare what they answer, then time them interleaved."""
     try:
         with ExitStack() as stack:
-            first = stack.enter_context(Contestant(*ours))
-            second = stack.enter_context(Contestant(*peer))
+            first = stack.enter_context(PeerProcess(*ours))
+            second = stack.enter_context(PeerProcess(*peer))
             difference = _difference(first(**check).value, second(**check).value)
             if not difference <= agreement:
                 return {"problem": f"results differ by {difference:.1e}, over {agreement:.0e}"}
-            first(**turn), second(**turn)
-            compared = turn_about(_turns(first, turn), _turns(second, turn), rounds)
+            first(**arguments), second(**arguments)
+            compared = compare_interleaved(
+                partial(first, **arguments), partial(second, **arguments), rounds
+            )
             return {
                 "difference": difference,
                 **asdict(compared),
                 "ours_peak_bytes": first.peak_bytes,
                 "peer_peak_bytes": second.peak_bytes,
             }
-    except ContestantError as error:
+    except PeerError as error:
         return {"problem": _last_words(str(error))}
-
-
-def _turns(contestant: Contestant, arguments: dict[str, Any]) -> Callable[[], Any]:
-    return lambda: contestant(**arguments)
 
 
 def _difference(ours: list[float], theirs: list[float]) -> float:

@@ -105,7 +105,7 @@ def _values(op: Op, run: Callable[[], Tensor]) -> list[Tensor]:
 def measure_strides(bench: Bench, ceilings: Ceilings, seconds: float) -> Iterator[Result]:
     """Yield each group's products at the plain width, with LoRA's columns, and padded as stored.
 
-    The three are timed turn about. `plain_ratio` is how much longer than the plain one it takes.
+    The three are timed interleaved. `plain_ratio` is how much longer than the plain one it takes.
     """
     watch = Stopwatch(bench.decoder.device, flush=True)
     device, dtype, m = bench.decoder.device, bench.decoder.dtype, bench.rows

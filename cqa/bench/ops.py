@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from cqa.bench.config import Window
-from cqa.bench.shapes import Subject
+from cqa.bench.shapes import BenchModel
 from cqa.kernels.adamw import AdamState, adam_rates, adamw_step
 from cqa.kernels.attention import AttentionSpan, attention
 from cqa.kernels.backend import Backend
@@ -60,11 +60,11 @@ class Bench:
     dropout: Dropout | None
 
     @classmethod
-    def of(cls, subject: Subject, window: Window, dropout: float) -> Bench:
-        """Draw one layer of the subject's sizes."""
-        config = subject.config
-        decoder = subject.decoder(replace(config, n_layers=1, windows=config.windows[:1]))
-        lora = TrainableLora(decoder, subject.spec, 0)
+    def of(cls, bench_model: BenchModel, window: Window, dropout: float) -> Bench:
+        """Draw one layer of the model's sizes."""
+        config = bench_model.config
+        decoder = bench_model.decoder(replace(config, n_layers=1, windows=config.windows[:1]))
+        lora = TrainableLora(decoder, bench_model.spec, 0)
         rows = torch.arange(cls._rows(window), device=decoder.device)
         drawn = Dropout(dropout, 1, 2, rows) if dropout else None
         return cls(config, decoder, lora, window, drawn)

@@ -13,7 +13,7 @@ from cqa.bench.device import Ceilings, describe_device, measure_ceilings
 from cqa.bench.kernels import measure_head, measure_ops, measure_strides
 from cqa.bench.ops import Bench
 from cqa.bench.score import measure_job
-from cqa.bench.shapes import Subject, check_fits, workload
+from cqa.bench.shapes import BenchModel, check_fits, workload
 from cqa.bench.step import measure_step
 from cqa.config import describe
 from cqa.files import write_json
@@ -42,11 +42,11 @@ def bench(
     """
     device = pick_device(config.device)
     dtype = pick_dtype(config.dtype, device)
-    subject = Subject(config.shape, config.model, config.rank, str(device), dtype)
-    shape = subject.config
+    bench_model = BenchModel(config.shape, config.model, config.rank, str(device), dtype)
+    shape = bench_model.config
     windows, jobs = workload(config, device)
     check_fits(shape, windows, jobs)
-    check_weights_fit(shape, subject.spec.rank_columns(), dtype, device)
+    check_weights_fit(shape, bench_model.spec.rank_columns(), dtype, device)
     with memory_reported("the benchmark", "a smaller --shape, --window or --job"):
         on_event(BenchPart(name="ceilings"))
         ceilings = measure_ceilings(device, dtype, config.seconds)
@@ -63,7 +63,7 @@ def bench(
             config,
             on_event,
         )
-        _measure(record, subject, config, windows, jobs, ceilings)
+        _measure(record, bench_model, config, windows, jobs, ceilings)
     return record.data
 
 
@@ -102,7 +102,7 @@ def finite(value: Any) -> Any:
 
 def _measure(
     record: _Record,
-    subject: Subject,
+    bench_model: BenchModel,
     config: BenchConfig,
     windows: list[Window],
     jobs: list[Job],
@@ -110,27 +110,28 @@ def _measure(
 ) -> None:
     seconds = config.seconds
     if "step" in config.levels or "score" in config.levels:
-        decoder = subject.decoder()
+        decoder = bench_model.decoder()
         if "step" in config.levels:
             steps = (
-                measure_step(decoder, subject.spec, window, config, ceilings) for window in windows
+                measure_step(decoder, bench_model.spec, window, config, ceilings)
+                for window in windows
             )
             record.keep("step", "windows", steps)
         if "score" in config.levels:
-            scored = (measure_job(decoder, subject.spec, job, config, ceilings) for job in jobs)
+            scored = (measure_job(decoder, bench_model.spec, job, config, ceilings) for job in jobs)
             record.keep("score", "jobs", scored)
         del decoder
         give_back()
     if "kernel" in config.levels:
-        layer = Bench.of(subject, windows[0], config.dropout)
+        layer = Bench.of(bench_model, windows[0], config.dropout)
         record.keep("kernel", "ops", measure_ops(layer, ceilings, seconds))
         record.keep("kernel", "products", measure_strides(layer, ceilings, seconds))
         record.keep("kernel", "head", measure_head(layer, ceilings, seconds))
         del layer
         give_back()
     if config.peers and "step" in config.levels:
-        compared = compare_steps(subject, windows[0], config, folder=config.model)
+        compared = compare_steps(bench_model, windows[0], config, folder=config.model)
         record.keep("step", "peers", compared)
     if config.peers and "score" in config.levels:
         job = replace(jobs[0], models=1)
-        record.keep("score", "peers", compare_scores(subject, job, config))
+        record.keep("score", "peers", compare_scores(bench_model, job, config))

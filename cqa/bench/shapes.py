@@ -71,7 +71,7 @@ def workload(config: BenchConfig, device: torch.device) -> tuple[list[Window], l
 
 
 @dataclass(frozen=True, slots=True)
-class Subject:
+class BenchModel:
     """The model under test, as it can be told to another process."""
 
     shape: str
@@ -118,14 +118,14 @@ class Subject:
         return decoder
 
     def settings(self) -> dict[str, Any]:
-        """Return what a contestant's process is told."""
+        """Return what a peer's process is told."""
         dtype = str(self.dtype).removeprefix("torch.")
         names = ("shape", "model", "rank", "device", "backend")
         return {name: getattr(self, name) for name in names} | {"dtype": dtype}
 
     @classmethod
-    def told(cls, settings: dict[str, Any]) -> Subject:
-        """Return the subject that a process was told of."""
+    def told(cls, settings: dict[str, Any]) -> BenchModel:
+        """Return the model that a process was told of."""
         names = ("shape", "model", "rank", "device", "backend")
         return cls(
             **{name: settings[name] for name in names}, dtype=getattr(torch, settings["dtype"])
@@ -133,9 +133,9 @@ class Subject:
 
 
 def folder_settings(model: Path | str, **more: Any) -> dict[str, Any]:
-    """Return what contestants are told of a checkpoint: on the CPU, fp32, the recipe's rank."""
-    subject = Subject("", str(model), TrainConfig.rank, "cpu", torch.float32)
-    return subject.settings() | more
+    """Return what peers are told of a checkpoint: on the CPU, fp32, the recipe's rank."""
+    bench_model = BenchModel("", str(model), TrainConfig.rank, "cpu", torch.float32)
+    return bench_model.settings() | more
 
 
 def random_weight(

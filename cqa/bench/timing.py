@@ -1,4 +1,4 @@
-"""How long calls take: turn about where they are compared, with an interval of the median."""
+"""How long calls take: interleaved where they are compared, with an interval of the median."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class Stopwatch:
         least: int = LEAST,
         rounds: int | None = None,
     ) -> dict[str, Timing]:
-        """Time calls turn about, after a warm-up of each.
+        """Time calls interleaved, after a warm-up of each.
 
         Args:
             calls: What to time, by name.
@@ -92,7 +92,7 @@ class Stopwatch:
                 call()
         times: dict[str, list[float]] = {name: [] for name in calls}
         spent, n = 0.0, 0
-        while n < rounds if rounds else n < least or (spent < seconds * len(calls) and n < MOST):
+        while n < rounds if rounds else (n < least or (spent < seconds * len(calls) and n < MOST)):
             for name, call in calls.items():
                 times[name].append(self(call))
                 spent += times[name][-1]
@@ -112,10 +112,10 @@ class Comparison:
     n: int
 
 
-def turn_about(ours: Call, peer: Call, n: int = 5) -> Comparison:
+def compare_interleaved(ours: Call, peer: Call, n: int = 5) -> Comparison:
     """Time ours, peer, ours, peer …, both warm already; bootstrap the median ratio.
 
-    What a call returns may say itself how long it took, as a contestant's turn does.
+    What a call returns may say itself how long it took, as a peer's reply does.
     """
     times = np.array([[_seconds(ours), _seconds(peer)] for _ in range(n)])
     ratios = times[:, 1] / times[:, 0]

@@ -61,14 +61,14 @@ class EncodedSample:
 
     id: str
     ids: tuple[int, ...]
-    learned: tuple[bool, ...]
+    loss_mask: tuple[bool, ...]  # whether a token is learned
     prompt: slice  # the ids that `truncate` may cut: after BOS, before the first answer
     where: str
 
     @property
     def n_labels(self) -> int:
         """How many tokens are learned; the first has nothing before it and is not."""
-        return sum(self.learned[1:])
+        return sum(self.loss_mask[1:])
 
 
 def read_samples(path: Path) -> list[Sample]:
@@ -278,7 +278,7 @@ def encode_sample(
 def fit_lengths(
     samples: list[EncodedSample], max_tokens: int, policy: TooLong
 ) -> tuple[list[EncodedSample], list[str]]:
-    """Apply the policy for over-long samples; return those that stay and the ids that it touched.
+    """Apply the policy for over-long samples; return those that stay, and the ids affected.
 
     `truncate` cuts the start of the prompt, after BOS, and keeps all from the first answer on.
 
@@ -286,13 +286,13 @@ def fit_lengths(
         DataError: A sample is too long and the policy is `refuse`, or it cannot be cut enough.
     """
     fitting: list[EncodedSample] = []
-    touched = []
+    affected = []
     for sample in samples:
         excess = len(sample.ids) - max_tokens
         if excess <= 0:
             fitting.append(sample)
             continue
-        touched.append(sample.id)
+        affected.append(sample.id)
         room = sample.prompt.stop - sample.prompt.start
         if policy == "refuse" or (policy == "truncate" and excess >= room):
             cut = f", {room} of them of the prompt," if policy == "truncate" else ""
@@ -305,7 +305,7 @@ def fit_lengths(
             )
         if policy == "truncate":
             fitting.append(_cut(sample, excess))
-    return fitting, touched
+    return fitting, affected
 
 
 def _cut(sample: EncodedSample, excess: int) -> EncodedSample:
@@ -314,6 +314,6 @@ def _cut(sample: EncodedSample, excess: int) -> EncodedSample:
     return replace(
         sample,
         ids=sample.ids[:start] + sample.ids[stop:],
-        learned=sample.learned[:start] + sample.learned[stop:],
+        loss_mask=sample.loss_mask[:start] + sample.loss_mask[stop:],
         prompt=slice(start, sample.prompt.stop - excess),
     )

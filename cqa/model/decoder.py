@@ -11,8 +11,9 @@ rounding it at every layer loses.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -32,6 +33,7 @@ from cqa.model.config import DecoderConfig
 from cqa.model.projection import Projection
 from cqa.model.rope import inverse_frequencies, rope_tables
 
+Result = TypeVar("Result", Tensor, tuple[Tensor, ...])
 Spans = tuple[AttentionSpan, ...] | Gathered
 BLOCK_ROWS = {  # of scoring; weights are read once a block
     "native": 2048,
@@ -73,6 +75,47 @@ def attention_spans(
             last.append(AttentionSpan((row, row + n_kept), (s.start, s.kept_stop), prefix))
         row += n_kept
     return tuple(spans), tuple(last)
+
+
+@dataclass(frozen=True, slots=True)
+class RowBlocks:
+    """Applies a row-wise function to all rows at once, or to blocks of a fixed height."""
+
+    height: int | None = None
+    pad: bool = False  # the last block to that height
+
+    def __call__(self, function: Callable[..., Result], *rows: Tensor) -> Result:
+        """Call a function of row tensors (M, …) that returns one row tensor or several."""
+        height, n_rows = self.height, rows[0].shape[0]
+        if height is None or (n_rows <= height and not self.pad):
+            return function(*rows)
+        outs: tuple[Tensor, ...] = ()
+        for start in range(0, n_rows, height):
+            n = min(height, n_rows - start)
+            block = [r[start : start + n] for r in rows]
+            if n < height and self.pad:
+                block = [torch.cat((r, r.new_zeros(height - n, *r.shape[1:]))) for r in block]
+            result = function(*block)
+            results = (result,) if isinstance(result, Tensor) else result
+            outs = outs or tuple(r.new_empty(n_rows, *r.shape[1:]) for r in results)
+            for out, r in zip(outs, results, strict=True):
+                out[start : start + n] = r[:n]
+        return outs[0] if isinstance(result, Tensor) else outs
+
+
+ALL_ROWS = RowBlocks()
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardPass:
+    """What the layers of one pass are run with."""
+
+    cos: Tensor  # (M, head_dim / 2), fp32
+    sin: Tensor  # likewise
+    spans: Spans  # what sees what
+    dropout: Dropout | None
+    blocks: RowBlocks
+    kept: Tensor | None = None  # (L,) rows that queries and MLP are run for; None is all
 
 
 class Decoder:
@@ -138,7 +181,6 @@ class Decoder:
         *,
         dropout: Dropout | None = None,
         noise: Noise | None = None,
-        scoring: bool = False,
         recompute: bool = False,
         spans: tuple[Spans, Spans] | None = None,
     ) -> Tensor:
@@ -148,74 +190,66 @@ class Decoder:
             batch: Packed rows on this decoder's device.
             dropout: LoRA dropout of this step, in training.
             noise: NEFTune noise of this step, in training.
-            scoring: Run in blocks of rows, with a wider residual stream, without gradient.
             recompute: Recompute each layer in backward instead of keeping its activations.
-            spans: The batch's `attention_spans`, if they are at hand, perhaps laid out already.
+            spans: The batch's `attention_spans`, if they are available, perhaps laid out already.
 
         Returns:
             Shape (T, hidden_size).
         """
-        height = BLOCK_ROWS[self.backend] if scoring else None
-        run = _Blocks(height, pad=self.backend != "native")
-        cos, sin = rope_tables(self._inv_freq, self._rope_factor, batch.position_ids)
-        everywhere, in_last = spans or attention_spans(batch)
         h = embed(batch.input_ids, self.table, noise, backend=self.backend)
-        if scoring:
-            h = h.to(wider(self.dtype))
-        for layer in self.layers[:-1]:
-            if recompute and torch.is_grad_enabled():
-                h = checkpoint(
-                    self._run_layer,
-                    layer,
-                    h,
-                    cos,
-                    sin,
-                    everywhere,
-                    dropout,
-                    run,
-                    use_reentrant=False,
-                )
-            else:
-                h = self._run_layer(layer, h, cos, sin, everywhere, dropout, run)
-        h = self._run_last_layer(batch, h, cos, sin, in_last, dropout, run)
-        norm = partial(
-            rms_norm, weight=self.norm, eps=self.config.rms_norm_eps, backend=self.backend
+        return self._run_layers(
+            batch, h, spans or attention_spans(batch), dropout=dropout, recompute=recompute
         )
-        normed = run.one(norm, h)
-        return normed[batch.wanted]
 
-    def _run_layer(
-        self,
-        layer: Layer,
-        h: Tensor,
-        cos: Tensor,
-        sin: Tensor,
-        spans: Spans,
-        dropout: Dropout | None,
-        run: _Blocks,
-    ) -> Tensor:
-        q, k, v = run.many(partial(self._project, layer, dropout), h, cos, sin)
-        attended = attention(q, k, v, spans, window=layer.window, backend=self.backend)
-        return run.one(partial(self._finish, layer, dropout), h, attended.flatten(1))
+    @torch.no_grad()
+    def hidden_for_scoring(self, batch: PackedBatch) -> Tensor:
+        """Return what `hidden` does, in blocks of rows, with a wider residual stream.
 
-    def _run_last_layer(
+        Args:
+            batch: Packed rows on this decoder's device.
+
+        Returns:
+            Shape (T, hidden_size), in the dtype that `cqa.kernels.precision.wider` gives.
+        """
+        h = embed(batch.input_ids, self.table, backend=self.backend).to(wider(self.dtype))
+        blocks = RowBlocks(BLOCK_ROWS[self.backend], pad=self.backend != "native")
+        return self._run_layers(batch, h, attention_spans(batch), blocks=blocks)
+
+    def _run_layers(
         self,
         batch: PackedBatch,
         h: Tensor,
-        cos: Tensor,
-        sin: Tensor,
-        spans: Spans,
-        dropout: Dropout | None,
-        run: _Blocks,
+        spans: tuple[Spans, Spans],
+        *,
+        dropout: Dropout | None = None,
+        blocks: RowBlocks = ALL_ROWS,
+        recompute: bool = False,
     ) -> Tensor:
-        """Run the last layer: keys and values of all rows, the rest for the kept rows alone."""
-        layer = self.layers[-1]
-        q, k, v = run.many(partial(self._project, layer, dropout), h, cos, sin)
-        if batch.kept.shape[0] < batch.n_rows:
-            q, h = q[batch.kept], h[batch.kept]
-            dropout = dropout.select(batch.kept) if dropout else None
-        attended = attention(q, k, v, spans, window=layer.window, backend=self.backend)
-        return run.one(partial(self._finish, layer, dropout), h, attended.flatten(1))
+        """Run every layer and the final norm, (M, D) to (T, D)."""
+        cos, sin = rope_tables(self._inv_freq, self._rope_factor, batch.position_ids)
+        forward = ForwardPass(cos, sin, spans[0], dropout, blocks)
+        for layer in self.layers[:-1]:
+            if recompute and torch.is_grad_enabled():
+                h = checkpoint(self._run_layer, layer, h, forward, use_reentrant=False)
+            else:
+                h = self._run_layer(layer, h, forward)
+        kept = batch.kept if batch.kept.shape[0] < batch.n_rows else None
+        h = self._run_layer(self.layers[-1], h, replace(forward, spans=spans[1], kept=kept))
+        norm = partial(
+            rms_norm, weight=self.norm, eps=self.config.rms_norm_eps, backend=self.backend
+        )
+        return blocks(norm, h)[batch.target_rows]
+
+    def _run_layer(self, layer: Layer, h: Tensor, forward: ForwardPass) -> Tensor:
+        """Run a layer: keys and values of all rows (M, D), the rest for those it keeps."""
+        dropout = forward.dropout
+        project = partial(self._project, layer, dropout)
+        q, k, v = forward.blocks(project, h, forward.cos, forward.sin)
+        if forward.kept is not None:
+            q, h = q[forward.kept], h[forward.kept]
+            dropout = dropout.select(forward.kept) if dropout else None
+        attended = attention(q, k, v, forward.spans, window=layer.window, backend=self.backend)
+        return forward.blocks(partial(self._finish, layer, dropout), h, attended.flatten(1))
 
     def _project(
         self, layer: Layer, dropout: Dropout | None, h: Tensor, cos: Tensor, sin: Tensor
@@ -263,35 +297,3 @@ class Decoder:
         """Go back to the base model."""
         for projection in self.projections():
             projection.detach()
-
-
-class _Blocks:
-    """Applies a row-wise function to all rows at once, or to blocks of a fixed height."""
-
-    def __init__(self, height: int | None, *, pad: bool) -> None:
-        self.height, self.pad = height, pad
-
-    def one(self, function: Callable[..., Tensor], *rows: Tensor) -> Tensor:
-        """Call a function of row tensors (M, …) that returns one row tensor."""
-        if self.height is None:
-            return function(*rows)
-        return self.many(lambda *block: (function(*block),), *rows)[0]
-
-    def many(
-        self, function: Callable[..., tuple[Tensor, ...]], *rows: Tensor
-    ) -> tuple[Tensor, ...]:
-        """Call a function of row tensors (M, …) that returns several."""
-        height, n_rows = self.height, rows[0].shape[0]
-        if height is None or (n_rows <= height and not self.pad):
-            return function(*rows)
-        outs: tuple[Tensor, ...] = ()
-        for start in range(0, n_rows, height):
-            n = min(height, n_rows - start)
-            block = [r[start : start + n] for r in rows]
-            if n < height and self.pad:
-                block = [torch.cat((r, r.new_zeros(height - n, *r.shape[1:]))) for r in block]
-            results = function(*block)
-            outs = outs or tuple(r.new_empty(n_rows, *r.shape[1:]) for r in results)
-            for out, r in zip(outs, results, strict=True):
-                out[start : start + n] = r[:n]
-        return outs

@@ -42,7 +42,7 @@ def run_forest(decoder: Decoder, forest: Forest) -> dict[tuple[Ids, Ids], Branch
     trees = forest.trees()
     batch, places = pack_trees(trees)
     batch = batch.to(decoder.device)
-    hidden = decoder.hidden(batch, scoring=True)
+    hidden = decoder.hidden_for_scoring(batch)
     stats = token_stats(hidden, decoder.head, batch.target, backend=decoder.backend)
     logp, entropy = stats.logp.tolist(), stats.entropy.tolist()
     return {

@@ -120,7 +120,7 @@ def scale(
     result: Row = {"unit": "nats", "runs": runs, "curve": _curve(runs)}
     result["too_long"] = {
         "policy": config.too_long,
-        "samples": list(plan.touched),
+        "samples": list(plan.affected_ids),
         "items": items.too_long,
         "max_positions": items.max_positions,
     }
@@ -156,7 +156,7 @@ def _replace(path: Path, lines: Iterable[bytes]) -> None:
 
 
 def _steps(config: ScaleConfig, size: int, epochs: int) -> int:
-    return math.ceil(size / config.window) * epochs
+    return math.ceil(size / config.global_batch_size) * epochs
 
 
 def _cells(config: ScaleConfig, arm: str) -> list[Cell]:

@@ -161,7 +161,7 @@ def write_run(plan: Plan, *, model_digest: str, lora: TrainableLora) -> None:
             "n_train": len(plan.train),
             "n_validation": len(plan.validation),
             "validation_ids": [sample.id for sample in plan.validation],
-            "too_long_ids": list(plan.touched),
+            "too_long_ids": list(plan.affected_ids),
             "steps_per_epoch": plan.steps_per_epoch,
             "total_steps": plan.total_steps,
             "n_parameters": lora.n_params,
@@ -286,9 +286,13 @@ def load_state(plan: Plan, lora: TrainableLora) -> None:
 
 def room_for(plan: Plan, lora: TrainableLora, step: int, kept: range) -> int:
     """Return the bytes that the rest of a run will write: adapters, and a state beside the old."""
-    adapter_bytes = 4 * lora.n_params
-    n_epochs = sum(epoch * plan.steps_per_epoch > step for epoch in kept)
-    return (n_epochs + (step == 0)) * adapter_bytes + 3 * adapter_bytes * (2 if step == 0 else 1)
+    adapter_bytes = 4 * lora.n_params  # fp32
+    state_bytes = 3 * adapter_bytes  # parameters and two moments
+    n_adapters = sum(epoch * plan.steps_per_epoch > step for epoch in kept)
+    n_states = 1  # a state is complete before the one it replaces goes
+    if step == 0:
+        n_adapters, n_states = n_adapters + 1, 2  # `init`, and the first state
+    return n_adapters * adapter_bytes + n_states * state_bytes
 
 
 class Log:

@@ -24,7 +24,7 @@ def describe_plan(plan: Plan) -> dict[str, Any]:
         "format": plan.format,
         "n_train": len(plan.train),
         "n_validation": len(plan.validation),
-        "too_long_ids": list(plan.touched),
+        "too_long_ids": list(plan.affected_ids),
         "steps_per_epoch": plan.steps_per_epoch,
         "total_steps": plan.total_steps,
         "warmup_steps": warmup_steps(plan.total_steps, config.warmup_ratio),
@@ -46,7 +46,7 @@ def describe_plan(plan: Plan) -> dict[str, Any]:
         "first_sample": {
             "id": first.id,
             "ids": list(first.ids),
-            "learned": list(first.learned),
+            "learned": list(first.loss_mask),
         },
     }
 
@@ -54,7 +54,7 @@ def describe_plan(plan: Plan) -> dict[str, Any]:
 def plan_text(plan: Plan, described: dict[str, Any]) -> str:
     """Return the plan as text; learned parts of the first sample stand between ⟦ and ⟧."""
     d, memory = described, described["memory_bytes"]
-    touched = ", ".join(d["too_long_ids"])
+    affected = ", ".join(d["too_long_ids"])
     lines = [
         f"samples    {d['n_train']} to train on, {d['n_validation']} held out, {d['format']}",
         f"steps      {d['total_steps']} ({d['steps_per_epoch']} an epoch, "
@@ -70,8 +70,8 @@ def plan_text(plan: Plan, described: dict[str, Any]) -> str:
         f"logits or gradients {size_text(memory['workspace'])}; "
         f"{size_text(d['free_memory_bytes'])} free",
     ]
-    if touched:
-        lines.append(f"too long   {plan.config.too_long}: {touched}")
+    if affected:
+        lines.append(f"too long   {plan.config.too_long}: {affected}")
     return "\n".join([*lines, "", f"first sample, `{d['first_sample']['id']}`:", marked_text(plan)])
 
 
@@ -80,7 +80,7 @@ def marked_text(plan: Plan) -> str:
     sample = plan.train[0]
     pieces: list[str] = []
     run: list[int] = []
-    flags = [*sample.learned, not sample.learned[-1]]
+    flags = [*sample.loss_mask, not sample.loss_mask[-1]]
     ids = [*sample.ids, 0]
     previous = flags[0]
     for token, flag in zip(ids, flags, strict=True):

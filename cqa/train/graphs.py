@@ -1,29 +1,28 @@
 """CUDA graphs of a training pass: for small models the host would be slower than the device.
 
 A graph replays one fixed sequence of launches on fixed memory. So a pass is filled up with one more
-text to a whole number of buckets, whose tokens are asked for with weight 0; its inputs are copied
-into the graph's own tensors; and there is one graph for every combination of sizes. The result
-is that of the pass alone, up to the order of its sums.
+text to a whole number of buckets, whose targets do not count; its tensors are copied into the
+recording's own, which nothing else refers to; and there is one recording for every combination of
+sizes. The result is that of the pass alone, up to the order of its sums. Where memory runs out
+while a pass is recorded, that pass and all later ones are run as without graphs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterator, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
 
 from cqa.data.samples import EncodedSample
 from cqa.errors import ResourceError
-from cqa.kernels.attention import Gathered, gathered, library_for
-from cqa.kernels.embed import Noise
-from cqa.kernels.philox import Dropout, device_key
-from cqa.kernels.token_logprobs import token_logprobs
-from cqa.layout import PackedBatch, pack_documents
+from cqa.kernels.attention import gathered, library_for
 from cqa.model.decoder import Decoder, attention_spans
 from cqa.model.lora import TrainableLora
-from cqa.train.config import TrainConfig
+from cqa.model.memory import give_back, ran_out
+from cqa.train.passes import StepConfig, TrainingPass, forward_backward, n_tokens
 
 BUCKET_ROWS, BUCKET_TARGETS = 256, 64
 Capture = Callable[[Callable[[], None]], Callable[[], None]]
@@ -54,46 +53,55 @@ class CudaCapture:
         return graph.replay
 
 
-def fill_up(samples: Sequence[EncodedSample]) -> tuple[PackedBatch, int]:
-    """Pack samples and one more text, to whole buckets; return how many targets are the samples'.
+def filling(samples: Sequence[EncodedSample]) -> EncodedSample:
+    """Return the text that fills samples up to whole buckets of rows and of targets.
 
-    The last rows of that text are asked for, so that rows that the last layer keeps and targets
-    grow alike.
+    Its last rows are asked for, so that rows that the last layer keeps and targets grow alike.
     """
-    documents = [(sample.ids, sample.learned) for sample in samples]
-    n_targets = sum(sum(learned[1:]) for _, learned in documents)
+    n_targets = sum(sample.n_labels for sample in samples)
     asked = -n_targets % BUCKET_TARGETS or BUCKET_TARGETS
-    n_rows = sum(len(ids) for ids, _ in documents)
-    more = asked + 1 + -(n_rows + asked + 1) % BUCKET_ROWS
-    filling = ((0,) * more, [i >= more - asked for i in range(more)])
-    return pack_documents([*documents, filling]), n_targets
+    more = asked + 1 + -(n_tokens(samples) + asked + 1) % BUCKET_ROWS
+    loss_mask = (False,) * (more - asked) + (True,) * asked
+    return EncodedSample("filling", (0,) * more, loss_mask, slice(0, 0), "")
 
 
-@dataclass(slots=True)
-class _Inputs:
-    """A graph's own tensors."""
+def replayable(
+    samples: Sequence[EncodedSample], device: torch.device, *, seed: int, step: int, n_labels: int
+) -> TrainingPass:
+    """Pack samples, filled up, with everything that differs from pass to pass in a tensor."""
+    given = TrainingPass.pack(
+        [*samples, filling(samples)], device, seed=seed, step=step, n_labels=n_labels
+    )
+    is_label = torch.zeros(given.batch.n_targets, device=device)
+    is_label[: sum(sample.n_labels for sample in samples)] = 1
+    n_rows = given.batch.n_rows
+    everywhere, last = (
+        gathered(spans, n_rows, device)._replace(longest_query=n_rows, longest_key=n_rows)
+        for spans in attention_spans(given.batch)
+    )
+    return replace(
+        given,
+        n_labels=torch.tensor(float(n_labels), device=device),
+        is_label=is_label,
+        spans=(everywhere, last),
+    )
 
-    batch: PackedBatch
-    weights: Tensor  # (T,) of each target in the loss
-    spans: tuple[Gathered, Gathered]
-    key: Tensor  # (seed, step)
-    loss: Tensor  # () fp64, the result
 
-    def load(self, other: _Inputs) -> None:
-        """Take the values of another pass of the same sizes."""
-        for mine, its in zip(self.tensors(), other.tensors(), strict=True):
-            mine.copy_(its)
+def tensors_of(given: TrainingPass) -> list[Tensor]:
+    """Return everything that differs from pass to pass, in one order."""
+    packed = [getattr(given.batch, field.name) for field in fields(given.batch)]
+    beside = [getattr(given, field.name) for field in fields(given)]
+    laid_out = [value for spans in given.spans or () for value in spans]
+    return [value for value in (*packed, *beside, *laid_out) if isinstance(value, Tensor)]
 
-    def tensors(self) -> list[Tensor]:
-        """Everything that differs from pass to pass, in one order."""
-        packed = [getattr(self.batch, field.name) for field in fields(self.batch)]
-        laid_out = [tensor for part in self.spans for tensor in part]
-        given = [*packed, self.weights, *laid_out, self.key]
-        return [tensor for tensor in given if isinstance(tensor, Tensor)]
 
-    def sizes(self) -> tuple[int, ...]:
-        """What tells one graph from another."""
-        return tuple(tensor.shape[0] for tensor in self.tensors())
+@dataclass(frozen=True, slots=True)
+class _Recording:
+    """A recorded pass, and the tensors that it reads and writes, which are its own."""
+
+    given: TrainingPass
+    loss: Tensor  # () fp64
+    replay: Callable[[], None]
 
 
 def _a_query(decoder: Decoder) -> Tensor:
@@ -107,14 +115,15 @@ class Graphs:
     """Passes of one decoder in training, by graphs that are recorded when a size first comes."""
 
     def __init__(
-        self, decoder: Decoder, config: TrainConfig, grad: Tensor, capture: Capture
+        self, decoder: Decoder, config: StepConfig, grad: Tensor, capture: Capture
     ) -> None:
         """Nothing is recorded yet; `grad` is the flat gradient, which recording must not change."""
         self._decoder, self._config, self._grad, self._capture = decoder, config, grad, capture
-        self._recorded: dict[tuple[int, ...], tuple[_Inputs, Callable[[], None]]] = {}
+        self._recorded: dict[tuple[torch.Size, ...], _Recording] = {}
+        self.ran_out = False  # of memory, while recording: nothing is recorded or replayed then
 
     @classmethod
-    def of(cls, lora: TrainableLora, config: TrainConfig) -> Graphs:
+    def of(cls, lora: TrainableLora, config: StepConfig) -> Graphs:
         """Return graphs for a run on a GPU.
 
         Raises:
@@ -129,46 +138,51 @@ class Graphs:
             )
         return cls(decoder, config, lora.state.grad, CudaCapture())
 
-    def run(self, samples: Sequence[EncodedSample], step: int, n_labels: int) -> Tensor:
-        """Add a pass's gradient to the flat buffer; return its share of the loss, () fp64."""
-        inputs = self._inputs(samples, step, n_labels)
-        sizes = inputs.sizes()
-        if sizes not in self._recorded:
-            before = self._grad.clone()
-            self._recorded[sizes] = inputs, self._capture(lambda: self._pass(inputs))
-            self._grad.copy_(before)
-        own, replay = self._recorded[sizes]
-        own.load(inputs)
-        replay()
-        return own.loss.clone()
+    def run(self, samples: Sequence[EncodedSample], step: int, n_labels: int) -> Tensor | None:
+        """Add a pass's gradient to the flat buffer; return its share of the loss, () fp64.
 
-    def _inputs(self, samples: Sequence[EncodedSample], step: int, n_labels: int) -> _Inputs:
-        device = self._decoder.device
-        batch, n_targets = fill_up(samples)
-        batch = batch.to(device)
-        weights = torch.zeros(batch.n_targets, device=device)
-        weights[:n_targets] = 1 / n_labels
-        everywhere, last = (
-            gathered(spans, batch.n_rows, device)._replace(
-                longest_query=batch.n_rows, longest_key=batch.n_rows
-            )
-            for spans in attention_spans(batch)
+        It is None, and nothing is added, once memory ran out while a pass was recorded.
+        """
+        if self.ran_out:
+            return None
+        given = replayable(
+            samples, self._decoder.device, seed=self._config.seed, step=step, n_labels=n_labels
         )
-        key = device_key(self._config.seed, step, device)
-        loss = torch.zeros((), dtype=torch.float64, device=device)
-        return _Inputs(batch, weights, (everywhere, last), key, loss)
+        sizes = tuple(tensor.shape for tensor in tensors_of(given))
+        if sizes not in self._recorded and not self._record(sizes, given):
+            return None
+        recording = self._recorded[sizes]
+        for own, its in zip(tensors_of(recording.given), tensors_of(given), strict=True):
+            own.copy_(its)
+        recording.replay()
+        return recording.loss.clone()
 
-    def _pass(self, own: _Inputs) -> None:
-        """Forward and backward, on the graph's own tensors alone."""
-        config, decoder, batch = self._config, self._decoder, own.batch
-        rows = torch.arange(batch.n_rows, device=decoder.device)
-        dropout, noise = None, None
-        if config.dropout:
-            dropout = Dropout(config.dropout, config.seed, 0, rows, own.key)
-        if config.neftune_alpha:
-            noise = Noise(config.neftune_alpha, config.seed, 0, rows, batch.lengths, own.key)
-        hidden = decoder.hidden(batch, dropout=dropout, noise=noise, spans=own.spans)
-        logp = token_logprobs(hidden, decoder.head, batch.target, backend=decoder.backend)
-        loss = -(logp * own.weights).sum()
-        loss.backward()
-        own.loss.copy_(loss.detach())
+    def _record(self, sizes: tuple[torch.Size, ...], given: TrainingPass) -> bool:
+        """Record a pass on copies of its tensors; return False where memory ran out."""
+        before = None
+        try:
+            before = self._grad.clone()
+            own = deepcopy(given)
+            loss = torch.zeros((), dtype=torch.float64, device=self._decoder.device)
+
+            def run() -> None:
+                loss.copy_(forward_backward(self._decoder, own, self._config))
+
+            self._recorded[sizes] = _Recording(own, loss, self._capture(run))
+        except (RuntimeError, MemoryError) as error:
+            if not any(map(ran_out, _causes(error))):
+                raise
+            self.ran_out = True
+        if before is not None:
+            self._grad.copy_(before)
+        if self.ran_out:
+            self._recorded.clear()
+            give_back()
+        return not self.ran_out
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an error and those during which it was raised: ending a failed capture raises one."""
+    while error is not None:
+        yield error
+        error = error.__context__

@@ -8,17 +8,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
 
 from cqa.data.samples import EncodedSample
 from cqa.errors import NumericsError
 from cqa.files import check_room, locked, refuse_held
 from cqa.interrupt import Interrupt
-from cqa.kernels.adamw import adam_rates, adamw_step, gradient_norm
-from cqa.kernels.embed import Noise
-from cqa.kernels.philox import Dropout
-from cqa.kernels.token_logprobs import token_logprobs
-from cqa.layout import PackedBatch, pack_documents
 from cqa.model.decoder import Decoder
 from cqa.model.load import BaseModel, dtype_name, open_model, pick_device, pick_dtype
 from cqa.model.lora import TrainableLora
@@ -39,10 +33,12 @@ from cqa.train.checkpoint import (
 from cqa.train.config import TrainConfig
 from cqa.train.graphs import Graphs
 from cqa.train.memory import check_memory
-from cqa.train.passes import HINT, PassLimit
-from cqa.train.plan import Plan, make_plan, split_passes
+from cqa.train.passes import HINT, PassLimit, StepConfig, TrainingPass, label_logprobs
+from cqa.train.plan import Plan, make_plan
+from cqa.train.step import n_labels, take_step
 
 Event = dict[str, Any]
+WITHOUT_NOISE = StepConfig(dropout=0.0, neftune_alpha=0.0)
 
 
 class Monitor(Protocol):
@@ -142,13 +138,17 @@ def _steps(
     """Run the remaining steps, yielding their events; state is saved after each epoch."""
     config = plan.config
     limit = PassLimit(config.pass_tokens)
-    graphs = Graphs.of(lora, config) if config.cuda_graphs else None
+    graphs = Graphs.of(lora, StepConfig.of(config)) if config.cuda_graphs else None
     told = limit.tokens
     for step in range(last_step + 1, kept[-1] * plan.steps_per_epoch + 1):
         epoch = plan.epoch_of(step)
-        yield take_step(plan, lora, step, limit, graphs)
+        yield _step(plan, lora, step, limit, graphs)
         if plan.ends_epoch(step) and plan.validation:
             yield evaluate(plan, lora.decoder, epoch, limit)
+        if graphs is not None and graphs.ran_out:
+            graphs = None
+            text = "memory ran out while a CUDA graph was recorded; going on without --cuda-graphs"
+            yield {"event": "note", "step": step, "text": text}
         if limit.tokens < told:
             told = limit.tokens
             yield {"event": "memory", "step": step, "pass_tokens": told}
@@ -164,104 +164,26 @@ def _steps(
             interrupt.stop(f"stopped after step {step}; continue with --resume --out {config.out}")
 
 
-def take_step(
-    plan: Plan,
-    lora: TrainableLora,
-    step: int,
-    limit: PassLimit | None = None,
-    graphs: Graphs | None = None,
+def _step(
+    plan: Plan, lora: TrainableLora, step: int, limit: PassLimit, graphs: Graphs | None
 ) -> Event:
-    """Take one optimizer step over one accumulation window; return its log event."""
-    config, backend = plan.config, lora.decoder.backend
-    limit = limit or PassLimit(config.pass_tokens)
-    started = time.perf_counter()
-    window = plan.window(step)
-    n_labels = sum(sample.n_labels for sample in window)
-    loss = limit.run(
-        window,
-        lambda parts: backward_passes(plan, lora.decoder, parts, step, n_labels, graphs),
-        undo=lora.state.grad.zero_,
-    )
-    lr, device = plan.learning_rate(step), lora.decoder.device
-    rates = adam_rates(lr=lr, step=step, weight_decay=config.weight_decay, device=device)
-    norm = gradient_norm(lora.state.grad, backend=backend)
-    checked = norm.where(loss.isfinite(), torch.nan)  # no step is taken unless both are finite
-    adamw_step(lora.state, rates, norm=checked, max_norm=config.max_grad_norm, backend=backend)
-    lora.after_step()
-    loss_nats, grad_norm = float(loss), float(norm)  # here the host waits for the device
-    if not math.isfinite(loss_nats) or not math.isfinite(grad_norm):
-        raise NumericsError(
-            f"expected a finite loss and gradient at step {step}, got {loss_nats} and {grad_norm} "
-            f"for samples {', '.join(sample.id for sample in window)}",
-            hint="a lower --lr, or look at these samples; the last complete state is intact",
-        )
-    n_tokens = sum(len(sample.ids) for sample in window)
-    seconds = time.perf_counter() - started
+    """Take one step of the plan; return its log event."""
+    samples, lr = plan.global_batch(step), plan.learning_rate(step)
+    config = StepConfig.of(plan.config)
+    took = take_step(lora, samples, config, step=step, lr=lr, limit=limit, graphs=graphs)
     return {
         "event": "step",
         "step": step,
         "epoch": plan.epoch_of(step),
-        "loss_nats": loss_nats,
+        "loss_nats": took.loss_nats,
         "lr": lr,
-        "grad_norm": grad_norm,
-        "sample_ids": [sample.id for sample in window],
-        "n_tokens": n_tokens,
-        "n_labels": n_labels,
-        "step_s": round(seconds, 6),
-        "tokens_per_s": round(n_tokens / seconds, 1),
+        "grad_norm": took.grad_norm,
+        "sample_ids": [sample.id for sample in samples],
+        "n_tokens": took.n_tokens,
+        "n_labels": took.n_labels,
+        "step_s": round(took.seconds, 6),
+        "tokens_per_s": round(took.n_tokens / took.seconds, 1),
     }
-
-
-def backward_window(
-    plan: Plan, decoder: Decoder, window: Sequence[EncodedSample], step: int, n_labels: int
-) -> float:
-    """Add the window's gradient to the flat buffer; return the mean loss in nats per token."""
-    parts = split_passes(list(window), plan.config.pass_tokens)
-    return float(backward_passes(plan, decoder, parts, step, n_labels))
-
-
-def backward_passes(
-    plan: Plan,
-    decoder: Decoder,
-    parts: Sequence[Sequence[EncodedSample]],
-    step: int,
-    n_labels: int,
-    graphs: Graphs | None = None,
-) -> Tensor:
-    """Add the gradient of a window's passes to the flat buffer; return the window's mean loss.
-
-    The loss is summed over the whole window and divided once, so neither the split into
-    micro-batches nor into passes changes it. It stays on the device, shape (), fp64.
-    """
-    if graphs is not None and len(parts) == 1:
-        return graphs.run(parts[0], step, n_labels)
-    config = plan.config
-    loss = torch.zeros((), dtype=torch.float64, device=decoder.device)
-    first_row = 0
-    for part in parts:
-        batch = _packed(part, decoder)
-        rows = torch.arange(first_row, first_row + batch.n_rows, device=decoder.device)
-        hidden = decoder.hidden(
-            batch,
-            dropout=Dropout(config.dropout, config.seed, step, rows) if config.dropout else None,
-            noise=_noise(plan, batch, step, rows),
-            recompute=config.recompute,
-        )
-        logp = token_logprobs(hidden, decoder.head, batch.target, backend=decoder.backend)
-        part_loss = -logp.sum() / n_labels
-        part_loss.backward()
-        loss += part_loss.detach()
-        first_row += batch.n_rows
-    return loss
-
-
-def _noise(plan: Plan, batch: PackedBatch, step: int, rows: Tensor) -> Noise | None:
-    alpha = plan.config.neftune_alpha
-    return Noise(alpha, plan.config.seed, step, rows, batch.lengths) if alpha else None
-
-
-def _packed(samples: Sequence[EncodedSample], decoder: Decoder) -> PackedBatch:
-    return pack_documents([(s.ids, s.learned) for s in samples]).to(decoder.device)
 
 
 @torch.no_grad()
@@ -269,29 +191,27 @@ def evaluate(plan: Plan, decoder: Decoder, epoch: int, limit: PassLimit | None =
     """Return the mean loss over the learned validation tokens: a diagnostic, selecting nothing."""
     limit = limit or PassLimit(plan.config.pass_tokens)
     started = time.perf_counter()
-    n_labels = sum(sample.n_labels for sample in plan.validation)
-    loss = limit.run(plan.validation, lambda parts: _loss_of(parts, decoder, epoch)) / n_labels
+    labels = n_labels(plan.validation)
+    loss = limit.run(plan.validation, lambda passes: _loss_of(passes, decoder, epoch)) / labels
     return {
         "event": "eval",
         "epoch": epoch,
         "eval_loss_nats": loss,
-        "n_labels": n_labels,
+        "n_labels": labels,
         "eval_s": round(time.perf_counter() - started, 6),
     }
 
 
-def _loss_of(parts: Sequence[Sequence[EncodedSample]], decoder: Decoder, epoch: int) -> float:
+def _loss_of(passes: Sequence[Sequence[EncodedSample]], decoder: Decoder, epoch: int) -> float:
     """Return the summed loss of some passes, nats."""
     total = 0.0
-    for part in parts:
-        batch = _packed(part, decoder)
-        hidden = decoder.hidden(batch)
-        logp = token_logprobs(hidden, decoder.head, batch.target, backend=decoder.backend)
-        loss = -float(logp.double().sum())
+    for samples in passes:
+        given = TrainingPass.pack(samples, decoder.device, seed=0, step=0, n_labels=1)
+        loss = -float(label_logprobs(decoder, given, WITHOUT_NOISE).double().sum())
         if not math.isfinite(loss):
             raise NumericsError(
                 f"expected a finite eval_loss after epoch {epoch}, got {loss} for samples "
-                f"{', '.join(sample.id for sample in part)}",
+                f"{', '.join(sample.id for sample in samples)}",
                 hint="the epochs before it are intact",
             )
         total += loss

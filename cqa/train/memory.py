@@ -136,7 +136,7 @@ def largest_pass(plan: Plan) -> list[EncodedSample]:
 
 def size_of(samples: list[EncodedSample]) -> PassSize:
     """Return what of a pass takes memory."""
-    batch = pack_documents([(sample.ids, sample.learned) for sample in samples])
+    batch = pack_documents([(sample.ids, sample.loss_mask) for sample in samples])
     return PassSize(batch.n_rows, int(batch.kept.shape[0]), batch.n_targets)
 
 

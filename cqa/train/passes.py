@@ -1,21 +1,125 @@
-"""Passes that fit the memory there is: where one runs out, its samples are split over more.
+"""One pass of training: samples packed, forward, head, loss and backward; and how large it may be.
 
-A window's loss is divided by the labels of the whole window, and dropout and noise are drawn by the
-row of the window, so the split changes the result by no more than the order of its sums.
+A step's samples, the global batch, are packed into as few passes as the memory holds. The loss is
+divided by the labels of the whole global batch, and dropout and noise are drawn by a row's number
+in it, so the split changes the result by no more than the order of its sums.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from dataclasses import dataclass, fields
+from typing import Literal, Self, TypeVar
+
+import torch
+from torch import Tensor
 
 from cqa.data.samples import EncodedSample
 from cqa.errors import ResourceError
+from cqa.kernels.attention import Gathered
+from cqa.kernels.embed import Noise
+from cqa.kernels.philox import Dropout, device_key
+from cqa.kernels.token_logprobs import token_logprobs
+from cqa.layout import PackedBatch, pack_documents
+from cqa.model.decoder import Decoder
 from cqa.model.memory import give_back, ran_out
+from cqa.train.config import TrainConfig
 from cqa.train.plan import split_passes
 
 T = TypeVar("T")
+Phase = Literal["forward", "head", "backward", "optimizer"]
+OnPhase = Callable[[Phase], None]  # called when a phase has been launched
 HINT = "--recompute, --dtype bf16, or a lower --max-tokens with --too-long"
+
+
+def ignore_phase(_: Phase) -> None:
+    """The observer of a step that nobody observes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepConfig:
+    """What of a run's settings a step reads; see `TrainConfig`."""
+
+    dropout: float = TrainConfig.dropout
+    neftune_alpha: float = TrainConfig.neftune_alpha
+    seed: int = TrainConfig.seed
+    recompute: bool = TrainConfig.recompute
+    weight_decay: float = TrainConfig.weight_decay
+    max_grad_norm: float = TrainConfig.max_grad_norm
+
+    @classmethod
+    def of(cls, config: TrainConfig) -> Self:
+        """Return the step's part of a run's settings."""
+        return cls(**{field.name: getattr(config, field.name) for field in fields(cls)})
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingPass:
+    """Samples packed for one forward and backward, on the decoder's device."""
+
+    batch: PackedBatch
+    rows: Tensor  # (M,) int64, each row's number in the global batch
+    lengths: Tensor  # (M,) int64, the tokens of each row's own sample
+    step: int
+    key: Tensor  # (2,) int64, (seed, step) for Triton's kernels
+    n_labels: int | Tensor  # of the global batch; a tensor of shape () where it is replayed
+    is_label: Tensor | None = None  # (T,) 0 or 1: whether a target counts; None is all
+    spans: tuple[Gathered, Gathered] | None = None  # laid out already, where it is replayed
+
+    @classmethod
+    def pack(
+        cls,
+        samples: Sequence[EncodedSample],
+        device: torch.device,
+        *,
+        seed: int,
+        step: int,
+        n_labels: int,
+        first_row: int = 0,
+    ) -> Self:
+        """Pack samples whose rows begin at `first_row` of the global batch."""
+        batch = pack_documents([(sample.ids, sample.loss_mask) for sample in samples]).to(device)
+        lengths = torch.tensor([len(sample.ids) for sample in samples for _ in sample.ids])
+        return cls(
+            batch=batch,
+            rows=torch.arange(first_row, first_row + batch.n_rows, device=device),
+            lengths=lengths.to(device),
+            step=step,
+            key=device_key(seed, step, device),
+            n_labels=n_labels,
+        )
+
+
+def label_logprobs(
+    decoder: Decoder, given: TrainingPass, config: StepConfig, on_phase: OnPhase = ignore_phase
+) -> Tensor:
+    """Run a pass forward, head included; return each target's log-probability, (T,) nats."""
+    dropout, noise = None, None
+    if config.dropout:
+        dropout = Dropout(config.dropout, config.seed, given.step, given.rows, given.key)
+    if config.neftune_alpha:
+        noise = Noise(
+            config.neftune_alpha, config.seed, given.step, given.rows, given.lengths, given.key
+        )
+    hidden = decoder.hidden(
+        given.batch, dropout=dropout, noise=noise, recompute=config.recompute, spans=given.spans
+    )
+    on_phase("forward")
+    return token_logprobs(hidden, decoder.head, given.batch.target, backend=decoder.backend)
+
+
+def forward_backward(
+    decoder: Decoder, given: TrainingPass, config: StepConfig, on_phase: OnPhase = ignore_phase
+) -> Tensor:
+    """Add a pass's gradient to the flat buffer; return its share of the mean loss, () nats."""
+    logp = label_logprobs(decoder, given, config, on_phase)
+    if given.is_label is not None:
+        logp = logp * given.is_label
+    loss = -logp.sum() / given.n_labels
+    on_phase("head")
+    loss.backward()
+    on_phase("backward")
+    return loss.detach()
 
 
 class PassLimit:
@@ -27,27 +131,27 @@ class PassLimit:
     def run(
         self,
         samples: Sequence[EncodedSample],
-        passes: Callable[[list[list[EncodedSample]]], T],
+        run_passes: Callable[[list[list[EncodedSample]]], T],
         undo: Callable[[], object] = lambda: None,
     ) -> T:
-        """Call `passes` with the samples split by the limit, again with less where memory ran out.
+        """Call `run_passes` with samples split by the limit, again with less where memory ran out.
 
         Args:
             samples: What has to be passed through.
-            passes: Runs all of them; the list is of the samples of each pass.
+            run_passes: Runs all of them; the list is of the samples of each pass.
             undo: Takes back what a failed call has left.
 
         Raises:
             ResourceError: There is not even enough for each sample alone.
         """
         while True:
-            parts = split_passes(list(samples), self.tokens)
+            passes = split_passes(list(samples), self.tokens)
             try:
-                return passes(parts)
+                return run_passes(passes)
             except (RuntimeError, MemoryError) as error:
                 if not ran_out(error):
                     raise
-                shared = [_n_tokens(part) for part in parts if len(part) > 1]
+                shared = [n_tokens(part) for part in passes if len(part) > 1]
                 if not shared:
                     longest = max(samples, key=lambda sample: len(sample.ids))
                     raise ResourceError(
@@ -61,5 +165,6 @@ class PassLimit:
             undo()
 
 
-def _n_tokens(samples: Sequence[EncodedSample]) -> int:
+def n_tokens(samples: Sequence[EncodedSample]) -> int:
+    """Count the tokens of some samples."""
     return sum(len(sample.ids) for sample in samples)

@@ -30,7 +30,7 @@ class Plan:
     format: str
     train: tuple[EncodedSample, ...]
     validation: tuple[EncodedSample, ...]
-    touched: tuple[str, ...]  # ids that --too-long dropped or cut
+    affected_ids: tuple[str, ...]  # of samples that --too-long dropped or cut
     data_digest: str
 
     @property
@@ -42,8 +42,8 @@ class Plan:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Windows per epoch; a last partial one is stepped too."""
-        return math.ceil(len(self.train) / self.config.window)
+        """Global batches per epoch; a last partial one is stepped too."""
+        return math.ceil(len(self.train) / self.config.global_batch_size)
 
     @property
     def total_steps(self) -> int:
@@ -58,20 +58,21 @@ class Plan:
         """Whether an epoch is complete after this step."""
         return step % self.steps_per_epoch == 0
 
-    def window(self, step: int) -> list[EncodedSample]:
+    def global_batch(self, step: int) -> list[EncodedSample]:
         """Return the samples of one step, in the epoch's own random order."""
-        first = (step - 1) % self.steps_per_epoch * self.config.window
+        size = self.config.global_batch_size
+        first = (step - 1) % self.steps_per_epoch * size
         order = self._order(self.epoch_of(step))
-        return [self.train[i] for i in order[first : first + self.config.window]]
+        return [self.train[i] for i in order[first : first + size]]
 
     def passes(self) -> Iterator[list[EncodedSample]]:
         """Yield the samples of every pass of the run."""
-        size = self.config.window
+        size = self.config.global_batch_size
         for epoch in range(1, self.config.epochs + 1):
             order = self._order(epoch)
             for first in range(0, len(order), size):
-                window = [self.train[i] for i in order[first : first + size]]
-                yield from split_passes(window, self.config.pass_tokens)
+                samples = [self.train[i] for i in order[first : first + size]]
+                yield from split_passes(samples, self.config.pass_tokens)
 
     def _order(self, epoch: int) -> list[int]:
         return permutation(self.config.seed, epoch, stream_of(ORDER), len(self.train))
@@ -102,14 +103,14 @@ def make_plan(config: TrainConfig) -> Plan:
         ]
         return samples[0].format, *fit_lengths(encoded, limit, config.too_long)
 
-    kind, samples, touched = load(config.data)
+    kind, samples, affected = load(config.data)
     digests = [config.data]
     share = config.validation_share
     if share is None:
         path = Path(config.validation)
         digests.append(path)
         train, (_, validation, more) = samples, load(path)
-        touched += more
+        affected += more
     else:
         train, validation = split(samples, share, config.seed)
     if not train:
@@ -117,7 +118,7 @@ def make_plan(config: TrainConfig) -> Plan:
             "expected at least one sample to train on, got none", where=str(config.data)
         )
     return Plan(
-        config, folder, shape, tokenizer, kind, tuple(train), tuple(validation), tuple(touched),
+        config, folder, shape, tokenizer, kind, tuple(train), tuple(validation), tuple(affected),
         digest_bytes(digests),
     )  # fmt: skip
 
@@ -133,11 +134,11 @@ def split(
     return train, [s for i, s in enumerate(samples) if i in held]
 
 
-def split_passes(window: list[EncodedSample], pass_tokens: int) -> list[list[EncodedSample]]:
-    """Split a window into passes of at most `pass_tokens` tokens, a longer sample alone."""
+def split_passes(samples: list[EncodedSample], pass_tokens: int) -> list[list[EncodedSample]]:
+    """Split samples into passes of at most `pass_tokens` tokens, a longer one alone."""
     passes: list[list[EncodedSample]] = []
     room = 0
-    for sample in window:
+    for sample in samples:
         if not passes or len(sample.ids) > room:
             passes.append([])
             room = pass_tokens

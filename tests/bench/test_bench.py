@@ -11,11 +11,11 @@ from cqa_fast.main import main
 from cqa.bench import against, run, table
 from cqa.bench.against import AGREEMENT, Peer, compare_scores, compare_steps
 from cqa.bench.config import BenchConfig, Job, Window
-from cqa.bench.contestant import Contestant, ContestantError, Turn
 from cqa.bench.counts import pass_flops
+from cqa.bench.peer_process import PeerError, PeerProcess, Reply
 from cqa.bench.score import null_tokenizer, random_items
-from cqa.bench.shapes import CONFIGS, Subject, hf_config
-from cqa.bench.timing import Stopwatch, Timing, turn_about
+from cqa.bench.shapes import CONFIGS, BenchModel, hf_config
+from cqa.bench.timing import Stopwatch, Timing, compare_interleaved
 from cqa.bench.trace import summarise_spans
 from cqa.errors import ConfigError
 from cqa.kernels.backend import fastest
@@ -135,11 +135,11 @@ def test_shapes_have_their_published_size(shape, billions):
 
 
 def test_weights_are_a_function_of_their_names():
-    subject = Subject("demo", None, 8, "cpu", torch.float32)
-    one, two = subject.decoder(), subject.decoder()
+    bench_model = BenchModel("demo", None, 8, "cpu", torch.float32)
+    one, two = bench_model.decoder(), bench_model.decoder()
     assert torch.equal(one.layers[3].down.weight, two.layers[3].down.weight)
     assert not torch.equal(one.layers[3].down.weight, one.layers[2].down.weight)
-    assert Subject.told(json.loads(json.dumps(subject.settings()))) == subject
+    assert BenchModel.told(json.loads(json.dumps(bench_model.settings()))) == bench_model
 
 
 @pytest.mark.filterwarnings("ignore:.*deprecated:FutureWarning")  # of PEFT with transformers
@@ -202,7 +202,7 @@ def test_a_window_limits_the_counted_scores():
     assert flops.attention == 4 * 192 * (5 * (1 + 2 + 3 + 4 * 8) + (1 + 2 + 3 + 4 * 7))
 
 
-def test_calls_are_timed_turn_about():
+def test_calls_are_timed_interleaved():
     order: list[str] = []
     calls = {name: (lambda name=name: order.append(name)) for name in "ab"}
     timings = Stopwatch(CPU).measure(calls, seconds=0, warm_ups=1, least=3)
@@ -216,20 +216,16 @@ def test_an_interval_holds_its_median():
     assert timing.total_s == 17.5
 
 
-def test_ratio_is_of_neighbouring_turns():
-    class Turn:
-        def __init__(self, seconds):
-            self.seconds = seconds
-
+def test_ratio_is_of_neighbouring_calls():
     drift = iter([1.0, 1.0, 2.0, 4.0, 8.0])  # the machine slows down; the ratio stays
-    ours = (Turn(seconds) for seconds in drift)
+    ours = (Reply(seconds, None) for seconds in drift)
     last = []
 
     def first():
         last.append(next(ours))
         return last[-1]
 
-    result = turn_about(first, lambda: Turn(3 * last[-1].seconds), n=5)
+    result = compare_interleaved(first, lambda: Reply(3 * last[-1].seconds, None), n=5)
     assert (result.ratio, result.low, result.high) == (3, 3, 3)
 
 
@@ -242,7 +238,7 @@ def test_gaps_between_kernels_are_counted_once():
     assert summarise_spans([]) is None
 
 
-SUBJECT = Subject("demo", None, 4, "cpu", torch.float32)
+BENCH_MODEL = BenchModel("demo", None, 4, "cpu", torch.float32)
 FAST = BenchConfig(device="cpu", seconds=0.01)
 
 
@@ -250,8 +246,8 @@ FAST = BenchConfig(device="cpu", seconds=0.01)
 def test_peers_agree_before_they_are_timed(monkeypatch):
     monkeypatch.setattr(against, "STEP_PEERS", against.STEP_PEERS[:1])
     monkeypatch.setattr(against, "SCORE_PEERS", against.SCORE_PEERS[1:])
-    (step,) = compare_steps(SUBJECT, Window.parse("3+9,2+5"), FAST, folder=None)
-    (score,) = compare_scores(SUBJECT, Job.parse("2x20+2x5"), FAST)
+    (step,) = compare_steps(BENCH_MODEL, Window.parse("3+9,2+5"), FAST, folder=None)
+    (score,) = compare_scores(BENCH_MODEL, Job.parse("2x20+2x5"), FAST)
     for result in (step, score):
         assert "problem" not in result, result
         assert result["difference"] <= AGREEMENT[torch.float32]
@@ -260,36 +256,36 @@ def test_peers_agree_before_they_are_timed(monkeypatch):
         assert result["ours_peak_bytes"] > 0
 
 
-def contestants(monkeypatch, answer):
-    """Let contestants of no process answer what a function of their name gives."""
+def peers_answer(monkeypatch, answer):
+    """Let peers of no process answer what a function of their name gives."""
 
-    class Fake(Contestant):
+    class Fake(PeerProcess):
         def __init__(self, program, settings):
             self.program, self.peak_bytes = program, 1
 
         def __call__(self, **arguments):
-            return Turn(1.0, answer(self.program))
+            return Reply(1.0, answer(self.program))
 
         def __exit__(self, *_):
             pass
 
-    monkeypatch.setattr(against, "Contestant", Fake)
+    monkeypatch.setattr(against, "PeerProcess", Fake)
 
 
 def test_a_peer_that_cannot_take_part_is_named_with_the_reason(monkeypatch):
     def answer(program):
         if program == "failing":
-            raise ContestantError("Traceback:\n  ...\nImportError: no tensor cores\n")
+            raise PeerError("Traceback:\n  ...\nImportError: no tensor cores\n")
         return [1.0]
 
-    contestants(monkeypatch, answer)
+    peers_answer(monkeypatch, answer)
     peers = (
         Peer("Nobody", "any", ("no_such_package",), {}),
         Peer("Failing", "failing", (), {}),
         against.STEP_PEERS[-1],
     )
     monkeypatch.setattr(against, "STEP_PEERS", peers)
-    results = list(compare_steps(SUBJECT, Window.parse("3+9"), FAST, folder=None))
+    results = list(compare_steps(BENCH_MODEL, Window.parse("3+9"), FAST, folder=None))
     assert [r["problem"] for r in results] == [
         "no_such_package is not installed",
         "ImportError: no tensor cores",
@@ -299,30 +295,30 @@ def test_a_peer_that_cannot_take_part_is_named_with_the_reason(monkeypatch):
 
 @pytest.mark.parametrize("theirs", [[-1.0, -7.01], [-1.0, float("nan")]])
 def test_a_peer_with_other_results_is_not_timed(monkeypatch, theirs):
-    contestants(monkeypatch, lambda program: [-1.0, -7.0] if program == "ours_score" else theirs)
+    peers_answer(monkeypatch, lambda program: [-1.0, -7.0] if program == "ours_score" else theirs)
     monkeypatch.setattr(against, "SCORE_PEERS", against.SCORE_PEERS[1:])
-    (result,) = compare_scores(SUBJECT, Job.parse("1x4+1x2"), FAST)
+    (result,) = compare_scores(BENCH_MODEL, Job.parse("1x4+1x2"), FAST)
     assert result["problem"].startswith("results differ by ")
     assert "ratio" not in result
 
 
 @pytest.mark.parametrize("size", [1, 10**6], ids=["small", "large"])
-def test_a_contestant_that_ends_says_what_it_printed(size):
+def test_a_peer_that_ends_says_what_it_printed(size):
     with (
-        Contestant("no_such_program", {"told": "x" * size}) as contestant,
-        pytest.raises(ContestantError, match="no_such_program"),
+        PeerProcess("no_such_program", {"told": "x" * size}) as peer,
+        pytest.raises(PeerError, match="no_such_program"),
     ):
-        contestant()
+        peer()
 
 
-def test_a_contestant_is_told_more_than_an_argument_can_hold(tmp_path):
+def test_a_peer_is_told_more_than_an_argument_can_hold(tmp_path):
     program = tmp_path / "program.py"
     program.write_text(
         "from cqa.bench.peers.child import serve, settings\n"
         "serve(lambda add: len(settings['told']) + add)\n"
     )
-    with Contestant(program, {"told": "x" * 10**6}) as contestant:
-        assert [contestant(add=n).value for n in (1, 2)] == [10**6 + 1, 10**6 + 2]
+    with PeerProcess(program, {"told": "x" * 10**6}) as peer:
+        assert [peer(add=n).value for n in (1, 2)] == [10**6 + 1, 10**6 + 2]
 
 
 def test_the_file_holds_what_was_measured_before_a_run_was_cut_short(tmp_path, monkeypatch):
@@ -361,7 +357,7 @@ def test_the_kernel_level_names_an_op_that_is_wrong(monkeypatch):
     if fastest(CPU, torch.float32) == "reference":
         pytest.skip("no other ops than the reference")
     monkeypatch.setitem(kernels.TOLERANCE, torch.float32, -1.0)
-    layer = Bench.of(SUBJECT, Window.parse("3+9"), 0.05)
+    layer = Bench.of(BENCH_MODEL, Window.parse("3+9"), 0.05)
     results = list(kernels.measure_ops(layer, Ceilings(1e9, 1e9), 0.0001))
     wrong = [r["op"] for r in results if "problem" in r]
     assert "swiglu+down shrink" in wrong

@@ -101,7 +101,7 @@ def encode(file: Path, record: dict, tokenizer: Tokenizer, **options) -> Encoded
 
 def runs_of(encoded: EncodedSample, tokenizer: Tokenizer) -> list[tuple[str, bool]]:
     """The text of each run of ids that are all learned, or all not."""
-    flagged = zip(encoded.ids, encoded.learned, strict=True)
+    flagged = zip(encoded.ids, encoded.loss_mask, strict=True)
     return [
         (tokenizer.decode([token for token, _ in run]), learned)
         for learned, run in groupby(flagged, key=lambda pair: pair[1])
@@ -137,14 +137,14 @@ def test_answers_and_one_end_token_are_learned_of(kind, file, tokenizer):
 def test_ids_and_labels_of_a_sample_by_hand(file, tokenizer):
     encoded = encode(file, PROMPT, tokenizer)
     assert encoded.ids == (48, 25, 1447, 30, 410, 1474, 809, 13, 4093)
-    assert encoded.learned == (False,) * 4 + (True,) * 5
+    assert encoded.loss_mask == (False,) * 4 + (True,) * 5
     assert encoded.n_labels == 5
 
 
 def test_whole_text_is_learned_on_request_but_for_the_first_token(file, tokenizer):
     encoded = encode(file, PROMPT, tokenizer, whole_text=True)
     assert encoded.ids == encode(file, PROMPT, tokenizer).ids
-    assert all(encoded.learned)
+    assert all(encoded.loss_mask)
     assert encoded.n_labels == len(encoded.ids) - 1
 
 
@@ -152,10 +152,10 @@ def test_one_bos_in_front_and_no_space_inside_where_the_tokenizer_would_add_them
     tokenizer = Tokenizer(shared("models/stories260k"))
     encoded = encode(file, PROMPT, tokenizer)
     tokens = tokenizer.hf.convert_ids_to_tokens(encoded.ids)
-    n_prompt = encoded.learned.index(True)
+    n_prompt = encoded.loss_mask.index(True)
     assert "".join(tokens[:n_prompt]) == "<s>▁Q:▁why?"
     assert "".join(tokens[n_prompt:]) == "▁Because.</s>"
-    assert all(encoded.learned[n_prompt:])
+    assert all(encoded.loss_mask[n_prompt:])
 
 
 def test_answer_alone_is_learned_without_anything_before_it(file, tokenizer):
@@ -260,11 +260,11 @@ def test_over_long_sample_is_dropped_and_named():
 
 
 def test_over_long_sample_loses_the_start_of_its_prompt_and_is_named():
-    kept, touched = fit_lengths(LENGTHS, 8, "truncate")
+    kept, affected = fit_lengths(LENGTHS, 8, "truncate")
     assert kept[:2] == LENGTHS[:2]
-    assert touched == ["long"]
+    assert affected == ["long"]
     assert kept[2].ids == tuple(range(3, 11))
-    assert kept[2].learned == (False,) * 4 + (True,) * 4
+    assert kept[2].loss_mask == (False,) * 4 + (True,) * 4
 
 
 @pytest.mark.parametrize("max_tokens", [4, 3], ids=["no-prompt-left", "answer-too-long"])
@@ -272,7 +272,7 @@ def test_truncation_never_cuts_the_answer_nor_all_of_the_prompt(max_tokens):
     with pytest.raises(DataError, match=r"got 11, 7 of them .*`long`"):
         fit_lengths([sample_of("long", 7, 4)], max_tokens, "truncate")
     (kept,), _ = fit_lengths([sample_of("long", 7, 4)], 5, "truncate")
-    assert kept.learned == (False,) + (True,) * 4
+    assert kept.loss_mask == (False,) + (True,) * 4
 
 
 @pytest.mark.parametrize("policy", ["refuse", "drop", "truncate"])

@@ -44,10 +44,11 @@ def test_loss_and_gradients_of_a_window_equal_the_reference(both):
     batch = pack_documents([(ids[:25], [False] * 10 + [True] * 15), (ids[25:], [True] * 15)])
     batch = batch.to(DEVICE)
     rows = torch.arange(40, device=DEVICE)
+    lengths = torch.tensor([25] * 25 + [15] * 15, device=DEVICE)
     losses, gradients = [], []
     for lora in both:
         hidden = lora.decoder.hidden(
-            batch, dropout=Dropout(0.2, 1, 2, rows), noise=Noise(5.0, 1, 2, rows, batch.lengths)
+            batch, dropout=Dropout(0.2, 1, 2, rows), noise=Noise(5.0, 1, 2, rows, lengths)
         )
         backend = lora.decoder.backend
         logp = token_logprobs(hidden, lora.decoder.head, batch.target, backend=backend)
@@ -66,7 +67,7 @@ def test_scores_equal_the_reference(both):
     batch = pack_trees(trees)[0].to(DEVICE)
     scores = []
     for lora in both:
-        hidden = lora.decoder.hidden(batch, scoring=True)
+        hidden = lora.decoder.hidden_for_scoring(batch)
         backend = lora.decoder.backend
         scores.append(token_stats(hidden, lora.decoder.head, batch.target, backend=backend).logp)
     torch.testing.assert_close(*scores, rtol=0, atol=2e-5)

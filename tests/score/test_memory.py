@@ -37,7 +37,7 @@ with torch.no_grad():
         ids = tuple(random.Random(0).randrange(151936) for _ in range(n_context + 2 * n_option))
         options = (ids[n_context : n_context + n_option], ids[n_context + n_option :])
         batch, _ = pack_trees([Tree(ids[:n_context], options)])
-        return token_stats(decoder.hidden(batch, scoring=True), decoder.head, batch.target)
+        return token_stats(decoder.hidden_for_scoring(batch), decoder.head, batch.target)
     score(20, 10)  # what is allocated once: thread pools, packing buffers
     with open("/proc/self/clear_refs", "w") as file:
         file.write("5")  # forget the peak so far

@@ -14,11 +14,11 @@ from cqa.model.load import load_model
 from cqa.model.lora import LoraSpec, TrainableLora
 from cqa.model.projection import MODULES
 from cqa.train import graphs as module
-from cqa.train.config import TrainConfig
-from cqa.train.graphs import CudaCapture, Graphs, fill_up
-from cqa.train.loop import backward_passes
+from cqa.train.graphs import CudaCapture, Graphs, replayable
+from cqa.train.passes import StepConfig
+from cqa.train.step import backward_passes
 
-CONFIG = TrainConfig(model="", data=None, out=None, dropout=0.2, neftune_alpha=5.0, seed=3)
+CONFIG = StepConfig(dropout=0.2, neftune_alpha=5.0, seed=3)
 
 
 def samples(*lengths: int, seed: int) -> list[EncodedSample]:
@@ -38,11 +38,13 @@ def samples(*lengths: int, seed: int) -> list[EncodedSample]:
 
 @pytest.mark.parametrize("lengths", [(20, 11), (3,), (64, 1, 40), (255,), (256,)], ids=str)
 def test_a_pass_is_filled_up_to_whole_buckets(lengths):
-    batch, n_targets = fill_up(samples(*lengths, seed=1))
+    given = replayable(samples(*lengths, seed=1), torch.device("cpu"), seed=0, step=1, n_labels=1)
+    batch = given.batch
     assert batch.n_rows % module.BUCKET_ROWS == 0
     assert batch.n_targets % module.BUCKET_TARGETS == 0
     assert batch.kept.shape == batch.target.shape
-    assert n_targets == sum(n - max(1, n // 3) for n in lengths)
+    n_targets = sum(n - max(1, n // 3) for n in lengths)
+    assert given.is_label.tolist() == [1] * n_targets + [0] * (batch.n_targets - n_targets)
     assert len(batch.segments) == len(lengths) + 1
 
 
@@ -81,29 +83,74 @@ def trained(folder, device: torch.device, dtype: torch.dtype) -> TrainableLora:
 
 
 def assert_graphs_equal_passes(lora: TrainableLora, graphs: Graphs, allowed: float) -> None:
-    """`allowed` is of the norm: where an element is small, 16 bits leave it few digits."""
-    plan = SimpleNamespace(config=CONFIG)
-    for step, window in enumerate((samples(12, 7, seed=1), samples(9, 10, seed=2)), start=1):
-        n_labels = sum(sample.n_labels for sample in window)
+    """`allowed` is of the norm: where an element is small, 16 bits leave it few digits.
+
+    The last lengths are those of the first, after others that fill the same buckets.
+    """
+    for step, lengths in enumerate(((12, 7), (9, 10), (12, 7)), start=1):
+        given = samples(*lengths, seed=step)
         results = []
         for used in (None, graphs):
             lora.state.grad.fill_(0.25)  # what a pass adds to
-            loss = backward_passes(plan, lora.decoder, [window], step, n_labels, used)
+            loss = backward_passes(lora.decoder, [given], CONFIG, step=step, graphs=used)
             results.append((loss, lora.state.grad - 0.25))
         for one, other in zip(*results, strict=True):
             assert (other - one).norm() <= allowed * one.norm()
         assert results[0][1].abs().max() > 1e-3
 
 
-def test_replays_equal_passes_of_other_texts_and_steps(tmp_path, monkeypatch):
+@pytest.fixture
+def on_cpu(tmp_path, monkeypatch) -> TrainableLora:
+    """A model whose passes could be recorded, were there a device."""
     monkeypatch.setattr(module, "BUCKET_ROWS", 32)
     monkeypatch.setattr(module, "BUCKET_TARGETS", 8)
     monkeypatch.setattr(attention, "library_for", lambda q: library_of_segments)
     folder = tiny_checkpoint(tmp_path, "qwen2", num_hidden_layers=1, head_dim=8)
-    lora = trained(folder, torch.device("cpu"), torch.float32)
-    graphs = Graphs(lora.decoder, CONFIG, lora.state.grad, recorded_on_cpu)
-    assert_graphs_equal_passes(lora, graphs, 1e-5)
+    return trained(folder, torch.device("cpu"), torch.float32)
+
+
+def test_replays_equal_passes_of_other_texts_layouts_and_steps(on_cpu):
+    graphs = Graphs(on_cpu.decoder, CONFIG, on_cpu.state.grad, recorded_on_cpu)
+    assert_graphs_equal_passes(on_cpu, graphs, 1e-5)
     assert len(graphs._recorded) == 1
+
+
+def test_replay_writes_to_no_tensor_that_another_pass_reads(on_cpu):
+    graphs = Graphs(on_cpu.decoder, CONFIG, on_cpu.state.grad, recorded_on_cpu)
+    batch = replayable(samples(12, 7, seed=1), torch.device("cpu"), seed=3, step=1, n_labels=13)
+    cached = batch.spans[0].cu_query
+    before = cached.clone()
+    for step, lengths in enumerate(((12, 7), (9, 10)), start=1):
+        backward_passes(
+            on_cpu.decoder, [samples(*lengths, seed=step)], CONFIG, step=step, graphs=graphs
+        )
+    assert torch.equal(cached, before)
+
+
+def no_memory_while_recording(function):
+    """The error that ends a capture hides the one that it was raised during."""
+    function()
+    try:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+    finally:
+        raise RuntimeError("operation failed due to a previous error during capture")
+
+
+def broken_recording(function):
+    raise RuntimeError("operation not permitted when stream is capturing")
+
+
+def test_pass_whose_recording_runs_out_of_memory_is_run_without_graphs(on_cpu):
+    graphs = Graphs(on_cpu.decoder, CONFIG, on_cpu.state.grad, no_memory_while_recording)
+    assert_graphs_equal_passes(on_cpu, graphs, 0)
+    assert graphs.ran_out
+    assert not graphs._recorded
+
+
+def test_recording_that_fails_otherwise_is_an_error(on_cpu):
+    graphs = Graphs(on_cpu.decoder, CONFIG, on_cpu.state.grad, broken_recording)
+    with pytest.raises(RuntimeError, match="not permitted"):
+        backward_passes(on_cpu.decoder, [samples(9, seed=1)], CONFIG, step=1, graphs=graphs)
 
 
 @pytest.mark.gpu

@@ -46,10 +46,11 @@ from cqa.model.lora import LoraSpec, TrainableLora
 from cqa.model.projection import MODULES
 from cqa.bench.config import Window
 from cqa.bench.device import Peak
-from cqa.bench.shapes import QWEN25, Subject, hf_config
-from cqa.bench.step import random_plan, random_samples
-from cqa.train.loop import take_step
+from cqa.bench.shapes import QWEN25, BenchModel, hf_config
+from cqa.bench.step import random_samples
 from cqa.train.memory import estimate_memory, size_of
+from cqa.train.passes import StepConfig
+from cqa.train.step import take_step
 
 kind, text, recompute = sys.argv[1], sys.argv[2], sys.argv[3] == "recompute"
 torch.set_num_threads(2)
@@ -59,14 +60,13 @@ raw = hf_config("demo") if kind == "demo" else QWEN25 | {
     "tie_word_embeddings": True,
 }
 config, cpu = parse_config(raw, kind), torch.device("cpu")
-subject = Subject("demo", None, 32, "cpu", torch.float32)
+bench_model = BenchModel("demo", None, 32, "cpu", torch.float32)
 
 def steps(config, window):
-    lora = TrainableLora(subject.decoder(config), subject.spec, 0)
+    lora = TrainableLora(bench_model.decoder(config), bench_model.spec, 0)
     samples = random_samples(window, config.vocab_size)
-    plan = random_plan(samples, recompute=recompute)
     for step in (1, 2):
-        take_step(plan, lora, step)
+        take_step(lora, samples, StepConfig(recompute=recompute), step=step, lr=1e-5)
     return samples
 
 # what is allocated once: modules, thread pools, packing buffers
@@ -74,7 +74,7 @@ steps(replace(config, n_layers=2, windows=(None,) * 2, vocab_size=300), Window.p
 peak = Peak(cpu)
 samples = steps(config, Window.parse(text))
 estimate = estimate_memory(
-    config, subject.spec, size_of(samples), dtype=torch.float32, device=cpu, recompute=recompute,
+    config, bench_model.spec, size_of(samples), dtype=torch.float32, device=cpu, recompute=recompute,
     dropout=True,
 )
 print(json.dumps([estimate.total_bytes, peak.extra_bytes()]))
@@ -169,7 +169,7 @@ def free(monkeypatch, n_bytes: float) -> None:
 
 
 def test_the_largest_pass_is_the_largest_of_all_windows(plan):
-    windows = [plan.window(step) for step in range(1, plan.total_steps + 1)]
+    windows = [plan.global_batch(step) for step in range(1, plan.total_steps + 1)]
     sizes = [sum(len(sample.ids) for sample in window) for window in windows]
     assert sum(len(sample.ids) for sample in largest_pass(plan)) == max(sizes)
     alone = replace(plan, config=replace(plan.config, pass_tokens=1))

@@ -22,8 +22,10 @@ from cqa.model.adapter import write_adapter
 from cqa.model.load import load_model
 from cqa.model.lora import TrainableLora
 from cqa.train.config import TrainConfig
-from cqa.train.loop import backward_window, take_step, train
+from cqa.train.loop import train
+from cqa.train.passes import StepConfig
 from cqa.train.plan import Plan, make_plan, split_passes
+from cqa.train.step import backward_passes, take_step
 
 pytestmark = pytest.mark.filterwarnings(  # PEFT asks transformers by an older name
     "ignore:`is_gradient_checkpointing`:FutureWarning"
@@ -171,8 +173,8 @@ def test_last_window_of_each_epoch_is_partial_and_the_first_step_has_rate_zero(p
     config, steps, _ = pair
     sizes = [len(step["sample_ids"]) for step in steps]
     full = len(steps) // config.epochs - 1
-    assert sizes == [*[config.window] * full, sizes[-1]] * config.epochs
-    assert sizes[-1] < config.window
+    assert sizes == [*[config.global_batch_size] * full, sizes[-1]] * config.epochs
+    assert sizes[-1] < config.global_batch_size
     assert steps[0]["lr"] == 0
 
 
@@ -219,11 +221,10 @@ def tensor_key(name: str) -> tuple[int, str, int]:
 
 
 def our_gradient(lora: TrainableLora, plan: Plan) -> tuple[float, Tensor]:
-    window = plan.window(STEP)
+    passes = split_passes(plan.global_batch(STEP), plan.config.pass_tokens)
     lora.state.grad.zero_()
-    n_labels = sum(sample.n_labels for sample in window)
-    loss = backward_window(plan, lora.decoder, window, STEP, n_labels)
-    return loss, lora.state.grad.clone()
+    loss = backward_passes(lora.decoder, passes, StepConfig.of(plan.config), step=STEP)
+    return float(loss), lora.state.grad.clone()
 
 
 class Masked(torch.nn.Module):
@@ -253,8 +254,8 @@ def masked_loss(model: PeftModel, config: TrainConfig, window: list[EncodedSampl
         magnitude = config.neftune_alpha / math.sqrt(length * table.shape[1])
         embeds = table[ids] + magnitude * noise.uniform(table.shape[1])
         logits = model(inputs_embeds=embeds[None]).logits[0, :-1]
-        learned = torch.tensor(sample.learned[1:])
-        loss = loss + cross_entropy(logits[learned], ids[1:][learned], reduction="sum")
+        is_label = torch.tensor(sample.loss_mask[1:])
+        loss = loss + cross_entropy(logits[is_label], ids[1:][is_label], reduction="sum")
     return loss / sum(sample.n_labels for sample in window)
 
 
@@ -267,7 +268,7 @@ def test_dropout_and_noise_give_the_gradients_of_peft_with_the_same_masks(lora, 
             layer, projection, _ = tensor_key(f"{name}.lora_A.")
             number = 7 * layer + ["q", "k", "v", "o", "gate", "up", "down"].index(projection)
             module.lora_dropout["default"] = Masked(number, module.in_features)
-    loss = masked_loss(model, plan.config, plan.window(STEP))
+    loss = masked_loss(model, plan.config, plan.global_batch(STEP))
     loss.backward()
 
     our_loss, grad = our_gradient(lora, plan)
@@ -291,7 +292,7 @@ def test_dropout_and_noise_each_change_the_gradient(lora, plan_of, changes):
 @pytest.mark.parametrize(("pass_tokens", "n_passes"), [(1, 3), (200, 2)])
 def test_splitting_a_window_into_passes_changes_only_rounding(lora, plan_of, pass_tokens, n_passes):
     plan = plan_of(pass_tokens=pass_tokens)
-    assert len(split_passes(plan.window(STEP), pass_tokens)) == n_passes
+    assert len(split_passes(plan.global_batch(STEP), pass_tokens)) == n_passes
     loss, whole = our_gradient(lora, plan_of())
     split_loss, split = our_gradient(lora, plan)
     assert split_loss == pytest.approx(loss, rel=1e-6)
@@ -316,8 +317,9 @@ def test_the_first_step_at_rate_zero_changes_no_parameter(lora, plan_of):
     plan = plan_of()
     before = lora.state.param.clone()
     lora.state.grad.zero_()
-    event = take_step(plan, lora, 1)
-    assert event["lr"] == 0
-    assert event["grad_norm"] > 0
+    lr = plan.learning_rate(1)
+    took = take_step(lora, plan.global_batch(1), StepConfig.of(plan.config), step=1, lr=lr)
+    assert lr == 0
+    assert took.grad_norm > 0
     assert torch.equal(lora.state.param, before)
     assert not lora.state.grad.any()

@@ -6,11 +6,13 @@ import pytest
 import torch
 from helpers import read_lines, tiny_model, write_lines
 from safetensors.torch import load_file
+from train.runs import adapter_bytes
 
 from cqa.errors import ResourceError
 from cqa.model.decoder import Decoder
-from cqa.train import loop
+from cqa.train import passes
 from cqa.train.config import TrainConfig
+from cqa.train.graphs import Graphs
 from cqa.train.loop import train
 
 SAMPLES = [
@@ -115,7 +117,7 @@ def test_failure_after_part_of_a_gradient_was_added_does_not_add_it_twice(
     inputs, finished, tmp_path, monkeypatch
 ):
     config = config_of(inputs, tmp_path / "run", pass_tokens=20)  # two passes a window
-    real, calls = loop.token_logprobs, []
+    real, calls = passes.token_logprobs, []
 
     def token_logprobs(*inputs, **options):
         calls.append(1)
@@ -123,7 +125,7 @@ def test_failure_after_part_of_a_gradient_was_added_does_not_add_it_twice(
             raise MemoryError
         return real(*inputs, **options)
 
-    monkeypatch.setattr(loop, "token_logprobs", token_logprobs)
+    monkeypatch.setattr(passes, "token_logprobs", token_logprobs)
     train(config)
     assert_same_up_to_rounding(config.out, finished)
 
@@ -150,7 +152,27 @@ def test_sample_that_does_not_fit_alone_ends_the_run_by_name_and_nothing_is_lost
     assert_same_up_to_rounding(config.out, finished)
 
 
-@pytest.mark.parametrize("place", ["adamw_step", "open_model", "gradient_norm"])
+def test_run_whose_graphs_do_not_fit_goes_on_without_them_with_one_note(
+    inputs, finished, tmp_path, monkeypatch
+):
+    def no_memory(_: object) -> None:
+        raise MemoryError
+
+    def graphs_of(lora, config):
+        return Graphs(lora.decoder, config, lora.state.grad, no_memory)
+
+    monkeypatch.setattr(Graphs, "of", graphs_of)
+    config = config_of(inputs, tmp_path / "run", cuda_graphs=True)
+    events: list[dict] = []
+    train(config, on_event=events.append)
+    (note,) = (event for event in events if event["event"] == "note")
+    assert note["step"] == 1
+    assert "going on without --cuda-graphs" in note["text"]
+    assert note in read_lines(config.out / "log.jsonl")
+    assert adapter_bytes(config.out) == adapter_bytes(finished)
+
+
+@pytest.mark.parametrize("place", ["step.adamw_step", "loop.open_model", "step.gradient_norm"])
 def test_memory_that_runs_out_elsewhere_ends_the_run_with_a_hint(
     inputs, tmp_path, monkeypatch, place
 ):
@@ -158,7 +180,7 @@ def test_memory_that_runs_out_elsewhere_ends_the_run_with_a_hint(
         raise ERRORS["cpu"]()
 
     config = config_of(inputs, tmp_path / "run")
-    monkeypatch.setattr(loop, place, no_memory)
+    monkeypatch.setattr(f"cqa.train.{place}", no_memory)
     with pytest.raises(ResourceError, match=r"enough memory for training, got none\nhint: "):
         train(config)
     monkeypatch.undo()

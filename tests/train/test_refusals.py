@@ -13,8 +13,10 @@ from cqa.files import locked
 from cqa.kernels.token_logprobs import token_logprobs
 from cqa.model.load import load_model
 from cqa.model.lora import TrainableLora
-from cqa.train.loop import take_step, train
+from cqa.train.loop import train
+from cqa.train.passes import StepConfig
 from cqa.train.plan import make_plan
+from cqa.train.step import take_step
 
 
 def test_file_in_the_place_of_the_folder_is_refused(config):
@@ -55,17 +57,18 @@ def test_step_that_is_not_finite_is_refused_before_any_parameter_changes(
     )
     lora = TrainableLora(base.decoder, plan.spec, 0)
     before = lora.state.param.clone()
-    monkeypatch.setattr("cqa.train.loop.token_logprobs", broken)
-    names = ", ".join(sample.id for sample in plan.window(6))
+    monkeypatch.setattr("cqa.train.passes.token_logprobs", broken)
+    samples = plan.global_batch(6)
+    names = ", ".join(sample.id for sample in samples)
     with pytest.raises(NumericsError, match=f"at step 6, .* for samples {names}\n") as caught:
-        take_step(plan, lora, 6)
+        take_step(lora, samples, StepConfig.of(config), step=6, lr=1e-3)
     assert caught.value.exit_code == 5
     assert torch.equal(lora.state.param, before)
     assert not lora.state.exp_avg.any()
 
 
 def test_run_that_met_a_nan_can_be_resumed_from_its_last_epoch(finished, config, monkeypatch):
-    spoil = partial(monkeypatch.setattr, "cqa.train.loop.token_logprobs", nan_loss)
+    spoil = partial(monkeypatch.setattr, "cqa.train.passes.token_logprobs", nan_loss)
     with pytest.raises(NumericsError, match="at step 6"):
         train(config, on_event=at_step(5, spoil))
     monkeypatch.undo()
@@ -75,7 +78,7 @@ def test_run_that_met_a_nan_can_be_resumed_from_its_last_epoch(finished, config,
 
 
 def test_eval_loss_that_is_not_finite_is_refused(config, monkeypatch):
-    spoil = partial(monkeypatch.setattr, "cqa.train.loop.token_logprobs", nan_loss)
+    spoil = partial(monkeypatch.setattr, "cqa.train.passes.token_logprobs", nan_loss)
     with pytest.raises(NumericsError, match="eval_loss after epoch 1, got nan"):
         train(config, on_event=at_step(4, spoil))
     assert not (config.out / "epoch-01").exists()

@@ -1,1 +1,1 @@
-"""Contestants: each runs in a process of its own and works when it has its turn."""
+"""Peers: each runs in a process of its own and works when it is called."""

@@ -1,7 +1,7 @@
-"""The contestant's side of a comparison: one turn for each line on standard input.
+"""The peer's side of a comparison: one call for each line on standard input.
 
-A contestant gets its settings as JSON in the first line of standard input, and answers every line
-after it (JSON arguments of the turn) with one: {"seconds", "value", "peak_bytes"}. This module
+A peer gets its settings as JSON in the first line of standard input, and answers every line
+after it (JSON arguments of the call) with one: {"seconds", "value", "peak_bytes"}. This module
 imports nothing of the package, so that programs in an environment of their own can use it too.
 """
 
@@ -23,13 +23,13 @@ os.dup2(2, 1)  # what libraries print goes to standard error
 settings: dict[str, Any] = json.loads(sys.stdin.readline())
 
 
-def serve(turn: Callable[..., Any]) -> None:
-    """Answer until standard input ends; a turn includes its work on the device."""
+def serve(function: Callable[..., Any]) -> None:
+    """Answer until standard input ends; a call includes its work on the device."""
     answer({"ready": True})
     for line in sys.stdin:
         _wait()
         started = time.perf_counter()
-        value = turn(**json.loads(line))
+        value = function(**json.loads(line))
         _wait()
         answer({"seconds": time.perf_counter() - started, "value": value})
 

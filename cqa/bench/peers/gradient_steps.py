@@ -9,18 +9,18 @@ import torch
 from torch import Tensor
 
 from cqa.bench.peers.child import serve, settings
-from cqa.bench.shapes import Subject
+from cqa.bench.shapes import BenchModel
 
 
 def serve_steps(model: Any, loss_of: Callable[[Any, Tensor, Tensor, int], Tensor]) -> None:
-    """Take a step a turn: one sample at a time, gradients accumulated, clipped, AdamW.
+    """Take a step a call: one sample at a time, gradients accumulated, clipped, AdamW.
 
     Args:
         model: Only its adapter is trained.
         loss_of: Gives a sample's part of the window's mean loss from the model, ids and labels,
             shape (1, L), and the window's number of labels.
     """
-    device = Subject.told(settings).device
+    device = BenchModel.told(settings).device
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-5, weight_decay=0.0, fused=device == "cuda")
     window = []
@@ -30,7 +30,7 @@ def serve_steps(model: Any, loss_of: Callable[[Any, Tensor, Tensor, int], Tensor
         window.append((known, known.masked_fill(~is_label, -100)))
     n_labels = sum(int((labels[0, 1:] >= 0).sum()) for _, labels in window)
 
-    def turn(dropout: float) -> list[float]:
+    def step(dropout: float) -> list[float]:
         """Return the loss and the gradient's norm; dropout is on, at the recipe's 0.05, or off."""
         model.train(dropout > 0)
         total = torch.zeros((), device=device)
@@ -43,4 +43,4 @@ def serve_steps(model: Any, loss_of: Callable[[Any, Tensor, Tensor, int], Tensor
         optimizer.zero_grad()
         return [float(total), float(norm)]
 
-    serve(turn)
+    serve(step)

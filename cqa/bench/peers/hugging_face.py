@@ -8,31 +8,31 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from cqa.bench.shapes import Subject, hf_config, random_adapter, random_weight
+from cqa.bench.shapes import BenchModel, hf_config, random_adapter, random_weight
 from cqa.model.checkpoint import locate
 
 
-def base_model(subject: Subject) -> Any:
-    """Return the base on the subject's device, every weight that of our decoder."""
-    device = subject.torch_device
-    if subject.model is not None:
-        folder = locate(subject.model)
-        return AutoModelForCausalLM.from_pretrained(folder, dtype=subject.dtype).to(device)
-    raw = hf_config(subject.shape)
+def base_model(bench_model: BenchModel) -> Any:
+    """Return the base on the model's device, every weight that of our decoder."""
+    device = bench_model.torch_device
+    if bench_model.model is not None:
+        folder = locate(bench_model.model)
+        return AutoModelForCausalLM.from_pretrained(folder, dtype=bench_model.dtype).to(device)
+    raw = hf_config(bench_model.shape)
     config = AutoConfig.for_model(**raw)
     with torch.device(device):
-        model = AutoModelForCausalLM.from_config(config, dtype=subject.dtype)
+        model = AutoModelForCausalLM.from_config(config, dtype=bench_model.dtype)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             shape = tuple(parameter.shape)
-            parameter.copy_(random_weight(name, shape, subject.dtype, device))
+            parameter.copy_(random_weight(name, shape, bench_model.dtype, device))
     return model
 
 
-def adapted_model(subject: Subject, *, recompute: bool) -> Any:
+def adapted_model(bench_model: BenchModel, *, recompute: bool) -> Any:
     """Return the base with a PEFT adapter whose weights are ours."""
-    model = base_model(subject)
-    spec = subject.spec
+    model = base_model(bench_model)
+    spec = bench_model.spec
     if recompute:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     model = get_peft_model(
@@ -42,7 +42,7 @@ def adapted_model(subject: Subject, *, recompute: bool) -> Any:
             target_modules=[f"{name}_proj" for name in spec.targets],
         ),
     )  # fmt: skip
-    fill_adapter(model, subject.torch_device)
+    fill_adapter(model, bench_model.torch_device)
     return model
 
 

@@ -10,22 +10,22 @@ from transformers import AutoTokenizer
 from cqa.assets import DEMO
 from cqa.bench.peers.child import serve, settings
 from cqa.bench.peers.hugging_face import base_model
-from cqa.bench.shapes import Subject
+from cqa.bench.shapes import BenchModel
 
-subject = Subject.told(settings)
+bench_model = BenchModel.told(settings)
 asked = [((None, None), context, option) for context, option in settings["pairs"]]
 adapters = settings.get("adapters", ())
 
 
 def load(adapter: str | None = None) -> Any:
     """Return a model."""
-    if subject.model is None:  # ids are given, so its tokenizer is not asked for any
+    if bench_model.model is None:  # ids are given, so its tokenizer is not asked for any
         tokenizer = AutoTokenizer.from_pretrained(DEMO / "model")
-        model = base_model(subject)
+        model = base_model(bench_model)
         return HFLM(pretrained=model, tokenizer=tokenizer, batch_size=settings["batch_size"])
     return HFLM(
-        pretrained=subject.model, peft=adapter, device=subject.device,
-        dtype=str(subject.dtype).removeprefix("torch."), batch_size=settings["batch_size"],
+        pretrained=bench_model.model, peft=adapter, device=bench_model.device,
+        dtype=str(bench_model.dtype).removeprefix("torch."), batch_size=settings["batch_size"],
     )  # fmt: skip
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from cqa.bench.peers.child import serve, settings
-from cqa.bench.shapes import Subject
+from cqa.bench.shapes import BenchModel
 from cqa.model.adapter import read_adapter, read_spec
 from cqa.model.decoder import Decoder
 from cqa.model.load import load_model
@@ -13,7 +13,7 @@ from cqa.model.lora import attach, widest
 from cqa.score.prefix_batch import Forest
 from cqa.score.scorer import run_forest
 
-subject = Subject.told(settings)
+bench_model = BenchModel.told(settings)
 pairs = [(tuple(context), tuple(option)) for context, option in settings["pairs"]]
 adapters = [Path(folder) for folder in settings.get("adapters", ())]
 
@@ -21,10 +21,10 @@ adapters = [Path(folder) for folder in settings.get("adapters", ())]
 def load() -> Decoder:
     """Return the decoder, with room for the adapters."""
     if not adapters:
-        return subject.decoder()
+        return bench_model.decoder()
     return load_model(
-        Path(settings["model"]), device=subject.torch_device, dtype=subject.dtype,
-        rank_columns=widest([read_spec(folder) for folder in adapters]), backend=subject.backend,
+        Path(settings["model"]), device=bench_model.torch_device, dtype=bench_model.dtype,
+        rank_columns=widest([read_spec(folder) for folder in adapters]), backend=bench_model.backend,
     ).decoder  # fmt: skip
 
 

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from itertools import count
+
 from cqa.bench.peers.child import serve, settings
-from cqa.bench.shapes import Subject, random_adapter
-from cqa.bench.step import random_plan
+from cqa.bench.shapes import BenchModel, random_adapter
+from cqa.bench.step import LEARNING_RATE
 from cqa.data.samples import EncodedSample
 from cqa.model.lora import TrainableLora
-from cqa.train.loop import take_step
+from cqa.train.passes import StepConfig
+from cqa.train.step import take_step
 
-subject = Subject.told(settings)
+bench_model = BenchModel.told(settings)
 window = [
-    EncodedSample(str(i), tuple(ids), tuple(learned), slice(0, 0), "")
-    for i, (ids, learned) in enumerate(settings["window"])
+    EncodedSample(str(i), tuple(ids), tuple(loss_mask), slice(0, 0), "")
+    for i, (ids, loss_mask) in enumerate(settings["window"])
 ]
-lora = TrainableLora(subject.decoder(), subject.spec, 0)
+lora = TrainableLora(bench_model.decoder(), bench_model.spec, 0)
 for (layer, module), pair in lora.weights.items():
     shapes = (tuple(pair[0].shape), tuple(pair[1].shape))
     for ours, drawn in zip(
@@ -22,16 +25,16 @@ for (layer, module), pair in lora.weights.items():
     ):
         ours.copy_(drawn)
 lora.after_step()
-steps = iter(range(1, 10**6))
+steps = count(1)
 
 
-def turn(dropout: float) -> list[float]:
+def step(dropout: float) -> list[float]:
     """Return the loss and the gradient's norm."""
-    plan = random_plan(
-        window, dropout=dropout, neftune_alpha=0.0, recompute=settings.get("recompute", False)
+    config = StepConfig(
+        dropout=dropout, neftune_alpha=0.0, recompute=settings.get("recompute", False)
     )
-    event = take_step(plan, lora, next(steps))
-    return [event["loss_nats"], event["grad_norm"]]
+    took = take_step(lora, window, config, step=next(steps), lr=LEARNING_RATE)
+    return [took.loss_nats, took.grad_norm]
 
 
-serve(turn)
+serve(step)

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from cqa.bench.peers.child import settings
 from cqa.bench.peers.gradient_steps import serve_steps
-from cqa.bench.shapes import Subject
+from cqa.bench.shapes import BenchModel
 
-subject = Subject.told(settings)
+bench_model = BenchModel.told(settings)
 liger = settings.get("liger", False)
 if liger:  # patches transformers' classes, so before a model is made
     from liger_kernel.transformers import apply_liger_kernel_to_qwen2
@@ -23,7 +23,9 @@ from cqa.bench.peers.hugging_face import adapted_model  # noqa: E402
 
 def loss_of(model: Any, ids: Tensor, labels: Tensor, n_labels: int) -> Tensor:
     """Return a sample's part of the window's mean loss."""
-    with torch.autocast(subject.device, subject.dtype, enabled=subject.dtype != torch.float32):
+    with torch.autocast(
+        bench_model.device, bench_model.dtype, enabled=bench_model.dtype != torch.float32
+    ):
         if liger:  # its fused loss is part of the model's forward
             loss: Tensor = model(
                 ids, labels=labels, num_items_in_batch=n_labels, use_cache=False
@@ -34,4 +36,4 @@ def loss_of(model: Any, ids: Tensor, labels: Tensor, n_labels: int) -> Tensor:
     return summed / n_labels
 
 
-serve_steps(adapted_model(subject, recompute=settings.get("recompute", False)), loss_of)
+serve_steps(adapted_model(bench_model, recompute=settings.get("recompute", False)), loss_of)

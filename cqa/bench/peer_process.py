@@ -1,4 +1,4 @@
-"""A program in a process of its own, which works when it has its turn."""
+"""A program in a process of its own, which works when it is called."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ PEERS = "cqa.bench.peers"
 ROOT = Path(__file__).parents[2]  # where this package is found
 
 
-class ContestantError(RuntimeError):
-    """A contestant ended instead of answering; the message is the end of what it printed."""
+class PeerError(RuntimeError):
+    """A peer ended instead of answering; the message is the end of what it printed."""
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
-    """What a contestant answered."""
+class Reply:
+    """What a peer answered."""
 
     seconds: float
     value: Any
 
 
-class Contestant:
+class PeerProcess:
     """A module of `peers`, or a script with an interpreter of its own."""
 
     def __init__(
         self, program: str | Path, settings: dict[str, Any], python: str = sys.executable
     ) -> None:
-        """Start it; its first turn waits until it is ready, so several can start side by side."""
+        """Start it; its first call waits until it is ready, so several can start side by side."""
         self.peak_bytes = 0
         self._ready = False
         self._log = TemporaryFile("w+")  # noqa: SIM115
@@ -47,18 +47,18 @@ class Contestant:
         )  # fmt: skip
         self._tell(settings)  # the tokens of a job may be too many for an argument
 
-    def __call__(self, **arguments: Any) -> Turn:
-        """Take a turn.
+    def __call__(self, **arguments: Any) -> Reply:
+        """Call the program.
 
         Raises:
-            ContestantError: It ended instead.
+            PeerError: It ended instead.
         """
         if not self._ready:
             self._answer()
             self._ready = True
         self._tell(arguments)
         answer = self._answer()
-        return Turn(answer["seconds"], answer["value"])
+        return Reply(answer["seconds"], answer["value"])
 
     def _tell(self, message: dict[str, Any]) -> None:
         assert self._process.stdin is not None
@@ -73,7 +73,7 @@ class Contestant:
         line = self._process.stdout.readline()
         if not line:
             self._log.seek(0)
-            raise ContestantError(self._log.read()[-2000:].strip() or "it ended without a word")
+            raise PeerError(self._log.read()[-2000:].strip() or "it ended without a word")
         answer: dict[str, Any] = json.loads(line)
         self.peak_bytes = answer["peak_bytes"]
         return answer
