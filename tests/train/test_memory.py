@@ -74,8 +74,8 @@ steps(replace(config, n_layers=2, windows=(None,) * 2, vocab_size=300), Window.p
 peak = Peak(cpu)
 samples = steps(config, Window.parse(text))
 estimate = estimate_memory(
-    config, bench_model.spec, size_of(samples), dtype=torch.float32, device=cpu, recompute=recompute,
-    dropout=True,
+    config, bench_model.spec, size_of(samples), dtype=torch.float32, device=cpu,
+    recompute=recompute, dropout=True,
 )
 print(json.dumps([estimate.total_bytes, peak.extra_bytes()]))
 """

@@ -23,9 +23,12 @@ def load() -> Decoder:
     if not adapters:
         return bench_model.decoder()
     return load_model(
-        Path(settings["model"]), device=bench_model.torch_device, dtype=bench_model.dtype,
-        rank_columns=widest([read_spec(folder) for folder in adapters]), backend=bench_model.backend,
-    ).decoder  # fmt: skip
+        Path(settings["model"]),
+        device=bench_model.torch_device,
+        dtype=bench_model.dtype,
+        rank_columns=widest([read_spec(folder) for folder in adapters]),
+        backend=bench_model.backend,
+    ).decoder
 
 
 def scores(decoder: Decoder) -> list[float]:
