@@ -8,13 +8,15 @@ window, j also lies within the last `window` positions. The reference is torch's
 segment, so that a segment's result cannot depend on its neighbours. The native op computes only the
 scores that the mask leaves, and a segment after a prefix gets the bits it would get if the prefix
 were its own. On a GPU in 16 bits it is one call of a library for all segments, with the prefixes'
-keys and values gathered before their own.
+keys and values gathered before their own, and a backward without atomics, so that a gradient has
+the same bits each time.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache, lru_cache
 from importlib import import_module
 from itertools import accumulate
@@ -99,7 +101,9 @@ def _library() -> Callable[..., Tensor] | None:
     by_flash_attn = _imported("flash_attn", "flash_attn_varlen_func")
     if by_flash_attn is None:
         return None
-    return lambda *given, window: by_flash_attn(*given, causal=True, window_size=window)
+    return lambda *given, window: by_flash_attn(
+        *given, causal=True, window_size=window, deterministic=True
+    )
 
 
 def library_for(q: Tensor) -> Callable[..., Tensor] | None:
@@ -158,7 +162,33 @@ def attention_by_library(
     if g.keys is not None:
         k, v = k[g.keys], v[g.keys]
     sides = (-1 if window is None else window - 1, 0)
-    return library(q, k, v, g.cu_query, g.cu_key, g.longest_query, g.longest_key, window=sides)
+    out = library(q, k, v, g.cu_query, g.cu_key, g.longest_query, g.longest_key, window=sides)
+    if out.grad_fn is not None:  # torch's own asks a flag of the process, not its caller
+        before = _determinism()
+        out.grad_fn.register_prehook(lambda _: _set_determinism(2, False))
+        out.grad_fn.register_hook(lambda *_: _set_determinism(*before))
+    return out
+
+
+def _determinism() -> tuple[int, bool]:
+    """Return torch's mode (2 is deterministic or an error), and whether it fills new memory."""
+    mode = torch.get_deterministic_debug_mode()
+    return mode, torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+
+
+def _set_determinism(mode: int, fill: bool) -> None:
+    torch.set_deterministic_debug_mode(mode)
+    torch.utils.deterministic.fill_uninitialized_memory = fill  # type: ignore[attr-defined]
+
+
+@contextmanager
+def determinism_restored() -> Iterator[None]:
+    """Leave torch's flags as they were, also where memory runs out."""
+    before = _determinism()
+    try:
+        yield
+    finally:
+        _set_determinism(*before)
 
 
 class _Attention(torch.autograd.Function):

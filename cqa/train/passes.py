@@ -16,7 +16,7 @@ from torch import Tensor
 
 from cqa.data.samples import EncodedSample
 from cqa.errors import ResourceError
-from cqa.kernels.attention import Gathered
+from cqa.kernels.attention import Gathered, determinism_restored
 from cqa.kernels.embed import Noise
 from cqa.kernels.philox import Dropout, device_key
 from cqa.kernels.token_logprobs import token_logprobs
@@ -117,7 +117,8 @@ def forward_backward(
         logp = logp * given.is_label
     loss = -logp.sum() / given.n_labels
     on_phase("head")
-    loss.backward()
+    with determinism_restored():
+        loss.backward()
     on_phase("backward")
     return loss.detach()
 

@@ -1,13 +1,20 @@
 """Attention over spans, against a dense masked softmax."""
 
 import math
+from contextlib import nullcontext
 
 import pytest
 import torch
 from helpers import assert_as_accurate
 from torch import Tensor
 
-from cqa.kernels.attention import AttentionSpan, attention, attention_by_library, gathered
+from cqa.kernels.attention import (
+    AttentionSpan,
+    attention,
+    attention_by_library,
+    determinism_restored,
+    gathered,
+)
 
 NOTHING = (0, 0)
 LAYOUTS = {
@@ -153,3 +160,40 @@ def test_spans_laid_out_for_a_library_mean_the_same(layout, window):
 
 def test_documents_are_not_gathered():
     assert gathered(tuple(LAYOUTS["documents"]), 30, torch.device("cpu")).keys is None
+
+
+def modes() -> tuple[int, bool]:
+    return torch.get_deterministic_debug_mode(), torch.utils.deterministic.fill_uninitialized_memory
+
+
+class Watched(torch.autograd.Function):
+    """A library's attention whose backward tells what torch's flags are."""
+
+    @staticmethod
+    def forward(ctx, q, error, seen):
+        ctx.error, ctx.seen = error, seen
+        return q.clone()
+
+    @staticmethod
+    def backward(ctx, dout):
+        ctx.seen.append(modes())
+        if ctx.error:
+            raise ctx.error
+        return dout, None, None
+
+
+@pytest.mark.parametrize("error", [None, torch.OutOfMemoryError("CUDA out of memory")], ids=str)
+def test_the_backward_of_a_library_alone_is_deterministic(error):
+    spans = (AttentionSpan((0, 3), (0, 3), (0, 0)),)
+    q, seen, before = torch.ones(3, 1, 8, requires_grad=True), [], modes()
+
+    def library(q, *_, window):
+        return Watched.apply(q, error, seen)
+
+    layout = gathered(spans, 3, q.device)
+    out = attention_by_library(q * 2, q, q, layout, None, library)
+    q.register_hook(lambda _: seen.append(modes()))
+    with nullcontext() if error is None else pytest.raises(type(error)), determinism_restored():
+        out.sum().backward()
+    assert seen == [(2, False), before][: 1 if error else 2]
+    assert modes() == before
