@@ -118,7 +118,7 @@ def train(config: WatchedTrainConfig, resume: bool, dry_run: bool, as_json: bool
 
         plan = make_plan(config)
         described = describe_plan(plan)
-        say_json(described) if as_json else say(plan_text(plan, described))
+        say_json(described.to_json()) if as_json else say(plan_text(plan, described))
         return
     from cqa.study.in_loop_eval import train_watched
     from cqa_fast.progress import TrainProgress

@@ -22,7 +22,7 @@ from cqa.kernels.attention import gathered, library_for
 from cqa.model.decoder import Decoder, attention_spans
 from cqa.model.lora import TrainableLora
 from cqa.model.memory import give_back, ran_out
-from cqa.train.passes import StepConfig, TrainingPass, forward_backward, n_tokens
+from cqa.train.passes import StepConfig, TrainingPass, forward_backward, n_labels, n_tokens
 
 BUCKET_ROWS, BUCKET_TARGETS = 256, 64
 Capture = Callable[[Callable[[], None]], Callable[[], None]]
@@ -58,22 +58,22 @@ def filling(samples: Sequence[EncodedSample]) -> EncodedSample:
 
     Its last rows are asked for, so that rows that the last layer keeps and targets grow alike.
     """
-    n_targets = sum(sample.n_labels for sample in samples)
-    asked = -n_targets % BUCKET_TARGETS or BUCKET_TARGETS
+    asked = -n_labels(samples) % BUCKET_TARGETS or BUCKET_TARGETS
     more = asked + 1 + -(n_tokens(samples) + asked + 1) % BUCKET_ROWS
     loss_mask = (False,) * (more - asked) + (True,) * asked
     return EncodedSample("filling", (0,) * more, loss_mask, slice(0, 0), "")
 
 
 def replayable(
-    samples: Sequence[EncodedSample], device: torch.device, *, seed: int, step: int, n_labels: int
+    samples: Sequence[EncodedSample], device: torch.device, *, seed: int, step: int
 ) -> TrainingPass:
-    """Pack samples, filled up, with everything that differs from pass to pass in a tensor."""
+    """Pack a whole batch, filled up, with all that differs from pass to pass in a tensor."""
+    labels = n_labels(samples)
     given = TrainingPass.pack(
-        [*samples, filling(samples)], device, seed=seed, step=step, n_labels=n_labels
+        [*samples, filling(samples)], device, seed=seed, step=step, n_labels=labels
     )
     is_label = torch.zeros(given.batch.n_targets, device=device)
-    is_label[: sum(sample.n_labels for sample in samples)] = 1
+    is_label[:labels] = 1
     n_rows = given.batch.n_rows
     everywhere, last = (
         gathered(spans, n_rows, device)._replace(longest_query=n_rows, longest_key=n_rows)
@@ -81,7 +81,7 @@ def replayable(
     )
     return replace(
         given,
-        n_labels=torch.tensor(float(n_labels), device=device),
+        n_labels=torch.tensor(float(labels), device=device),
         is_label=is_label,
         spans=(everywhere, last),
     )
@@ -138,16 +138,14 @@ class Graphs:
             )
         return cls(decoder, config, lora.state.grad, CudaCapture())
 
-    def run(self, samples: Sequence[EncodedSample], step: int, n_labels: int) -> Tensor | None:
-        """Add a pass's gradient to the flat buffer; return its share of the loss, () fp64.
+    def run(self, samples: Sequence[EncodedSample], step: int) -> Tensor | None:
+        """Add a batch's gradient to the flat buffer; return its mean loss, () fp64.
 
         It is None, and nothing is added, once memory ran out while a pass was recorded.
         """
         if self.ran_out:
             return None
-        given = replayable(
-            samples, self._decoder.device, seed=self._config.seed, step=step, n_labels=n_labels
-        )
+        given = replayable(samples, self._decoder.device, seed=self._config.seed, step=step)
         sizes = tuple(tensor.shape for tensor in tensors_of(given))
         if sizes not in self._recorded and not self._record(sizes, given):
             return None

@@ -33,9 +33,16 @@ from cqa.train.checkpoint import (
 from cqa.train.config import TrainConfig
 from cqa.train.graphs import Graphs
 from cqa.train.memory import check_memory
-from cqa.train.passes import HINT, PassLimit, StepConfig, TrainingPass, label_logprobs
+from cqa.train.passes import (
+    HINT,
+    PassLimit,
+    StepConfig,
+    TrainingPass,
+    label_logprobs,
+    n_labels,
+)
 from cqa.train.plan import Plan, make_plan
-from cqa.train.step import n_labels, take_step
+from cqa.train.step import take_step
 
 Event = dict[str, Any]
 WITHOUT_NOISE = StepConfig(dropout=0.0, neftune_alpha=0.0)

@@ -17,6 +17,7 @@ from cqa.model.load import augmented_columns, layer_without_data, weights_bytes
 from cqa.model.lora import LoraSpec
 from cqa.model.memory import free_bytes, size_text
 from cqa.model.projection import Projection
+from cqa.train.passes import n_tokens
 from cqa.train.plan import Plan
 
 ESTIMATE_ERROR = 0.25  # of the total: what malloc keeps for itself, measured on CPU
@@ -131,7 +132,7 @@ def _head_bytes(shape: DecoderConfig, labels: int, dtype: torch.dtype, backend: 
 
 def largest_pass(plan: Plan) -> list[EncodedSample]:
     """Return the samples of the pass with the most tokens."""
-    return max(plan.passes(), key=lambda part: sum(len(sample.ids) for sample in part))
+    return max(plan.passes(), key=n_tokens)
 
 
 def size_of(samples: list[EncodedSample]) -> PassSize:
@@ -175,10 +176,9 @@ def check_memory(
     free = free_bytes(device)
     if needed <= free:
         return None
-    n_tokens = sum(len(sample.ids) for sample in samples)
     text = (
-        f"about {size_text(needed)} of free memory on {device} for passes of {n_tokens:,} tokens "
-        f"({estimate}), got {size_text(free)}"
+        f"about {size_text(needed)} of free memory on {device} for passes of "
+        f"{n_tokens(samples):,} tokens ({estimate}), got {size_text(free)}"
     )
     if needed * (1 - ESTIMATE_ERROR) <= free:
         return f"expected {text}; it may just fit"

@@ -169,3 +169,8 @@ class PassLimit:
 def n_tokens(samples: Sequence[EncodedSample]) -> int:
     """Count the tokens of some samples."""
     return sum(len(sample.ids) for sample in samples)
+
+
+def n_labels(samples: Sequence[EncodedSample]) -> int:
+    """Count the tokens of some samples that are learned."""
+    return sum(sample.n_labels for sample in samples)

@@ -24,6 +24,7 @@ from cqa.train.passes import (
     TrainingPass,
     forward_backward,
     ignore_phase,
+    n_labels,
     n_tokens,
 )
 
@@ -109,7 +110,7 @@ def backward_passes(
     """
     labels = sum(map(n_labels, passes))
     if graphs is not None and len(passes) == 1:
-        replayed = graphs.run(passes[0], step, labels)
+        replayed = graphs.run(passes[0], step)
         if replayed is not None:
             return replayed
     loss = torch.zeros((), dtype=torch.float64, device=decoder.device)
@@ -126,8 +127,3 @@ def backward_passes(
         loss += forward_backward(decoder, given, config, on_phase)
         first_row += given.batch.n_rows
     return loss
-
-
-def n_labels(samples: Sequence[EncodedSample]) -> int:
-    """Count the tokens of some samples that are learned."""
-    return sum(sample.n_labels for sample in samples)

@@ -38,7 +38,7 @@ def samples(*lengths: int, seed: int) -> list[EncodedSample]:
 
 @pytest.mark.parametrize("lengths", [(20, 11), (3,), (64, 1, 40), (255,), (256,)], ids=str)
 def test_a_pass_is_filled_up_to_whole_buckets(lengths):
-    given = replayable(samples(*lengths, seed=1), torch.device("cpu"), seed=0, step=1, n_labels=1)
+    given = replayable(samples(*lengths, seed=1), torch.device("cpu"), seed=0, step=1)
     batch = given.batch
     assert batch.n_rows % module.BUCKET_ROWS == 0
     assert batch.n_targets % module.BUCKET_TARGETS == 0
@@ -117,7 +117,7 @@ def test_replays_equal_passes_of_other_texts_layouts_and_steps(on_cpu):
 
 def test_replay_writes_to_no_tensor_that_another_pass_reads(on_cpu):
     graphs = Graphs(on_cpu.decoder, CONFIG, on_cpu.state.grad, recorded_on_cpu)
-    batch = replayable(samples(12, 7, seed=1), torch.device("cpu"), seed=3, step=1, n_labels=13)
+    batch = replayable(samples(12, 7, seed=1), torch.device("cpu"), seed=3, step=1)
     cached = batch.spans[0].cu_query
     before = cached.clone()
     for step, lengths in enumerate(((12, 7), (9, 10)), start=1):
