@@ -12,7 +12,10 @@ from cqa import __version__
 
 LIBRARIES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "scipy")
 PACKAGE = Path(__file__).parent
-BOTH = ("layout.py", "kernels", "model", "data/tokenizer.py")  # what every digit hangs on
+BOTH = (  # what every digit hangs on
+    "layout.py", "kernels", "model", "data/tokenizer.py", "data/tokenizer_files.py",
+    "data/template.py",
+)  # fmt: skip
 
 
 def version(library: str) -> str:

@@ -139,7 +139,7 @@ def _own_tags(sample: Sample) -> tuple[str, ...]:
 
 def learned_text(sample: Sample) -> str:
     """Return what a sample teaches: the answers, without what was asked."""
-    return "\n".join(turn.text for turn in sample.turns if turn.role == "assistant")
+    return "\n".join(turn.text for turn in sample.turns if turn.learned)
 
 
 def measure(gold: Path) -> dict[str, TagError]:

@@ -7,12 +7,14 @@ Formats, detected from the first line and required of all others:
     messages   {"messages": [{"role", "content"}]}            OpenAI
     dialogue   {"dialogue": [{"role": "B" | "C", "text"}]}    B asks, the expert C is learned
 In plain text, turns of the last four are joined by one newline; those of a dialogue keep their
-labels ("B: …", newline, "C: …"). Optional on all: "id", "tags".
+labels ("B: …", newline, "C: …"). Optional on all: "id", "tags". The assistant's turns are learned,
+but for those that say `"weight": 0`, `"loss": false` or `"train": false` (OpenAI's and axolotl's
+words). Another key of a turn is refused, since it may change what was meant.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -38,10 +40,16 @@ ROLES = {
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """What one side says; the assistant's turns are learned."""
+    """What one side says."""
 
     role: str  # system, user or assistant
     text: str
+    masked: bool = False  # it says that it is not to be learned
+
+    @property
+    def learned(self) -> bool:
+        """Whether the turn is learned."""
+        return self.role == "assistant" and not self.masked
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,10 +121,22 @@ def _is_item(record: dict[str, Any]) -> bool:
 def parse_sample(record: dict[str, Any], kind: str, where: str) -> Sample:
     """Parse a record of a known format; its line names it where it has no id."""
     turns = tuple(_TURNS[kind](record, where))
-    if not any(turn.role == "assistant" for turn in turns):
+    _refuse_meant_keys(record, kind, where)
+    if not any(turn.learned for turn in turns):
         raise DataError("expected a turn to learn, got none", where=where)
     name = take_text(record, "id", where) if "id" in record else line_id(where)
     return Sample(name, kind, turns, _tags(record.get("tags"), where), where)
+
+
+def _refuse_meant_keys(record: dict[str, Any], kind: str, where: str) -> None:
+    """Refuse a key that would change what is learned and that the format does not have."""
+    for key in MEANT - set(_MEANT_IN[kind]):
+        if record.get(key) not in (None, "", [], {}):
+            raise DataError(
+                f"expected a sample of format `{kind}` without `{key}`, got: {record[key]!r:.80}",
+                where=where,
+                hint=f"its `{key}` would be left out; write it into a turn, or remove the key",
+            )
 
 
 def _tags(tags: Any, where: str) -> tuple[str, ...] | None:
@@ -168,7 +188,44 @@ def _list_of_turns(
                 f"expected `{key}[{i}].{names[0]}` to be {' | '.join(roles)}, got: {role!r}",
                 where=where,
             )
-        yield Turn(roles[role], take_text(turn, names[1], f"{where} ({key}[{i}])"))
+        place = f"{where} ({key}[{i}])"
+        masked = _masked(turn, names, roles[role], place)
+        yield Turn(roles[role], take_text(turn, names[1], place), masked)
+
+
+def _masked(turn: dict[str, Any], names: tuple[str, str], role: str, where: str) -> bool:
+    """Return whether a turn says that it is not to be learned; refuse keys that say other things.
+
+    Raises:
+        DataError: A flag has another value, asks for a turn that is not the assistant's, or
+            contradicts another; or a key is unknown and not null.
+    """
+    said: dict[str, bool] = {}
+    for key, value in turn.items():
+        if key in names or key in HARMLESS or value is None or value in ([], {}):
+            continue
+        if key not in FLAGS:
+            raise DataError(
+                f"expected a turn of {', '.join(f'`{k}`' for k in (*names, *FLAGS, *HARMLESS))}, "
+                f"got: `{key:.80}`",
+                where=where,
+                hint="what it says would be left out; remove it if it does not matter",
+            )
+        if not (isinstance(value, bool) or (key == "weight" and value in (0, 1))):
+            choices = "0 or 1" if key == "weight" else "true or false"
+            raise DataError(f"expected `{key}` to be {choices}, got: {value!r:.80}", where=where)
+        said[key] = bool(value)
+    if len(set(said.values())) > 1:
+        raise DataError(f"expected {' and '.join(said)} to agree, got both answers", where=where)
+    learn = next(iter(said.values()), role == "assistant")
+    if learn and role != "assistant":
+        raise DataError(
+            f"expected only the assistant's turns to be learned, got {', '.join(said)} in a turn "
+            f"of the {role}",
+            where=where,
+            hint="--loss-on whole-text learns every turn",
+        )
+    return bool(said) and not learn
 
 
 def _sharegpt_turns(record: dict[str, Any], where: str) -> Iterator[Turn]:
@@ -186,6 +243,20 @@ def _dialogue_turns(record: dict[str, Any], where: str) -> Iterator[Turn]:
     yield from _list_of_turns(record, "dialogue", ("role", "text"), roles, where)
 
 
+FLAGS = (
+    "weight",
+    "loss",
+    "train",
+    "training",
+)  # OpenAI's word, and those that are in use with axolotl
+HARMLESS = ("name", "id", "timestamp")  # of who speaks, and of the turn
+MEANT = {
+    "system", "history", "input", "tools", "functions", "documents", "good", "bad", "chosen",
+    "rejected", *FLAGS,
+}  # fmt: skip
+_MEANT_IN = {"alpaca": ("system", "history", "input"), "sharegpt": ("system",)} | dict.fromkeys(
+    ("prompt", "messages", "dialogue"), ()
+)
 _TURNS = {
     "prompt": _prompt_turns,
     "alpaca": _alpaca_turns,
@@ -198,15 +269,14 @@ _TURNS = {
 def plain_parts(sample: Sample) -> list[tuple[str, bool]]:
     """Render a sample as plain text: (text, learned) parts, whose concatenation is the sample."""
     if sample.format == "prompt":
-        return [(turn.text, turn.role == "assistant") for turn in sample.turns]
+        return [(turn.text, turn.learned) for turn in sample.turns]
     parts: list[tuple[str, bool]] = []
     pending = ""
     for turn in sample.turns:
-        learned = turn.role == "assistant"
         label = {"user": "B:", "assistant": "C:"}[turn.role] if sample.format == "dialogue" else ""
         text = f" {turn.text}" if label else turn.text
-        if learned:
-            parts += [(pending + label, False), (text, True)]
+        if turn.role == "assistant":
+            parts += [(pending + label, False), (text, turn.learned)]
             pending = "\n"
         else:
             pending += label + text + "\n"
@@ -217,24 +287,42 @@ def chat_parts(sample: Sample, tokenizer: Tokenizer) -> list[tuple[str, bool]]:
     """Render a sample by the tokenizer's chat template: (text, learned) parts.
 
     Raises:
-        DataError: The template does not extend its own prefix, so no mask would be right.
+        DataError: The template does not extend its own prefix, so no mask would be right, or
+            leaves out a turn.
     """
     messages = [{"role": turn.role, "content": turn.text} for turn in sample.turns]
+    where = sample.where
     parts: list[tuple[str, bool]] = []
     done = ""
     for i, turn in enumerate(sample.turns):
         if turn.role != "assistant":
             continue
-        before = tokenizer.render_chat(messages[:i], prompt_only=True)
-        after = tokenizer.render_chat(messages[: i + 1], prompt_only=False)
+        after = tokenizer.render_chat(messages[: i + 1], prompt_only=False, where=where)
+        before = tokenizer.render_prompt(messages[:i], where)
+        if not after.startswith(before):  # such as an answer that brings its own thoughts
+            before = tokenizer.render_chat(messages[:i], prompt_only=True, where=where)
         if not before.startswith(done) or not after.startswith(before):
             raise DataError(
                 "expected a chat template that only appends, got one that rewrites earlier turns",
-                where=sample.where,
+                where=where,
             )
-        parts += [(before[len(done) :], False), (after[len(before) :], True)]
+        _refuse_left_out(sample.turns[:i], before, tokenizer, where)
+        _refuse_left_out([turn], after[len(before) :], tokenizer, where)
+        parts += [(before[len(done) :], False), (after[len(before) :], turn.learned)]
         done = after
     return [(text, learned) for text, learned in parts if text]
+
+
+def _refuse_left_out(turns: Iterable[Turn], text: str, tokenizer: Tokenizer, where: str) -> None:
+    """Refuse a template's text in which a turn does not stand as it was written."""
+    for turn in turns:
+        if turn.text.strip() not in text:
+            raise DataError(
+                f"expected a template that renders every turn as it stands, got one that leaves "
+                f"out or changes the {turn.role}'s `{turn.text.strip()[:40]}`",
+                where=where,
+                hint=tokenizer.template_hint,
+            )
 
 
 def encode_sample(
@@ -248,8 +336,17 @@ def encode_sample(
         whole_text: Learn the prompt too.
 
     Raises:
-        DataError: No token would be learned, or the ids do not decode to the text.
+        DataError: No token would be learned, the ids do not decode to the text, or a control token
+            is written in it.
     """
+    for turn in sample.turns:
+        tokenizer.refuse_special(turn.text, sample.where)
+        if whole_text and turn.masked:
+            raise DataError(
+                "expected turns without a flag, since --loss-on whole-text learns all of them, got "
+                f"a turn of the {turn.role} that is not to be learned",
+                where=sample.where,
+            )
     parts = (
         plain_parts(sample) if tokenizer.chat_template is None else chat_parts(sample, tokenizer)
     )
@@ -263,16 +360,67 @@ def encode_sample(
         ids += part
         flags += [learned or whole_text] * len(part)
     tokenizer.check_round_trip("".join(text for text, _ in parts), tuple(ids), sample.where)
+    if not any(flags[1:]):
+        raise DataError(
+            "expected a text to learn, got a sample without a labelled token",
+            where=sample.where,
+            hint=tokenizer.template_hint,
+        )
     if tokenizer.chat_template is None:  # a chat template closes its turns itself
         ids.append(tokenizer.end_id)
-        flags.append(True)
+        flags.append(flags[-1])
     prompt = slice(len(tokenizer.bos_ids), first_answer)
-    encoded = EncodedSample(sample.id, tuple(ids), tuple(flags), prompt, sample.where)
-    if encoded.n_labels < 2:
-        raise DataError(
-            "expected a text to learn, got a sample without a labelled token", where=sample.where
-        )
-    return encoded
+    return EncodedSample(sample.id, tuple(ids), tuple(flags), prompt, sample.where)
+
+
+def encode_samples(
+    samples: Iterable[Sample],
+    tokenizer: Tokenizer,
+    max_tokens: int,
+    policy: TooLong,
+    *,
+    whole_text: bool = False,
+) -> tuple[list[EncodedSample], list[str]]:
+    """Encode samples, and apply the policy to those that are too long.
+
+    A text that is too long whatever its tokens are is not encoded, unless it is to be cut.
+
+    Args:
+        samples: The samples.
+        tokenizer: Tokenizer of the base model, with its template.
+        max_tokens: The longest sample that is learned as it is.
+        policy: See `fit_lengths`.
+        whole_text: Learn the prompt too.
+
+    Returns:
+        The samples that stay, and the ids of those that the policy touched.
+
+    Raises:
+        DataError: See `encode_sample` and `fit_lengths`.
+    """
+    fitting: list[EncodedSample] = []
+    touched: list[str] = []
+    for sample in samples:
+        at_least = sum(tokenizer.at_least_tokens(turn.text) for turn in sample.turns)
+        if at_least > max_tokens and policy != "truncate":
+            if policy == "refuse":
+                raise _too_long(sample, max_tokens, f"at least {at_least}")
+            touched.append(sample.id)
+            continue
+        encoded = encode_sample(sample, tokenizer, whole_text=whole_text)
+        kept, cut = fit_lengths([encoded], max_tokens, policy)
+        fitting += kept
+        touched += cut
+    return fitting, touched
+
+
+def _too_long(sample: Sample | EncodedSample, max_tokens: int, got: str) -> DataError:
+    return DataError(
+        f"expected at most {max_tokens} tokens, got {got} in `{sample.id}`",
+        where=sample.where,
+        hint="--too-long drop leaves such samples out, --too-long truncate cuts prompts at "
+        "the start; nothing is ever cut without being asked for",
+    )
 
 
 def fit_lengths(
@@ -296,13 +444,7 @@ def fit_lengths(
         room = sample.prompt.stop - sample.prompt.start
         if policy == "refuse" or (policy == "truncate" and excess >= room):
             cut = f", {room} of them of the prompt," if policy == "truncate" else ""
-            raise DataError(
-                f"expected at most {max_tokens} tokens, got {len(sample.ids)}{cut} in "
-                f"`{sample.id}`",
-                where=sample.where,
-                hint="--too-long drop leaves such samples out, --too-long truncate cuts prompts at "
-                "the start; nothing is ever cut without being asked for",
-            )
+            raise _too_long(sample, max_tokens, f"{len(sample.ids)}{cut}")
         if policy == "truncate":
             fitting.append(_cut(sample, excess))
     return fitting, affected

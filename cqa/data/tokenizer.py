@@ -10,18 +10,28 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from cqa.errors import ConfigError, DataError, ModelError
+from cqa.data.template import Message, Template, read_template
+from cqa.data.tokenizer_files import (
+    State,
+    backend,
+    keeping_spaces,
+    load_tokenizer,
+    most_chars_per_token,
+    without_prefix_space,
+)
+from cqa.errors import DataError, ModelError
 
 Boundary = Literal["split", "joint"]
 Ids = tuple[int, ...]
 END_OF_TEXT = "<|endoftext|>"
-VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
+_MARK = "CqaAnswerStandsHere"  # an answer that shows where a template puts one
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +48,12 @@ class Tokenizer:
     """A Hugging Face fast tokenizer with the conventions that training and scoring share."""
 
     def __init__(
-        self, folder: Path, *, null_token: str | None = None, template: str = "plain"
+        self,
+        folder: Path,
+        *,
+        null_token: str | None = None,
+        template: str = "plain",
+        allow_special: bool = False,
     ) -> None:
         """Load the tokenizer of a model folder.
 
@@ -47,16 +62,21 @@ class Tokenizer:
             null_token: Token that stands for "no context"; by default BOS, else `<|endoftext|>`,
                 else EOS.
             template: `plain`, `chat` for the tokenizer's own chat template, or a Jinja file.
+            allow_special: Whether texts may hold control tokens, which then are control tokens.
 
         Raises:
             ModelError: There is no fast tokenizer, it needs remote code, or the token is unknown.
             ConfigError: The template cannot be read.
         """
-        self.hf = _load_fast(folder)
-        self.chat_template = _chat_template(self.hf, template)
+        self.hf = load_tokenizer(folder)
+        self._template = self._read_template(template)
         state = json.loads(self.hf.backend_tokenizer.to_str())
-        self._whole = _backend(state)
-        self._following = _backend(_without_prefix_space(state))
+        following = without_prefix_space(state)
+        self._whole = backend(state)
+        self._following = backend(following)
+        self._normalizer = backend(keeping_spaces(following)).normalizer
+        self._special = None if allow_special else _pattern_of_special(state)
+        self._chars_per_token = most_chars_per_token(state)
         self.bos_ids = self._default_bos()
         made_of = [state, self.bos_ids, self.hf.special_tokens_map]  # the last names the end token
         text = json.dumps(made_of, sort_keys=True, default=str)
@@ -121,30 +141,96 @@ class Tokenizer:
                 hint="tokenizer and model do not belong together",
             )
 
-    def render_chat(self, messages: list[dict[str, str]], *, prompt_only: bool) -> str:
-        """Render messages by the chat template, which must not be None.
+    def refuse_special(self, text: str, where: str) -> None:
+        """Refuse a text in which a control token is written, which would be encoded as that token.
+
+        Raises:
+            DataError: There is one, and such texts are not allowed.
+        """
+        found = self._special and (
+            self._special.search(text) or self._special.search(self._normalise(text))
+        )
+        if found:
+            raise DataError(
+                f"expected a text without control tokens, got `{found[0]}` in it",
+                where=where,
+                hint="the tokenizer would encode it as that token, not as its letters; "
+                "--allow-special takes it as the token",
+            )
+
+    def at_least_tokens(self, text: str) -> int:
+        """Return a number of tokens that a text has at least, without encoding it."""
+        return -(-len(text) // self._chars_per_token) if self._chars_per_token else 0
+
+    @property
+    def chat_template(self) -> str | None:
+        """The source of the template; None for plain text."""
+        return self._template.source if self._template else None
+
+    @property
+    def template_hint(self) -> str | None:
+        """What a template has to work with; None for plain text."""
+        return self._template.hint if self._template else None
+
+    def render_chat(
+        self, messages: Sequence[Message], *, prompt_only: bool, where: str = ""
+    ) -> str:
+        """Render messages by the chat template, which must not be plain.
 
         Args:
             messages: {"role", "content"} in order.
             prompt_only: End with what opens the assistant's answer.
-        """
-        try:
-            text = self.hf.apply_chat_template(
-                messages,
-                chat_template=self.chat_template,
-                tokenize=False,
-                add_generation_prompt=prompt_only,
-            )
-        except Exception as error:  # a template is a program: it can fail in any way
-            reason = str(error) or type(error).__name__
-            raise ConfigError(f"expected a template that renders, got: {reason}") from error
-        return str(text).removeprefix(self.hf.bos_token if self.bos_ids else "")
+            where: The `file:line` that they are of.
 
-    def render_context(self, text: str) -> str:
-        """Return the text that precedes an option: the context itself, or a chat prompt of it."""
-        if self.chat_template is None:
+        Raises:
+            ConfigError: The template does not render the same text every time.
+            DataError: It fails on these messages.
+        """
+        assert self._template is not None
+        text = self._template.render(messages, prompt_only=prompt_only, where=where)
+        return text.removeprefix(self.hf.bos_token if self.bos_ids else "")
+
+    def render_prompt(self, messages: Sequence[Message], where: str = "") -> str:
+        """Return all that the template puts before an answer to messages.
+
+        That is what opens the answer, and what it inserts before the answer's text, such as an
+        empty block of thoughts.
+
+        Raises:
+            ConfigError: The template does not render the same text every time.
+            DataError: It fails on these messages, or opens an answer in two ways.
+        """
+        opened = self.render_chat(messages, prompt_only=True, where=where)
+        answer = {"role": "assistant", "content": _MARK}
+        whole = self.render_chat([*messages, answer], prompt_only=False, where=where)
+        before, found, _ = whole.partition(_MARK)
+        if not found:  # a template for prompts alone
+            return opened
+        if not before.startswith(opened):
+            raise DataError(
+                "expected a chat template that only appends, got one that opens an answer as "
+                f"{opened[-40:]!r} and renders it after {before[-40:]!r}",
+                where=where,
+                hint="give a Jinja file in which both are the same with --template",
+            )
+        return before
+
+    def render_context(self, text: str, where: str = "") -> str:
+        """Return the text that precedes an option: the context itself, or a chat prompt of it.
+
+        Raises:
+            DataError: The template leaves the context out.
+        """
+        if self._template is None:
             return text
-        return self.render_chat([{"role": "user", "content": text}], prompt_only=True)
+        prompt = self.render_prompt([{"role": "user", "content": text}], where)
+        if text.strip() not in prompt:
+            raise DataError(
+                "expected a template that renders the context, got a prompt without it",
+                where=where,
+                hint=self.template_hint,
+            )
+        return prompt
 
     def _encode_joint(self, context: str, option: str) -> tuple[Ids, Ids, Ids]:
         """Return the context's ids, the option's ids, and where the option's tokens end in it."""
@@ -163,8 +249,17 @@ class Tokenizer:
             raise _unrepresentable(where)
 
     def _normalise(self, text: str) -> str:
-        normalizer = self._following.normalizer
-        return str(normalizer.normalize_str(text)).replace("▁", " ") if normalizer else text
+        return str(self._normalizer.normalize_str(text)) if self._normalizer else text
+
+    def _read_template(self, choice: str) -> Template | None:
+        held = self.hf.chat_template
+        held = held.get("default") if isinstance(held, dict) else held
+        if choice == "chat" and not held:
+            raise ModelError(
+                "expected a tokenizer with a chat template, got one without",
+                hint="use --template plain, or a Jinja file",
+            )
+        return read_template(choice, held, self.hf.special_tokens_map)
 
     def _default_bos(self) -> tuple[int, ...]:
         """Return (bos,) if the tokenizer puts one in front by default, else ()."""
@@ -199,94 +294,13 @@ def _unrepresentable(where: str) -> DataError:
         "expected token ids that decode to the text, got another text",
         where=where,
         hint="the tokenizer cannot represent this text across the boundary, "
-        "for example a combining accent at the start of an option",
+        "for example a combining accent at the start of an option, or a sign that it writes for "
+        "another one, such as ▁ for a space",
     )
 
 
-def _load_fast(folder: Path) -> Any:
-    from transformers import AutoTokenizer
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    _refuse_remote_code(folder)
-    if not any((folder / name).is_file() for name in VOCABULARIES):
-        raise ModelError("expected a folder with a tokenizer, got none", where=str(folder))
-    try:
-        hf = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
-    except BaseException as error:
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":  # of Rust
-            raise
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelError(f"expected a tokenizer, got: {reason}", where=str(folder)) from error
-    if not hf.is_fast:
-        raise ModelError(
-            "expected a fast tokenizer (tokenizer.json), got a slow one", where=str(folder)
-        )
-    return hf
-
-
-def _chat_template(hf: Any, template: str) -> str | None:
-    if template == "plain":
-        return None
-    if template == "chat":
-        held = hf.chat_template
-        held = held.get("default") if isinstance(held, dict) else held
-        if not held:
-            raise ModelError(
-                "expected a tokenizer with a chat template, got one without",
-                hint="use --template plain, or a Jinja file",
-            )
-        return str(held)
-    try:
-        return Path(template).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
-        raise ConfigError(
-            f"expected --template plain, chat or a Jinja file, got: {template}"
-        ) from None
-
-
-def _refuse_remote_code(folder: Path) -> None:
-    path = folder / "tokenizer_config.json"
-    try:
-        settings = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(
-            f"expected a JSON tokenizer config, got: {error}", where=str(path)
-        ) from None
-    if not isinstance(settings, dict):
-        raise ModelError("expected a JSON object", where=str(path))
-    if "auto_map" in settings:
-        raise ModelError(
-            "expected a tokenizer of transformers itself, got one that wants remote code",
-            where=str(path),
-        )
-
-
-def _backend(state: dict[str, Any]) -> Any:
-    from tokenizers import Tokenizer as Backend
-
-    backend = Backend.from_str(json.dumps(state))
-    backend.no_truncation()
-    backend.no_padding()
-    return backend
-
-
-def _without_prefix_space(state: dict[str, Any]) -> dict[str, Any]:
-    """Return the tokenizer's state with every rule removed that puts a space before the text."""
-
-    def strip(part: Any) -> Any:
-        if not isinstance(part, dict):
-            return part
-        kind = part.get("type")
-        if kind == "Prepend":
-            return None
-        if kind == "Sequence":
-            key = next(k for k in ("normalizers", "pretokenizers") if k in part)
-            kept = [s for s in map(strip, part[key]) if s is not None]
-            return {**part, key: kept} if kept else None
-        if kind == "Metaspace":
-            return {**part, "prepend_scheme": "never"}
-        return {**part, "add_prefix_space": False} if "add_prefix_space" in part else part
-
-    following = {key: strip(state[key]) for key in ("normalizer", "pre_tokenizer")}
-    return {**state, **following}
+def _pattern_of_special(state: State) -> re.Pattern[str] | None:
+    """Return what finds the control tokens of a tokenizer in a text."""
+    tokens = [token["content"] for token in state["added_tokens"] if token["special"]]
+    longest_first = sorted(filter(None, tokens), key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, longest_first))) if longest_first else None

@@ -68,8 +68,14 @@ class ScoreConfig(AnalysisConfig):
         shown="BOS, else <|endoftext|>, else EOS",
     )
     template: str = option(
-        "How contexts become text: plain, chat (the tokenizer's template) or a Jinja file.",
+        "How contexts become text: plain, chat (the tokenizer's template) or a Jinja file, which "
+        "has messages (of role and content), add_generation_prompt, bos_token and eos_token.",
         "plain",
+        group="Text",
+    )
+    allow_special: bool = option(
+        "Take control tokens that are written in a text as such; else such texts are refused.",
+        False,
         group="Text",
     )
     too_long: Literal["refuse", "drop"] = option(
@@ -138,6 +144,7 @@ class PrescreenConfig:
         group="Study",
     )
     template: str = same_option(ScoreConfig, "template")
+    allow_special: bool = same_option(ScoreConfig, "allow_special")
     too_long: Literal["refuse", "drop"] = same_option(ScoreConfig, "too_long")
     batch_tokens: int = same_option(ScoreConfig, "batch_tokens")
     device: Literal["auto", "cpu", "cuda"] = same_option(ScoreConfig, "device")

@@ -37,22 +37,23 @@ def encode_item(
 
     Raises:
         TooLongError: The ids are more than the model has positions.
-        DataError: They do not decode to the text, or are the same for two options.
+        DataError: They do not decode to the text, or are the same for two options; or a control
+            token is written in a text.
     """
-    context = tokenizer.render_context(item.context)
+    at_least = tokenizer.at_least_tokens(item.context)
+    at_least += max(map(tokenizer.at_least_tokens, item.options))
+    if at_least > max_positions:
+        raise _too_long(item, max_positions, f"at least {at_least}")
+    for text in item.options:
+        tokenizer.refuse_special(item.context + text, item.where)
+    context = tokenizer.render_context(item.context, item.where)
     end = (tokenizer.end_id,) if score_eos else ()
     options = []
     for text in item.options:
         encoded = tokenizer.encode_pair(context, text, boundary, item.where)
         n_tokens = len(encoded.context_ids) + len(encoded.option_ids) + len(end)
         if n_tokens > max_positions:
-            raise TooLongError(
-                f"expected at most {max_positions} tokens of context and option, got {n_tokens} "
-                f"in item `{item.id}`",
-                where=item.where,
-                hint="shorten the context, or leave such items out with --too-long drop of score, "
-                "prescreen or scale; nothing is ever cut",
-            )
+            raise _too_long(item, max_positions, f"{n_tokens}")
         options.append(
             replace(
                 encoded,
@@ -67,6 +68,16 @@ def encode_item(
             hint="the tokenizer writes both texts alike, such as é in one sign or in two",
         )
     return EncodedItem(item, tuple(options))
+
+
+def _too_long(item: Item, max_positions: int, got: str) -> TooLongError:
+    return TooLongError(
+        f"expected at most {max_positions} tokens of context and option, got {got} in item "
+        f"`{item.id}`",
+        where=item.where,
+        hint="shorten the context, or leave such items out with --too-long drop of score, "
+        "prescreen or scale; nothing is ever cut",
+    )
 
 
 @dataclass(slots=True)

@@ -76,6 +76,7 @@ def prescreen(
             out=config.out,
             pairs=config.pairs,
             template=config.template,
+            allow_special=config.allow_special,
             too_long=config.too_long,
             batch_tokens=config.batch_tokens,
             device=config.device,

@@ -76,7 +76,12 @@ def score(
     shape = read_config(folder)
     adapters = find_adapters(config)
     _tell_missing(config, adapters, on_event)
-    tokenizer = Tokenizer(folder, null_token=config.null_token, template=config.template)
+    tokenizer = Tokenizer(
+        folder,
+        null_token=config.null_token,
+        template=config.template,
+        allow_special=config.allow_special,
+    )
     tokenizer.limit_ids(shape.vocab_size)
     items = Items(config, tokenizer, shape.max_positions)
     n_items = items.check()

@@ -22,6 +22,7 @@ from cqa.score.prefix_batch import encode_item
 from cqa.score.scorer import score_rows
 from cqa.stats.summary import Scores, summarise
 from cqa.study.config import WatchedTrainConfig
+from cqa.train.config import TrainConfig
 from cqa.train.loop import train
 
 Event = dict[str, Any]
@@ -38,15 +39,21 @@ class DevMetric:
     adapter's B is zero, so the model at hand is the base (but for the rounding of a few zeros).
     """
 
-    def __init__(self, model: str, pairs: Path, template: str) -> None:
+    def __init__(self, config: TrainConfig, pairs: Path) -> None:
         """Read and encode the items.
+
+        Args:
+            config: The run's settings.
+            pairs: The items.
 
         Raises:
             CqaError: The file is malformed, or an item does not fit the model.
         """
-        folder = locate(model)
+        folder = locate(config.model)
         positions = read_config(folder).max_positions
-        self._tokenizer = Tokenizer(folder, template=template)
+        self._tokenizer = Tokenizer(
+            folder, template=config.template, allow_special=config.allow_special
+        )
         self._items = [
             encode_item(item, self._tokenizer, "split", score_eos=False, max_positions=positions)
             for item in each_once(read_items([pairs]))
@@ -81,5 +88,5 @@ def train_watched(
     on_event: Callable[[Event], None] = lambda _: None,
 ) -> Event:
     """Train as `cqa.train.loop.train` does, logging mean ddI on `config.dev` if one is named."""
-    monitor = DevMetric(config.model, config.dev, config.template) if config.dev else None
+    monitor = DevMetric(config, config.dev) if config.dev else None
     return train(config, resume=resume, monitor=monitor, on_event=on_event)

@@ -219,6 +219,7 @@ def _scoring(config: ScaleConfig, adapters: tuple[Path, ...]) -> ScoreConfig:
         adapter=adapters,
         pairs=config.pairs,
         template=config.template,
+        allow_special=config.allow_special,
         too_long="drop" if config.too_long == "drop" else "refuse",  # an item is never cut
         device=config.device,
         dtype=config.dtype,

@@ -52,8 +52,14 @@ class TrainConfig:
         "Which tokens are learned.", "response", group="Text"
     )
     template: str = option(
-        "How samples become text: plain, chat (the tokenizer's template) or a Jinja file.",
+        "How samples become text: plain, chat (the tokenizer's template) or a Jinja file, which "
+        "has messages (of role and content), add_generation_prompt, bos_token and eos_token.",
         "plain",
+        group="Text",
+    )
+    allow_special: bool = option(
+        "Take control tokens that are written in a text as such; else such texts are refused.",
+        False,
         group="Text",
     )
     max_tokens: int | None = option(

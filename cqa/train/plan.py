@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from cqa.data.samples import EncodedSample, encode_sample, fit_lengths, read_samples
+from cqa.data.samples import EncodedSample, encode_samples, read_samples
 from cqa.data.tokenizer import Tokenizer
 from cqa.errors import DataError
 from cqa.identity import digest_bytes
@@ -92,16 +92,15 @@ def make_plan(config: TrainConfig) -> Plan:
     """
     folder = locate(config.model)
     shape = read_config(folder)
-    tokenizer = Tokenizer(folder, template=config.template)
+    tokenizer = Tokenizer(folder, template=config.template, allow_special=config.allow_special)
     tokenizer.limit_ids(shape.vocab_size)
     limit = min(config.max_tokens or shape.max_positions, shape.max_positions)
 
     def load(path: Path) -> tuple[str, list[EncodedSample], list[str]]:
         samples = read_samples(path)
-        encoded = [
-            encode_sample(s, tokenizer, whole_text=config.loss_on == "whole-text") for s in samples
-        ]
-        return samples[0].format, *fit_lengths(encoded, limit, config.too_long)
+        whole_text = config.loss_on == "whole-text"
+        fitting = encode_samples(samples, tokenizer, limit, config.too_long, whole_text=whole_text)
+        return samples[0].format, *fitting
 
     kind, samples, affected = load(config.data)
     digests = [config.data]

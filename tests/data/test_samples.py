@@ -5,12 +5,13 @@ from itertools import groupby
 from pathlib import Path
 
 import pytest
-from helpers import DEMO, shared, write_lines
+from helpers import DEMO, shared, tiny_model, write_lines
 
 from cqa.data.samples import (
     EncodedSample,
     Turn,
     encode_sample,
+    encode_samples,
     fit_lengths,
     plain_parts,
     read_samples,
@@ -189,6 +190,127 @@ def test_unnamed_sample_is_named_by_its_line(file):
     assert (sample.id, sample.where) == ("line-3", f"{file}:3")
 
 
+TURN = {"role": "assistant", "content": "The first."}
+TWO = [
+    {"role": "user", "content": "Which?"},
+    TURN,
+    {"role": "user", "content": "Think again."},
+    {"role": "assistant", "content": "The second."},
+]
+UNLEARNED = {"weight": 0, "loss": False, "train": False, "training": False}
+LEARNED = {"weight": 1, "loss": True, "train": True, "training": True}
+
+
+def with_turn(k: int, **changes: object) -> list[dict]:
+    return [{**turn, **(changes if i == k else {})} for i, turn in enumerate(TWO)]
+
+
+@pytest.mark.parametrize("key", UNLEARNED)
+def test_answer_that_says_so_is_not_learned(key, file, tokenizer):
+    encoded = encode(file, {"messages": with_turn(1, **{key: UNLEARNED[key]})}, tokenizer)
+    assert runs_of(encoded, tokenizer) == [
+        ("Which?\nThe first.\nThink again.\n", False),
+        (f"The second.{END}", True),
+    ]
+    assert encoded.prompt.stop == encoded.learned.index(True)
+
+
+@pytest.mark.parametrize("key", LEARNED)
+def test_answer_that_asks_to_be_learned_is_learned_like_one_without_a_flag(key, file, tokenizer):
+    plain = encode(file, {"messages": TWO}, tokenizer)
+    said = {"messages": with_turn(1, **{key: LEARNED[key]}, name="Ann")}
+    assert encode(file, said, tokenizer) == plain
+    assert encode(file, {"messages": with_turn(0, **{key: UNLEARNED[key]})}, tokenizer) == plain
+
+
+def test_end_is_not_learned_after_a_last_answer_that_is_not(file, tokenizer):
+    encoded = encode(file, {"messages": with_turn(3, weight=0)}, tokenizer)
+    assert [text for text, learned in runs_of(encoded, tokenizer) if learned] == ["The first."]
+
+
+def test_flags_are_obeyed_in_conversations_of_sharegpt_and_dialogues(file, tokenizer):
+    conversations = [
+        {"from": "human", "value": "Which?", "train": False},
+        {"from": "gpt", "value": "The first.", "train": False},
+        {"from": "gpt", "value": "The second.", "train": True},
+    ]
+    dialogue = [
+        {"role": "B", "text": "Which?"},
+        {"role": "C", "text": "The first.", "loss": False},
+        {"role": "C", "text": "The second."},
+    ]
+    for record in ({"conversations": conversations}, {"dialogue": dialogue}):
+        encoded = encode(file, record, tokenizer)
+        ((text, _),) = [run for run in runs_of(encoded, tokenizer) if run[1]]
+        assert text.strip() == f"The second.{END}"
+
+
+def test_masked_answer_stays_unlearned_under_a_chat_template(file, tmp_path):
+    tokenizer = chat_tokenizer(tmp_path, TEMPLATE)
+    encoded = encode(file, {"messages": with_turn(1, weight=0)}, tokenizer)
+    assert [text for text, learned in runs_of(encoded, tokenizer) if learned] == [
+        "The second.</>\n"
+    ]
+
+
+def test_flags_and_whole_text_contradict_each_other(file, tokenizer):
+    with pytest.raises(DataError, match=f"^{file}:1: expected turns without a flag"):
+        encode(file, {"messages": with_turn(0, train=False)}, tokenizer, whole_text=True)
+
+
+BAD_TURNS = {
+    "unknown-key": ({"train_detail": [1]}, "got: `train_detail`"),
+    "tool-calls": ({"tool_calls": [{"id": "x"}]}, "got: `tool_calls`"),
+    "reasoning": ({"reasoning_content": "Hm."}, "got: `reasoning_content`"),
+    "half-weight": ({"weight": 0.5}, "`weight` to be 0 or 1, got: 0.5"),
+    "number-loss": ({"loss": 0}, "`loss` to be true or false, got: 0"),
+    "text-train": ({"train": "no"}, "`train` to be true or false, got: 'no'"),
+    "contradiction": ({"weight": 0, "train": True}, "weight and train to agree"),
+}
+
+
+@pytest.mark.parametrize(("changes", "message"), BAD_TURNS.values(), ids=BAD_TURNS)
+def test_key_of_a_turn_that_cannot_be_obeyed_is_refused(file, changes, message):
+    write_lines(file, [{"messages": TWO}, {"messages": with_turn(1, **changes)}])
+    with pytest.raises(DataError, match=rf"^{file}:2 \(messages\[1\]\): expected .*{message}"):
+        read_samples(file)
+
+
+def test_learned_turn_of_the_user_is_refused(file):
+    with pytest.raises(DataError, match=r"only the assistant's turns .* weight in a turn of the u"):
+        read_samples(write_lines(file, [{"messages": with_turn(0, weight=1)}]))
+
+
+def test_keys_of_a_turn_that_hold_nothing_are_no_keys(file):
+    record = {"messages": with_turn(1, tool_calls=[], refusal=None, weight=None, name="Ann")}
+    (sample,) = read_samples(write_lines(file, [record]))
+    assert sample.turns == read_samples(write_lines(file, [{"messages": TWO}]))[0].turns
+
+
+def test_sample_of_which_no_answer_is_to_be_learned_is_refused(file):
+    turns = [{**turn, "train": False} for turn in TWO]
+    with pytest.raises(DataError, match=f"^{file}:1: expected a turn to learn, got none"):
+        read_samples(write_lines(file, [{"messages": turns}]))
+
+
+@pytest.mark.parametrize(
+    ("kind", "key", "value"),
+    [
+        ("messages", "tools", [{"type": "function"}]),
+        ("messages", "system", "Judge."),
+        ("prompt", "history", [["a", "b"]]),
+        ("prompt", "weight", 0),
+        ("dialogue", "input", "A text."),
+    ],
+)
+def test_key_that_another_format_would_learn_from_is_refused(file, kind, key, value):
+    write_lines(file, [{**FORMATS[kind], key: value}])
+    with pytest.raises(DataError, match=f"^{file}:1: expected a sample of format .* `{key}`, got"):
+        read_samples(file)
+    empty: object = [] if isinstance(value, list) else None
+    read_samples(write_lines(file, [{**FORMATS[kind], key: empty}]))
+
+
 TEMPLATE = """\
 {%- for m in messages %}
 <{{ m.role }}>{{ m.content }}</>
@@ -215,7 +337,7 @@ def test_jinja_file_renders_the_turns_and_closes_the_learned_ones_itself(file, t
 
 def test_template_that_leaves_nothing_to_learn_is_refused(file, tmp_path):
     template = "{% for m in messages if m.role == 'user' %}<{{ m.content }}>{% endfor %}"
-    with pytest.raises(DataError, match=f"^{file}:1: expected a text to learn, got a sample with"):
+    with pytest.raises(DataError, match=f"^{file}:1: expected a template that renders every turn"):
         encode(file, SHAREGPT, chat_tokenizer(tmp_path, template))
 
 
@@ -232,6 +354,82 @@ def test_plain_is_the_default_template(file, tmp_path, tokenizer):
 def test_template_that_rewrites_earlier_turns_is_refused(file, tmp_path, template):
     with pytest.raises(DataError, match=f"^{file}:1: expected a chat template that only appends"):
         encode(file, SHAREGPT, chat_tokenizer(tmp_path, template))
+
+
+THINKING = """\
+{%- for m in messages %}
+<{{ m.role }}>{% if loop.last and m.role == 'assistant' and '<think>' not in m.content -%}
+<think>
+
+</think>
+
+{% endif %}{{ m.content }}</>
+{% endfor %}
+{%- if add_generation_prompt %}<assistant>{% endif %}"""
+BLOCK = "<think>\n\n</think>\n\n"
+
+
+def test_what_a_template_inserts_before_the_answer_is_prompt(file, tmp_path):
+    tokenizer = chat_tokenizer(tmp_path, THINKING)
+    encoded = encode(file, {"messages": TWO[:2]}, tokenizer)
+    prompt = f"<user>Which?</>\n<assistant>{BLOCK}"
+    assert runs_of(encoded, tokenizer) == [(prompt, False), ("The first.</>\n", True)]
+    assert tokenizer.render_context("Which?") == prompt
+
+
+def test_thoughts_that_the_answer_brings_itself_are_learned(file, tmp_path):
+    tokenizer = chat_tokenizer(tmp_path, THINKING)
+    answer = {**TURN, "content": "<think>Hm.</think> The first."}
+    encoded = encode(file, {"messages": [TWO[0], answer]}, tokenizer)
+    assert runs_of(encoded, tokenizer) == [
+        ("<user>Which?</>\n<assistant>", False),
+        ("<think>Hm.</think> The first.</>\n", True),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("template", "left_out"),
+    [
+        (TEMPLATE.replace("messages %}", "messages if m.role != 'system' %}"), "system's `Judge.`"),
+        (TEMPLATE.replace("m.content", "m.content | upper"), "system's `Judge.`"),
+        ("{{ prompt }}", "system's `Judge.`"),
+    ],
+    ids=["drops-system", "changes", "other-variable"],
+)
+def test_template_that_leaves_out_or_changes_a_turn_is_refused(file, tmp_path, template, left_out):
+    message = f"^{file}:1: expected a template that renders every turn .* the {left_out}"
+    with pytest.raises(DataError, match=message) as caught:
+        encode(file, SHAREGPT, chat_tokenizer(tmp_path, template))
+    assert "a template has `messages` (each with `role` and `content`)" in str(caught.value.hint)
+    assert ("also reads `prompt`" in str(caught.value.hint)) is (template == "{{ prompt }}")
+
+
+def test_control_token_in_any_turn_is_refused_unless_it_is_asked_for(file, tokenizer):
+    for key in PROMPT:
+        record = {**PROMPT, key: f"{PROMPT[key]} old{END} park"}
+        message = f"^{file}:1: expected a text without control tokens, got `<.endoftext.>` in it"
+        with pytest.raises(DataError, match=message):
+            encode(file, record, tokenizer)
+    encoded = encode(file, record, Tokenizer(DEMO / "model", allow_special=True))
+    assert encoded.ids.count(tokenizer.end_id) == 2
+
+
+def test_text_far_too_long_is_refused_or_dropped_without_being_encoded(file, monkeypatch):
+    tokenizer = Tokenizer(DEMO / "model")
+    samples = read_samples(write_lines(file, [PROMPT, {**PROMPT, "prompt": "word " * 100_000}]))
+    encoded = Tokenizer.encode_context
+
+    def watched(self: Tokenizer, text: str) -> tuple[int, ...]:
+        assert len(text) < 1000
+        return encoded(self, text)
+
+    monkeypatch.setattr(Tokenizer, "encode_context", watched)
+    with pytest.raises(
+        DataError, match=f"^{file}:2: expected at most 9 tokens, got at least 35716 in"
+    ):
+        encode_samples(samples, tokenizer, 9, "refuse")
+    kept, touched = encode_samples(samples, tokenizer, 9, "drop")
+    assert ([sample.id for sample in kept], touched) == (["line-1"], ["line-2"])
 
 
 def test_missing_template_file_is_refused(tmp_path):
@@ -408,12 +606,21 @@ def test_last_line_needs_no_newline(file):
     assert len(read_samples(file)) == 1
 
 
-def test_accents_that_compose_across_the_boundary_are_refused(file, tokenizer):
-    record = {"prompt": "cafe\u0301", "response": "\u0323 noir"}
+@pytest.fixture(scope="module")
+def composing(tmp_path_factory) -> Tokenizer:
+    """A tokenizer whose file says NFC."""
+    return Tokenizer(tiny_model(tmp_path_factory.mktemp("nfc")))
+
+
+def test_accents_that_compose_across_the_boundary_are_refused(file, composing):
+    tokenizer, record = composing, {"prompt": "cafe\u0301", "response": "\u0323 noir"}
     with pytest.raises(DataError, match=f"^{file}:1: expected token ids that decode to the text"):
         encode(file, record, tokenizer)
 
 
-def test_accents_that_the_tokenizer_composes_within_a_part_are_accepted(file, tokenizer):
-    encoded = encode(file, {"prompt": "cafe\u0301", "response": " noir"}, tokenizer)
-    assert runs_of(encoded, tokenizer) == alternating(["caf\u00e9", f" noir{END}"])
+def test_accents_are_composed_within_a_part_where_the_tokenizer_says_so(file, tokenizer, composing):
+    record = {"prompt": "cafe\u0301", "response": " noir"}
+    encoded = encode(file, record, composing)
+    assert runs_of(encoded, composing) == alternating(["caf\u00e9", f" noir{END}"])
+    encoded = encode(file, record, tokenizer)  # its file has no normalizer
+    assert runs_of(encoded, tokenizer) == alternating(["cafe\u0301", f" noir{END}"])

@@ -10,6 +10,7 @@ import pytest
 from helpers import DEMO, SHARED, read_lines, shared
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer as Backend
 from transformers import AutoTokenizer
 
 from cqa.data.tokenizer import Tokenizer
@@ -209,9 +210,8 @@ def test_joint_encoding_that_leaves_the_context_no_token_is_refused(demo):
 
 
 @pytest.mark.parametrize("boundary", BOUNDARIES)
-@pytest.mark.parametrize("name", ["cqa-demo", "qwen2.5-tokenizer"])
-def test_accent_that_composes_with_the_end_of_the_context_is_refused(name, boundary):
-    tokenizer = loaded(name)
+def test_accent_that_composes_with_the_end_of_the_context_is_refused(boundary):
+    tokenizer = loaded("qwen2.5-tokenizer")
     with pytest.raises(DataError, match=r"^a\.jsonl:3: expected .* decode to the text") as caught:
         tokenizer.encode_pair("cafe", "\N{COMBINING ACUTE ACCENT} noir", boundary, "a.jsonl:3")
     assert caught.value.exit_code == 3
@@ -226,6 +226,77 @@ def test_decomposed_text_is_composed_where_the_tokenizer_does_so(tokenizer, boun
     decoded = tokenizer.decode(ids[len(tokenizer.bos_ids) :])
     assert unicodedata.normalize("NFC", decoded) == unicodedata.normalize("NFC", context + option)
     assert not encoded.boundary_merge
+
+
+def test_rows_of_blocks_are_scored_by_a_tokenizer_that_has_them():
+    tokenizer = loaded("qwen2.5-tokenizer")
+    option = " ▁▂▃ and rising."
+    encoded = tokenizer.encode_pair("The chart:", option, "split", "a.jsonl:3")
+    assert tokenizer.decode(encoded.option_ids) == option
+
+
+def test_block_that_a_tokenizer_writes_for_a_space_is_refused():
+    with pytest.raises(DataError, match=r"^a\.jsonl:3: expected .* another text\nhint: .*▁"):
+        loaded("stories260k").encode_pair("The chart:", " ▁▂▃.", "split", "a.jsonl:3")
+
+
+@pytest.mark.parametrize("text", ["to the <s>old</s> park", "<unk>"])
+def test_control_tokens_of_a_llama_tokenizer_are_refused_in_a_text(text):
+    tokenizer = loaded("stories260k")
+    with pytest.raises(
+        DataError, match=r"^a\.jsonl:3: expected .* control tokens, got `<(s|unk)>`"
+    ):
+        tokenizer.refuse_special(text, "a.jsonl:3")
+    tokenizer.refuse_special("a < s > and <b>", "a.jsonl:3")
+
+
+def edited(folder: Path, **parts: object) -> Path:
+    """Copy the demo's tokenizer as that of a Qwen2 model, with parts of tokenizer.json replaced."""
+    shutil.copytree(DEMO / "model", folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    file = folder / "tokenizer.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **parts}))
+    return folder
+
+
+ODD = "He paid 12,345 francs, didn't he?\n\n  Then: cafe\u0301 ... 'tis [sic]\u2003done"
+
+
+def test_rules_of_the_file_are_those_that_tokenize(tmp_path):
+    bytes_alone = {
+        "type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True,
+    }  # fmt: skip
+    normalizer = {"type": "Lowercase"}
+    folder = edited(tmp_path / "m", pre_tokenizer=bytes_alone, normalizer=normalizer)
+    file = Backend.from_file(str(folder / "tokenizer.json"))
+    assert list(Tokenizer(folder).encode_context(ODD)) == file.encode(ODD).ids
+    assert file.encode(ODD).ids != list(loaded("cqa-demo").encode_context(ODD))
+
+
+def test_published_qwen_files_give_the_ids_of_autotokenizer_with_and_without_tokenizer_json(
+    tmp_path,
+):
+    source = folder_of("qwen2.5-tokenizer")
+    theirs = AutoTokenizer.from_pretrained(source)
+    whole = tmp_path / "whole"
+    shutil.copytree(source, whole)
+    theirs.backend_tokenizer.save(str(whole / "tokenizer.json"))
+    ids = theirs(ODD).input_ids
+    assert list(loaded("qwen2.5-tokenizer").encode_context(ODD)) == ids
+    assert list(Tokenizer(whole).encode_context(ODD)) == ids
+
+
+def test_ids_do_not_depend_on_whether_mistral_common_is_installed(tmp_path, monkeypatch):
+    folder = edited(tmp_path / "m")
+    (folder / "tekken.json").write_text("{}")
+    (folder / "config.json").write_text(json.dumps({"model_type": "mistral"}))
+    without = Tokenizer(folder).encode_context(ODD)
+    stub = tmp_path / "site" / "mistral_common"
+    stub.mkdir(parents=True)
+    (stub / "__init__.py").write_text("__version__ = '99.0'\n")
+    monkeypatch.syspath_prepend(str(stub.parent))
+    name = "transformers.integrations.mistral.tokenizer.is_mistral_common_available"
+    monkeypatch.setattr(name, lambda *_: True)
+    assert Tokenizer(folder).encode_context(ODD) == without
 
 
 def test_plain_template_leaves_a_context_alone(tokenizer):
@@ -295,6 +366,105 @@ def model_folder(folder: Path, *files: str, **written: object) -> Path:
     for stem, value in written.items():
         (folder / f"{stem}.json").write_text(json.dumps(value), encoding="utf-8")
     return folder
+
+
+LATER = """\
+{%- if not date_string is defined %}{% set date_string = strftime_now('%d %b %Y') %}{% endif -%}
+Today: {{ date_string }}. {{ messages[0].content }}"""
+
+
+@pytest.mark.parametrize(
+    ("template", "what"),
+    [
+        (LATER, "reads the clock"),
+        ("Hi\n{{ [1, 2] | random }}{{ messages[0].content }}", "draws at random"),
+        ("Hi\n{{ [[1, 2]] | map('random') | list }}{{ messages[0].content }}", "draws at random"),
+        ("Hi\n{{ lipsum() }}{{ messages[0].content }}", "draws at random"),
+    ],
+    ids=["clock", "filter", "map", "lipsum"],
+)
+def test_template_that_may_render_another_text_next_time_is_refused(tmp_path, template, what):
+    path = tmp_path / "t.jinja"
+    path.write_text(template)
+    tokenizer = Tokenizer(DEMO / "model", template=str(path))
+    with pytest.raises(ConfigError, match=rf"^{path}:\d: expected .* every time, .* {what}\nhint"):
+        tokenizer.render_context("Why?", "a.jsonl:3")
+
+
+def test_date_that_is_written_into_the_template_is_rendered(tmp_path):
+    path = tmp_path / "t.jinja"
+    path.write_text("{% set date_string = '26 Jul 2024' %}" + LATER)
+    tokenizer = Tokenizer(DEMO / "model", template=str(path))
+    assert tokenizer.render_context("Why?") == "Today: 26 Jul 2024. Why?"
+
+
+ENDLESS = {
+    "loop": "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+    "macros": "{% macro m(n) %}{% if n %}{{ m(n-1) }}{{ m(n-1) }}{% endif %}{% endmacro %}"
+    "{{ m(60) }}",
+    "doubling": "{% set n = namespace(s='aa') %}{% for a in range(99) %}{% set n.s = n.s ~ n.s %}"
+    "{% endfor %}",
+    "product": "{{ messages[0].content * 10 ** 12 }}",
+    "method": "{% set n = namespace(s='aa') %}{% for a in range(99) %}"
+    "{% set n.s = n.s.replace('a', 'aa') %}{% endfor %}",
+    "power": "{{ 7 ** 10 ** 9 }}",
+    "output": "{% for a in range(99999) %}{{ 'a' * 999 }}{% endfor %}",
+    "recursion": "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}",
+    "surrogate": "{{ messages[0].content }}{{ '\\ud800' }}",
+    "fails": "{{ messages[0].content }}{{ a.b.c }}",
+    "raises": "{{ raise_exception('x' * 10 ** 6) }}",
+}
+
+
+@pytest.mark.parametrize("template", ENDLESS.values(), ids=ENDLESS)
+def test_template_that_fails_or_finds_no_end_is_stopped_with_one_message(
+    tmp_path, monkeypatch, template
+):
+    monkeypatch.setattr("cqa.data.template.SECONDS", 0.3)
+    path = tmp_path / "t.jinja"
+    path.write_text(template)
+    tokenizer = Tokenizer(DEMO / "model", template=str(path))
+    with pytest.raises(DataError, match=r"^a\.jsonl:3: expected ") as caught:
+        tokenizer.render_context("Why?", "a.jsonl:3")
+    assert len(str(caught.value)) < 800
+
+
+QWEN3_LIKE = """\
+{%- for message in messages %}
+    {%- set content = message.content %}
+    {{- '<|im_start|>' + message.role + '\\n' }}
+    {%- if message.role == 'assistant' and loop.last -%}
+    {{ '<think>\\n\\n</think>\\n\\n' }}
+    {%- endif %}
+    {{- content.lstrip('\\n') + '<|im_end|>\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}"""
+
+
+@pytest.mark.parametrize(
+    "template",
+    [CHATML, QWEN3_LIKE, "{% macro m(x) %}[{{ x }}]{% endmacro %}"
+     "{% for x in messages %}{{ m(x.role) ~ x.content | tojson }}{% if loop.first %}{% continue %}"
+     "{% endif %}{% generation %}!{% endgeneration %}{% endfor %}{{ bos_token }}{{ 7 % 4 * 2 }}"],
+    ids=["chatml", "thinking", "all-sorts"],
+)  # fmt: skip
+@pytest.mark.parametrize("prompt_only", [False, True])
+def test_templates_render_as_in_transformers(chatml, template, prompt_only):
+    Path(chatml).write_text(template, encoding="utf-8")
+    tokenizer = Tokenizer(DEMO / "model", template=chatml)
+    messages = [{"role": r, "content": f"{r} \n<é>"} for r in ("system", "user", "assistant")]
+    theirs = tokenizer.hf.apply_chat_template(
+        messages, chat_template=template, tokenize=False, add_generation_prompt=prompt_only
+    )
+    assert tokenizer.render_chat(messages, prompt_only=prompt_only) == theirs
+
+
+def test_prompt_that_leaves_the_context_out_is_refused(chatml):
+    Path(chatml).write_text("{{ prompt }}")
+    tokenizer = Tokenizer(DEMO / "model", template=chatml)
+    message = r"^a\.jsonl:3: expected .* the context, got a prompt without it\nhint: .*`prompt`"
+    with pytest.raises(DataError, match=message):
+        tokenizer.render_context("Why?", "a.jsonl:3")
 
 
 BROKEN = {
