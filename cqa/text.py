@@ -31,6 +31,11 @@ def signed(value: float | None, digits: int = 2) -> str:
     return text if text.strip("+-0.") else text[1:]
 
 
+def rank_sum(w_plus: float) -> str:
+    """Return a sum of ranks, which are halves at the least, to its last digit."""
+    return f"{w_plus:.1f}".removesuffix(".0")
+
+
 def interval(bounds: Sequence[float] | None) -> str:
     """Return the two ends of an interval."""
     return "n/a" if bounds is None else f"[{signed(bounds[0])}, {signed(bounds[1])}]"

@@ -41,12 +41,12 @@ from cqa.model.lora import LoraSpec, TrainableLora
 from cqa.model.origin import check_origin
 from cqa.model.projection import MODULES
 from cqa.report.all_tables import all_tables
-from cqa.report.caveats import cautions
+from cqa.report.caveats import caveats
 from cqa.report.config import ReportConfig
 from cqa.report.item_table import items_table, scored_items
 from cqa.report.page import Report, markdown_page
 from cqa.report.verdict import make_verdict
-from cqa.report.write import read_view
+from cqa.report.write import read_focus
 from cqa.score.config import ScoreConfig
 from cqa.score.prefix_batch import encode_item
 from cqa.score.results import Results
@@ -261,10 +261,10 @@ class Sound:
     def read_for_report(self, folder: Path) -> None:
         """Read what a report is made from, and decide what it says."""
         config = ReportConfig(run=folder / "run", out=folder / "report")
-        view = read_view(folder / "scores", config)
-        found = scored_items(view)
-        tables = [*all_tables(view), items_table(view, found)]
-        markdown_page(Report(view, make_verdict(view), cautions(view), tables, {}, found))
+        focus = read_focus(folder / "scores", config)
+        found = scored_items(focus)
+        tables = [*all_tables(focus), items_table(focus, found)]
+        markdown_page(Report(focus, make_verdict(focus), caveats(focus), tables, {}, found))
 
     def read_settings(self, path: Path) -> None:
         """Read settings."""

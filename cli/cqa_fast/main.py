@@ -76,9 +76,12 @@ def demo(out: Path, epochs: int, as_json: bool) -> None:
     from cqa_fast.progress import ScoreProgress, TrainProgress
 
     with closing(TrainProgress()) as training, closing(ScoreProgress()) as scoring:
-        summary = run_demo(out, epochs, on_train=training, on_score=scoring)
+        result = run_demo(out, epochs, on_train=training, on_score=scoring)
     tell(f"report: {out / 'report' / 'report.html'}")
-    say_json(summary) if as_json else say(summary_text(summary))
+    if as_json:
+        say_json(result.to_json())
+    elif result.summary is not None:
+        say(summary_text(result.summary))
 
 
 @main.command()
@@ -145,9 +148,11 @@ def score(config: ScoreConfig, as_json: bool) -> None:
     from cqa_fast.progress import ScoreProgress
 
     with closing(ScoreProgress()) as progress:
-        summary = run_scoring(config, on_event=progress)
-    if config.summary or as_json:
-        say_json(summary) if as_json else say(summary_text(summary))
+        result = run_scoring(config, on_event=progress)
+    if as_json:
+        say_json(result.to_json())
+    elif result.summary is not None:
+        say(summary_text(result.summary))
 
 
 @main.command()

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from cqa.report.focus import ADAPTER, DOMAIN, GROUP, N, View, of_shown
+from cqa.report.focus import ADAPTER, DOMAIN, GROUP, STRATUM, Focus, N
 from cqa.report.pair_tables import (
     accuracy,
     domains,
@@ -12,151 +10,214 @@ from cqa.report.pair_tables import (
     interaction,
     more_tests,
     parts,
-    readings,
     strata,
     table_1,
+    variants,
 )
-from cqa.report.tables import Column, Table
+from cqa.report.tables import Column, Placed, Table, tabulate
+from cqa.schema.comparison import BaseGroup, TextChange
+from cqa.schema.result import PairedChange
 
-Row = dict[str, Any]
+Texts = Column[Placed[TextChange]]
+CHANGE_NATS: Texts = Column(
+    "mean_dlogp_per_token_nats",
+    "change, nats/token",
+    lambda r: r.result.per_token_nats.change,
+    "fine",
+)
+CI_NATS: Texts = Column(
+    "ci95_nats", "95 % CI, nats/token", lambda r: r.result.per_token_nats.ci95, "fine_interval"
+)
 
 
-def all_tables(view: View) -> list[Table]:
-    """Return every table that has rows."""
+def all_tables(focus: Focus) -> list[Table]:
+    """Return every table that has lines."""
     tables = [
-        table_1(view),
-        more_tests(view),
-        interaction(view),
-        equivalence(view),
-        parts(view),
-        _entropy(view),
-        readings(view),
-        accuracy(view),
-        domains(view),
-        table_2(view),
-        strata(view),
-        _strata_texts(view),
-        _groups(view),
+        table_1(focus),
+        more_tests(focus),
+        interaction(focus),
+        equivalence(focus),
+        parts(focus),
+        _entropy(focus),
+        variants(focus),
+        accuracy(focus),
+        domains(focus),
+        table_2(focus),
+        strata(focus),
+        _strata_texts(focus),
+        _groups(focus),
     ]
-    return [table for table in tables if table.rows]
+    return [table for table in tables if table.lines]
 
 
-def _entropy(view: View) -> Table:
+def _entropy(focus: Focus) -> Table:
     rows = []
-    for group, adapter, entry in view.entries():
-        candidates, tokens = entry["candidates"], entry["entropy_per_token"]
+    for row in focus.comparisons():
+        candidates, tokens = row.result.candidates, row.result.entropy_per_token
         quantities = {
-            "H_cand(X|Y), nats/item": candidates["given_context"]["entropy_nats"],
-            "H_cand(X), nats/item": candidates["null"]["entropy_nats"],
-            "H(X|Y), nats/token": tokens["given_context"],
-            "H(X), nats/token": tokens["null"],
+            "H_cand(X|Y), nats/item": candidates.given_context.entropy_nats,
+            "H_cand(X), nats/item": candidates.null.entropy_nats,
+            "H(X|Y), nats/token": tokens.given_context,
+            "H(X), nats/token": tokens.null,
         }
-        for name, values in quantities.items():
-            rows.append({"group": group, "adapter": adapter, "quantity": name, **values})
-    for group, models in view.summary["continuations"].items():
+        rows += [Placed(q, row.group, row.adapter, name) for name, q in quantities.items()]
+    for group, models in focus.summary.continuations.items():
         for adapter, entry in models.items():
             if adapter != "base":
                 name = "H(X|Y) of true continuations, nats/token"
-                values = entry["entropy_per_token_nats"]
-                rows.append({"group": group, "adapter": adapter, "quantity": name, **values})
-    columns = (
+                rows.append(Placed(entry.entropy_per_token_nats, group, adapter, name))
+    columns: tuple[Column[Placed[PairedChange]], ...] = (
         GROUP,
         ADAPTER,
-        Column("quantity", "entropy", "text"),
-        Column("before", "base", "fine_number"),
-        Column("after", "under adapter", "fine_number"),
-        Column("change", "change", "fine"),
-        Column("ci95", "95 % CI", "fine_interval"),
+        Column("quantity", "entropy", lambda r: r.part, "text"),
+        Column("before", "base", lambda r: r.result.before, "fine_number"),
+        Column("after", "under adapter", lambda r: r.result.after, "fine_number"),
+        Column("change", "change", lambda r: r.result.change, "fine"),
+        Column("ci95", "95 % CI", lambda r: r.result.ci95, "fine_interval"),
     )
-    return Table("entropy", "Entropy before and after", columns, rows, "", of_shown(view))
+    title = "Entropy before and after"
+    return tabulate("entropy", title, columns, rows, adapters=focus.shown)
 
 
-def table_2(view: View) -> Table:
+def table_2(focus: Focus) -> Table:
     """Return the paper's Table 2: every domain, and each group combined."""
-    rows = []
-    for group, models in view.summary["continuations"].items():
-        for adapter, entry in models.items():
-            if adapter == "base":
-                continue
-            domains = list(entry["domains"].items())
-            parts = [*domains, ("all", entry)] if len(domains) > 1 else [("all", entry)]
-            if len(domains) == 1 and domains[0][1]["n"] == entry["n"]:
-                parts = [(domains[0][0], entry)]
-            rows += [{"group": group, "adapter": adapter, "domain": d, **p} for d, p in parts]
-    if all(len(models) == 1 for models in view.summary["continuations"].values()):
-        rows = [
-            {"group": group, "adapter": "base", "domain": "all", "n": models["base"]["n"]}
-            | {k: v for k, v in models["base"].items() if "base" in k}
-            for group, models in view.summary["continuations"].items()
-        ]
-    columns = (
+    columns: tuple[Texts, ...] = (
         GROUP,
         DOMAIN,
         ADAPTER,
         N,
-        Column("mean_logp_per_token_base_nats", "log P base, nats/token", "fine_number"),
-        Column("mean_logp_per_token_nats", "log P adapter, nats/token", "fine_number"),
-        Column("mean_dlogp_per_token_nats", "change, nats/token", "fine"),
-        Column("ci95_nats", "95 % CI, nats/token", "fine_interval"),
-        Column("mean_dlogp_per_token_bits", "change, bits/token", "fine"),
-        Column("ci95_per_token_bits", "95 % CI, bits/token", "fine_interval"),
-        Column("mean_dlogp_per_byte_bits", "change, bits/byte", "fine"),
-        Column("ci95_per_byte_bits", "95 % CI, bits/byte", "fine_interval"),
+        Column(
+            "mean_logp_per_token_base_nats",
+            "log P base, nats/token",
+            lambda r: r.result.per_token_nats.before,
+            "fine_number",
+        ),
+        Column(
+            "mean_logp_per_token_nats",
+            "log P adapter, nats/token",
+            lambda r: r.result.per_token_nats.after,
+            "fine_number",
+        ),
+        CHANGE_NATS,
+        CI_NATS,
+        Column(
+            "mean_dlogp_per_token_bits",
+            "change, bits/token",
+            lambda r: r.result.per_token_bits.change,
+            "fine",
+        ),
+        Column(
+            "ci95_per_token_bits",
+            "95 % CI, bits/token",
+            lambda r: r.result.per_token_bits.ci95,
+            "fine_interval",
+        ),
+        Column(
+            "mean_dlogp_per_byte_bits",
+            "change, bits/byte",
+            lambda r: r.result.per_byte_bits.change,
+            "fine",
+        ),
+        Column(
+            "ci95_per_byte_bits",
+            "95 % CI, bits/byte",
+            lambda r: r.result.per_byte_bits.ci95,
+            "fine_interval",
+        ),
     )
     note = "Mean log-probability per token of true continuations; intervals are t over texts"
-    title = "True continuations (the paper's Table 2)"
-    return Table("table_2", title, columns, rows, note, of_shown(view))
+    title, rows = "True continuations (the paper's Table 2)", _text_rows(focus)
+    return tabulate("table_2", title, columns, rows, note, adapters=focus.shown)
 
 
-def _strata_texts(view: View) -> Table:
+def _text_rows(focus: Focus) -> list[Placed[TextChange]]:
+    """Return the rows of Table 2; of the base itself where nothing else was scored."""
+    continuations = focus.summary.continuations
+    if all(len(models) == 1 for models in continuations.values()):
+        return [
+            Placed(_base_alone(models["base"]), group, "base", "all")
+            for group, models in continuations.items()
+        ]
+    rows: list[Placed[TextChange]] = []
+    for group, models in continuations.items():
+        for adapter, entry in models.items():
+            if adapter == "base":
+                continue
+            domains: list[tuple[str, TextChange]] = list(entry.domains.items())
+            if len(domains) != 1:
+                domains.append(("all", entry))
+            elif domains[0][1].n < entry.n:
+                domains = [("all", entry)]
+            rows += [Placed(part, group, adapter, domain) for domain, part in domains]
+    return rows
+
+
+def _base_alone(entry: TextChange) -> TextChange:
+    """Return what is known without an adapter: of the base compared with itself, the base."""
+
+    def before(change: PairedChange) -> PairedChange:
+        return PairedChange(change.before, None, None, None)
+
+    return TextChange(
+        n=entry.n,
+        per_token_nats=before(entry.per_token_nats),
+        per_token_bits=before(entry.per_token_bits),
+        per_byte_bits=before(entry.per_byte_bits),
+        entropy_per_token_nats=before(entry.entropy_per_token_nats),
+    )
+
+
+def _strata_texts(focus: Focus) -> Table:
     rows = [
-        {"stratum": stratum, "group": group, "adapter": adapter, **entry}
-        for stratum, part in view.summary["strata"].items()
-        for group, models in part["continuations"].items()
+        Placed(entry, group, adapter, stratum)
+        for stratum, part in focus.summary.strata.items()
+        for group, models in part.continuations.items()
         for adapter, entry in models.items()
         if adapter != "base"
     ]
-    columns = (
-        Column("stratum", "published", "text"),
-        GROUP,
-        ADAPTER,
-        N,
-        Column("mean_dlogp_per_token_nats", "change, nats/token", "fine"),
-        Column("ci95_nats", "95 % CI, nats/token", "fine_interval"),
-    )
-    title = f"Continuations before and after {view.summary['cutoff']}"
-    return Table("strata_continuations", title, columns, rows, "", of_shown(view))
+    columns: tuple[Texts, ...] = (STRATUM, GROUP, ADAPTER, N, CHANGE_NATS, CI_NATS)
+    title = f"Continuations before and after {focus.summary.cutoff}"
+    return tabulate("strata_continuations", title, columns, rows, adapters=focus.shown)
 
 
-def _groups(view: View) -> Table:
-    rows = []
-    for group, base in view.summary["base"].items():
-        lengths = base["lengths"]
-        rows.append(
-            {
-                "group": group,
-                **base,
-                "detectable": base["power"]["detectable_d_z_at_80"],
-                "power": base["power"]["at_d_z"]["0.5"],
-                "tokens_right": lengths["n_tokens"]["mean_right"],
-                "tokens_wrong": lengths["n_tokens"]["mean_wrong"],
-                "bytes_right": lengths["n_bytes"]["mean_right"],
-                "bytes_wrong": lengths["n_bytes"]["mean_wrong"],
-                "merges": base["n_boundary_merge"] / base["n"],
-            }
-        )
-    columns = (
+def _groups(focus: Focus) -> Table:
+    columns: tuple[Column[Placed[BaseGroup]], ...] = (
         GROUP,
-        N,
-        Column("n_sources", "named sources", "count"),
-        Column("sign_accuracy", "dI > 0, base", "share"),
-        Column("detectable", "detectable d_z at 80 %", "number"),
-        Column("power", "power at d_z = 0.5", "share"),
-        Column("tokens_right", "right, tokens", "number"),
-        Column("tokens_wrong", "wrong, tokens", "number"),
-        Column("bytes_right", "right, bytes", "number"),
-        Column("bytes_wrong", "wrong, bytes", "number"),
-        Column("merges", "boundary merges", "share"),
+        Column("n", "n", lambda r: r.result.n, "count"),
+        Column("n_sources", "named sources", lambda r: r.result.n_sources, "count"),
+        Column("sign_accuracy", "dI > 0, base", lambda r: r.result.sign_accuracy, "share"),
+        Column(
+            "detectable",
+            "detectable d_z at 80 %",
+            lambda r: r.result.power.detectable_d_z_at_80,
+            "number",
+        ),
+        Column("power", "power at d_z = 0.5", lambda r: r.result.power.at_d_z.medium, "share"),
+        Column(
+            "tokens_right",
+            "right, tokens",
+            lambda r: r.result.lengths.n_tokens.mean_right,
+            "number",
+        ),
+        Column(
+            "tokens_wrong",
+            "wrong, tokens",
+            lambda r: r.result.lengths.n_tokens.mean_wrong,
+            "number",
+        ),
+        Column(
+            "bytes_right", "right, bytes", lambda r: r.result.lengths.n_bytes.mean_right, "number"
+        ),
+        Column(
+            "bytes_wrong", "wrong, bytes", lambda r: r.result.lengths.n_bytes.mean_wrong, "number"
+        ),
+        Column(
+            "merges",
+            "boundary merges",
+            lambda r: r.result.n_boundary_merge / r.result.n,
+            "share",
+        ),
     )
     note = "Power of the one-sided paired t-test at 5 %; lengths are means over options"
-    return Table("groups", "The items", columns, rows, note)
+    rows = [Placed(base, group) for group, base in focus.summary.base.items()]
+    return tabulate("groups", "The items", columns, rows, note)

@@ -1,174 +1,163 @@
-"""What each figure shows, as flat rows: the CSV from which alone it is drawn."""
+"""What each figure shows: the rows of its CSV file.
+
+The primary group's rows come first, then the control's: a figure gives its colours in this order.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TypeVar
 
-from cqa.report.focus import View
+from cqa.report.figure_rows import (
+    CandidateBar,
+    EffectPoint,
+    EpochPoint,
+    ItemPoint,
+    PartPoint,
+    PlotRow,
+    TextPoint,
+)
+from cqa.report.focus import Focus
 from cqa.report.source import epoch_of
+from cqa.schema.comparison import Comparison
+from cqa.schema.result import Interval
 
-Row = dict[str, Any]
+T = TypeVar("T")
 
 
-def figure_rows(view: View) -> dict[str, list[Row]]:
+def figure_rows(focus: Focus) -> dict[str, Sequence[PlotRow]]:
     """Return the rows of every figure that there is data for, by the figure's name."""
-    found = {
-        "d_by_epoch": d_by_epoch(view),
-        "parts": parts(view),
-        "collapse": collapse(view),
-        "overfitting": overfitting(view),
-        "items": items(view),
-        "continuations": continuations(view),
+    found: dict[str, Sequence[PlotRow]] = {
+        "d_by_epoch": d_by_epoch(focus),
+        "parts": parts(focus),
+        "collapse": collapse(focus),
+        "overfitting": overfitting(focus),
+        "items": items(focus),
+        "continuations": continuations(focus),
     }
     return {name: rows for name, rows in found.items() if rows}
 
 
-def _bounds(interval: Sequence[float | None] | None) -> Row:
-    low, high = interval or (None, None)
-    return {"low": low, "high": high}
+def _by_role(focus: Focus, groups: Mapping[str, T]) -> Iterator[tuple[str, T]]:
+    """Yield the groups, those with a role first."""
+    order = dict.fromkeys((focus.primary, focus.control, *groups))
+    return ((group, groups[group]) for group in order if group is not None and group in groups)
 
 
-def d_by_epoch(view: View) -> list[Row]:
-    """Return Figure 1: d_z of ddI with its interval, for every group and adapter."""
+def _comparisons(focus: Focus) -> Iterator[tuple[str, str, Comparison]]:
+    """Yield (group, adapter, statistics) of all pairs and options."""
+    for group, models in _by_role(focus, focus.summary.groups):
+        for adapter, entry in models.items():
+            yield group, adapter, entry
+
+
+def _ends(interval: Interval | None) -> tuple[float | None, float | None]:
+    return interval or (None, None)
+
+
+def d_by_epoch(focus: Focus) -> list[EffectPoint]:
+    """Return Figure 1, for every group and adapter."""
     return [
-        {
-            "group": group,
-            "adapter": adapter,
-            "epoch": epoch_of(adapter),
-            "n": entry["n"],
-            "d_z": entry["d_z"],
-            **_bounds(entry["d_z_ci95"]),
-            "p": entry["wilcoxon"]["p"],
-            "shown": adapter == view.shown,
-        }
-        for group, adapter, entry in view.entries()
+        EffectPoint(
+            group,
+            adapter,
+            epoch_of(adapter),
+            entry.n,
+            entry.effect.d_z,
+            *_ends(entry.effect.d_z_ci95),
+            entry.wilcoxon.p,
+            adapter == focus.highlighted,
+        )
+        for group, adapter, entry in _comparisons(focus)
     ]
 
 
-def parts(view: View) -> list[Row]:
+def parts(focus: Focus) -> list[PartPoint]:
     """Return ddI and its conditional and prior part, in nats."""
-    names = {
-        "ddI": ("mean_ddi_nats", "ci95_nats"),
-        "d_cond": ("mean_d_cond_nats", "ci95_d_cond_nats"),
-        "d_prior": ("mean_d_prior_nats", "ci95_d_prior_nats"),
-    }
-    return [
-        {
-            "group": group,
-            "adapter": adapter,
-            "epoch": epoch_of(adapter),
-            "part": name,
-            "mean_nats": entry[mean],
-            **_bounds(entry[interval]),
-        }
-        for group, adapter, entry in view.entries()
-        for name, (mean, interval) in names.items()
-    ]
-
-
-def collapse(view: View) -> list[Row]:
-    """Return Figure 2 from data: mean p over an item's candidates, and their entropy."""
     rows = []
-    for group, adapter, entry in view.entries():
-        if adapter != view.shown:
-            continue
-        for where in ("given_context", "null"):
-            candidates = entry["candidates"][where]
-            h = candidates["entropy_nats"]
-            entropy = {
-                "h_base_nats": h["before"],
-                "h_adapter_nats": h["after"],
-                "h_change_nats": h["change"],
-            }
-            low, high = h["ci95"] or (None, None)
-            for rank, p in enumerate(candidates["p_by_rank"]):
-                rows.append(
-                    {
-                        "group": group,
-                        "adapter": adapter,
-                        "where": where,
-                        "rank": rank,
-                        "n": p["n"],
-                        "p_base": p["before"],
-                        "p_adapter": p["after"],
-                        **entropy,
-                        "h_low": low,
-                        "h_high": high,
-                    }
-                )
+    for group, adapter, entry in _comparisons(focus):
+        named = (
+            ("ddI", entry.delta_i_nats.change, entry.delta_i_nats.ci95),
+            ("d_cond", entry.mean_d_cond_nats, entry.ci95_d_cond_nats),
+            ("d_prior", entry.mean_d_prior_nats, entry.ci95_d_prior_nats),
+        )
+        rows += [
+            PartPoint(group, adapter, epoch_of(adapter), name, mean, *_ends(interval))
+            for name, mean, interval in named
+        ]
     return rows
 
 
-def overfitting(view: View) -> list[Row]:
+def collapse(focus: Focus) -> list[CandidateBar]:
+    """Return Figure 2 from data, under the highlighted adapter."""
+    rows = []
+    for group, adapter, entry in _comparisons(focus):
+        if adapter != focus.highlighted:
+            continue
+        named = (("given_context", entry.candidates.given_context), ("null", entry.candidates.null))
+        for where, found in named:
+            h = found.entropy_nats
+            entropy = (h.before, h.after, h.change, *_ends(h.ci95))
+            rows += [
+                CandidateBar(group, adapter, where, rank, of.n, of.p.before, of.p.after, *entropy)
+                for rank, of in enumerate(found.p_by_rank)
+            ]
+    return rows
+
+
+def overfitting(focus: Focus) -> list[EpochPoint]:
     """Return the losses of training and, by epoch, mean ddI, its sd and d_z (section 5.1)."""
-    rows: list[Row] = []
-    run = view.source.run
+    rows: list[EpochPoint] = []
+    run = focus.source.run
     if run is not None:
         losses = {"train_loss": run.loss_nats, "eval_loss": run.eval_loss_nats}
         rows += [
-            {"quantity": name, "group": None, "epoch": epoch, "value": value, **_bounds(None)}
+            EpochPoint(name, None, epoch, value, None, None)
             for name, by_epoch in losses.items()
             for epoch, value in by_epoch.items()
         ]
-    quantities = {
-        "mean_ddi": ("mean_ddi_nats", "ci95_nats"),
-        "sd_ddi": ("sd_ddi_nats", None),
-        "d_z": ("d_z", "d_z_ci95"),
-    }
-    for group, adapter, entry in view.entries():
+    for group, adapter, entry in _comparisons(focus):
         epoch = epoch_of(adapter)
         if epoch is not None:
+            mean, effect = entry.delta_i_nats, entry.effect
             rows += [
-                {
-                    "quantity": name,
-                    "group": group,
-                    "epoch": epoch,
-                    "value": entry[key],
-                    **_bounds(entry[interval] if interval else None),
-                }
-                for name, (key, interval) in quantities.items()
+                EpochPoint("mean_ddi", group, epoch, mean.change, *_ends(mean.ci95)),
+                EpochPoint("sd_ddi", group, epoch, entry.sd_ddi_nats, None, None),
+                EpochPoint("d_z", group, epoch, effect.d_z, *_ends(effect.d_z_ci95)),
             ]
-    return rows if len({row["epoch"] for row in rows}) > 1 else []
+    return rows if len({row.epoch for row in rows}) > 1 else []
 
 
-def items(view: View) -> list[Row]:
-    """Return every item's ddI under the shown adapter."""
-    if view.shown is None:
+def items(focus: Focus) -> list[ItemPoint]:
+    """Return every item's ddI under the highlighted adapter."""
+    adapter = focus.highlighted
+    if adapter is None:
         return []
     rows = []
-    for group, models in view.source.scores.items.items():
-        base, adapted = models[None], models.get(view.shown, {})
+    for group, models in _by_role(focus, focus.source.scores.items):
+        adapted = models.get(adapter, {})
         rows += [
-            {
-                "group": group,
-                "adapter": view.shown,
-                "id": item_id,
-                "ddi_nats": adapted[item_id].delta_i_nats - score.delta_i_nats,
-            }
-            for item_id, score in base.items()
+            ItemPoint(group, adapter, item_id, adapted[item_id].delta_i_nats - score.delta_i_nats)
+            for item_id, score in models[None].items()
             if item_id in adapted
         ]
     return rows
 
 
-def continuations(view: View) -> list[Row]:
-    """Return the change of log-probability per token under the shown adapter (Table 2)."""
+def continuations(focus: Focus) -> list[TextPoint]:
+    """Return the change of log-probability per token under the highlighted adapter (Table 2)."""
+    adapter = focus.highlighted
+    if adapter is None:
+        return []
     rows = []
-    for group, models in view.summary["continuations"].items():
-        entry = models.get(view.shown or "")
-        if entry is None:
+    for group, models in _by_role(focus, focus.summary.continuations):
+        if adapter not in models:
             continue
-        domains = list(entry["domains"].items())
-        for domain, part in [*domains, (None, entry)] if len(domains) > 1 else [(None, entry)]:
+        entry = models[adapter]
+        named = [*entry.domains.items()] if len(entry.domains) > 1 else []
+        for domain, part in (*named, (None, entry)):
+            change = part.per_token_nats
             rows.append(
-                {
-                    "group": group,
-                    "domain": domain,
-                    "adapter": view.shown,
-                    "n": part["n"],
-                    "change_nats_per_token": part["mean_dlogp_per_token_nats"],
-                    **_bounds(part["ci95_nats"]),
-                }
+                TextPoint(group, domain, adapter, part.n, change.change, *_ends(change.ci95))
             )
     return rows

@@ -1,13 +1,12 @@
-"""How figures look, and how they become SVG, PNG, part of a page, and CSV."""
+"""How figures look, and how they become SVG, PNG and part of a page."""
 
 from __future__ import annotations
 
-import csv
 import html
 import io
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -16,9 +15,6 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 from matplotlib.font_manager import get_font_names
 
-from cqa.report.tables import ABSENT, csv_text, plain
-
-Row = dict[str, Any]
 WIDE, NARROW = 6.8, 3.5  # inches
 INK, MUTED, GRID, BASE = "#1c2430", "#667085", "#e4e7ec", "#98a2b3"
 # Okabe & Ito 2008: told apart under every common colour blindness.
@@ -57,30 +53,6 @@ STYLE: Any = {
     "svg.hashsalt": "cqa-fast",
     "figure.constrained_layout.use": True,
 }
-
-
-def rows_to_csv(rows: Sequence[Row]) -> str:
-    """Return a figure's rows as CSV."""
-    keys = list(rows[0])
-    return csv_text(keys, [[plain(row[key]) for key in keys] for row in rows])
-
-
-def rows_from_csv(text: str) -> list[Row]:
-    """Return a figure's rows from CSV: numbers as numbers, `n/a` as None."""
-    return [
-        {key: _value(key, cell) for key, cell in row.items()}
-        for row in csv.DictReader(io.StringIO(text))
-    ]
-
-
-def _value(key: str, cell: str) -> Any:
-    if key in ("group", "adapter", "id", "domain", "part", "quantity", "where"):
-        return None if cell == ABSENT and key in ("group", "domain") else cell
-    if cell == ABSENT:
-        return None
-    if cell in ("True", "False"):
-        return cell == "True"
-    return float(cell)
 
 
 @contextmanager

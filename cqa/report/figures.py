@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, Generic, TypedDict, TypeVar
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
+from cqa.report.figure_rows import (
+    CandidateBar,
+    EffectPoint,
+    EpochPoint,
+    ItemPoint,
+    PartPoint,
+    PlotRow,
+    TextPoint,
+    rows_from_csv,
+)
 from cqa.report.figure_style import (
     BASE,
     INK,
@@ -20,34 +31,39 @@ from cqa.report.figure_style import (
     WIDE,
     Drawing,
     png_bytes,
-    rows_from_csv,
     styled,
     svg_text,
 )
 
-Row = dict[str, Any]
+R = TypeVar("R", bound=PlotRow)
 MARKERS = ("o", "s", "^", "D", "v", "P")
 PARTS = {"ddI": (INK, "o"), "d_cond": (PALETTE[2], "^"), "d_prior": (PALETTE[3], "s")}
+Bounded = tuple[float | None, float | None, float | None]  # a value and its interval
 
 
-def _groups(rows: Sequence[Row]) -> list[str]:
-    """Return the groups in a fixed order, so that a group has one colour in every figure."""
-    found = dict.fromkeys(row["group"] for row in rows if row["group"] is not None)
-    first = [name for name in ("literary", "factual") if name in found]
-    return first + [name for name in found if name not in first]
+class Look(TypedDict):
+    """How a group's marks look, as matplotlib takes it."""
+
+    color: str
+    marker: str
 
 
-def _look(groups: Sequence[str], group: str) -> dict[str, Any]:
+def _look(groups: Sequence[str], group: str) -> Look:
     k = groups.index(group)
     return {"color": PALETTE[k % len(PALETTE)], "marker": MARKERS[k % len(MARKERS)]}
 
 
-def _axis_of(rows: Sequence[Row]) -> tuple[dict[str, float], bool]:
+def _groups(groups: Iterable[str | None]) -> list[str]:
+    """Return the groups in the order of the rows, so that one has its colour in every figure."""
+    return list(dict.fromkeys(group for group in groups if group is not None))
+
+
+def _axis_of(rows: Sequence[EffectPoint | PartPoint]) -> tuple[dict[str, float], bool]:
     """Return each adapter's place: its epoch, or its rank where not all have an epoch of theirs."""
-    epochs = {row["adapter"]: row["epoch"] for row in rows}
-    numbers = list(epochs.values())
-    if None not in numbers and len(set(numbers)) == len(numbers):
-        return epochs, True
+    epochs = {row.adapter: row.epoch for row in rows}
+    numbers = [float(epoch) for epoch in epochs.values() if epoch is not None]
+    if len(set(numbers)) == len(epochs):
+        return dict(zip(epochs, numbers, strict=True)), True
     return {adapter: float(k) for k, adapter in enumerate(epochs)}, False
 
 
@@ -73,39 +89,37 @@ def _zero(ax: Axes) -> None:
     ax.axhline(0, color=MUTED, linewidth=0.9, zorder=1)
 
 
-def _ys(rows: Sequence[Row], *keys: str) -> list[list[float]]:
-    """Return columns as numbers, what is absent as a gap."""
-    return [[float("nan") if row[key] is None else row[key] for row in rows] for key in keys]
+def _gaps(values: Iterable[float | None]) -> list[float]:
+    """Return numbers, what is absent as a gap."""
+    return [float("nan") if value is None else value for value in values]
 
 
-def _band(ax: Axes, x: Sequence[float], rows: Sequence[Row], key: str, look: Row) -> None:
+def _band(ax: Axes, x: Sequence[float], points: Sequence[Bounded], look: Look) -> None:
     """Draw values with their interval: a line in a band, or a lone mark on a bar."""
-    y, low, high = _ys(rows, key, "low", "high")
-    if len(rows) == 1:
+    y, low, high = map(_gaps, zip(*points, strict=True))
+    if len(points) == 1:
         ax.vlines(x, low, high, color=look["color"], linewidth=1.4)
     else:
         ax.fill_between(x, low, high, color=look["color"], alpha=0.16, linewidth=0)
     ax.plot(x, y, zorder=3, **look)
 
 
-def d_by_epoch(rows: Sequence[Row], width: float) -> Figure:
+def d_by_epoch(rows: Sequence[EffectPoint], width: float) -> Figure:
     """Draw Figure 1: d_z over epochs with its 95 % band, one line per group."""
     figure = Figure(figsize=(width, 3.1 if width > 5 else 3.4))
     ax = figure.add_subplot()
-    groups, (places, by_epoch) = _groups(rows), _axis_of(rows)
+    groups, (places, by_epoch) = _groups(row.group for row in rows), _axis_of(rows)
     for k, group in enumerate(groups):
-        mine = sorted(
-            (row for row in rows if row["group"] == group), key=lambda r: places[r["adapter"]]
-        )
+        mine = sorted((row for row in rows if row.group == group), key=lambda r: places[r.adapter])
         shift = 0.1 * k if len(places) == 1 else 0.0
-        x = [places[row["adapter"]] + shift for row in mine]
+        x = [places[row.adapter] + shift for row in mine]
         look = _look(groups, group)
-        _band(ax, x, mine, "d_z", look)
-        ax.lines[-1].set_label(f"{group}, n = {mine[0]['n']:,.0f}")
+        _band(ax, x, [(row.d_z, row.low, row.high) for row in mine], look)
+        ax.lines[-1].set_label(f"{group}, n = {mine[0].n:,}")
         for place, row in zip(x, mine, strict=True):
-            if row["shown"] and row["d_z"] is not None:
+            if row.shown and row.d_z is not None:
                 ax.plot(
-                    place, row["d_z"], "o", markersize=10, markerfacecolor="none",
+                    place, row.d_z, "o", markersize=10, markerfacecolor="none",
                     markeredgecolor=look["color"], markeredgewidth=1.1,
                 )  # fmt: skip
     _zero(ax)
@@ -120,17 +134,18 @@ def _legend_above(figure: Figure, ax: Axes, n: int, width: float) -> None:
     figure.legend(*ax.get_legend_handles_labels(), loc="outside upper left", ncols=columns)
 
 
-def parts(rows: Sequence[Row], width: float) -> Figure:
+def parts(rows: Sequence[PartPoint], width: float) -> Figure:
     """Draw ddI = d_cond - d_prior over epochs, one panel per group."""
-    groups, (places, by_epoch) = _groups(rows), _axis_of(rows)
+    groups, (places, by_epoch) = _groups(row.group for row in rows), _axis_of(rows)
     figure, axes = _panels(len(groups), width, 2.5)
     step = min((b - a for a, b in pairwise(sorted(places.values()))), default=1.0)
     for ax, group in zip(axes, groups, strict=True):
         for k, (part, (color, marker)) in enumerate(PARTS.items()):
-            mine = [row for row in rows if row["group"] == group and row["part"] == part]
-            mine.sort(key=lambda row: places[row["adapter"]])
-            x = [places[row["adapter"]] + (k - 1) * 0.16 * step for row in mine]
-            y, low, high = _ys(mine, "mean_nats", "low", "high")
+            mine = [row for row in rows if row.group == group and row.part == part]
+            mine.sort(key=lambda row: places[row.adapter])
+            x = [places[row.adapter] + (k - 1) * 0.16 * step for row in mine]
+            bounded = [(row.mean_nats, row.low, row.high) for row in mine]
+            y, low, high = map(_gaps, zip(*bounded, strict=True))
             ax.vlines(x, low, high, color=color, linewidth=1.1, alpha=0.7)
             ax.plot(x, y, marker=marker, markersize=3.5, color=color, linewidth=1, label=part)
         _zero(ax)
@@ -155,21 +170,21 @@ def _panels(
     return figure, flat[:n]
 
 
-def collapse(rows: Sequence[Row], width: float) -> Figure:
+def collapse(rows: Sequence[CandidateBar], width: float) -> Figure:
     """Draw Figure 2 from data: p over the candidates before and after, given y and given ∅."""
-    groups = _groups(rows)
+    groups = _groups(row.group for row in rows)
     figure, axes = _panels(2 * len(groups), width, 2.0)
     titles = {"given_context": "given the context", "null": "after ∅"}
     panels = [(group, where) for group in groups for where in titles]
     for k, (ax, (group, where)) in enumerate(zip(axes, panels, strict=True)):
-        mine = [row for row in rows if row["group"] == group and row["where"] == where]
-        ranks = [row["rank"] for row in mine]
+        mine = [row for row in rows if row.group == group and row.where == where]
+        ranks = [row.rank for row in mine]
         colour = _look(groups, group)["color"]
-        for shift, key, shade, label in (
-            (-0.2, "p_base", BASE, "base"),
-            (0.2, "p_adapter", colour, str(mine[0]["adapter"])),
+        for shift, p, shade, label in (
+            (-0.2, [row.p_base for row in mine], BASE, "base"),
+            (0.2, [row.p_adapter for row in mine], colour, mine[0].adapter),
         ):
-            y = _ys(mine, key)[0]
+            y = _gaps(p)
             x = [rank + shift for rank in ranks]
             ax.bar(x, y, 0.36, color=shade, label=label)
             for place, height in zip(x, y, strict=True):
@@ -185,30 +200,29 @@ def collapse(rows: Sequence[Row], width: float) -> Figure:
         h = mine[0]
         ax.set_title(f"{_short(group, 16)}, {titles[where]}", pad=16)
         ax.annotate(
-            f"H {h['h_base_nats']:.3f} → {h['h_adapter_nats']:.3f} nats/item", (0, 1), (0, 3),
+            f"H {h.h_base_nats:.3f} → {h.h_adapter_nats:.3f} nats/item", (0, 1), (0, 3),
             xycoords="axes fraction", textcoords="offset points", ha="left", va="bottom",
             fontsize=8, color=INK, annotation_clip=False,
         )  # fmt: skip
         if k % 2 == 0 or width <= 5:
             ax.set_ylabel("mean p")
     handles = [Patch(color=BASE), Patch(color=PALETTE[0])]
-    names = ["base", f"under {_short(str(rows[0]['adapter']))} (coloured)"]
+    names = ["base", f"under {_short(rows[0].adapter)} (coloured)"]
     figure.legend(handles, names, loc="outside upper left", ncols=2)
     return figure
 
 
-def _rank_names(rows: Sequence[Row]) -> list[str]:
+def _rank_names(rows: Sequence[CandidateBar]) -> list[str]:
     """Name the candidates, with their number where not all items have so many."""
     if len(rows) == 2:
         return ["right", "wrong"]
-    most = rows[0]["n"]
+    most = rows[0].n
     return ["right"] + [
-        f"wrong {row['rank']:g}" + (f"\nn = {row['n']:,.0f}" if row["n"] < most else "")
-        for row in rows[1:]
+        f"wrong {row.rank}" + (f"\nn = {row.n:,}" if row.n < most else "") for row in rows[1:]
     ]
 
 
-def overfitting(rows: Sequence[Row], width: float) -> Figure:
+def overfitting(rows: Sequence[EpochPoint], width: float) -> Figure:
     """Draw eval_loss, mean ddI, its sd and d_z over the same epochs."""
     titles = {
         "loss": "loss, nats/token",
@@ -216,19 +230,21 @@ def overfitting(rows: Sequence[Row], width: float) -> Figure:
         "sd_ddi": "sd of ddI, nats",
         "d_z": "d_z of ddI",
     }
-    held = {row["quantity"] for row in rows}
+    held = {row.quantity for row in rows}
     names = [n for n in titles if n in held or (n == "loss" and held & {"eval_loss", "train_loss"})]
-    groups = _groups(rows)
+    groups = _groups(row.group for row in rows)
     figure, axes = _panels(len(names), width, 1.9)
-    epochs = sorted({row["epoch"] for row in rows})
+    epochs = sorted({row.epoch for row in rows})
     for ax, name in zip(axes, names, strict=True):
         if name == "loss":
             _losses(ax, rows)
         for group in groups:
-            mine = [r for r in rows if r["quantity"] == name and r["group"] == group]
-            mine.sort(key=lambda row: row["epoch"])
+            mine = [r for r in rows if r.quantity == name and r.group == group]
+            mine.sort(key=lambda row: row.epoch)
             if mine:
-                _band(ax, [row["epoch"] for row in mine], mine, "value", _look(groups, group))
+                x = [row.epoch for row in mine]
+                bounded = [(row.value, row.low, row.high) for row in mine]
+                _band(ax, x, bounded, _look(groups, group))
                 ax.lines[-1].set_label(group)
         if name in ("mean_ddi", "d_z"):
             _zero(ax)
@@ -242,25 +258,25 @@ def overfitting(rows: Sequence[Row], width: float) -> Figure:
     return figure
 
 
-def _losses(ax: Axes, rows: Sequence[Row]) -> None:
+def _losses(ax: Axes, rows: Sequence[EpochPoint]) -> None:
     looks = {
         "train_loss": ("training", BASE, "-", ""),
         "eval_loss": ("held out (eval_loss)", INK, "-", "o"),
     }
     for name, (label, color, style, marker) in looks.items():
-        mine = sorted((r for r in rows if r["quantity"] == name), key=lambda r: r["epoch"])
+        mine = sorted((r for r in rows if r.quantity == name), key=lambda r: r.epoch)
         if mine:
-            x, y = [row["epoch"] for row in mine], [row["value"] for row in mine]
+            x, y = [row.epoch for row in mine], _gaps(row.value for row in mine)
             ax.plot(x, y, style, color=color, marker=marker, label=label)
     ax.legend(loc="best")
 
 
-def items(rows: Sequence[Row], width: float) -> Figure:
+def items(rows: Sequence[ItemPoint], width: float) -> Figure:
     """Draw every item's ddI, largest last, one panel per group."""
-    groups = _groups(rows)
+    groups = _groups(row.group for row in rows)
     figure, axes = _panels(len(groups), width, 2.1, share_y=True)
     for ax, group in zip(axes, groups, strict=True):
-        values = sorted(row["ddi_nats"] for row in rows if row["group"] == group)
+        values = sorted(row.ddi_nats for row in rows if row.group == group)
         x = list(range(1, len(values) + 1))
         color = _look(groups, group)["color"]
         ax.vlines(x, 0, values, color=color, linewidth=max(0.5, min(1.6, 120 / len(x))), alpha=0.55)
@@ -280,51 +296,56 @@ def items(rows: Sequence[Row], width: float) -> Figure:
     return figure
 
 
-def continuations(rows: Sequence[Row], width: float) -> Figure:
+def continuations(rows: Sequence[TextPoint], width: float) -> Figure:
     """Draw Table 2: the change of log P per token with its interval, a line per domain."""
-    groups = _groups(rows)
+    groups = _groups(row.group for row in rows)
     figure = Figure(figsize=(width, 0.75 + 0.28 * len(rows)))
     ax = figure.add_subplot()
     labels = []
     for k, row in enumerate(rows):
-        look = _look(groups, row["group"])
-        x, low, high = (column[0] for column in _ys([row], "change_nats_per_token", "low", "high"))
+        look = _look(groups, row.group)
+        x, low, high = _gaps((row.change_nats_per_token, row.low, row.high))
         ax.hlines(k, low, high, color=look["color"], linewidth=1.6)
-        fill = look["color"] if row["domain"] is None else "none"
+        fill = look["color"] if row.domain is None else "none"
         ax.plot(x, k, markersize=6, markerfacecolor=fill, **look)
-        labels.append(f"{_short(row['domain'] or row['group'])}, n = {row['n']:g}")
+        labels.append(f"{_short(row.domain or row.group)}, n = {row.n:,}")
     ax.axvline(0, color=MUTED, linewidth=0.9, zorder=1)
     ax.set_yticks(range(len(rows)), labels)
     for label, row in zip(ax.get_yticklabels(), rows, strict=True):
         label.set_color(INK)
-        label.set_fontweight("bold" if row["domain"] is None else "normal")
+        label.set_fontweight("bold" if row.domain is None else "normal")
     ax.set_ylim(len(rows) - 0.4, -0.6)
     ax.grid(axis="y", visible=False)
     ax.set_xlabel("change of log P, nats/token")
     return figure
 
 
-Draw = Callable[[Sequence[Row], float], Figure]
-FIGURES: dict[str, tuple[str, Draw]] = {  # name: title, and how it is drawn
-    "d_by_epoch": ("Effect size by epoch (the paper's Figure 1)", d_by_epoch),
-    "parts": ("Conditional and prior part", parts),
-    "collapse": ("Candidate probabilities before and after (the paper's Figure 2)", collapse),
-    "overfitting": ("Losses, effect and spread by epoch", overfitting),
-    "items": ("Change of every item", items),
-    "continuations": ("True continuations", continuations),
+@dataclass(frozen=True, slots=True)
+class FigureKind(Generic[R]):
+    """A figure: its title, the rows of its CSV file, and how it is drawn from them."""
+
+    title: str
+    row: type[R]
+    draw: Callable[[Sequence[R], float], Figure]  # rows, width in inches
+
+    def redraw(self, csv: str) -> Drawing:
+        """Draw the figure from the text of its CSV file alone."""
+        rows = rows_from_csv(self.row, csv)
+        with styled():
+            wide, narrow = (self.draw(rows, width) for width in (WIDE, NARROW))
+        svg = svg_text(wide, self.title)
+        return Drawing(csv, svg, png_bytes(wide), svg_text(narrow, self.title))
+
+
+FIGURES: dict[str, FigureKind[Any]] = {
+    "d_by_epoch": FigureKind(
+        "Effect size by epoch (the paper's Figure 1)", EffectPoint, d_by_epoch
+    ),
+    "parts": FigureKind("Conditional and prior part", PartPoint, parts),
+    "collapse": FigureKind(
+        "Candidate probabilities before and after (the paper's Figure 2)", CandidateBar, collapse
+    ),
+    "overfitting": FigureKind("Losses, effect and spread by epoch", EpochPoint, overfitting),
+    "items": FigureKind("Change of every item", ItemPoint, items),
+    "continuations": FigureKind("True continuations", TextPoint, continuations),
 }
-
-
-def draw(name: str, rows: Sequence[Row], width: float = WIDE) -> Figure:
-    """Draw a figure from its rows, `width` inches wide."""
-    with styled():
-        return FIGURES[name][1](rows, width)
-
-
-def redraw(name: str, csv: str) -> Drawing:
-    """Draw a figure from the text of its CSV file alone."""
-    rows = rows_from_csv(csv)
-    title = FIGURES[name][0]
-    wide = draw(name, rows)
-    svg = svg_text(wide, title)
-    return Drawing(csv, svg, png_bytes(wide), svg_text(draw(name, rows, NARROW), title))

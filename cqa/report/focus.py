@@ -1,56 +1,75 @@
-"""What the page dwells on, and what tables of several modules share."""
+"""What the page puts first, and what tables of several modules share."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from cqa.report.source import Source
-from cqa.report.tables import Column
+from cqa.report.tables import Column, Placed
+from cqa.schema.comparison import Change, Comparison, TextChange
+from cqa.schema.summary import Interaction, Selection, Summary
 
-Row = dict[str, Any]
-GROUP, ADAPTER = Column("group", "group", "text"), Column("adapter", "adapter", "text")
-DOMAIN, N = Column("domain", "domain", "text"), Column("n", "n", "count")
+GROUP: Column[Placed[Any]] = Column("group", "group", lambda r: r.group, "text")
+ADAPTER: Column[Placed[Any]] = Column("adapter", "adapter", lambda r: r.adapter, "text")
+DOMAIN: Column[Placed[Any]] = Column("domain", "domain", lambda r: r.part, "text")
+STRATUM: Column[Placed[Any]] = Column("stratum", "published", lambda r: r.part, "text")
+N: Column[Placed[Change | TextChange]] = Column("n", "n", lambda r: r.result.n, "count")
 
 
 @dataclass(frozen=True, slots=True)
-class View:
-    """The summary, and which part of it the page dwells on."""
+class Focus:
+    """The summary, and which part of it the page puts first."""
 
     source: Source
-    summary: Row
-    primary: str | None  # the group that the question is about
-    control: str | None
-    shown: str | None  # the adapter that the page dwells on
+    summary: Summary
+    highlighted: str | None  # the adapter that the verdict is on
 
     @property
-    def entry(self) -> Row | None:
-        """The statistics of the primary group under the shown adapter."""
-        if self.primary is None or self.shown is None:
-            return None
-        found: Row | None = self.summary["groups"][self.primary].get(self.shown)
-        return found
+    def primary(self) -> str | None:
+        """The group that the question is about."""
+        return self.summary.roles.primary
 
-    def entries(self) -> Iterator[tuple[str, str, Row]]:
-        """Yield (group, adapter, statistics) of all pairs and options."""
-        for group, models in self.summary["groups"].items():
-            for adapter, entry in models.items():
-                yield group, adapter, entry
+    @property
+    def control(self) -> str | None:
+        """The group that it is compared with."""
+        return self.summary.roles.control
+
+    @property
+    def comparison(self) -> Comparison | None:
+        """The statistics of the primary group under the highlighted adapter."""
+        return self.of(self.primary)
+
+    def of(self, group: str | None) -> Comparison | None:
+        """Return the statistics of a group under the highlighted adapter."""
+        return self.summary.groups.get(group or "", {}).get(self.highlighted or "")
+
+    @property
+    def selection(self) -> Selection | None:
+        """What the choice of the highlighted adapter cost; None where there was none."""
+        return self.summary.selection.get(self.primary or "")
+
+    @property
+    def interaction(self) -> Interaction | None:
+        """The primary group minus the control under the highlighted adapter."""
+        return self.summary.interaction.get(self.highlighted or "")
+
+    @property
+    def shown(self) -> tuple[str | None, ...]:
+        """What most tables of the page are of: the highlighted adapter, or the base alone."""
+        return self.highlighted, "base"
+
+    def comparisons(self) -> Iterator[Placed[Comparison]]:
+        """Yield the statistics of all pairs and options."""
+        for group, models in self.summary.groups.items():
+            for adapter, comparison in models.items():
+                yield Placed(comparison, group, adapter)
 
 
-def make_view(source: Source, summary: Row) -> View:
-    """Choose what the page dwells on: the adapter of the paper's rule, else the last one."""
-    groups = [g for g, base in summary["base"].items() if base["n"]]
-    primary = "literary" if "literary" in groups else next(iter(groups), None)
-    control = "factual" if "factual" in groups and primary != "factual" else None
-    if primary in summary["selection"]:
-        shown = summary["selection"][primary]["chosen"]
-    else:
-        shown = source.adapters[-1] if source.adapters else None
-    return View(source, summary, primary, control, shown)
-
-
-def of_shown(view: View) -> Callable[[Row], bool]:
-    """Return whether a row is of the base, or of the adapter that the page dwells on."""
-    return lambda row: row["adapter"] in (view.shown, "base")
+def make_focus(source: Source, summary: Summary) -> Focus:
+    """Choose what the page puts first: the adapter of the paper's rule, else the last one."""
+    selection = summary.selection.get(summary.roles.primary or "")
+    if selection is not None:
+        return Focus(source, summary, selection.chosen)
+    return Focus(source, summary, source.adapters[-1] if source.adapters else None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.resources import files
 from typing import Any
 
@@ -15,12 +15,18 @@ from markupsafe import Markup
 from cqa import __version__
 from cqa.report.figure_style import Drawing, inline_svg
 from cqa.report.figures import FIGURES
-from cqa.report.focus import View
-from cqa.report.item_table import ITEM_COLUMNS, N_TEXTS, ScoredItem, texts_of
-from cqa.report.tables import Table, show, to_markdown
+from cqa.report.focus import Focus
+from cqa.report.item_table import (
+    ITEM_COLUMNS,
+    N_TEXTS,
+    ScoredItem,
+    ShownOption,
+    TokenValues,
+    shown_options,
+)
+from cqa.report.tables import Line, Table, show, to_markdown
 from cqa.report.verdict import Verdict
 
-Row = dict[str, Any]
 TEMPLATES = files("cqa.report") / "templates"
 CAPTIONS = {
     "d_by_epoch": "d_z of ddI with its 95 % interval (noncentral t). The ring marks the adapter "
@@ -71,9 +77,9 @@ FIXED = (
 class Report:
     """Everything that a report says, before it is written down."""
 
-    view: View
+    focus: Focus
     verdict: Verdict
-    cautions: list[str]
+    caveats: list[str]
     tables: list[Table]
     figures: dict[str, Drawing]
     found: list[ScoredItem]
@@ -99,16 +105,16 @@ def html_page(report: Report) -> str:
     tokens, items = _items(report)
     return environment.get_template("page.html").render(
         report=report,
-        view=report.view,
+        focus=report.focus,
         verdict=report.verdict,
-        cautions=report.cautions,
+        caveats=report.caveats,
         sections=_sections(report),
         item_columns=ITEM_COLUMNS,
         items=items,
         n_texts=N_TEXTS,
-        tokens=_json_for_script(tokens),
+        tokens=_json_for_script([_as_json(held) for held in tokens]),
         has_tokens=bool(tokens),
-        provenance=provenance(report.view),
+        provenance=provenance(report.focus),
         fixed=FIXED,
         version=__version__,
         style=Markup(_template("style.css")),
@@ -127,46 +133,89 @@ def _json_for_script(value: Any) -> Markup:
     return Markup(text.replace("<", "\\u003c").replace("&", "\\u0026"))
 
 
-def _sections(report: Report) -> list[Row]:
+@dataclass(frozen=True, slots=True)
+class PageFigure:
+    """A figure in the page, for wide and for narrow windows."""
+
+    name: str
+    title: str
+    caption: str
+    wide: Markup
+    narrow: Markup
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """A part of the page under a heading."""
+
+    name: str
+    title: str
+    figures: list[PageFigure]
+    tables: list[Table]
+
+
+def _sections(report: Report) -> list[Section]:
     """Return the sections that have anything to show."""
     sections = []
     for name, title, figures, tables in SECTIONS:
         drawn = [_figure(f, report.figures[f]) for f in figures if f in report.figures]
         held = [report.by_name[t] for t in tables if t in report.by_name]
         if drawn or held or name == "items":
-            sections.append({"name": name, "title": title, "figures": drawn, "tables": held})
+            sections.append(Section(name, title, drawn, held))
     return sections
 
 
-def _figure(name: str, drawing: Drawing) -> Row:
-    title = FIGURES[name][0]
-    svgs = {
-        size: Markup(inline_svg(text, f"{name}-{size}", title))
+def _figure(name: str, drawing: Drawing) -> PageFigure:
+    title = FIGURES[name].title
+    wide, narrow = (
+        Markup(inline_svg(text, f"{name}-{size}", title))
         for size, text in (("wide", drawing.svg), ("narrow", drawing.narrow_svg))
-    }
-    return {"name": name, "title": title, "caption": CAPTIONS[name], **svgs}
+    )
+    return PageFigure(name, title, CAPTIONS[name], wide, narrow)
 
 
-def _items(report: Report) -> tuple[list[Row], list[Row]]:
+@dataclass(frozen=True, slots=True)
+class PageOption:
+    """An option in the page, and where its tokens are among all tokens of the page."""
+
+    shown: ShownOption
+    at: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class PageItem:
+    """An item in the page: its line, and its texts if the page holds them."""
+
+    scored: ScoredItem
+    line: Line
+    options: list[PageOption] | None
+
+
+def _items(report: Report) -> tuple[list[TokenValues], list[PageItem]]:
     """Return the tokens of all options with texts in the page, and the items that point to them."""
-    score_eos = bool(report.view.source.meta["settings"].get("score-eos"))
-    tokens: list[Row] = []
+    score_eos = bool(report.focus.source.meta["settings"].get("score-eos"))
+    tokens: list[TokenValues] = []
     items = []
     largest = sorted(report.found, key=lambda s: -abs(s.ddi_nats or 0.0))[:N_TEXTS]
     with_texts = {id(scored) for scored in largest}
-    for scored, row in zip(report.found, report.by_name["items"].rows, strict=True):
-        texts = texts_of(scored, score_eos=score_eos) if id(scored) in with_texts else None
-        for option in texts["options"] if texts else []:
-            held = option.pop("tokens")
-            option["at"] = len(tokens) if held else None
-            tokens += [held] if held else []
-        items.append({"numbers": row, "texts": texts})
+    for scored, line in zip(report.found, report.by_name["items"].lines, strict=True):
+        options: list[PageOption] | None = None
+        if id(scored) in with_texts:
+            options = []
+            for shown in shown_options(scored, score_eos=score_eos):
+                options.append(PageOption(shown, len(tokens) if shown.tokens else None))
+                tokens += [shown.tokens] if shown.tokens else []
+        items.append(PageItem(scored, line, options))
     return tokens, items
 
 
-def provenance(view: View) -> list[tuple[str, str]]:
+def _as_json(tokens: TokenValues) -> dict[str, list[int]]:
+    return {name: values for name, values in asdict(tokens).items() if values is not None}
+
+
+def provenance(focus: Focus) -> list[tuple[str, str]]:
     """Return what identifies the result: settings, versions and hashes."""
-    meta = view.source.meta
+    meta = focus.source.meta
     settings, base = meta["settings"], meta["models"][0]
     facts: list[tuple[str, Any]] = [
         ("base model", settings.get("model")),
@@ -188,8 +237,8 @@ def provenance(view: View) -> list[tuple[str, str]]:
         for model in meta["models"]
         if model["adapter"] is not None
     ]
-    if view.source.run is not None:
-        run = view.source.run
+    if focus.source.run is not None:
+        run = focus.source.run
         for key in ("n_train", "n_validation", "total_steps", "data_digest"):
             facts.append((f"training: {key}", run.facts.get(key)))
         facts += [(f"training: {key}", value) for key, value in run.settings.items()]
@@ -204,7 +253,7 @@ def markdown_page(report: Report) -> str:
     lines += [f"* **{f.mark}**: {_plain(f.question)} {_plain(f.text)}" for f in verdict.findings]
     lines += ["", _plain(verdict.evidence_for), "", "Not shown:", ""]
     lines += [f"* {_plain(text)}" for text in verdict.not_shown]
-    lines += ["", "## Cautions", "", *(f"* {_plain(text)}" for text in report.cautions), ""]
+    lines += ["", "## Cautions", "", *(f"* {_plain(text)}" for text in report.caveats), ""]
     for name, title, figures, tables in SECTIONS:
         drawn = [f for f in figures if f in report.figures]
         held = [report.by_name[t] for t in tables if t in report.by_name]
@@ -212,7 +261,7 @@ def markdown_page(report: Report) -> str:
             continue
         lines += [f"## {title}", ""]
         for figure in drawn:
-            lines += [f"![{FIGURES[figure][0]}](figures/{figure}.svg)", "", CAPTIONS[figure], ""]
+            lines += [f"![{FIGURES[figure].title}](figures/{figure}.svg)", "", CAPTIONS[figure], ""]
         for table in held:
             lines += [f"### {table.title}", "", to_markdown(table), ""]
             left_out = f" All adapters: tables/{table.name}.csv." if table.n_left_out else ""
@@ -222,7 +271,7 @@ def markdown_page(report: Report) -> str:
         if name == "items":
             lines += ["Every item: tables/items.csv; with texts and tokens: report.html.", ""]
     lines += ["## How it was made", "", "| | |", "|---|---|"]
-    lines += [f"| {_plain(key)} | {_plain(value)} |" for key, value in provenance(report.view)]
+    lines += [f"| {_plain(key)} | {_plain(value)} |" for key, value in provenance(report.focus)]
     lines += ["", "| name | meaning |", "|---|---|"]
     lines += [f"| {_plain(key)} | {_plain(value)} |" for key, value in FIXED]
     return "\n".join([*lines, "", f"Written by cqa-fast {__version__}.", ""])

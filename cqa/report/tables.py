@@ -7,75 +7,121 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Generic, Literal, TypeVar
 
-from cqa.text import signed
+from cqa.schema.result import Interval
+from cqa.text import rank_sum, signed
 
-Row = dict[str, Any]
 Form = Literal[
     "text", "count", "signed", "number", "fine", "fine_number", "p", "share", "w",
     "interval", "fine_interval", "shares",
 ]  # fmt: skip
+Cell = str | float | int | bool | Interval | None
+T_co = TypeVar("T_co", covariant=True)
+R_contra = TypeVar("R_contra", contravariant=True)
 ABSENT = "n/a"
 INTERVALS = ("interval", "fine_interval", "shares")
 
 
 @dataclass(frozen=True, slots=True)
-class Column:
-    """A column: the key of its raw values, its heading with the unit, and how it is shown."""
+class Placed(Generic[T_co]):
+    """A result with the group, the adapter and the part of the group that it is of."""
+
+    result: T_co
+    group: str
+    adapter: str | None = None
+    part: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Column(Generic[R_contra]):
+    """A column: its name in files, its heading with the unit, its value in a row, and its form."""
 
     key: str
     heading: str
+    value: Callable[[R_contra], Cell]
     form: Form = "signed"
 
 
 @dataclass(frozen=True, slots=True)
+class Line:
+    """The raw values of a row, and the adapter that they are of."""
+
+    cells: tuple[Cell, ...]
+    adapter: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Table:
-    """Rows of raw values under columns; `shown` marks those that the page and Markdown hold."""
+    """Lines of raw values under columns."""
 
     name: str
     title: str
-    columns: tuple[Column, ...]
-    rows: list[Row]
+    columns: tuple[Column[Any], ...]
+    lines: list[Line]
     note: str = ""
-    shown: Callable[[Row], bool] = lambda _: True
+    adapters: tuple[str | None, ...] | None = None  # what page and Markdown are of; None is all
 
     @property
-    def shown_rows(self) -> list[Row]:
-        """The rows that the page holds; the files hold all."""
-        return [row for row in self.rows if self.shown(row)]
+    def shown_lines(self) -> list[Line]:
+        """The lines that the page holds; the files hold all."""
+        if self.adapters is None:
+            return self.lines
+        return [line for line in self.lines if line.adapter in self.adapters]
 
     @property
     def n_left_out(self) -> int:
-        """How many rows only the files hold."""
-        return len(self.rows) - len(self.shown_rows)
+        """How many lines only the files hold."""
+        return len(self.lines) - len(self.shown_lines)
 
 
-def show(value: Any, form: Form) -> str:
+T = TypeVar("T")
+
+
+def tabulate(
+    name: str,
+    title: str,
+    columns: tuple[Column[Placed[T]], ...],
+    rows: Iterable[Placed[T]],
+    note: str = "",
+    *,
+    adapters: tuple[str | None, ...] | None = None,
+) -> Table:
+    """Return a table with a line for every row."""
+    lines = [Line(tuple(column.value(row) for column in columns), row.adapter) for row in rows]
+    return Table(name, title, columns, lines, note, adapters)
+
+
+def show(value: Cell, form: Form) -> str:
     """Return a value as a reader sees it, with a true minus sign."""
     if value is None:
         return ABSENT
+    if isinstance(value, str):
+        return value
+    return _show_interval(value, form) if isinstance(value, tuple) else _NUMBERS[form](value)
+
+
+_NUMBERS: dict[Form, Callable[[float], str]] = {
+    "text": str,
+    "count": lambda v: f"{v:,}",
+    "signed": lambda v: _signed(v, 2),
+    "number": lambda v: f"{v:.2f}".replace("-", "−"),
+    "fine": lambda v: _signed(v, 3),
+    "fine_number": lambda v: f"{v:.3f}".replace("-", "−"),
+    "p": lambda v: "< 0.001" if v < 0.001 else f"{v:.3f}",
+    "share": lambda v: f"{100 * v:.0f} %",
+    "w": lambda v: rank_sum(v),
+}
+
+
+def _show_interval(bounds: Interval, form: Form) -> str:
+    low, high = bounds
     if form == "shares":
-        return f"{100 * value[0]:.0f} – {100 * value[1]:.0f} %".replace(" ", "\N{NO-BREAK SPACE}")
-    if form in INTERVALS:
-        digits = 3 if form == "fine_interval" else 2
-        if value[0] is None or value[1] is None:
-            return ABSENT
-        return f"[{_signed(value[0], digits)},\N{NO-BREAK SPACE}{_signed(value[1], digits)}]"
-    shown: dict[str, Callable[[Any], str]] = {
-        "text": str,
-        "count": lambda v: f"{v:,}",
-        "signed": lambda v: _signed(v, 2),
-        "number": lambda v: f"{v:.2f}".replace("-", "−"),
-        "fine": lambda v: _signed(v, 3),
-        "fine_number": lambda v: f"{v:.3f}".replace("-", "−"),
-        "p": lambda v: "< 0.001" if v < 0.001 else f"{v:.3f}",
-        "share": lambda v: f"{100 * v:.0f} %",
-        "w": lambda v: f"{v:g}",
-    }
-    return shown[form](value)
+        return f"{100 * low:.0f} – {100 * high:.0f} %".replace(" ", "\N{NO-BREAK SPACE}")
+    digits = 3 if form == "fine_interval" else 2
+    return f"[{_signed(low, digits)},\N{NO-BREAK SPACE}{_signed(high, digits)}]"
 
 
 def _signed(value: float, digits: int) -> str:
@@ -89,12 +135,12 @@ def to_csv(table: Table) -> str:
         ends = ("_low", "_high") if column.form in INTERVALS else ("",)
         head += [column.key + end for end in ends]
     lines = []
-    for row in table.rows:
+    for line in table.lines:
         cells: list[str] = []
-        for column in table.columns:
-            value = row.get(column.key)
+        for column, value in zip(table.columns, line.cells, strict=True):
             if column.form in INTERVALS:
-                cells += [plain(bound) for bound in value or (None, None)]
+                bounds = value if isinstance(value, tuple) else (None, None)
+                cells += [plain(bound) for bound in bounds]
             else:
                 cells.append(plain(value))
         lines.append(cells)
@@ -110,7 +156,7 @@ def csv_text(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     return file.getvalue()
 
 
-def plain(value: Any) -> str:
+def plain(value: Cell) -> str:
     """Return a raw value for a CSV cell: floats to the last digit."""
     if value is None:
         return ABSENT
@@ -123,11 +169,12 @@ def to_markdown(table: Table) -> str:
         [_markdown_cell(column.heading) for column in table.columns],
         ["---" if column.form == "text" else "---:" for column in table.columns],
     ]
-    lines += [
-        [_markdown_cell(show(row.get(c.key), c.form)) for c in table.columns]
-        for row in table.shown_rows
-    ]
+    lines += [[_markdown_cell(text) for text in _texts(table, line)] for line in table.shown_lines]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def _texts(table: Table, line: Line) -> list[str]:
+    return [show(v, c.form) for c, v in zip(table.columns, line.cells, strict=True)]
 
 
 def _markdown_cell(text: str) -> str:
@@ -141,10 +188,7 @@ def to_latex(table: Table) -> str:
     """Return a table as a booktabs `tabular` with its caption in a comment."""
     form = "".join("l" if column.form == "text" else "r" for column in table.columns)
     head = " & ".join(latex(column.heading) for column in table.columns)
-    body = [
-        " & ".join(latex(show(row.get(c.key), c.form)) for c in table.columns) + r" \\"
-        for row in table.rows
-    ]
+    body = [" & ".join(map(latex, _texts(table, line))) + r" \\" for line in table.lines]
     caption = latex(f"{table.title}. {table.note}" if table.note else table.title)
     lines = [
         "% needs \\usepackage{booktabs}",

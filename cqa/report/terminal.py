@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator, Mapping
 
-from cqa.text import aligned, interval, signed
+from cqa.schema.comparison import BaseGroup, Comparison, TextChange, TextComparison
+from cqa.schema.summary import ScoreSummary, StratumCounts, Summary
+from cqa.text import aligned, interval, rank_sum, signed
 
-Row = dict[str, Any]
 ITEM_HEADINGS = [
     "model", "dI nats", "sign acc.", "ddI nats", "95 % CI", "d_cond", "d_prior", "W+", "p", "d_z",
 ]  # fmt: skip
+TEXT_HEADINGS = ["model", "texts", "n", "log P nats/token", "change", "95 % CI", "bits/byte"]
 
 
-def summary_text(summary: Row) -> str:
+def summary_text(scored: ScoreSummary) -> str:
     """Return Table 1 for every group of pairs, and Table 2 for every group of continuations."""
+    summary = scored.statistics
     parts = [
-        _items_table(group, summary["base"][group], models)
-        for group, models in summary["groups"].items()
+        _items_table(group, summary.base[group], models) for group, models in summary.groups.items()
     ]
-    parts += [_texts_table(group, models) for group, models in summary["continuations"].items()]
-    cautions = _cautions(summary)
-    if cautions:
-        parts.append("\n".join(cautions))
-    if any(summary["groups"].values()):
+    parts += [_texts_table(group, models) for group, models in summary.continuations.items()]
+    caveats = list(_caveats(scored))
+    if caveats:
+        parts.append("\n".join(caveats))
+    if any(summary.groups.values()):
         parts.append(
             "dI = I(good) - I(bad); ddI = dI of the adapter - dI of the base = d_cond - d_prior;\n"
             f"p is one-sided (greater), signed-rank distribution, {_methods(summary)}; intervals "
@@ -31,11 +33,11 @@ def summary_text(summary: Row) -> str:
     return "\n\n".join(parts)
 
 
-def _methods(summary: Row) -> str:
+def _methods(summary: Summary) -> str:
     """Say where p is exact and where it is not."""
-    found: dict[str, str] = {
-        group: next(iter(models.values()))["wilcoxon"]["method"]
-        for group, models in summary["groups"].items()
+    found = {
+        group: next(iter(models.values())).wilcoxon.method
+        for group, models in summary.groups.items()
         if models
     }
     if len(set(found.values())) == 1:
@@ -43,83 +45,82 @@ def _methods(summary: Row) -> str:
     return ", ".join(f"{group}: {method}" for group, method in found.items())
 
 
-def _cautions(summary: Row) -> list[str]:
+def _caveats(scored: ScoreSummary) -> Iterator[str]:
     """Say what the choice of an epoch costs, and whether the groups really differ."""
-    lines = []
-    choices = summary["selection"]
-    for group in ["literary"] if "literary" in choices else list(choices):
-        selection = choices[group]
-        chosen = selection["chosen"]
-        p, corrected = (
-            _equals(p)
-            for p in (
-                summary["groups"][group][chosen]["wilcoxon"]["p"],
-                selection["p_corrected"][chosen],
+    summary = scored.statistics
+    yield from _choices(summary)
+    yield from _interactions(summary)
+    if summary.roles.caveat:
+        yield summary.roles.caveat
+    if scored.n_too_long:
+        counts = ", ".join(f"{n} {group}" for group, n in scored.n_too_long.items())
+        yield f"left out, over the model's positions (--too-long drop): {counts}"
+    if isinstance(n := summary.n_by_date, StratumCounts):
+        yield (
+            f"published by {summary.cutoff}: {n.before}, after it: {n.after}, unknown: "
+            f"{n.unknown}; pooled here, apart in summary.json and in the report"
+        )
+
+
+def _choices(summary: Summary) -> Iterator[str]:
+    primary = summary.roles.primary
+    for group, selection in summary.selection.items():
+        if primary in summary.selection and group != primary:
+            continue
+        chosen, votes = selection.chosen, selection.chosen_with_one_item_left_out
+        p, corrected = summary.groups[group][chosen].wilcoxon.p, selection.p_corrected[chosen]
+        yield (
+            f"{group}: {chosen} has the smallest p (p {_equals(p)}); corrected for having looked "
+            f"at {selection.n_adapters} adapters, p {_equals(corrected)} (max-T); still chosen in "
+            f"{votes[chosen]} of {summary.base[group].n} when one item is left out"
+        )
+
+
+def _interactions(summary: Summary) -> Iterator[str]:
+    roles, several = summary.roles, len(summary.interaction) > 1
+    for name, test in summary.interaction.items():
+        welch = test.welch
+        looked = f", {_p(test.p_corrected)} corrected (max-T)" if several else ""
+        if welch.ci95 is not None and welch.p_two_sided is not None:
+            yield (
+                f"{roles.primary} - {roles.control}, {name}: {signed(welch.difference)} nats "
+                f"{interval(welch.ci95)}, two-sided p {_equals(welch.p_two_sided)} (Welch), "
+                f"{_p(test.p_permutation)} (permutation)" + looked
             )
-        )
-        votes, n = selection["chosen_with_one_item_left_out"], summary["base"][group]["n"]
-        lines.append(
-            f"{group}: {chosen} has the smallest p (p {p}); corrected for having looked at "
-            f"{len(selection['p_corrected'])} adapters, p {corrected} (max-T); "
-            f"still chosen in {votes[chosen]} of {n} when one item is left out"
-        )
-    several = len(summary["interaction"]) > 1
-    for name, test in summary["interaction"].items():
-        looked = f", {_p(test['p_corrected'])} corrected (max-T)" if several else ""
-        if test["ci95"] is not None:
-            lines.append(
-                f"literary - factual, {name}: {signed(test['difference'])} nats "
-                f"{interval(test['ci95'])}, two-sided p {_equals(test['p_two_sided'])} (Welch), "
-                f"{_p(test['p_permutation'])} (permutation)" + looked
-            )
-    if left_out := summary.get("n_too_long"):
-        counts = ", ".join(f"{n} {group}" for group, n in left_out.items())
-        lines.append(f"left out, over the model's positions (--too-long drop): {counts}")
-    if summary["cutoff"] is not None:
-        n = summary["n_by_date"]
-        lines.append(
-            f"published by {summary['cutoff']}: {n['before']}, after it: {n['after']}, unknown: "
-            f"{n['unknown']}; pooled here, apart in summary.json and in the report"
-        )
-    return lines
 
 
-def _items_table(group: str, base: Row, models: dict[str, Row]) -> str:
-    rows = [["base", signed(base["mean_delta_i_nats"]), _share(base["sign_accuracy"])]]
-    for name, entry in models.items():
-        test = entry["wilcoxon"]
-        rows.append(
-            [
-                name,
-                signed(entry["mean_delta_i_nats"]),
-                _share(entry["sign_accuracy"]),
-                signed(entry["mean_ddi_nats"]),
-                interval(entry["ci95_nats"]),
-                signed(entry["mean_d_cond_nats"]),
-                signed(entry["mean_d_prior_nats"]),
-                f"{test['w_plus']:g}",
-                _p(test["p"]),
-                signed(entry["d_z"]),
-            ]
-        )
-    return f"{group}: {base['n']} items\n" + aligned(ITEM_HEADINGS, rows)
+def _items_table(group: str, base: BaseGroup, models: Mapping[str, Comparison]) -> str:
+    rows = [["base", signed(base.mean_delta_i_nats), _share(base.sign_accuracy)]]
+    rows += [
+        [
+            name,
+            signed(entry.delta_i_nats.after),
+            _share(entry.signs.sign_accuracy),
+            signed(entry.delta_i_nats.change),
+            interval(entry.delta_i_nats.ci95),
+            signed(entry.mean_d_cond_nats),
+            signed(entry.mean_d_prior_nats),
+            rank_sum(entry.wilcoxon.w_plus),
+            _p(entry.wilcoxon.p),
+            signed(entry.effect.d_z),
+        ]
+        for name, entry in models.items()
+    ]
+    return f"{group}: {base.n} items\n" + aligned(ITEM_HEADINGS, rows)
 
 
-def _texts_table(group: str, models: dict[str, Row]) -> str:
-    head = ["model", "texts", "n", "log P nats/token", "change", "95 % CI", "bits/byte"]
+def _texts_table(group: str, models: Mapping[str, TextComparison]) -> str:
     rows = []
     for name, entry in models.items():
-        parts = [("all", entry), *entry["domains"].items()]
-        if len(parts) == 2:
-            parts = parts[:1]
+        parts: list[tuple[str, TextChange]] = [("all", entry)]
+        if len(entry.domains) > 1:
+            parts += entry.domains.items()
         for domain, part in parts:
-            changed = [] if name == "base" else [
-                signed(part["mean_dlogp_per_token_nats"]), interval(part["ci95_nats"])
-            ]  # fmt: skip
-            cells = [name, domain, str(part["n"]), f"{part['mean_logp_per_token_nats']:.3f}"]
-            cells += changed or ["", ""]
-            rows.append([*cells, f"{-part['mean_logp_per_byte_bits']:.3f}"])
-    return f"{group}: continuations\n" + aligned(head, rows)
+            nats, bits = part.per_token_nats, part.per_byte_bits
+            moved = ["", ""] if name == "base" else [signed(nats.change), interval(nats.ci95)]
+            cells = [name, domain, str(part.n), _number(nats.after), *moved]
+            rows.append([*cells, _number(bits.after and -bits.after)])
+    return f"{group}: continuations\n" + aligned(TEXT_HEADINGS, rows)
 
 
 def _p(value: float) -> str:
@@ -130,5 +131,9 @@ def _equals(value: float) -> str:
     return "< 0.001" if value < 0.001 else f"= {value:.3f}"
 
 
-def _share(value: float) -> str:
-    return f"{100 * value:.0f} %"
+def _share(value: float | None) -> str:
+    return "n/a" if value is None else f"{100 * value:.0f} %"
+
+
+def _number(value: float | None) -> str:
+    return "n/a" if value is None else f"{value:.3f}"

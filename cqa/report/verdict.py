@@ -6,14 +6,17 @@ Words follow from tests that were fixed in advance; nothing here looks at a numb
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
-from cqa.report.focus import View
+from cqa.report.focus import Focus
 from cqa.report.tables import show
+from cqa.schema.comparison import Comparison
+from cqa.schema.result import Interval
+from cqa.stats.tests import ALPHA
 
-Row = dict[str, Any]
 Mark = Literal["shown", "not shown", "against", "n/a"]
-ALPHA = 0.05
+# So that most of the fall of H(X|Y) is its own, whatever H(X) did within its interval.
+STAYED = 0.5  # of the change of H(X|Y): what a change of H(X) must stay below
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,18 +48,20 @@ class Verdict:
     not_shown: list[str]
 
 
-def make_verdict(view: View) -> Verdict:
-    """Return the verdict on the shown adapter, the paper's questions in their order."""
-    entry = view.entry
-    if entry is None or not entry["n"]:
-        return Verdict(_nothing_to_compare(view), _texts(view), [], _evidence(view), NOT_SHOWN)
-    findings = [_sensitivity(view, entry)]
-    findings += [f for f in (_selectivity(view), _absence(view), _part(view, entry)) if f]
-    findings += [_entropy(view, entry), *_texts(view)]
+def make_verdict(focus: Focus) -> Verdict:
+    """Return the verdict on the highlighted adapter, the paper's questions in their order."""
+    entry = focus.comparison
+    if entry is None or not entry.n:
+        return Verdict(_nothing_to_compare(focus), _texts(focus), [], _evidence(focus), NOT_SHOWN)
+    sensitivity, selectivity = _sensitivity(focus, entry), _selectivity(focus)
+    asked = (sensitivity, selectivity, _absence(focus), _part(focus, entry), _entropy(entry))
     return Verdict(
-        _headline(view, findings[0], findings), findings, _tiles(view, entry), _evidence(view),
-        NOT_SHOWN,
-    )  # fmt: skip
+        headline=_headline(focus, sensitivity, selectivity),
+        findings=[*(finding for finding in asked if finding), *_texts(focus)],
+        tiles=_tiles(focus, entry),
+        evidence_for=_evidence(focus),
+        not_shown=NOT_SHOWN,
+    )
 
 
 NOT_SHOWN = [
@@ -67,11 +72,13 @@ NOT_SHOWN = [
 ]
 
 
-def _nothing_to_compare(view: View) -> str:
-    if not view.source.adapters:
+def _nothing_to_compare(focus: Focus) -> str:
+    if not focus.source.adapters:
         return "Only the base model was scored, so there is no change to judge."
-    if view.primary is not None:
-        return f"No paired item was scored under {view.shown}, so there is no change to judge."
+    if focus.primary is not None:
+        return (
+            f"No paired item was scored under {focus.highlighted}, so there is no change to judge."
+        )
     return "No paired items were scored, so sensitivity to quality was not measured."
 
 
@@ -85,91 +92,95 @@ def _nats(value: float | None) -> str:
     return f"{show(value, 'signed')}\N{NO-BREAK SPACE}nats"
 
 
-def _ci(interval: list[float] | None) -> str:
+def _ci(interval: Interval | None) -> str:
     return f"95 % CI {show(interval, 'interval')}".replace(" ", "\N{NO-BREAK SPACE}")
 
 
-def decisive_p(view: View) -> tuple[float, str]:
+def _ends(interval: Interval | None) -> Interval:
+    """Return an interval's ends; of none, both are 0, from which nothing is concluded."""
+    return interval or (0.0, 0.0)
+
+
+def decisive_p(focus: Focus, entry: Comparison) -> tuple[float, str]:
     """Return the p that decides, and its name: corrected where several adapters were looked at."""
-    entry = view.entry
-    assert entry is not None
-    selection = view.summary["selection"].get(view.primary)
+    selection = focus.selection
     if selection is None:
-        return entry["wilcoxon"]["p"], f"signed-rank test, {entry['wilcoxon']['method']}"
-    n = len(selection["p_corrected"])
-    return selection["p_corrected"][view.shown], f"corrected for looking at {n} adapters, max-T"
+        return entry.wilcoxon.p, f"signed-rank test, {entry.wilcoxon.method}"
+    n = selection.n_adapters
+    return selection.p_corrected[selection.chosen], f"corrected for looking at {n} adapters, max-T"
 
 
-def _sensitivity(view: View, entry: Row) -> Finding:
-    p, name = decisive_p(view)
+def _sensitivity(focus: Focus, entry: Comparison) -> Finding:
+    p, name = decisive_p(focus, entry)
+    ddi, plain = entry.delta_i_nats, entry.wilcoxon.p
     text = (
-        f"{view.shown}: ddI = {_nats(entry['mean_ddi_nats'])} per item, {_ci(entry['ci95_nats'])}, "
-        f"n = {entry['n']:,}; {_p(p)} ({name})."
+        f"{focus.highlighted}: ddI = {_nats(ddi.change)} per item, {_ci(ddi.ci95)}, "
+        f"n = {entry.n:,}; {_p(p)} ({name})."
     )
-    plain = entry["wilcoxon"]["p"]
     if p > ALPHA >= plain:
         text += (
             f" Alone, this adapter would have {_p(plain)}; but it was picked because its p is the "
             f"smallest, and the correction pays for that."
         )
-    detectable = view.summary["base"][view.primary]["power"]["detectable_d_z_at_80"]
+    detectable = focus.summary.base[focus.primary or ""].power.detectable_d_z_at_80
     mark: Mark = "shown" if p <= ALPHA else "not shown"
-    if mark == "not shown" and (entry["ci95_nats"] or [0])[-1] < 0:
+    if mark == "not shown" and _ends(ddi.ci95)[1] < 0:
         mark = "against"
         text += " The interval lies below 0: the model became less sensitive."
     elif mark == "not shown" and detectable is not None:
         text += (
-            f" With {entry['n']:,} items a test of one adapter finds only effects of d_z ≥ "
+            f" With {entry.n:,} items a test of one adapter finds only effects of d_z ≥ "
             f"{detectable:.2f} four times in five, so a smaller one may have been missed."
         )
-    question = f"Did the model become more sensitive to quality in {view.primary} items?"
+    question = f"Did the model become more sensitive to quality in {focus.primary} items?"
     return Finding(question, mark, text)
 
 
-def _selectivity(view: View) -> Finding | None:
-    if view.control is None:
+def _selectivity(focus: Focus) -> Finding | None:
+    if focus.control is None:
         return None
-    question = f"Does it change more for {view.primary} than for {view.control} items?"
-    test = view.summary["interaction"].get(view.shown)
-    if test is None or test["p_two_sided"] is None:
+    question = f"Does it change more for {focus.primary} than for {focus.control} items?"
+    test = focus.interaction
+    if test is None or test.welch.p_two_sided is None:
         return Finding(question, "n/a", "Too few items to test the difference of the two groups.")
-    p = max(test["p_two_sided"], test["p_permutation"])
+    welch = test.welch
+    p = max(test.welch.p_two_sided, test.p_permutation)
     text = (
-        f"Difference {_nats(test['difference'])}, {_ci(test['ci95'])}; "
-        f"two-sided {_p(test['p_two_sided'])} (Welch), {_p(test['p_permutation'])} (permutation)"
+        f"Difference {_nats(welch.difference)}, {_ci(welch.ci95)}; "
+        f"two-sided {_p(welch.p_two_sided)} (Welch), {_p(test.p_permutation)} (permutation)"
     )
-    n = len(view.summary["interaction"])
+    n = len(focus.summary.interaction)
     if n > 1:
-        p = test["p_corrected"]
+        p = test.p_corrected
         text += f", {_p(p)} corrected for looking at {n} adapters (max-T)"
     text += "."
     if p > ALPHA:
         text += " One group changing measurably and the other not would not answer this."
         return Finding(question, "not shown", text)
-    return Finding(question, "shown" if test["difference"] > 0 else "against", text)
+    return Finding(question, "shown" if welch.difference > 0 else "against", text)
 
 
-def _absence(view: View) -> Finding | None:
-    if view.control is None:
+def _absence(focus: Focus) -> Finding | None:
+    if focus.control is None:
         return None
-    entry = view.summary["groups"][view.control].get(view.shown)
-    question = f"Is any change in {view.control} items smaller than a small effect?"
-    if entry is None or entry["equivalence"]["p"] is None:
+    entry = focus.of(focus.control)
+    question = f"Is any change in {focus.control} items smaller than a small effect?"
+    if entry is None or entry.equivalence.p is None or entry.equivalence.margin_nats is None:
         return Finding(question, "n/a", "Too few items to test for the absence of a change.")
-    test = entry["equivalence"]
+    ddi, test, margin = entry.delta_i_nats, entry.equivalence, entry.equivalence.margin_nats
     text = (
-        f"ddI = {_nats(entry['mean_ddi_nats'])}, {_ci(entry['ci95_nats'])}; "
-        f"within ±{test['margin_nats']:.2f} nats (small: {test['margin_rule']}): "
-        f"{_p(test['p'])} (TOST). The smallest margin that would do is "
-        f"±{test['smallest_margin_nats']:.2f} nats."
+        f"ddI = {_nats(ddi.change)}, {_ci(ddi.ci95)}; "
+        f"within ±{margin:.2f} nats (small: {test.margin_rule}): "
+        f"{_p(test.p)} (TOST). The smallest margin that would do is "
+        f"±{show(test.smallest_margin_nats, 'number')} nats."
     )
-    low, high = entry["ci95_nats"]
+    low, high = _ends(ddi.ci95)
     moved = low > 0 or high < 0
-    if test["p"] <= ALPHA:
+    if entry.equivalence.p <= ALPHA:
         small = " The interval excludes 0: there is a change, smaller than the margin."
         return Finding(question, "shown", text + small * moved)
     if moved:
-        large = max(low, -high) > test["margin_nats"]
+        large = max(low, -high) > margin
         text += " The interval excludes 0: they did change" + (
             ", by more than that." if large else "; that it is by less than that is not shown."
         )
@@ -179,22 +190,22 @@ def _absence(view: View) -> Finding | None:
     )
 
 
-def _part(view: View, entry: Row) -> Finding:
-    cond, prior = entry["mean_d_cond_nats"], entry["mean_d_prior_nats"]
+def _part(focus: Focus, entry: Comparison) -> Finding:
     text = (
-        f"ddI = d_cond − d_prior = {show(cond, 'signed')} − ({show(prior, 'signed')}) nats; "
-        f"{_ci(entry['ci95_d_cond_nats'])} and "
-        f"{show(entry['ci95_d_prior_nats'], 'interval')}."
+        f"ddI = d_cond − d_prior = {show(entry.mean_d_cond_nats, 'signed')} − "
+        f"({show(entry.mean_d_prior_nats, 'signed')}) nats; {_ci(entry.ci95_d_cond_nats)} and "
+        f"{show(entry.ci95_d_prior_nats, 'interval')}."
     )
-    low_cond = (entry["ci95_d_cond_nats"] or [0, 0])[0]
-    high_prior = (entry["ci95_d_prior_nats"] or [0, 0])[1]
-    selection = view.summary["selection"].get(view.primary)
-    p = selection["p_corrected_d_cond"][view.shown] if selection else None
-    mark: Mark = "shown" if low_cond > 0 and (p is None or p <= ALPHA) else "not shown"
-    if p is not None:
-        n = len(selection["p_corrected_d_cond"])
+    low_cond, high_cond = _ends(entry.ci95_d_cond_nats)
+    _, high_prior = _ends(entry.ci95_d_prior_nats)
+    mark: Mark = "shown" if low_cond > 0 else "not shown"
+    selection = focus.selection
+    if selection is not None:
+        p, n = selection.p_corrected_d_cond[selection.chosen], selection.n_adapters
         text += f" d_cond > 0: {_p(p)}, corrected for looking at {n} adapters (max-T)."
-    if low_cond <= 0 and (entry["ci95_d_cond_nats"] or [0, 0])[1] < 0:
+        if p > ALPHA:
+            mark = "not shown"
+    if high_cond < 0:
         mark = "against"
         text += " After its context the right option lost on the wrong ones."
     elif mark == "shown":
@@ -211,24 +222,24 @@ def _part(view: View, entry: Row) -> Finding:
     return Finding("Is it the conditional that sharpened, not the prior that fell?", mark, text)
 
 
-def _entropy(view: View, entry: Row) -> Finding:
-    given, null = entry["entropy_per_token"]["given_context"], entry["entropy_per_token"]["null"]
-    candidates = entry["candidates"]["given_context"]["entropy_nats"]
+def _entropy(entry: Comparison) -> Finding:
+    given, null = entry.entropy_per_token.given_context, entry.entropy_per_token.null
+    candidates = entry.candidates.given_context.entropy_nats
     text = (
-        f"H(X|Y) {show(given['change'], 'fine')} nats/token "
-        f"{show(given['ci95'], 'fine_interval')}, "
-        f"H(X) {show(null['change'], 'fine')} {show(null['ci95'], 'fine_interval')}; over the "
-        f"candidates H(X|Y) {show(candidates['change'], 'fine')} nats/item "
-        f"{show(candidates['ci95'], 'fine_interval')}."
+        f"H(X|Y) {show(given.change, 'fine')} nats/token "
+        f"{show(given.ci95, 'fine_interval')}, "
+        f"H(X) {show(null.change, 'fine')} {show(null.ci95, 'fine_interval')}; over the "
+        f"candidates H(X|Y) {show(candidates.change, 'fine')} nats/item "
+        f"{show(candidates.ci95, 'fine_interval')}."
     )
-    low, high = given["ci95"] or (0, 0)
-    null_low, null_high = null["ci95"] or (0, 0)
-    half = abs(given["change"]) / 2
+    low, high = _ends(given.ci95)
+    null_low, null_high = _ends(null.ci95)
+    bound = STAYED * abs(given.change or 0.0)
     mark: Mark = "not shown"
     if low > 0:
         mark = "against"
         text += " The conditional entropy rose."
-    elif high < 0 and -half < null_low and null_high < half:
+    elif high < 0 and -bound < null_low and null_high < bound:
         mark = "shown"
         text += " H(X) changed by less than half as much."
     elif high < 0 and null_low <= 0 <= null_high:
@@ -239,16 +250,16 @@ def _entropy(view: View, entry: Row) -> Finding:
     return Finding("Did H(X|Y) fall while H(X) stayed?", mark, text)
 
 
-def _texts(view: View) -> list[Finding]:
+def _texts(focus: Focus) -> list[Finding]:
     """Say what became of true continuations, which the paper's Table 2 measures."""
     parts, moved = [], []
-    for group, models in view.summary["continuations"].items():
-        entry = models.get(view.shown or "")
-        if entry and entry["ci95_nats"]:
-            ci = show(entry["ci95_nats"], "fine_interval")
-            change = show(entry["mean_dlogp_per_token_nats"], "fine")
-            parts.append(f"{group} {change} {ci}, n = {entry['n']}")
-            moved.append(entry["ci95_nats"])
+    for group, models in focus.summary.continuations.items():
+        entry = models.get(focus.highlighted or "")
+        if entry is not None and entry.per_token_nats.ci95 is not None:
+            ci = show(entry.per_token_nats.ci95, "fine_interval")
+            change = show(entry.per_token_nats.change, "fine")
+            parts.append(f"{group} {change} {ci}, n = {entry.n}")
+            moved.append(entry.per_token_nats.ci95)
     if not parts:
         return []
     mark: Mark = "not shown"
@@ -260,56 +271,48 @@ def _texts(view: View) -> list[Finding]:
     return [Finding("Did true continuations become more probable?", mark, text)]
 
 
-def _headline(view: View, first: Finding, findings: list[Finding]) -> str:
-    group = view.primary
-    if first.mark == "against":
-        return f"Under {view.shown} the model became less sensitive to quality in {group} items."
-    if first.mark == "not shown":
+def _headline(focus: Focus, sensitivity: Finding, selectivity: Finding | None) -> str:
+    adapter, group = focus.highlighted, focus.primary
+    if sensitivity.mark == "against":
+        return f"Under {adapter} the model became less sensitive to quality in {group} items."
+    if sensitivity.mark == "not shown":
         return f"No change of sensitivity to quality in {group} items is shown."
-    head = f"Under {view.shown} the model is more sensitive to quality in {group} items"
-    if view.control is None:
+    head = f"Under {adapter} the model is more sensitive to quality in {group} items"
+    if selectivity is None:
         return f"{head}; without a control group nothing is said of others."
-    if findings[1].mark == "shown":
-        return f"{head}, and more so than in {view.control} items."
+    if selectivity.mark == "shown":
+        return f"{head}, and more so than in {focus.control} items."
     return f"{head}; that this is particular to them is not shown."
 
 
-def _tiles(view: View, entry: Row) -> list[Tile]:
-    p, name = decisive_p(view)
+def _tiles(focus: Focus, entry: Comparison) -> list[Tile]:
+    p, name = decisive_p(focus, entry)
+    ddi, effect, test = entry.delta_i_nats, entry.effect, focus.interaction
     tiles = [
-        Tile(
-            f"ddI, {view.primary}",
-            _nats(entry["mean_ddi_nats"]),
-            f"{_ci(entry['ci95_nats'])}",
-        ),
+        Tile(f"ddI, {focus.primary}", _nats(ddi.change), _ci(ddi.ci95)),
         Tile("p, one-sided", show(p, "p"), name),
-        Tile(
-            "d_z",
-            show(entry["d_z"], "signed"),
-            f"{_ci(entry['d_z_ci95'])}",
-        ),
+        Tile("d_z", show(effect.d_z, "signed"), _ci(effect.d_z_ci95)),
     ]
-    test = view.summary["interaction"].get(view.shown)
-    if test is not None and view.control is not None:
-        p_text = f"two-sided {_p(test['p_two_sided'])}"
-        tiles.append(Tile(f"{view.primary} − {view.control}", _nats(test["difference"]), p_text))
+    if test is not None and focus.control is not None:
+        p_text = f"two-sided {_p(test.welch.p_two_sided)}"
+        name = f"{focus.primary} − {focus.control}"
+        tiles.append(Tile(name, _nats(test.welch.difference), p_text))
     return tiles
 
 
-def _evidence(view: View) -> str:
-    sizes = [f"{base['n']:,} {group}" for group, base in view.summary["base"].items()]
-    texts = [
-        f"{models['base']['n']} {group}" for group, models in view.summary["continuations"].items()
-    ]
+def _evidence(focus: Focus) -> str:
+    summary = focus.summary
+    sizes = [f"{base.n:,} {group}" for group, base in summary.base.items()]
+    texts = [f"{models['base'].n} {group}" for group, models in summary.continuations.items()]
     parts = [f"{', '.join(sizes)} items"] if sizes else []
     parts += [f"{', '.join(texts)} continuations"] if texts else []
-    model = view.source.meta["settings"].get("model", "the base model")
-    run = view.source.run
+    model = focus.source.meta["settings"].get("model", "the base model")
+    run = focus.source.run
     trained = (
         f", trained on {run.facts['n_train']} samples" if run and "n_train" in run.facts else ""
     )
     return (
         f"This is evidence about one base model ({model}), "
-        + (f"one training run{trained}, " if view.source.adapters else "")
+        + (f"one training run{trained}, " if focus.source.adapters else "")
         + f"and these {' and '.join(parts)}."
     )

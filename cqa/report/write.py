@@ -7,17 +7,18 @@ from pathlib import Path
 from cqa.errors import ConfigError
 from cqa.files import new_file, reported
 from cqa.report.all_tables import all_tables
-from cqa.report.caveats import cautions
+from cqa.report.caveats import caveats
 from cqa.report.config import ReportConfig
 from cqa.report.figure_data import figure_rows
-from cqa.report.figure_style import rows_to_csv
-from cqa.report.figures import redraw
-from cqa.report.focus import View, make_view
+from cqa.report.figure_rows import rows_to_csv
+from cqa.report.figures import FIGURES
+from cqa.report.focus import Focus, make_focus
 from cqa.report.item_table import items_table, scored_items
 from cqa.report.page import Report, html_page, markdown_page
 from cqa.report.source import read_source
 from cqa.report.tables import to_csv, to_latex
 from cqa.report.verdict import make_verdict
+from cqa.stats.config import AnalysisConfig
 from cqa.stats.summary import summarise
 
 
@@ -52,19 +53,26 @@ def write_report(scores: Path, config: ReportConfig) -> list[Path]:
 
 def make_report(scores: Path, config: ReportConfig) -> Report:
     """Decide everything that the report says, and draw its figures."""
-    view = read_view(scores, config)
-    found = scored_items(view)
-    tables = [*all_tables(view), items_table(view, found)]
-    figures = {name: redraw(name, rows_to_csv(rows)) for name, rows in figure_rows(view).items()}
-    return Report(view, make_verdict(view), cautions(view), tables, figures, found)
+    focus = read_focus(scores, config)
+    found = scored_items(focus)
+    tables = [*all_tables(focus), items_table(focus, found)]
+    figures = {
+        name: FIGURES[name].redraw(rows_to_csv(rows)) for name, rows in figure_rows(focus).items()
+    }
+    return Report(focus, make_verdict(focus), caveats(focus), tables, figures, found)
 
 
-def read_view(scores: Path, config: ReportConfig) -> View:
+def read_focus(scores: Path, config: ReportConfig) -> Focus:
     """Read the files and compute the statistics; what `config` leaves open, scoring has settled."""
     source = read_source(scores, config.run)
-    cutoff = config.cutoff or source.meta["settings"].get("cutoff")
-    margin = config.margin or source.meta["settings"].get("margin")
-    return make_view(source, summarise(source.scores, cutoff=cutoff, margin_nats=margin))
+    settings = source.meta["settings"]
+    analysis = AnalysisConfig(
+        cutoff=config.cutoff or settings.get("cutoff"),
+        margin=config.margin or settings.get("margin"),
+        primary=config.primary or settings.get("primary"),
+        control=config.control or settings.get("control"),
+    )
+    return make_focus(source, summarise(source.scores, analysis))
 
 
 def _write(path: Path, content: str | bytes) -> Path:

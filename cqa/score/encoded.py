@@ -26,6 +26,7 @@ class Items:
         self.config, self.tokenizer, self.max_positions = config, tokenizer, max_positions
         self.n_options, self.n_merged = 0, 0  # the options, and those that joint encoding changes
         self.too_long: dict[str, str] = {}  # id: group of the items that are left out
+        self.groups: dict[str, None] = {}  # of the pairs that are scored, in their order
         self.digest: str | None = None  # of all texts and labels in order, after the first pass
 
     def __iter__(self) -> Iterator[Item]:
@@ -94,6 +95,8 @@ class Items:
                     raise
                 self.too_long[item.id] = item.group
             else:
+                if item.kind != "continuation":
+                    self.groups.setdefault(item.group)
                 self.n_options += len(encoded.options)
                 self.n_merged += sum(option.boundary_merge for option in encoded.options)
             yield item

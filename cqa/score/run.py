@@ -27,12 +27,15 @@ from cqa.model.lora import LoraSpec, attach, widest
 from cqa.model.memory import reported as memory_reported
 from cqa.model.origin import check_origin, read_origin
 from cqa.schema.events import ModelScored, ModelStart, Note, RowsWritten, ScoreEvent, ScoreStart
+from cqa.schema.result import to_json
+from cqa.schema.summary import ScoreSummary
 from cqa.score.adapters import adapter_digest, missing_epochs, refuse_idle, refuse_twins
 from cqa.score.config import ScoreConfig
 from cqa.score.encoded import Items
 from cqa.score.results import Results
 from cqa.score.scorer import score_rows
 from cqa.score_folder import META, SUMMARY, digest_json, full_key
+from cqa.stats.roles import choose_roles
 from cqa.stats.summary import Scores, summarise
 
 CODE = ("data/items.py", "score/prefix_batch.py", "score/scorer.py", "stats/information.py")
@@ -48,12 +51,28 @@ class AdapterFolder:
     of_run: bool = False  # an epoch of --run
 
 
+@dataclass(frozen=True, slots=True)
+class ScoreResult:
+    """What a scoring run comes to."""
+
+    n_items: int
+    n_models: int
+    summary: ScoreSummary | None  # None where none was asked for
+
+    def to_json(self) -> dict[str, Any]:
+        """Return summary.json, or without one the counts."""
+        if self.summary is None:
+            return {"n_items": self.n_items, "n_models": self.n_models}
+        found: dict[str, Any] = to_json(self.summary)
+        return found
+
+
 def score(
     config: ScoreConfig,
     *,
     base: BaseModel | None = None,
     on_event: Callable[[ScoreEvent], None] = lambda _: None,
-) -> dict[str, Any]:
+) -> ScoreResult:
     """Score items under the base and under every adapter; return the summary, if one is asked for.
 
     Rows that `config.out` already holds for the same texts and models are not computed again. The
@@ -85,6 +104,8 @@ def score(
     tokenizer.limit_ids(shape.vocab_size)
     items = Items(config, tokenizer, shape.max_positions)
     n_items = items.check()
+    if config.summary:
+        choose_roles(items.groups, config)  # a group that is named but not there ends the run here
     with memory_reported("the model", "--dtype bf16, or a device with more memory"):
         if base is None:
             columns = widest([adapter.spec for adapter in adapters])
@@ -120,21 +141,18 @@ def score(
         _write_meta(config.out, meta, models, earlier)
         if not config.summary:
             discard(inside(config.out, SUMMARY))  # it would be of other rows
-            return {"n_items": n_items, "n_models": len(models)}
+            return ScoreResult(n_items, len(models), None)
         names = {model["model_key"]: model["adapter"] for model in models}
         rows = results.rows(set(names), items)
-        summary = {
-            **summarise(
-                Scores(replace(row, adapter=names[row.model_key]) for row in rows),
-                cutoff=config.cutoff,
-                margin_nats=config.margin,
-            ),
-            "items_digest": items.digest,
-            "n_too_long": dict(items.n_too_long()),
-            "model_keys": {name or "base": key for key, name in names.items()},
-        }
-        write_json(inside(config.out, SUMMARY), summary)
-    return summary
+        scores = Scores(replace(row, adapter=names[row.model_key]) for row in rows)
+        summary = ScoreSummary(
+            statistics=summarise(scores, config),
+            items_digest=items.digest,
+            n_too_long=dict(items.n_too_long()),
+            model_keys={name or "base": key for key, name in names.items()},
+        )
+        write_json(inside(config.out, SUMMARY), to_json(summary))
+    return ScoreResult(n_items, len(models), summary)
 
 
 def identify(

@@ -27,6 +27,18 @@ class AnalysisConfig:
         group="Statistics",
         shown="0.2 standard deviations of the base's dI, in each group",
     )
+    primary: str | None = option(
+        "Group of pairs that the question is about.",
+        None,
+        group="Statistics",
+        shown="literary, or the first where none is called so",
+    )
+    control: str | None = option(
+        "Group of pairs that it is compared with.",
+        None,
+        group="Statistics",
+        shown="factual, or none where none is called so",
+    )
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
@@ -34,3 +46,5 @@ class AnalysisConfig:
             read_cutoff(self.cutoff)
         if self.margin is not None:
             require(0 < self.margin < math.inf, "margin to be positive and finite", self.margin)
+        if self.primary is not None:
+            require(self.primary != self.control, "primary and control to differ", self.primary)

@@ -5,13 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
+from cqa.schema.comparison import TextChange, TextComparison
 from cqa.schema.rows import ItemRow
-from cqa.stats.compare import change, differences, listed, mean
-from cqa.stats.tests import t_interval
+from cqa.stats.change import paired_change
 
-Row = dict[str, Any]
 BIT = math.log(2)
 
 
@@ -42,42 +40,38 @@ def text_score(row: ItemRow) -> TextScore:
     )
 
 
-def compare_texts(base: Mapping[str, TextScore], adapted: Mapping[str, TextScore]) -> Row:
+def compare_texts(
+    base: Mapping[str, TextScore], adapted: Mapping[str, TextScore]
+) -> TextComparison:
     """Return Table 2's rows of a group: all its texts, and each domain's."""
     ids = [item_id for item_id in base if item_id in adapted]
     domains = sorted({d for i in ids if (d := base[i].domain) is not None})
-    return {
-        **_stats(base, adapted, ids),
-        "domains": {
-            domain: _stats(base, adapted, [i for i in ids if base[i].domain == domain])
+    whole = _change(base, adapted, ids)
+    return TextComparison(
+        n=whole.n,
+        per_token_nats=whole.per_token_nats,
+        per_token_bits=whole.per_token_bits,
+        per_byte_bits=whole.per_byte_bits,
+        entropy_per_token_nats=whole.entropy_per_token_nats,
+        domains={
+            domain: _change(base, adapted, [i for i in ids if base[i].domain == domain])
             for domain in domains
         },
-    }
+    )
 
 
-def _stats(base: Mapping[str, TextScore], adapted: Mapping[str, TextScore], ids: list[str]) -> Row:
+def _change(
+    base: Mapping[str, TextScore], adapted: Mapping[str, TextScore], ids: list[str]
+) -> TextChange:
     """Return the log-probability per token and per byte, before and after, and its change."""
 
     def both(value: Callable[[TextScore], float]) -> tuple[list[float], list[float]]:
         return [value(base[i]) for i in ids], [value(adapted[i]) for i in ids]
 
-    before, after = both(lambda s: s.logp_nats / s.n_tokens)
-    moved = differences(before, after)
-    in_bits = change(*([value / BIT for value in values] for values in (before, after)))
-    per_byte = change(*both(lambda s: s.logp_nats / s.n_bytes / BIT))
-    return {
-        "n": len(ids),
-        "mean_logp_per_token_base_nats": mean(before),
-        "mean_logp_per_token_nats": mean(after),
-        "mean_dlogp_per_token_nats": mean(moved),
-        "ci95_nats": listed(t_interval(moved)),
-        "mean_logp_per_token_base_bits": in_bits["before"],
-        "mean_logp_per_token_bits": in_bits["after"],
-        "mean_dlogp_per_token_bits": in_bits["change"],
-        "ci95_per_token_bits": in_bits["ci95"],
-        "mean_logp_per_byte_base_bits": per_byte["before"],
-        "mean_logp_per_byte_bits": per_byte["after"],
-        "mean_dlogp_per_byte_bits": per_byte["change"],
-        "ci95_per_byte_bits": per_byte["ci95"],
-        "entropy_per_token_nats": change(*both(lambda s: s.entropy_nats / s.n_tokens)),
-    }
+    return TextChange(
+        n=len(ids),
+        per_token_nats=paired_change(*both(lambda s: s.logp_nats / s.n_tokens)),
+        per_token_bits=paired_change(*both(lambda s: s.logp_nats / s.n_tokens / BIT)),
+        per_byte_bits=paired_change(*both(lambda s: s.logp_nats / s.n_bytes / BIT)),
+        entropy_per_token_nats=paired_change(*both(lambda s: s.entropy_nats / s.n_tokens)),
+    )

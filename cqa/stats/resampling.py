@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import special, stats
 
-from cqa.stats.tests import cohen_d_z, wilcoxon
+from cqa.stats.tests import ALPHA, cohen_d_z, wilcoxon
 
 Values = npt.NDArray[np.float64]
 EXACT_CHOICES = 100  # items up to which every choice without one of them takes the exact p
@@ -39,7 +39,7 @@ def bca_interval(
     values: Sequence[float],
     *,
     clusters: Sequence[str] | None = None,
-    level: float = 0.95,
+    level: float = 1 - ALPHA,
     draws: int = 10_000,
     seed: int = 0,
 ) -> tuple[float, float] | None:

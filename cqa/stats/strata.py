@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import re
 from datetime import date, timedelta
-from typing import Literal
 
 from cqa.errors import ConfigError
+from cqa.schema.summary import Stratum
 
-Stratum = Literal["before", "after", "unknown"]
 STRATA: tuple[Stratum, ...] = ("before", "after", "unknown")
 _DATE = re.compile(r"(\d{4})(?:-(\d\d)(?:-(\d\d)(?:[T ].*)?)?)?")
 

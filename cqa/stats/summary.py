@@ -3,30 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import asdict
-from typing import Any
 
 from cqa.schema.rows import ItemRow
-from cqa.stats.compare import (
-    READINGS,
-    ItemFacts,
-    ItemScore,
-    base_entry,
-    compare_items,
-    item_facts,
-    item_score,
+from cqa.schema.summary import (
+    DatedCounts,
+    GroupResults,
+    Interaction,
+    Roles,
+    Selection,
+    Stratum,
+    StratumCounts,
+    Summary,
 )
+from cqa.stats.compare import base_group, compare_items
+from cqa.stats.config import AnalysisConfig
 from cqa.stats.continuations import TextScore, compare_texts, text_score
+from cqa.stats.items import VARIANTS, ItemFacts, ItemScore, item_facts, item_score
 from cqa.stats.resampling import (
     choose_epoch,
     leave_one_out_choice,
     max_t_sign_flip,
     permutation_welch,
 )
-from cqa.stats.strata import STRATA, Stratum, read_cutoff, stratum
+from cqa.stats.roles import choose_roles
+from cqa.stats.strata import STRATA, read_cutoff, stratum
 from cqa.stats.tests import welch
 
-Row = dict[str, Any]
 MANY_EPOCHS = 2  # more models than base and one adapter: there is something to choose
 ByModel = dict[str | None, dict[str, ItemScore]]
 
@@ -77,40 +79,42 @@ class Scores:
         ]
 
 
-def summarise(
-    scores: Scores, *, cutoff: str | None = None, margin_nats: float | None = None
-) -> Row:
-    """Return summary.json: every group under the base and under every adapter.
+def summarise(scores: Scores, config: AnalysisConfig | None = None) -> Summary:
+    """Return the statistics: every group under the base and under every adapter.
 
     Args:
         scores: The rows of one base and its adapters.
-        cutoff: Last day of the base's training data; texts before, after and of unknown date are
-            then listed apart as well.
-        margin_nats: Equivalence margin; by default a fifth of the base's sd of dI, per group.
+        config: What the statistics leave to the reader; by default nothing is fixed.
+
+    Raises:
+        ConfigError: A group that `config` names is not there.
     """
-    return {
-        "unit": "nats",
-        "readings": READINGS,
-        **_part(scores, margin_nats),
-        "selection": {
+    config = config or AnalysisConfig()
+    roles = choose_roles(scores.items, config)
+    return Summary(
+        unit="nats",
+        variants=VARIANTS,
+        results=_group_results(scores, config.margin),
+        selection={
             group: _selection(models)
             for group, models in scores.items.items()
             if len(models) > MANY_EPOCHS and len(_common(models)) > 1
         },
-        "interaction": _interactions(scores),
-        "cutoff": cutoff,
-        "n_by_date": _count_dates(scores, cutoff),
-        "strata": _strata(scores, cutoff, margin_nats),
-    }
+        interaction=_interactions(scores, roles),
+        cutoff=config.cutoff,
+        n_by_date=_count_dates(scores, config.cutoff),
+        strata=_strata(scores, config),
+        roles=roles,
+    )
 
 
-def _part(scores: Scores, margin_nats: float | None) -> Row:
-    """Return base, groups and continuations of all items or of some."""
-    return {
-        "base": {
-            group: base_entry(models[None], scores.facts) for group, models in scores.items.items()
+def _group_results(scores: Scores, margin_nats: float | None) -> GroupResults:
+    """Return the results of all items or of some."""
+    return GroupResults(
+        base={
+            group: base_group(models[None], scores.facts) for group, models in scores.items.items()
         },
-        "groups": {
+        groups={
             group: {
                 name: compare_items(models[None], by_id, scores.facts, margin_nats)
                 for name, by_id in models.items()
@@ -118,33 +122,33 @@ def _part(scores: Scores, margin_nats: float | None) -> Row:
             }
             for group, models in scores.items.items()
         },
-        "continuations": {
+        continuations={
             group: {
                 name or "base": compare_texts(models[None], by_id) for name, by_id in models.items()
             }
             for group, models in scores.texts.items()
         },
-    }
+    )
 
 
-def _count_dates(scores: Scores, cutoff: str | None) -> Row:
+def _count_dates(scores: Scores, cutoff: str | None) -> DatedCounts | StratumCounts:
     """Return how many items lie where; without a cutoff only how many have a date."""
     dates = scores.dates()
     if cutoff is None:
         dated = sum(d is not None for d in dates)
-        return {"dated": dated, "undated": len(dates) - dated}
+        return DatedCounts(dated, len(dates) - dated)
     day = read_cutoff(cutoff)
     found = [stratum(d, day) for d in dates]
-    return {name: found.count(name) for name in STRATA}
+    return StratumCounts(*(found.count(name) for name in STRATA))
 
 
-def _strata(scores: Scores, cutoff: str | None, margin_nats: float | None) -> Row:
-    if cutoff is None:
+def _strata(scores: Scores, config: AnalysisConfig) -> dict[Stratum, GroupResults]:
+    if config.cutoff is None:
         return {}
-    day = read_cutoff(cutoff)
+    day = read_cutoff(config.cutoff)
 
-    def only(name: Stratum) -> Row:
-        return _part(scores.part(lambda d: stratum(d, day) == name), margin_nats)
+    def only(name: Stratum) -> GroupResults:
+        return _group_results(scores.part(lambda d: stratum(d, day) == name), config.margin)
 
     return {name: only(name) for name in STRATA}
 
@@ -166,35 +170,32 @@ def _differences(
     }
 
 
-def _selection(models: ByModel) -> Row:
-    """Return what choosing among the adapters costs: corrected p, and how stable the choice is."""
+def _selection(models: ByModel) -> Selection:
     ddi = _differences(models)
     corrected = max_t_sign_flip(ddi)
     d_cond = _differences(models, lambda score: score.conditional_nats)
-    return {
-        "chosen": choose_epoch(ddi),
-        "rule": "smallest one-sided Wilcoxon p, then largest d_z; exploratory",
-        "p_corrected": corrected.p_corrected,
-        "p_corrected_d_cond": max_t_sign_flip(d_cond).p_corrected,
-        "method": f"max-T sign-flip, {corrected.method}",
-        "chosen_with_one_item_left_out": leave_one_out_choice(ddi),
-    }
+    return Selection(
+        chosen=choose_epoch(ddi),
+        rule="smallest one-sided Wilcoxon p, then largest d_z; exploratory",
+        p_corrected=corrected.p_corrected,
+        p_corrected_d_cond=max_t_sign_flip(d_cond).p_corrected,
+        method=f"max-T sign-flip, {corrected.method}",
+        chosen_with_one_item_left_out=leave_one_out_choice(ddi),
+    )
 
 
-def _interactions(scores: Scores) -> Row:
-    """Return, per adapter, whether literary items change more than factual ones."""
-    if not {"literary", "factual"} <= set(scores.items):
+def _interactions(scores: Scores, roles: Roles) -> dict[str, Interaction]:
+    """Return, per adapter, whether items of the primary group change more than the control's."""
+    if roles.primary is None or roles.control is None:
         return {}
-    literary, factual = (_differences(scores.items[g]) for g in ("literary", "factual"))
-    literary = {name: v for name, v in literary.items() if len(v) > 1 < len(factual.get(name, ()))}
-    if not literary:
+    primary, control = (_differences(scores.items[g]) for g in (roles.primary, roles.control))
+    primary = {name: v for name, v in primary.items() if len(v) > 1 < len(control.get(name, ()))}
+    if not primary:
         return {}
-    permuted = permutation_welch(literary, factual)
+    permuted = permutation_welch(primary, control)
     return {
-        name: {
-            **asdict(welch(values, factual[name])),
-            "p_permutation": permuted.p[name],
-            "p_corrected": permuted.p_corrected[name],
-        }
-        for name, values in literary.items()
+        name: Interaction(
+            welch(values, control[name]), permuted.p[name], permuted.p_corrected[name]
+        )
+        for name, values in primary.items()
     }

@@ -10,56 +10,28 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 from scipy import optimize, special, stats
 
-Alternative = Literal["greater", "less", "two-sided"]
+from cqa.schema.result import Alternative, Interval, PairedT, SignTest, Welch, Wilcoxon
+
 Law = npt.NDArray[np.float64]
+ALPHA = 0.05  # level of every test; intervals hold 1 - ALPHA
+SMALL, MEDIUM, LARGE = 0.2, 0.5, 0.8  # of d_z: Cohen 1988, "Statistical power analysis", chapter 2
 FAR = 5000.0
 EXACT_LIMIT = 1000  # non-zero differences; beyond, the normal approximation, named as such
 
 
 @dataclass(frozen=True, slots=True)
-class Wilcoxon:
-    """Result of a signed-rank test."""
-
-    w_plus: float
-    p: float
-    alternative: Alternative
-    method: str
-    n_zero: int
-
-
-@dataclass(frozen=True, slots=True)
-class PairedT:
-    """Result of a one-sample t-test of the mean difference against 0."""
-
-    t: float | None
-    df: int
-    p_one_sided: float | None
-    p_two_sided: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class SignTest:
-    """Result of an exact sign test: how many differences are positive."""
-
-    n_positive: int
-    n_nonzero: int
-    p: float
-
-
-@dataclass(frozen=True, slots=True)
-class Equivalence:
+class Tost:
     """Result of two one-sided t-tests: is the mean within ± margin?"""
 
     margin: float
     p: float | None
-    ci90: tuple[float, float] | None
-    smallest_margin: float | None  # the smallest at which p would be 0.05
+    ci90: Interval | None
+    smallest_margin: float | None  # the smallest at which p would be ALPHA
 
 
 def wilcoxon(differences: Sequence[float], alternative: Alternative = "greater") -> Wilcoxon:
@@ -67,7 +39,7 @@ def wilcoxon(differences: Sequence[float], alternative: Alternative = "greater")
 
     Null hypothesis: each difference is as likely positive as negative, given its size. Zeros are
     ranked and then dropped (Pratt 1959); ties share their mean rank; the null distribution of the
-    ranks at hand is enumerated exactly up to 1,000 non-zero differences.
+    given ranks is enumerated exactly up to 1,000 non-zero differences.
 
     Args:
         differences: One number per item.
@@ -144,7 +116,7 @@ def cohen_d_z(differences: Sequence[float]) -> float | None:
     return float(np.mean(differences)) / sd if sd else None
 
 
-def d_z_interval(d_z: float, n: int, level: float = 0.95) -> tuple[float, float]:
+def d_z_interval(d_z: float, n: int, level: float = 1 - ALPHA) -> tuple[float, float]:
     """Return the interval of d_z by inverting the noncentral t distribution.
 
     Source: Cumming & Finch 2001, "A primer on the understanding, use, and calculation of
@@ -202,7 +174,7 @@ def sign_test(differences: Sequence[float]) -> SignTest:
     return SignTest(n_positive, n_nonzero, float(p))
 
 
-def tost(differences: Sequence[float], margin: float) -> Equivalence:
+def tost(differences: Sequence[float], margin: float) -> Tost:
     """Test whether the mean difference lies within ± margin, by two one-sided t-tests.
 
     Null hypothesis: the mean is `margin` or more away from 0. A small p shows that it is nearer;
@@ -210,20 +182,20 @@ def tost(differences: Sequence[float], margin: float) -> Equivalence:
 
     Source: Schuirmann 1987; Lakens 2017, "Equivalence tests".
     """
-    interval = t_interval(differences, level=0.90)
+    interval = t_interval(differences, level=1 - 2 * ALPHA)
     if interval is None:
-        return Equivalence(margin, None, None, None)
+        return Tost(margin, None, None, None)
     low, high = interval
     bound = max(abs(low), abs(high))
     n, mean = len(differences), float(np.mean(differences))
     error = (spread(differences) or 0.0) / math.sqrt(n)
     if error == 0:
-        return Equivalence(margin, None, interval, bound)
+        return Tost(margin, None, interval, bound)
     p = float(stats.t.sf((margin - abs(mean)) / error, n - 1))  # the larger of the two
-    return Equivalence(margin, p, interval, bound)
+    return Tost(margin, p, interval, bound)
 
 
-def power_of_t(d_z: float, n: int, alpha: float = 0.05) -> float | None:
+def power_of_t(d_z: float, n: int, alpha: float = ALPHA) -> float | None:
     """Return the power of the one-sided paired t-test; None for fewer than two items.
 
     With normal differences the signed-rank test needs π/3 = 1.05 times the items (Pitman).
@@ -234,7 +206,7 @@ def power_of_t(d_z: float, n: int, alpha: float = 0.05) -> float | None:
     return 1 - _nct_cdf(critical, n - 1, d_z * math.sqrt(n))
 
 
-def detectable_d_z(n: int, power: float = 0.8, alpha: float = 0.05) -> float | None:
+def detectable_d_z(n: int, power: float = 0.8, alpha: float = ALPHA) -> float | None:
     """Return the smallest d_z that the one-sided paired t-test finds with the given power."""
     if n < 2:
         return None
@@ -248,23 +220,12 @@ def detectable_d_z(n: int, power: float = 0.8, alpha: float = 0.05) -> float | N
     return float(optimize.brentq(missing, 0.0, high))
 
 
-def wilson_interval(n_hits: int, n: int, level: float = 0.95) -> tuple[float, float] | None:
+def wilson_interval(n_hits: int, n: int, level: float = 1 - ALPHA) -> Interval | None:
     """Return Wilson's interval of a share; None without items."""
     if n == 0:
         return None
     interval = stats.binomtest(n_hits, n).proportion_ci(level, method="wilson")
     return float(interval.low), float(interval.high)
-
-
-@dataclass(frozen=True, slots=True)
-class Welch:
-    """Result of comparing two groups' means without assuming equal spreads."""
-
-    difference: float
-    t: float | None
-    df: float | None
-    p_two_sided: float | None
-    ci95: tuple[float, float] | None
 
 
 def welch(a: Sequence[float], b: Sequence[float]) -> Welch:
@@ -278,13 +239,13 @@ def welch(a: Sequence[float], b: Sequence[float]) -> Welch:
         return Welch(difference, None, None, None, None)
     weights = [part**2 / (len(v) - 1) for part, v in zip(parts, (a, b), strict=True)]
     df = error**4 / sum(weights)
-    half = float(stats.t.ppf(0.975, df)) * error
+    half = float(stats.t.ppf(1 - ALPHA / 2, df)) * error
     t = difference / error
     p = 2 * float(stats.t.sf(abs(t), df))
     return Welch(difference, t, df, p, (difference - half, difference + half))
 
 
-def t_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float] | None:
+def t_interval(values: Sequence[float], level: float = 1 - ALPHA) -> Interval | None:
     """Return the t interval of a mean, n - 1 degrees of freedom; None for fewer than two values."""
     n, sd = len(values), spread(values)
     if sd is None:

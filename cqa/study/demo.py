@@ -11,7 +11,7 @@ from cqa.report.config import ReportConfig
 from cqa.report.write import write_report
 from cqa.schema.events import ScoreEvent
 from cqa.score.config import ScoreConfig
-from cqa.score.run import score
+from cqa.score.run import ScoreResult, score
 from cqa.train.config import TrainConfig
 from cqa.train.loop import train
 
@@ -22,8 +22,8 @@ def run_demo(
     *,
     on_train: Callable[[dict[str, Any]], None] = lambda _: None,
     on_score: Callable[[ScoreEvent], None] = lambda _: None,
-) -> dict[str, Any]:
-    """Train the paper's recipe for a few epochs and return the score summary.
+) -> ScoreResult:
+    """Train the paper's recipe for a few epochs; return what scoring comes to.
 
     Args:
         out: Folder; the run goes to `out/run`, the scores to `out/scores`, and the report to
@@ -39,7 +39,7 @@ def run_demo(
         resume=True,
         on_event=on_train,
     )
-    summary = score(
+    result = score(
         ScoreConfig(
             model=model,
             run=run,
@@ -51,4 +51,4 @@ def run_demo(
         on_event=on_score,
     )
     write_report(out / "scores", ReportConfig(run=run, out=out / "report"))
-    return summary
+    return result

@@ -17,6 +17,7 @@ from cqa.data.unique import each_once
 from cqa.model.checkpoint import locate
 from cqa.model.config import read_config
 from cqa.model.decoder import Decoder
+from cqa.schema.result import to_json
 from cqa.schema.rows import ItemRow
 from cqa.score.prefix_batch import encode_item
 from cqa.score.scorer import score_rows
@@ -68,10 +69,10 @@ class DevMetric:
         """Yield one event per group of items."""
         started = time.perf_counter()
         rows = self._rows(decoder, "now")
-        groups = summarise(Scores([*self._base, *rows]))["groups"]
+        groups = summarise(Scores([*self._base, *rows])).groups
         seconds = round(time.perf_counter() - started, 6)
         for group, models in groups.items():
-            entry = {key: models["now"][key] for key in LOGGED}
+            entry = {key: value for key, value in to_json(models["now"]).items() if key in LOGGED}
             yield {"event": "dev", "epoch": epoch, "group": group, **entry, "dev_s": seconds}
 
     def _rows(self, decoder: Decoder, name: str | None) -> list[ItemRow]:

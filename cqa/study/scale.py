@@ -28,6 +28,7 @@ from cqa.files import discard, locked, new_file, write_json
 from cqa.interrupt import Interrupted
 from cqa.kernels.philox import SPLIT, permutation, stream_of
 from cqa.model.load import BaseModel, open_model
+from cqa.schema.comparison import Comparison
 from cqa.schema.events import ScoreEvent
 from cqa.score.config import ScoreConfig
 from cqa.score.encoded import Items, first_named, left_out_text
@@ -231,18 +232,20 @@ def _score(
     settings: dict[Cell, TrainConfig],
     base: BaseModel,
     on_event: Callable[[ScoreEvent], None],
-) -> dict[Cell, dict[str, Row]]:
+) -> dict[Cell, dict[str, Comparison]]:
     """Score every run's adapter; return the summary's entry by run and group."""
     folders = {_adapter(settings[cell], cell): cell for cell in settings}
     scoring = _scoring(config, tuple(folders))
-    groups = score(scoring, base=base, on_event=on_event)["groups"]
+    summary = score(scoring, base=base, on_event=on_event).summary
+    assert summary is not None  # the settings ask for it
+    groups = summary.statistics.groups
     return {
         folders[found.folder]: {group: models[found.name] for group, models in groups.items()}
         for found in find_adapters(scoring)
     }
 
 
-def _run_row(config: ScaleConfig, arm: str, cell: Cell, group: str, entry: Row) -> Row:
+def _run_row(config: ScaleConfig, arm: str, cell: Cell, group: str, entry: Comparison) -> Row:
     return {
         "arm": arm,
         "size": cell.size,
@@ -252,12 +255,12 @@ def _run_row(config: ScaleConfig, arm: str, cell: Cell, group: str, entry: Row) 
         "epochs": cell.epochs,
         "scored_epoch": cell.scored_epoch,
         "steps": _steps(config, cell.size, cell.scored_epoch),
-        "n_items": entry["n"],
-        "mean_delta_i_base_nats": entry["mean_delta_i_base_nats"],
-        "mean_delta_i_nats": entry["mean_delta_i_nats"],
-        "mean_ddi_nats": entry["mean_ddi_nats"],
-        "d_z": entry["d_z"],
-        "wilcoxon_p": entry["wilcoxon"]["p"],
+        "n_items": entry.n,
+        "mean_delta_i_base_nats": entry.delta_i_nats.before,
+        "mean_delta_i_nats": entry.delta_i_nats.after,
+        "mean_ddi_nats": entry.delta_i_nats.change,
+        "d_z": entry.effect.d_z,
+        "wilcoxon_p": entry.wilcoxon.p,
     }
 
 

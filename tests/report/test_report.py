@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -17,21 +18,24 @@ from synthetic import HOSTILE, make_folder, make_items, make_rows, make_run
 from cqa.errors import ConfigError, DataError, ResourceError
 from cqa.identity import digest_bytes
 from cqa.report.config import ReportConfig
-from cqa.report.figures import FIGURES, redraw
+from cqa.report.figures import FIGURES
 from cqa.report.page import markdown_page
 from cqa.report.pair_tables import domains
 from cqa.report.tables import (
     ABSENT,
     Column,
-    Table,
+    Placed,
     latex,
     show,
+    tabulate,
     to_csv,
     to_latex,
     to_markdown,
 )
-from cqa.report.write import make_report, read_view, write_report
+from cqa.report.write import make_report, read_focus, write_report
+from cqa.schema.result import to_json
 from cqa.score_folder import read_rows, with_checksum
+from cqa.stats.config import AnalysisConfig
 from cqa.stats.summary import Scores, summarise
 
 TABLES = {
@@ -63,7 +67,8 @@ def few(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def summary(scored) -> dict:
-    return summarise(Scores(read_rows(scored / "scores.jsonl")), cutoff="2024-06")
+    scores = Scores(read_rows(scored / "scores.jsonl"))
+    return to_json(summarise(scores, AnalysisConfig(cutoff="2024-06")))
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:
@@ -153,11 +158,12 @@ def test_page_and_markdown_hold_the_shown_adapters_domains_and_what_they_are_not
 
 
 def test_a_normal_approximation_is_named_with_its_domain(scored, tmp_path):
-    view = read_view(scored, ReportConfig(out=tmp_path))
-    assert "Normal approximation" not in domains(view).note
-    part = view.summary["groups"]["literary"][view.shown]["domains"]["moor"]
-    part["wilcoxon"]["method"] = "normal approximation"
-    assert domains(view).note.endswith(". Normal approximation of p: literary, moor")
+    focus = read_focus(scored, ReportConfig(out=tmp_path))
+    assert "Normal approximation" not in domains(focus).note
+    part = focus.summary.groups["literary"][focus.highlighted].domains
+    rough = replace(part["moor"].wilcoxon, method="normal approximation")
+    part["moor"] = replace(part["moor"], wilcoxon=rough)
+    assert domains(focus).note.endswith(". Normal approximation of p: literary, moor")
 
 
 def test_without_two_domains_in_a_group_there_is_no_section(tmp_path):
@@ -183,7 +189,7 @@ def test_items_are_told_apart_by_stratum_and_add_up_to_the_mean(made, summary):
 @pytest.mark.parametrize("name", FIGURES)
 def test_every_figure_is_redrawn_from_its_csv_alone(made, name):
     file = made / "figures" / name
-    drawing = redraw(name, file.with_suffix(".csv").read_text(encoding="utf-8"))
+    drawing = FIGURES[name].redraw(file.with_suffix(".csv").read_text(encoding="utf-8"))
     assert drawing.svg == file.with_suffix(".svg").read_text(encoding="utf-8")
     assert drawing.png == file.with_suffix(".png").read_bytes()
 
@@ -191,7 +197,7 @@ def test_every_figure_is_redrawn_from_its_csv_alone(made, name):
 def test_a_figure_shows_what_its_csv_says(made):
     text = (made / "figures" / "d_by_epoch.csv").read_text(encoding="utf-8")
     (first, *_) = rows_of(made / "figures" / "d_by_epoch.csv")
-    moved = redraw("d_by_epoch", text.replace(first["d_z"], "0.987"))
+    moved = FIGURES["d_by_epoch"].redraw(text.replace(first["d_z"], "0.987"))
     assert moved.svg != (made / "figures" / "d_by_epoch.svg").read_text(encoding="utf-8")
 
 
@@ -340,12 +346,10 @@ def test_settings_of_the_scoring_run_hold_unless_given_anew(tmp_path):
     folder = make_folder(
         tmp_path / "scores", items=items, adapters=adapters, cutoff="2023", margin=1.5
     )
-    own = read_view(folder, ReportConfig(out=tmp_path)).summary
-    anew = read_view(folder, ReportConfig(out=tmp_path, cutoff="2024", margin=9)).summary
-    assert (own["cutoff"], anew["cutoff"]) == ("2023", "2024")
-    margins = [
-        s["groups"]["factual"]["epoch-02"]["equivalence"]["margin_nats"] for s in (own, anew)
-    ]
+    own = read_focus(folder, ReportConfig(out=tmp_path)).summary
+    anew = read_focus(folder, ReportConfig(out=tmp_path, cutoff="2024", margin=9)).summary
+    assert (own.cutoff, anew.cutoff) == ("2023", "2024")
+    margins = [s.groups["factual"]["epoch-02"].equivalence.margin_nats for s in (own, anew)]
     assert margins == [1.5, 9]
 
 
@@ -429,10 +433,16 @@ def test_an_out_that_cannot_be_written_is_refused(few, tmp_path):
 
 
 ODD = "a_b & 50 % | <x> \\ $y$ {z} ~^ #"
-TABLE = Table(
-    "t", "Title & more", (Column("name", "na|me", "text"), Column("ci", "CI, nats", "interval"),
-    Column("p", "p", "p")), [{"name": ODD, "ci": [-1.0, 0.004], "p": 0.00001}, {"name": "-"}],
-)  # fmt: skip
+TABLE = tabulate(
+    "t",
+    "Title & more",
+    (
+        Column("name", "na|me", lambda r: r.group, "text"),
+        Column("ci", "CI, nats", lambda r: r.result[0], "interval"),
+        Column("p", "p", lambda r: r.result[1], "p"),
+    ),
+    [Placed(((-1.0, 0.004), 0.00001), ODD), Placed((None, None), "-")],
+)
 
 
 def test_table_in_latex_is_escaped():
@@ -464,7 +474,8 @@ def test_table_in_csv_is_raw():
     [
         (-0.001, "signed", "0.00"), (0.0, "signed", "0.00"), (-1.239, "signed", "−1.24"),
         (0.041, "p", "0.041"), (1.0, "p", "1.000"), (152.5, "w", "152.5"), (0.525, "share", "52 %"),
-        (None, "share", "n/a"), ([None, 1.0], "interval", "n/a"), (1234, "count", "1,234"),
+        (None, "share", "n/a"), (None, "interval", "n/a"), (1234, "count", "1,234"),
+        (1000500.0, "w", "1000500"), (123456.5, "w", "123456.5"),
     ],
 )  # fmt: skip
 def test_values_are_shown_as_a_reader_expects(value, form, text):
@@ -479,6 +490,6 @@ def test_trained_texts_among_the_items_are_named(few, tmp_path):
     trained = {"settings": {"data": str(data)}, "data_digest": digest_bytes([data])}
     (run / "run.json").write_text(json.dumps(facts | trained))
     report = make_report(few, ReportConfig(out=tmp_path / "out", run=run))
-    (warning,) = [text for text in report.cautions if "with training texts" in text]
+    (warning,) = [text for text in report.caveats if "with training texts" in text]
     assert f"1 by a whole text, the rest by 13 words in a row or more: {item['id']} (" in warning
     assert f"({data}:1)" in warning

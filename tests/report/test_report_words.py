@@ -1,4 +1,4 @@
-"""The verdict and the cautions: what they say follows from the tests, and from nothing else."""
+"""The verdict and the caveats: what they say follows from the tests, and from nothing else."""
 
 import json
 from collections.abc import Sequence
@@ -13,12 +13,14 @@ from synthetic import key_of, make_items, make_meta, make_row, make_run, records
 from cqa.data.overlap import TrainedTexts
 from cqa.data.samples import Sample, Turn
 from cqa.identity import digest_bytes
-from cqa.report.caveats import cautions
-from cqa.report.focus import View, make_view
-from cqa.report.item_table import scored_items, texts_of
+from cqa.report.caveats import caveats
+from cqa.report.focus import Focus, make_focus
+from cqa.report.item_table import ScoredItem, scored_items, shown_options
 from cqa.report.source import Source, TrainingRun, read_run
 from cqa.report.verdict import make_verdict
+from cqa.schema.comparison import EntropyChange
 from cqa.schema.rows import ItemRow, ItemText
+from cqa.stats.config import AnalysisConfig
 from cqa.stats.summary import Scores, summarise
 
 Changes = dict[str, dict[str, Sequence[float]]]  # adapter, group: ddI of every item, nats
@@ -30,8 +32,8 @@ def spread(mean: float, n: int = 20, sd: float = 1.0) -> np.ndarray:
     return (values - values.mean()) / values.std(ddof=1) * sd + mean
 
 
-def view_of(changes: Changes, *, prior: float = 0.0, **facts) -> View:
-    """Return a view of pairs whose dI changes as told; `prior` is each item's d_prior."""
+def focus_of(changes: Changes, *, prior: float = 0.0, **facts) -> Focus:
+    """Return a focus on pairs whose dI changes as told; `prior` is each item's d_prior."""
     rows, items = [], {}
     sizes = {group: len(v) for models in changes.values() for group, v in models.items()}
     for group, n in sizes.items():
@@ -50,7 +52,9 @@ def view_of(changes: Changes, *, prior: float = 0.0, **facts) -> View:
         Path("scores"), make_meta([None, *changes]), items, Scores(records(rows)), list(changes),
         facts.get("run"),
     )  # fmt: skip
-    return make_view(source, summarise(source.scores, cutoff=facts.get("cutoff")))
+    names = ("cutoff", "primary", "control")
+    config = AnalysisConfig(**{name: facts[name] for name in names if name in facts})
+    return make_focus(source, summarise(source.scores, config))
 
 
 def _row(item_id, group, adapter, given, null, facts):
@@ -80,32 +84,39 @@ def _row(item_id, group, adapter, given, null, facts):
     }  # fmt: skip
 
 
-def marks(view: View) -> list[str]:
-    return [finding.mark for finding in make_verdict(view).findings]
+def with_primary(focus: Focus, **changed) -> Focus:
+    """Return a focus whose primary group under the highlighted adapter has other results."""
+    models = focus.summary.groups[focus.primary]
+    models[focus.highlighted] = replace(models[focus.highlighted], **changed)
+    return focus
+
+
+def marks(focus: Focus) -> list[str]:
+    return [finding.mark for finding in make_verdict(focus).findings]
 
 
 def test_a_change_of_one_group_alone_is_shown_with_all_that_it_needs():
-    view = view_of({"mine": {"literary": spread(1.5), "factual": spread(0.0)}})
-    verdict = make_verdict(view)
+    focus = focus_of({"mine": {"literary": spread(1.5), "factual": spread(0.0)}})
+    verdict = make_verdict(focus)
     assert verdict.headline == (
         "Under mine the model is more sensitive to quality in literary items, and more so than in "
         "factual items."
     )
-    assert marks(view)[:4] == ["shown", "shown", "shown", "shown"]
+    assert marks(focus)[:4] == ["shown", "shown", "shown", "shown"]
     assert verdict.tiles[0].value == "+1.50\N{NO-BREAK SPACE}nats"
 
 
 def test_both_groups_changing_is_not_selective():
-    view = view_of({"mine": {"literary": spread(1.5), "factual": spread(1.4)}})
-    assert marks(view)[:3] == ["shown", "not shown", "against"]
-    assert make_verdict(view).headline.endswith("that this is particular to them is not shown.")
-    assert "they did change" in make_verdict(view).findings[2].text
+    focus = focus_of({"mine": {"literary": spread(1.5), "factual": spread(1.4)}})
+    assert marks(focus)[:3] == ["shown", "not shown", "against"]
+    assert make_verdict(focus).headline.endswith("that this is particular to them is not shown.")
+    assert "they did change" in make_verdict(focus).findings[2].text
 
 
 def test_a_noisy_null_is_not_taken_for_no_change():
-    view = view_of({"mine": {"literary": spread(9.58, sd=19), "factual": spread(-3.04, sd=25)}})
-    assert marks(view)[1:3] == ["not shown", "not shown"]
-    texts = [finding.text for finding in make_verdict(view).findings]
+    focus = focus_of({"mine": {"literary": spread(9.58, sd=19), "factual": spread(-3.04, sd=25)}})
+    assert marks(focus)[1:3] == ["not shown", "not shown"]
+    texts = [finding.text for finding in make_verdict(focus).findings]
     assert "One group changing measurably and the other not would not answer this" in texts[1]
     assert "No significant change is not the same as no change" in texts[2]
 
@@ -115,27 +126,27 @@ def test_a_p_that_only_the_choice_made_small_is_not_shown():
     rng = np.random.default_rng(5)
     epochs = {f"epoch-{k:02d}": {"literary": rng.normal(0, 1, 20)} for k in range(1, 7)}
     epochs["epoch-07"] = {"literary": spread(0.42)}
-    view = view_of(epochs)
-    selection = view.summary["selection"]["literary"]
-    assert view.shown == selection["chosen"] == "epoch-07"
-    plain = view.summary["groups"]["literary"]["epoch-07"]["wilcoxon"]["p"]
-    assert plain <= 0.05 < selection["p_corrected"]["epoch-07"]
-    first = make_verdict(view).findings[0]
+    focus = focus_of(epochs)
+    selection = focus.summary.selection["literary"]
+    assert focus.highlighted == selection.chosen == "epoch-07"
+    plain = focus.comparison.wilcoxon.p
+    assert plain <= 0.05 < selection.p_corrected["epoch-07"]
+    first = make_verdict(focus).findings[0]
     assert first.mark == "not shown"
     assert "corrected for looking at 7 adapters, max-T" in first.text
     assert "picked because its p is the smallest" in first.text
-    assert make_verdict(view).headline.startswith("No change of sensitivity")
+    assert make_verdict(focus).headline.startswith("No change of sensitivity")
 
 
 def test_a_fall_is_named_as_one():
-    view = view_of({"mine": {"literary": spread(-1.5)}})
-    assert marks(view)[0] == "against"
-    assert make_verdict(view).headline.startswith("Under mine the model became less sensitive")
+    focus = focus_of({"mine": {"literary": spread(-1.5)}})
+    assert marks(focus)[0] == "against"
+    assert make_verdict(focus).headline.startswith("Under mine the model became less sensitive")
 
 
 def test_without_a_control_group_nothing_is_said_of_selectivity():
-    view = view_of({"mine": {"poems": spread(1.5)}})
-    verdict = make_verdict(view)
+    focus = focus_of({"mine": {"poems": spread(1.5)}})
+    verdict = make_verdict(focus)
     assert verdict.headline.endswith("without a control group nothing is said of others.")
     assert not any("factual" in finding.question for finding in verdict.findings)
 
@@ -144,7 +155,7 @@ def test_a_change_of_the_prior_is_not_taken_for_one_of_the_conditional():
     changes = {"mine": {"literary": spread(1.5)}}
     questions = {}
     for name, prior in (("conditional", 0.0), ("prior", -1.5)):
-        verdict = make_verdict(view_of(changes, prior=prior))
+        verdict = make_verdict(focus_of(changes, prior=prior))
         (questions[name],) = [f for f in verdict.findings if "the prior that fell" in f.question]
     assert questions["conditional"].mark == "shown"
     assert questions["prior"].mark == "not shown"
@@ -162,17 +173,19 @@ def test_a_change_of_the_prior_is_not_taken_for_one_of_the_conditional():
     ],
 )
 def test_entropy_has_to_fall_given_the_context_and_to_stay_without(given, null, mark):
-    view = view_of({"mine": {"literary": spread(1.5)}})
-    entropy = view.summary["groups"]["literary"]["mine"]["entropy_per_token"]
-    for name, ci in (("given_context", given), ("null", null)):
-        entropy[name] |= {"change": sum(ci) / 2, "ci95": ci}
-    (found,) = [f for f in make_verdict(view).findings if f.question.startswith("Did H(X|Y)")]
+    focus = focus_of({"mine": {"literary": spread(1.5)}})
+    changes = {
+        name: replace(focus.comparison.entropy_per_token.null, change=sum(ci) / 2, ci95=tuple(ci))
+        for name, ci in (("given_context", given), ("null", null))
+    }
+    focus = with_primary(focus, entropy_per_token=EntropyChange(**changes))
+    (found,) = [f for f in make_verdict(focus).findings if f.question.startswith("Did H(X|Y)")]
     assert found.mark == mark
 
 
 def test_what_it_is_evidence_for_names_model_items_and_groups():
     text = make_verdict(
-        view_of({"mine": {"literary": spread(1), "factual": spread(0)}})
+        focus_of({"mine": {"literary": spread(1), "factual": spread(0)}})
     ).evidence_for
     assert "models/tiny & <small>" in text
     assert "20 literary, 20 factual items" in text
@@ -181,12 +194,12 @@ def test_what_it_is_evidence_for_names_model_items_and_groups():
 PLAIN = {"literary": spread(0.5, 60), "factual": spread(0.0, 60)}
 
 
-def said(view: View, words: str) -> list[str]:
-    return [text for text in cautions(view) if words in text]
+def said(focus: Focus, words: str) -> list[str]:
+    return [text for text in caveats(focus) if words in text]
 
 
-def test_a_clean_result_has_only_the_cautions_that_nothing_was_given_for():
-    found = cautions(view_of({"mine": PLAIN}))
+def test_a_clean_result_has_only_the_caveats_that_nothing_was_given_for():
+    found = caveats(focus_of({"mine": PLAIN}))
     assert len(found) == 4
     assert sum("no item names its source_id" in text for text in found) == 2
     assert "no --cutoff was given" in " ".join(found)
@@ -194,7 +207,7 @@ def test_a_clean_result_has_only_the_cautions_that_nothing_was_given_for():
 
 
 def test_few_items_are_named_with_the_power_that_they_have():
-    (text,) = said(view_of({"mine": {"literary": spread(1.0)}}), "few items")
+    (text,) = said(focus_of({"mine": {"literary": spread(1.0)}}), "few items")
     assert "With n = 20 the test finds an effect of d_z = 0.5 in 70 % of cases" in text
     assert "0.58 for 80 %" in text
 
@@ -202,41 +215,43 @@ def test_few_items_are_named_with_the_power_that_they_have():
 @pytest.mark.parametrize(("tokens", "warned"), [((10, 10), 0), ((12, 10), 1), ((10, 12), 1)])
 def test_uneven_options_are_named(tokens, warned):
     found = said(
-        view_of({"mine": {"literary": spread(1.0, 60)}}, tokens=tokens), "tokens on average"
+        focus_of({"mine": {"literary": spread(1.0, 60)}}, tokens=tokens), "tokens on average"
     )
     assert len(found) == warned
 
 
 def test_clusters_are_named_with_the_interval_that_respects_them():
-    view = view_of({"mine": {"literary": spread(1.0, 60)}}, sources=6)
-    (text,) = said(view, "named sources")
+    focus = focus_of({"mine": {"literary": spread(1.0, 60)}}, sources=6)
+    (text,) = said(focus, "named sources")
     assert "60 of 60 items come from 6 named sources" in text
-    low = view.summary["groups"]["literary"]["mine"]["by_source"]["bca95_nats"][0]
+    low = focus.comparison.by_source.bca95_nats[0]
     assert f"{low:+.2f}" in text
-    assert not said(view_of({"mine": {"literary": spread(1.0, 60)}}, sources=60), "sources")
+    assert not said(focus_of({"mine": {"literary": spread(1.0, 60)}}, sources=60), "sources")
 
 
 def test_mixed_strata_are_counted():
     dates = ["2023", "2025", None]
-    view = view_of({"mine": {"literary": spread(1.0, 60)}}, cutoff="2024", dates=dates)
-    (text,) = said(view, "Mixed strata")
+    focus = focus_of({"mine": {"literary": spread(1.0, 60)}}, cutoff="2024", dates=dates)
+    (text,) = said(focus, "Mixed strata")
     assert "20 items were published by 2024, 20 after it, 20 are of unknown date" in text
-    view = view_of({"mine": {"literary": spread(1.0, 60)}}, cutoff="2024", dates=["2025"])
-    assert not said(view, "strata")
+    focus = focus_of({"mine": {"literary": spread(1.0, 60)}}, cutoff="2024", dates=["2025"])
+    assert not said(focus, "strata")
 
 
 def test_boundary_merges_are_named():
-    (text,) = said(view_of({"mine": {"literary": spread(1.0, 60)}}, merge=True), "--boundary joint")
+    (text,) = said(
+        focus_of({"mine": {"literary": spread(1.0, 60)}}, merge=True), "--boundary joint"
+    )
     assert "in 100 % of the items" in text
 
 
 def test_items_that_were_left_out_are_named():
-    view = view_of({"mine": PLAIN})
-    assert not said(view, "left out")
-    view.source.meta |= {
+    focus = focus_of({"mine": PLAIN})
+    assert not said(focus, "left out")
+    focus.source.meta |= {
         "max_positions": 512, "too_long": {"a": "literary", "b": "factual", "c": "literary"},
     }  # fmt: skip
-    literary, factual = said(view, "left out")
+    literary, factual = said(focus, "left out")
     assert literary.startswith(
         "literary: 2 items are longer than the model's 512 positions and were left out (a, c; "
     )
@@ -255,16 +270,15 @@ ROW = "one two three four five six seven eight nine ten eleven twelve thirteen"
 
 
 def test_items_that_are_trained_on_are_named_whole_or_by_their_words():
-    clean = view_of({"mine": PLAIN}, run=trained_on("Nothing of it.", ROW))
+    clean = focus_of({"mine": PLAIN}, run=trained_on("Nothing of it.", ROW))
     assert not said(clean, "training texts")
-    view = view_of({"mine": PLAIN}, run=trained_on("Nothing of it.", f"It goes: {ROW}!", "G"))
-    items = view.source.items
+    focus = focus_of({"mine": PLAIN}, run=trained_on("Nothing of it.", f"It goes: {ROW}!", "G"))
+    items = focus.source.items
     items["literary-7"] = replace(items["literary-7"], context=f"He counted {ROW}.")
-    (text,) = said(view, "training texts")  # every item's right option is `g`
+    (text,) = said(focus, "training texts")  # every item's right option is `g`
     assert text.startswith("120 items overlap with training texts, 120 by a whole text")
-    for item_id, item in items.items():
-        items[item_id] = replace(item, options=("another", "b"))
-    (text,) = said(view, "training texts")
+    items |= {name: replace(item, options=("another", "b")) for name, item in items.items()}
+    (text,) = said(focus, "training texts")
     assert text == (
         "1 item overlaps with training texts, 0 by a whole text, the rest by 13 words in a row or "
         f"more: literary-7 (train.jsonl:2, “{ROW}”)."
@@ -272,9 +286,9 @@ def test_items_that_are_trained_on_are_named_whole_or_by_their_words():
 
 
 def test_overlap_is_not_known_without_the_run_or_its_file(tmp_path):
-    assert said(view_of({"mine": PLAIN}), "no training run was given")
+    assert said(focus_of({"mine": PLAIN}), "no training run was given")
     unknown = TrainingRun(Path("run"), {"data": "gone.jsonl"}, {}, {}, {}, None)
-    assert said(view_of({"mine": PLAIN}, run=unknown), "gone.jsonl is not at hand as trained on")
+    assert said(focus_of({"mine": PLAIN}, run=unknown), "gone.jsonl is not available as trained on")
 
 
 def test_training_texts_count_only_if_the_file_is_the_one_trained_on(tmp_path):
@@ -295,12 +309,12 @@ def test_a_difference_that_only_the_choice_made_small_is_not_shown():
         for k in range(1, 10)
     }
     epochs["epoch-10"] = {"literary": spread(0.45), "factual": spread(-0.25)}
-    view = view_of(epochs)
-    assert view.shown == "epoch-10"
-    test = view.summary["interaction"]["epoch-10"]
-    assert test["p_two_sided"] <= 0.05
-    assert test["p_permutation"] <= 0.05 < test["p_corrected"]
-    found = make_verdict(view).findings[1]
+    focus = focus_of(epochs)
+    assert focus.highlighted == "epoch-10"
+    test = focus.interaction
+    assert test.welch.p_two_sided <= 0.05
+    assert test.p_permutation <= 0.05 < test.p_corrected
+    found = make_verdict(focus).findings[1]
     assert found.mark == "not shown"
     assert "corrected for looking at 10 adapters (max-T)" in found.text
 
@@ -309,14 +323,14 @@ def test_the_conditional_part_pays_for_the_choice_too():
     rng = np.random.default_rng(5)
     epochs = {f"epoch-{k:02d}": {"literary": rng.normal(0, 1, 20)} for k in range(1, 7)}
     epochs["epoch-07"] = {"literary": spread(0.49)}
-    (found,) = [f for f in make_verdict(view_of(epochs)).findings if "conditional" in f.question]
+    (found,) = [f for f in make_verdict(focus_of(epochs)).findings if "conditional" in f.question]
     assert found.mark == "not shown"
     assert "the correction does not bear it" in found.text
 
 
 def test_a_change_within_the_margin_is_still_named_a_change():
-    view = view_of({"mine": {"literary": spread(1.5), "factual": spread(0.3, sd=0.1)}})
-    found = make_verdict(view).findings[2]
+    focus = focus_of({"mine": {"literary": spread(1.5), "factual": spread(0.3, sd=0.1)}})
+    found = make_verdict(focus).findings[2]
     assert found.mark == "shown"
     assert "there is a change, smaller than the margin" in found.text
 
@@ -324,37 +338,37 @@ def test_a_change_within_the_margin_is_still_named_a_change():
 def test_a_choice_that_one_item_turns_is_named():
     rng = np.random.default_rng(2)
     epochs = {f"epoch-{k:02d}": {"literary": rng.normal(0.1, 1, 12)} for k in range(1, 8)}
-    view = view_of(epochs)
-    votes = view.summary["selection"]["literary"]["chosen_with_one_item_left_out"]
-    assert votes[view.shown] < 0.9 * 12
-    (text,) = said(view, "The choice is unstable")
-    assert f"it is {view.shown} in {votes[view.shown]} of 12 cases" in text
-    assert said(view, "exploratory")
+    focus = focus_of(epochs)
+    votes = focus.selection.chosen_with_one_item_left_out
+    assert votes[focus.highlighted] < 0.9 * 12
+    (text,) = said(focus, "The choice is unstable")
+    assert f"it is {focus.highlighted} in {votes[focus.highlighted]} of 12 cases" in text
+    assert said(focus, "exploratory")
 
 
 def test_epochs_that_were_not_scored_are_counted():
     losses = dict.fromkeys(range(1, 13), 3.0)
     run = TrainingRun(Path("run"), {}, {}, losses, {})
     epochs = {f"epoch-{k:02d}": PLAIN for k in (2, 5)}
-    (text,) = said(view_of(epochs, run=run), "trained epochs were scored")
+    (text,) = said(focus_of(epochs, run=run), "trained epochs were scored")
     assert text.startswith("2 of 12 trained epochs")
 
 
 def test_readings_that_disagree_are_named():
-    view = view_of({"mine": {"literary": spread(1.0, 60)}})
-    assert not said(view, "The reading of dI decides")
-    view.summary["groups"]["literary"]["mine"]["readings"]["per_token"]["p"] = 0.4
-    (text,) = said(view, "The reading of dI decides")
+    focus = focus_of({"mine": {"literary": spread(1.0, 60)}})
+    assert not said(focus, "The reading of dI decides")
+    named = focus.comparison.variants
+    with_primary(focus, variants=replace(named, per_token=replace(named.per_token, p=0.4)))
+    (text,) = said(focus, "The reading of dI decides")
     assert "the mean per token 0.400" in text
 
 
 def test_items_that_an_adapter_lacks_are_counted():
-    view = view_of({"mine": {"literary": spread(1.0, 60)}})
-    view.summary["groups"]["literary"]["mine"]["n"] = 59
-    assert said(view, "literary: mine has scores for 59 of 60 items only")
+    focus = focus_of({"mine": {"literary": spread(1.0, 60)}})
+    assert said(with_primary(focus, n=59), "literary: mine has scores for 59 of 60 items only")
 
 
-def item_with_tokens(score_eos: bool) -> dict:
+def item_with_tokens(score_eos: bool) -> ScoredItem:
     (item,) = [i for i in make_items(4) if i["id"] == "literary-3"]
     row = make_row(item, None, 0, np.random.default_rng(0))
     option = row["options"][0]
@@ -365,20 +379,17 @@ def item_with_tokens(score_eos: bool) -> dict:
     for key in ("token_logp_given_context_nats", "token_logp_null_nats"):
         option[key] = [-1.0, -0.5, -0.25, -2.0, -3.004, -4.0][: len(ends)]
     text = ItemText.from_json({**item, "item_key": ""}, "made up")
-    return {"item": text, "row": ItemRow.from_json(row, "made up")}
+    return ScoredItem(text, ItemRow.from_json(row, "made up"), None, None)
 
 
 @pytest.mark.parametrize("score_eos", [False, True])
 def test_pieces_of_a_character_are_one_and_an_end_token_is_its_own(score_eos):
-    from cqa.report.item_table import ScoredItem
-
-    made = item_with_tokens(score_eos)
-    held = texts_of(ScoredItem(made["item"], made["row"], None), score_eos=score_eos)
-    tokens = held["options"][0]["tokens"]
-    n = len(made["item"].options[0])
-    assert tokens["ends"] == [1, 4, n] + [n] * score_eos
-    assert tokens["base"] == [-175, -200, -300] + [-400] * score_eos
-    assert "adapter" not in tokens
+    scored = item_with_tokens(score_eos)
+    tokens = shown_options(scored, score_eos=score_eos)[0].tokens
+    n = len(scored.text.options[0])
+    assert tokens.ends == [1, 4, n] + [n] * score_eos
+    assert tokens.base == [-175, -200, -300] + [-400] * score_eos
+    assert tokens.adapter is None
 
 
 def test_items_come_group_by_group_and_the_largest_change_first(tmp_path):
@@ -387,8 +398,8 @@ def test_items_come_group_by_group_and_the_largest_change_first(tmp_path):
     from cqa.report.source import read_source
 
     source = read_source(make_folder(tmp_path / "scores"))
-    view = make_view(source, summarise(source.scores))
-    found = scored_items(view)
+    focus = make_focus(source, summarise(source.scores))
+    found = scored_items(focus)
     groups = [s.base.group for s in found if s.base.kind != "continuation"]
     assert groups == ["literary"] * 6 + ["factual"] * 6 + ["<i>other</i>"] * 4
     ddi = [s.ddi_nats for s in found[:6]]

@@ -44,21 +44,21 @@ def test_items_longer_than_the_models_positions_are_left_out_when_asked_for(data
     texts = (write_lines(tmp_path / "t.jsonl", [text]),)
     config = few_of(data, tmp_path / "out", pairs=pairs, continuations=texts, too_long="drop")
     notes: list[str] = []
-    summary = score(config, on_event=lambda e: notes.append(e.get("text", "")))
+    result = score(config, on_event=lambda e: notes.append(getattr(e, "text", "")))
     rows = rows_of(config.out)
     assert [row["id"] for row in rows] == ["lit-01", "lit-03"]
     assert [item["id"] for item in read_lines(config.out / "items.jsonl")] == ["lit-01", "lit-03"]
     meta = json.loads((config.out / "meta.json").read_text())
     assert meta["too_long"] == {"lit-02": "literary", TEXTS[0]["id"]: "texts"}
-    assert summary["n_too_long"] == {"literary": 1, "texts": 1}
-    assert summary["base"]["literary"]["n"] == 2
+    assert result.summary.n_too_long == {"literary": 1, "texts": 1}
+    assert result.summary.statistics.base["literary"].n == 2
     assert "left out, over the model's positions (--too-long drop): 1 literary, 1 texts" in (
-        summary_text(summary)
+        summary_text(result.summary)
     )
     (note,) = [text for text in notes if text.startswith("left out")]
     assert f"1024 positions: 1 literary, 1 texts (lit-02, {TEXTS[0]['id']}; meta.json" in note
     before = bytes_of(config.out)
-    assert score(config) == summary
+    assert score(config) == result
     assert bytes_of(config.out) == before
 
 

@@ -102,7 +102,7 @@ def test_another_adapter_under_the_same_name_is_scored_anew(data, run, tmp_path)
     for epoch in (1, 2):
         adapter = tmp_path / f"copy-{epoch}" / "adapter"
         shutil.copytree(run / f"epoch-0{epoch}", adapter)
-        summaries.append(score(few_of(data, out, adapter=(adapter,))))
+        summaries.append(score(few_of(data, out, adapter=(adapter,))).to_json())
     rows = [row for row in rows_of(out) if row["adapter"] == "adapter"]
     assert len({row["model_key"] for row in rows}) == 2
     assert len(rows) == 8

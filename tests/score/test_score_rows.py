@@ -246,11 +246,11 @@ def test_summary_is_written_as_it_is_returned(scored):
 
 def test_statistics_that_one_item_cannot_have_are_null(data, run, tmp_path):
     pairs = (write_lines(tmp_path / "one.jsonl", LITERARY[:1]),)
-    entry = score(few_of(data, tmp_path / "out", pairs=pairs, run=run, epochs=(2,)))["groups"]
-    one = entry["literary"]["epoch-02"]
-    assert one["n"] == 1
-    assert one["mean_ddi_nats"] != 0
-    assert (one["d_z"], one["ci95_nats"], one["t"]["t"]) == (None, None, None)
+    result = score(few_of(data, tmp_path / "out", pairs=pairs, run=run, epochs=(2,)))
+    one = result.summary.statistics.groups["literary"]["epoch-02"]
+    assert one.n == 1
+    assert one.delta_i_nats.change != 0
+    assert (one.effect.d_z, one.delta_i_nats.ci95, one.t.t) == (None, None, None)
 
 
 def test_end_token_is_scored_after_each_option_when_asked_for(data, rows, tmp_path):

@@ -23,7 +23,7 @@ from cqa.data.tokenizer import Tokenizer
 from cqa.model.load import BaseModel, load_model
 from cqa.score.config import ScoreConfig
 from cqa.score.prefix_batch import encode_item, passes
-from cqa.score.run import score
+from cqa.score.run import ScoreResult, score
 from cqa.score.scorer import BranchStats
 from cqa.stats.summary import Scores, summarise
 
@@ -117,7 +117,7 @@ def test_without_a_summary_none_of_other_rows_is_left(tmp_path):
     config = {"model": str(MODEL), "pairs": (pairs,), "out": tmp_path / "out"}
     score(ScoreConfig(**config))
     assert (tmp_path / "out" / "summary.json").exists()
-    assert score(ScoreConfig(**config, summary=False)) == {"n_items": 3, "n_models": 1}
+    assert score(ScoreConfig(**config, summary=False)) == ScoreResult(3, 1, None)
     assert not (tmp_path / "out" / "summary.json").exists()
 
 
@@ -178,8 +178,8 @@ def test_rows_merge_by_id_whatever_the_order_of_the_files(tmp_path):
     out = tmp_path / "out"
     counts = []
     for files in ((some,), (rest, some), (pairs,), (some,)):
-        summary = score(ScoreConfig(model=str(MODEL), pairs=files, out=out))
-        counts.append(summary["base"]["ungrouped"]["n"])
+        result = score(ScoreConfig(model=str(MODEL), pairs=files, out=out))
+        counts.append(result.summary.statistics.base["ungrouped"].n)
     assert counts == [4, 9, 9, 4]  # of the files at hand, not of all that the folder holds
     assert list(ids_of(out)) == [f"row-{i}" for i in (6, 5, 4, 3, 8, 0, 1, 2, 7)]
 

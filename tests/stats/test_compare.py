@@ -8,8 +8,11 @@ import pytest
 from scipy import stats
 from synthetic import make_items, make_rows, records
 
-from cqa.stats.compare import MARGIN_SHARE, READINGS, compare_items, item_facts, item_score
+from cqa.schema.result import to_json
+from cqa.stats.compare import MARGIN_SHARE, compare_items
+from cqa.stats.config import AnalysisConfig
 from cqa.stats.continuations import TextScore, compare_texts
+from cqa.stats.items import VARIANTS, item_facts, item_score
 from cqa.stats.summary import Scores, summarise
 from cqa.text import interval, signed
 
@@ -24,7 +27,12 @@ def rows() -> list[dict]:
 
 @pytest.fixture(scope="module")
 def summary(rows) -> dict:
-    return summarise(Scores(records(rows)), cutoff="2024-06")
+    return summary_of(rows, cutoff="2024-06")
+
+
+def summary_of(rows, **settings) -> dict:
+    """Return the statistics as summary.json has them."""
+    return to_json(summarise(Scores(records(rows)), AnalysisConfig(**settings)))
 
 
 def of(rows: list[dict], adapter: str | None, group: str) -> list[dict]:
@@ -123,7 +131,7 @@ def test_readings_of_delta_i_are_what_they_say(rows, summary):
         "best_wrong": best_wrong,
     }
     readings = summary["groups"]["<i>other</i>"]["epoch-04"]["readings"]
-    assert set(readings) == set(expected) == set(READINGS)
+    assert set(readings) == set(expected) == set(VARIANTS)
     for name, value in expected.items():
         ddi = per_item(after, value) - per_item(before, value)
         assert readings[name]["mean_ddi"] == pytest.approx(ddi.mean())
@@ -151,8 +159,8 @@ def test_source_means_are_tested_and_unnamed_items_stand_alone(rows):
         before, lambda r: r["delta_i_nats"]
     )
     means = [ddi[0], ddi[1], *ddi[2:].reshape(3, 2).mean(1)]
-    assert (entry["by_source"]["n_sources"], entry["by_source"]["n_unnamed"]) == (5, 1)
-    assert entry["by_source"]["wilcoxon_of_source_means"]["p"] == pytest.approx(
+    assert (entry.by_source.n_sources, entry.by_source.n_unnamed) == (5, 1)
+    assert entry.by_source.wilcoxon_of_source_means.p == pytest.approx(
         stats.wilcoxon(means, alternative="greater").pvalue
     )
 
@@ -186,14 +194,11 @@ def test_equivalence_margin_is_fixed_by_the_base_or_by_the_caller(rows):
     scores = [{r.id: item_score(r) for r in records(part)} for part in (before, after)]
     facts = {r.id: item_facts(r) for r in records(before)}
     spread = per_item(before, lambda r: r["delta_i_nats"]).std(ddof=1)
-    own, given = compare_items(*scores, facts), compare_items(*scores, facts, 2.5)
-    assert own["equivalence"]["margin_nats"] == pytest.approx(MARGIN_SHARE * spread)
-    assert "sd of the base" in own["equivalence"]["margin_rule"]
-    assert (given["equivalence"]["margin_nats"], given["equivalence"]["margin_rule"]) == (
-        2.5,
-        "given",
-    )
-    assert given["equivalence"]["p"] != own["equivalence"]["p"]
+    own, given = (compare_items(*scores, facts, margin).equivalence for margin in (None, 2.5))
+    assert own.margin_nats == pytest.approx(MARGIN_SHARE * spread)
+    assert "sd of the base" in own.margin_rule
+    assert (given.margin_nats, given.margin_rule) == (2.5, "given")
+    assert given.p != own.p
 
 
 def test_signs_that_turn_are_counted_both_ways(rows, summary):
@@ -232,7 +237,7 @@ def test_strata_part_the_items_and_never_overlap(rows, summary):
 
 
 def test_without_a_cutoff_nothing_is_parted_and_dates_are_counted(rows):
-    summary = summarise(Scores(records(rows)))
+    summary = summary_of(rows)
     assert summary["strata"] == {}
     assert summary["n_by_date"] == {"dated": 14, "undated": 22}
 
@@ -257,7 +262,7 @@ def test_the_combined_row_of_table_2_follows_from_its_parts():
     texts = texts_with(-0.609, (-0.762, -0.456), -2.496, "n", "news") | texts_with(
         -0.732, (-0.943, -0.520), -2.300, "p", "popular science"
     )
-    entry = compare_texts(*({i: pair[k] for i, pair in texts.items()} for k in (0, 1)))
+    entry = to_json(compare_texts(*({i: pair[k] for i, pair in texts.items()} for k in (0, 1))))
     assert entry["n"] == 20
     assert entry["mean_logp_per_token_base_nats"] == pytest.approx(-2.398, abs=5e-4)
     assert entry["mean_logp_per_token_nats"] == pytest.approx(-3.068, abs=1e-3)
@@ -274,7 +279,7 @@ def test_the_combined_row_of_table_2_follows_from_its_parts():
 
 def test_one_item_has_means_and_nothing_that_needs_two():
     items = make_items(1)
-    summary = summarise(Scores(records(make_rows(items, ADAPTERS))), cutoff="2024")
+    summary = summary_of(make_rows(items, ADAPTERS), cutoff="2024")
     entry = summary["groups"]["literary"]["epoch-02"]
     assert entry["n"] == 1
     assert entry["mean_ddi_nats"] is not None
@@ -288,7 +293,7 @@ def test_one_item_has_means_and_nothing_that_needs_two():
 def test_an_adapter_that_changes_nothing_is_no_error():
     rows = list(make_rows(ITEMS, [None]))
     same = [row | {"adapter": "epoch-01"} for row in rows]
-    summary = summarise(Scores(records(rows + same)))
+    summary = summary_of(rows + same)
     entry = summary["groups"]["literary"]["epoch-01"]
     assert (entry["mean_ddi_nats"], entry["d_z"], entry["wilcoxon"]["p"]) == (0, None, 1)
     assert entry["sign_test"]["p"] == 1

@@ -53,7 +53,7 @@ def test_it_is_what_scoring_the_kept_epochs_says(watched, files, tmp_path):
     config = ScoreConfig(
         model=str(MODEL), run=watched, pairs=(files[1],), out=tmp_path, device="cpu"
     )
-    groups = score(config)["groups"]
+    groups = score(config).to_json()["groups"]
     events = devs(watched)
     assert [(e["epoch"], e["group"]) for e in events] == [(e, g) for e in (1, 2) for g in GROUPS]
     for event in events:

@@ -117,16 +117,16 @@ def test_run_and_scores_are_those_of_train_and_score_alone(done, files, tmp_path
     train(alone)
     ours = config.out / "runs" / name / "epoch-04" / "adapter_model.safetensors"
     assert ours.read_bytes() == (tmp_path / "run/epoch-04/adapter_model.safetensors").read_bytes()
-    summary = score(
+    alone_scored = score(
         ScoreConfig(
             model=str(MODEL), adapter=(alone.out / "epoch-04",), pairs=(files[1],),
             out=tmp_path / "scores", device="cpu",
         )
     )  # fmt: skip
     for row in (r for r in result["runs"] if r["run"] == name):
-        truth = summary["groups"][row["group"]]["epoch-04"]
-        assert row["mean_ddi_nats"] == truth["mean_ddi_nats"]
-        assert row["wilcoxon_p"] == truth["wilcoxon"]["p"]
+        truth = alone_scored.summary.statistics.groups[row["group"]]["epoch-04"]
+        assert row["mean_ddi_nats"] == truth.delta_i_nats.change
+        assert row["wilcoxon_p"] == truth.wilcoxon.p
         assert row["n_items"] == 4
 
 

@@ -1,0 +1,120 @@
+"""The rows that figures are drawn from, and their CSV files."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any, TypeVar, get_args, get_type_hints
+
+from cqa.report.tables import ABSENT, csv_text, plain
+
+
+@dataclass(frozen=True, slots=True)
+class EffectPoint:
+    """Figure 1: d_z of ddI with its interval, of a group under an adapter."""
+
+    group: str
+    adapter: str
+    epoch: int | None
+    n: int
+    d_z: float | None
+    low: float | None
+    high: float | None
+    p: float
+    shown: bool  # whether it is the highlighted adapter
+
+
+@dataclass(frozen=True, slots=True)
+class PartPoint:
+    """Mean ddI or one of its parts with its interval."""
+
+    group: str
+    adapter: str
+    epoch: int | None
+    part: str
+    mean_nats: float | None
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class CandidateBar:
+    """Mean p of the candidates of one rank, and the mean entropy of p, before and after."""
+
+    group: str
+    adapter: str
+    where: str
+    rank: int
+    n: int
+    p_base: float | None
+    p_adapter: float | None
+    h_base_nats: float | None
+    h_adapter_nats: float | None
+    h_change_nats: float | None
+    h_low: float | None
+    h_high: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class EpochPoint:
+    """A loss of training, or a statistic of a group, at an epoch."""
+
+    quantity: str
+    group: str | None
+    epoch: int
+    value: float | None
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class ItemPoint:
+    """ddI of one item."""
+
+    group: str
+    adapter: str
+    id: str
+    ddi_nats: float
+
+
+@dataclass(frozen=True, slots=True)
+class TextPoint:
+    """Mean change of log-probability per token of a domain, or of a whole group."""
+
+    group: str
+    domain: str | None
+    adapter: str
+    n: int
+    change_nats_per_token: float | None
+    low: float | None
+    high: float | None
+
+
+PlotRow = EffectPoint | PartPoint | CandidateBar | EpochPoint | ItemPoint | TextPoint
+T = TypeVar("T", bound=PlotRow)
+
+
+def rows_to_csv(rows: Sequence[PlotRow]) -> str:
+    """Return a figure's rows as CSV, a column per field."""
+    names = [f.name for f in fields(rows[0])]
+    return csv_text(names, [[plain(getattr(row, name)) for name in names] for row in rows])
+
+
+def rows_from_csv(kind: type[T], text: str) -> list[T]:
+    """Return a figure's rows from CSV, each cell as the type of its field; `n/a` is None."""
+    hints = get_type_hints(kind)
+    return [
+        kind(**{key: _value(hints[key], cell) for key, cell in row.items()})
+        for row in csv.DictReader(io.StringIO(text))
+    ]
+
+
+def _value(hint: Any, cell: str) -> Any:
+    kinds = get_args(hint) or (hint,)
+    if cell == ABSENT and type(None) in kinds:
+        return None
+    if bool in kinds:
+        return cell == "True"
+    return int(cell) if int in kinds else float(cell) if float in kinds else cell

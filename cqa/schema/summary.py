@@ -1,0 +1,112 @@
+"""summary.json: the statistics of one base and its adapters."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from cqa.schema.comparison import BaseGroup, Comparison, TextComparison
+from cqa.schema.result import Welch, merged, stored_as, unwritten
+
+Stratum = Literal["before", "after", "unknown"]
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """What choosing among the adapters costs: corrected p, and how stable the choice is."""
+
+    chosen: str
+    rule: str
+    p_corrected: dict[str, float]  # by adapter, as the next one
+    p_corrected_d_cond: dict[str, float]
+    method: str
+    chosen_with_one_item_left_out: dict[str, int]
+
+    @property
+    def n_adapters(self) -> int:
+        """How many adapters there were to choose among."""
+        return len(self.p_corrected)
+
+
+@dataclass(frozen=True, slots=True)
+class Interaction:
+    """Whether ddI differs between the primary and the control group under one adapter."""
+
+    welch: Welch = field(metadata=merged())
+    p_permutation: float
+    p_corrected: float  # for all adapters
+
+
+@dataclass(frozen=True, slots=True)
+class DatedCounts:
+    """How many items have a date, where no cutoff is given."""
+
+    dated: int
+    undated: int
+
+
+@dataclass(frozen=True, slots=True)
+class StratumCounts:
+    """How many items were published when, seen from the cutoff."""
+
+    before: int
+    after: int
+    unknown: int
+
+
+@dataclass(frozen=True, slots=True)
+class Roles:
+    """Which group the question is about, and which one it is compared with."""
+
+    primary: str | None
+    control: str | None
+    caveat: str | None = None  # where they were not named and had to be guessed
+
+
+@dataclass(frozen=True, slots=True)
+class GroupResults:
+    """The results of every group, of all items or of a stratum."""
+
+    base: dict[str, BaseGroup]
+    groups: dict[str, dict[str, Comparison]]  # by group and adapter
+    continuations: dict[str, dict[str, TextComparison]]  # by group and adapter, or "base"
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """The statistics of one base and its adapters."""
+
+    unit: str
+    variants: dict[str, str] = field(metadata=stored_as("readings"))  # what each of `Variants` is
+    results: GroupResults = field(metadata=merged())
+    selection: dict[str, Selection]  # by group, as far as there is a choice
+    interaction: dict[str, Interaction]  # by adapter
+    cutoff: str | None
+    n_by_date: DatedCounts | StratumCounts
+    strata: dict[Stratum, GroupResults]
+    roles: Roles = field(metadata=unwritten())
+
+    @property
+    def base(self) -> dict[str, BaseGroup]:
+        """The groups of pairs under the base."""
+        return self.results.base
+
+    @property
+    def groups(self) -> dict[str, dict[str, Comparison]]:
+        """The groups of pairs, by group and adapter."""
+        return self.results.groups
+
+    @property
+    def continuations(self) -> dict[str, dict[str, TextComparison]]:
+        """The groups of continuations, by group and adapter, or "base"."""
+        return self.results.continuations
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreSummary:
+    """summary.json: the statistics, and what they are of."""
+
+    statistics: Summary = field(metadata=merged())
+    items_digest: str | None
+    n_too_long: dict[str, int]  # items left out, by group
+    model_keys: dict[str, str]  # by adapter, or "base"

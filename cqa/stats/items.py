@@ -1,0 +1,107 @@
+"""A row of scores.jsonl reduced to what the statistics of pairs need."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from cqa.schema.rows import ItemRow, OptionScore
+from cqa.stats.information import contrast, delta_i_best_wrong, softmax
+
+LENGTHS = ("n_tokens", "n_bytes", "n_chars")
+VARIANTS = {  # dI in other ways than as the sum over tokens after the first null context
+    "null2": "sum over tokens, ∅ = null token + newline, nats",
+    "per_token": "mean over tokens, nats/token",
+    "per_byte": "mean over bytes, nats/byte",
+    "per_char": "mean over characters, nats/char",
+    "best_wrong": "sum over tokens, against the strongest wrong option, nats",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ItemScore:
+    """What the statistics need of one item under one model; option 0 of `p_*` is the right one."""
+
+    delta_i_nats: float
+    conditional_nats: float  # S(good|y) - mean S(bad|y)
+    prior_nats: float  # the same after the null context
+    variants: tuple[float, ...]  # dI in the order of VARIANTS
+    entropy_given_nats: float  # per token, over the tokens of all options
+    entropy_null_nats: float
+    p_given: tuple[float, ...]  # softmax of S(x|y) over the candidates
+    p_null: tuple[float, ...]
+    is_first: bool  # whether the right option has the largest S(x|y), the earliest among equals
+    is_first_per_byte: bool  # the same of S(x|y) / bytes of x
+
+
+@dataclass(frozen=True, slots=True)
+class ItemFacts:
+    """What is known of an item whatever the model."""
+
+    domain: str | None
+    source_id: str | None
+    published_at: str | None
+    right_lengths: tuple[int, ...]  # in the order of LENGTHS
+    wrong_lengths: tuple[float, ...]  # means over the wrong options
+    boundary_merge: bool
+
+
+def item_score(row: ItemRow) -> ItemScore:
+    """Reduce a row of scores.jsonl to what the statistics need.
+
+    Raises:
+        ValueError: It is a continuation, which has no right option.
+    """
+    answer, delta_i, options = row.answer, row.delta_i_nats, row.options
+    if answer is None or delta_i is None:
+        raise ValueError(f"expected a choice, got the continuation `{row.id}`")
+    given = [o.logp_given_context_nats for o in options]
+    null = [o.logp_null_nats for o in options]
+    pmi = [o.pmi_nats for o in options]
+    n_tokens = sum(o.n_tokens for o in options)
+    order = [answer, *(k for k in range(len(options)) if k != answer)]
+    p_given, p_null = softmax(given), softmax(null)
+    return ItemScore(
+        delta_i_nats=delta_i,
+        conditional_nats=contrast(given, answer),
+        prior_nats=contrast(null, answer),
+        variants=(
+            contrast([o.logp_given_context_nats - o.logp_null2_nats for o in options], answer),
+            *(
+                contrast([i / n for i, n in zip(pmi, lengths, strict=True)], answer)
+                for lengths in zip(*map(_lengths, options), strict=True)
+            ),
+            delta_i_best_wrong(pmi, answer),
+        ),
+        entropy_given_nats=sum(o.entropy_given_context_nats for o in options) / n_tokens,
+        entropy_null_nats=sum(o.entropy_null_nats for o in options) / n_tokens,
+        p_given=tuple(p_given[k] for k in order),
+        p_null=tuple(p_null[k] for k in order),
+        is_first=_largest(given) == answer,
+        is_first_per_byte=_largest([o.logp_given_context_nats / o.n_bytes for o in options])
+        == answer,
+    )
+
+
+def _lengths(option: OptionScore) -> tuple[int, int, int]:
+    """Return an option's length in the order of LENGTHS."""
+    return option.n_tokens, option.n_bytes, option.n_chars
+
+
+def _largest(values: Sequence[float]) -> int:
+    return max(range(len(values)), key=values.__getitem__)
+
+
+def item_facts(row: ItemRow) -> ItemFacts:
+    """Return what a row says of its item."""
+    wrong = [_lengths(option) for k, option in enumerate(row.options) if k != row.answer]
+    return ItemFacts(
+        row.domain,
+        row.source_id,
+        row.published_at,
+        _lengths(row.options[row.answer or 0]),
+        tuple(float(np.mean(lengths)) for lengths in zip(*wrong, strict=True)),
+        any(option.boundary_merge for option in row.options),
+    )
