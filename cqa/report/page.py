@@ -29,8 +29,8 @@ from cqa.report.verdict import Verdict
 
 TEMPLATES = files("cqa.report") / "templates"
 CAPTIONS = {
-    "d_by_epoch": "d_z of ddI with its 95 % interval (noncentral t). The ring marks the adapter "
-    "that this page dwells on. An interval that holds 0 shows no change.",
+    "d_by_epoch": "d_z of ddI with its 95 % interval (noncentral t). The ring marks the "
+    "highlighted adapter, which the verdict is on. An interval that holds 0 shows no change.",
     "parts": "ddI = d_cond − d_prior with 95 % t intervals: what changed after the context, and "
     "what changed without any.",
     "collapse": "Mean over items of p, the softmax of S over an item's candidates; wrong options "
@@ -253,7 +253,7 @@ def markdown_page(report: Report) -> str:
     lines += [f"* **{f.mark}**: {_plain(f.question)} {_plain(f.text)}" for f in verdict.findings]
     lines += ["", _plain(verdict.evidence_for), "", "Not shown:", ""]
     lines += [f"* {_plain(text)}" for text in verdict.not_shown]
-    lines += ["", "## Cautions", "", *(f"* {_plain(text)}" for text in report.caveats), ""]
+    lines += ["", "## Caveats", "", *(f"* {_plain(text)}" for text in report.caveats), ""]
     for name, title, figures, tables in SECTIONS:
         drawn = [f for f in figures if f in report.figures]
         held = [report.by_name[t] for t in tables if t in report.by_name]

@@ -31,7 +31,7 @@ class TrainingRun:
     facts: Row
     loss_nats: dict[int, float]  # mean training loss by epoch
     eval_loss_nats: dict[int, float]
-    trained: TrainedTexts | None = None  # None where the file is not at hand as it was
+    trained: TrainedTexts | None = None  # None where the file is not available as it was
 
 
 @dataclass(slots=True)
@@ -125,7 +125,7 @@ def _of(record: Row, key: str, kind: Any, where: Path | str) -> Any:
 
 
 def read_run(folder: Path) -> TrainingRun:
-    """Read a training run's settings and losses, and its texts where the file is at hand.
+    """Read a training run's settings and losses, and its texts where the file is available.
 
     Raises:
         DataError: run.json or log.jsonl is missing or damaged.

@@ -36,7 +36,7 @@ def choose_roles(groups: Collection[str], config: AnalysisConfig) -> Roles:
         control = CONTROL
     guessed = []
     if len(groups) > 1 and config.primary is None and primary != PRIMARY:
-        guessed.append(f"{primary}, the first group, is taken as the subject (--primary names it)")
+        guessed.append(f"{primary} is taken as the subject, as none was named (--primary names it)")
     if len(groups) > 1 and control is None:
         guessed.append(f"no control was found among {', '.join(groups)} (--control names it)")
     return Roles(primary, control, "; ".join(guessed) or None)

@@ -264,7 +264,7 @@ def test_page_and_markdown_give_the_verdict_first(made):
     headline = re.search(r"\*\*(.*?)\*\*", text)[1]
     page = Page(made / "report.html").texts
     assert headline in [t.strip() for t in page]
-    assert text.index("Cautions") < text.index("## The change, by adapter")
+    assert text.index("Caveats") < text.index("## The change, by adapter")
     assert "It does not show:" in "".join(page)
 
 

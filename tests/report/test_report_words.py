@@ -14,12 +14,16 @@ from cqa.data.overlap import TrainedTexts
 from cqa.data.samples import Sample, Turn
 from cqa.identity import digest_bytes
 from cqa.report.caveats import caveats
+from cqa.report.figure_data import figure_rows
 from cqa.report.focus import Focus, make_focus
 from cqa.report.item_table import ScoredItem, scored_items, shown_options
+from cqa.report.pair_tables import interaction
 from cqa.report.source import Source, TrainingRun, read_run
+from cqa.report.terminal import summary_text
 from cqa.report.verdict import make_verdict
 from cqa.schema.comparison import EntropyChange
 from cqa.schema.rows import ItemRow, ItemText
+from cqa.schema.summary import ScoreSummary
 from cqa.stats.config import AnalysisConfig
 from cqa.stats.summary import Scores, summarise
 
@@ -149,6 +153,48 @@ def test_without_a_control_group_nothing_is_said_of_selectivity():
     verdict = make_verdict(focus)
     assert verdict.headline.endswith("without a control group nothing is said of others.")
     assert not any("factual" in finding.question for finding in verdict.findings)
+
+
+OTHER_NAMES = {"mine": {"poems": spread(1.5), "news": spread(0.0)}}
+
+
+def test_groups_of_other_names_get_every_test_once_they_are_named():
+    focus = focus_of(OTHER_NAMES, primary="poems", control="news")
+    named = focus_of({"mine": {"literary": spread(1.5), "factual": spread(0.0)}})
+    verdict, expected = make_verdict(focus), make_verdict(named)
+    assert marks(focus) == marks(named)
+    assert verdict.headline == expected.headline.replace("literary", "poems").replace(
+        "factual", "news"
+    )
+    assert [tile.value for tile in verdict.tiles] == [tile.value for tile in expected.tiles]
+    assert verdict.tiles[-1].name == "poems − news"
+    assert not said(focus, "--primary")
+    assert interaction(focus).title == "Poems minus news"
+    assert interaction(focus).columns[1].heading == "poems − news, nats"
+    assert "poems - news, mine: +1.50 nats" in summary_text(scored(focus))
+
+
+def test_the_named_primary_comes_first_wherever_its_items_are():
+    focus = focus_of(OTHER_NAMES, primary="news", control="poems")
+    assert [row.group for row in figure_rows(focus)["d_by_epoch"]] == ["news", "poems"]
+    assert make_verdict(focus).findings[0].question.endswith("in news items?")
+
+
+def test_groups_of_other_names_that_nobody_named_are_told_of():
+    focus = focus_of(OTHER_NAMES)
+    line = (
+        "poems is taken as the subject, as none was named (--primary names it); no control was "
+        "found among poems, news (--control names it)"
+    )
+    assert said(focus, "--primary") == [f"{line}."]
+    assert line in summary_text(scored(focus)).splitlines()
+    assert make_verdict(focus).headline.endswith(
+        "without a control group nothing is said of others."
+    )
+
+
+def scored(focus: Focus) -> ScoreSummary:
+    return ScoreSummary(focus.summary, None, {}, {})
 
 
 def test_a_change_of_the_prior_is_not_taken_for_one_of_the_conditional():
