@@ -9,6 +9,7 @@ from torch import Tensor
 
 from cqa.bench.shapes import hf_config
 from cqa.kernels.adamw import AdamState, adam_rates, adamw_step, gradient_norm
+from cqa.kernels.aug_columns import AugColumns
 from cqa.kernels.aug_linear import LoraRows, aug_linear
 from cqa.kernels.copy_shrink import copy_shrink
 from cqa.kernels.embed import Noise, embed
@@ -17,7 +18,7 @@ from cqa.kernels.precision import wider
 from cqa.kernels.rms_norm import norm_shrink, rms_norm
 from cqa.kernels.rope import rope
 from cqa.kernels.scatter import ScatterTable, Segment, scatter
-from cqa.kernels.shrink import AugColumns, Shrink
+from cqa.kernels.shrink import Shrink
 from cqa.kernels.swiglu_shrink import swiglu_shrink
 from cqa.kernels.token_logprobs import ROUTES, token_logprobs, token_stats
 from cqa.model.config import DecoderConfig, parse_config

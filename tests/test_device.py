@@ -13,7 +13,7 @@ from cqa.bench.shapes import QWEN25, random_weight
 from cqa.bench.step import random_samples
 from cqa.kernels.copy_shrink import copy_shrink
 from cqa.kernels.philox import Dropout
-from cqa.kernels.shrink import AugColumns, Shrink
+from cqa.kernels.shrink import Shrink
 from cqa.layout import Tree, pack_trees
 from cqa.model.config import parse_config
 from cqa.model.decoder import Decoder

@@ -50,7 +50,7 @@ def adam_rates(*, lr: float, step: int, weight_decay: float, device: torch.devic
         (1 - lr λ, √(1 - β2ᵗ), lr / (1 - β1ᵗ)), shape (3,), fp64.
     """
     rates = (1 - lr * weight_decay, (1 - BETA2**step) ** 0.5, lr / (1 - BETA1**step))
-    return torch.tensor(rates, dtype=torch.float64).to(device, non_blocking=True)
+    return torch.tensor(rates, dtype=torch.float64, device="cpu").to(device, non_blocking=True)
 
 
 def _clip_factor_ref(norm: Tensor, max_norm: float) -> Tensor:
@@ -72,8 +72,13 @@ def adamw_ref(state: AdamState, rates: Tensor, norm: Tensor, max_norm: float) ->
 
 
 @triton.jit
-def _square_sums(grad, sums, n, PIECE: tl.constexpr, TILE: tl.constexpr):
-    """One program sums the squares of one piece."""
+def _square_sums(  # a program: the squares of one piece
+    grad,  # (P,)
+    sums,  # (pieces,) fp64, written
+    n,
+    PIECE: tl.constexpr,
+    TILE: tl.constexpr,
+):
     piece = tl.program_id(0)
     first = piece.to(tl.int64) * PIECE
     total = tl.zeros((TILE,), tl.float64)
@@ -85,7 +90,12 @@ def _square_sums(grad, sums, n, PIECE: tl.constexpr, TILE: tl.constexpr):
 
 
 @triton.jit
-def _norm_of_sums(sums, norm, n, TILE: tl.constexpr):
+def _norm_of_sums(
+    sums,  # (pieces,) fp64
+    norm,  # (), written
+    n,
+    TILE: tl.constexpr,
+):
     total = tl.zeros((TILE,), tl.float64)
     for start in range(0, n, TILE):
         at = start + tl.arange(0, TILE)
@@ -98,16 +108,27 @@ def _gradient_norm_triton(grad: Tensor) -> Tensor:
     pieces = triton.cdiv(grad.numel(), _PIECE)
     sums = torch.empty(pieces, dtype=torch.float64, device=grad.device)
     norm = torch.empty((), dtype=grad.dtype, device=grad.device)
-    launch(_square_sums, (pieces,), grad, sums, grad.numel(), PIECE=_PIECE, TILE=_TILE, num_warps=4)
-    launch(_norm_of_sums, (1,), sums, norm, pieces, TILE=_TILE, num_warps=4)
+    n, tile = grad.numel(), {"TILE": _TILE, "num_warps": 4}
+    launch(_square_sums, (pieces,), grad=grad, sums=sums, n=n, PIECE=_PIECE, **tile)
+    launch(_norm_of_sums, (1,), sums=sums, norm=norm, n=pieces, **tile)
     return norm
 
 
 @triton.jit
 def _adamw(
-    param, grad, exp_avg, exp_avg_sq, rates, norm, max_norm, n,
-    BETA1: tl.constexpr, BETA2: tl.constexpr, EPS: tl.constexpr, TILE: tl.constexpr,
-):  # fmt: skip
+    param,  # (P,), as the moments, updated
+    grad,  # (P,)
+    exp_avg,  # (P,)
+    exp_avg_sq,  # (P,)
+    rates,  # (3,) fp64
+    norm,  # ()
+    max_norm,
+    n,
+    BETA1: tl.constexpr,
+    BETA2: tl.constexpr,
+    EPS: tl.constexpr,
+    TILE: tl.constexpr,
+):
     total = tl.load(norm)
     if total < float("inf"):  # neither infinite nor NaN
         at = tl.program_id(0).to(tl.int64) * TILE + tl.arange(0, TILE)
@@ -131,10 +152,22 @@ def _adamw(
 def _adamw_triton(state: AdamState, rates: Tensor, norm: Tensor, max_norm: float) -> None:
     n = state.param.numel()
     launch(
-        _adamw, (triton.cdiv(n, _TILE),),
-        state.param, state.grad, state.exp_avg, state.exp_avg_sq, rates, norm, float(max_norm), n,
-        BETA1=BETA1, BETA2=BETA2, EPS=EPS, TILE=_TILE, num_warps=4,
-    )  # fmt: skip
+        _adamw,
+        (triton.cdiv(n, _TILE),),
+        param=state.param,
+        grad=state.grad,
+        exp_avg=state.exp_avg,
+        exp_avg_sq=state.exp_avg_sq,
+        rates=rates,
+        norm=norm,
+        max_norm=float(max_norm),
+        n=n,
+        BETA1=BETA1,
+        BETA2=BETA2,
+        EPS=EPS,
+        TILE=_TILE,
+        num_warps=4,
+    )
 
 
 def _adamw_native(state: AdamState, rates: Tensor, norm: Tensor, max_norm: float) -> None:

@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from cqa.kernels.aug_columns import AugColumns, store_constants
+from cqa.kernels.aug_op import AugOp, augment
 from cqa.kernels.backend import Backend, choose
-from cqa.kernels.launch import any_rows, dot_type, launch, tile_width
+from cqa.kernels.launch import TILE_ROWS, any_rows, dot_type, launch, tile_width
 from cqa.kernels.shrink import (
-    AugColumns,
     GroupLaunch,
     Shrink,
-    augmented,
-    expand_tile,
+    dropout_rows,
+    expand_add_triton,
+    member_of,
     native_arguments,
-    numbers_of,
-    shrink_backward_ref,
-    shrink_da_native,
-    shrink_da_triton,
-    shrink_forward_ref,
     shrink_tile,
-    store_constants,
     store_split,
     sum_splits,
 )
@@ -32,119 +26,111 @@ from cqa.kernels.shrink import (
 SPLITS = 4  # of the columns, so that a few hundred rows fill a GPU
 
 
+def _copy_ref(x: Tensor) -> Tensor:
+    return x
+
+
+def _copy_backward_ref(dx: Tensor, _x: None) -> Tensor:
+    return dx
+
+
 @any_rows
 def _copy_shrink_kernel(  # a program: a block of rows, a share of the columns, one member
-    x, lora_a, out, partial, key, streams, window_rows, m, k, x_stride, out_stride, base, rank,
-    end_of_ranks, total, threshold, scale,
-    ROWS: tl.constexpr, RANK: tl.constexpr, WIDTH: tl.constexpr, DROPOUT: tl.constexpr,
+    x,  # (M, K)
+    out,  # (M, total), X and the constants written
+    partial,  # (splits, M, G * R) fp32, written
+    m,
+    k,
+    x_stride,
+    out_stride,
+    base,
+    end_of_ranks,
+    total,
+    rank_columns,
+    lora_a,  # (G * R, K)
+    rank,
+    dropout_scale,
+    key,
+    streams,
+    window_rows,
+    threshold,
+    ROWS: tl.constexpr,
+    RANK: tl.constexpr,
+    WIDTH: tl.constexpr,
+    DROPOUT: tl.constexpr,
     DOT: tl.constexpr,
-):  # fmt: skip
+):
     rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    split, member, in_range = tl.program_id(1), tl.program_id(2), rows < m
-    numbers = numbers_of(window_rows, rows, in_range, DROPOUT)
+    split, part, in_range = tl.program_id(1), tl.program_id(2), rows < m
+    member, first_rank = member_of(part, rank, RANK)
+    numbers = dropout_rows(window_rows, rows, in_range, DROPOUT)
     s = tl.zeros((ROWS, RANK), tl.float32)
     for start in range(split * WIDTH, k, tl.num_programs(1) * WIDTH):
         cols = start + tl.arange(0, WIDTH)
         mask = in_range[:, None] & (cols < k)[None, :]
         tile = tl.load(x + rows[:, None] * x_stride + cols[None, :], mask=mask, other=0.0)
-        if member == 0:
+        if part == 0:
             tl.store(out + rows[:, None] * out_stride + cols[None, :], tile, mask=mask)
         s = shrink_tile(
-            s, tile.to(tl.float32), lora_a, member, rank, k, start, key, streams, threshold,
-            numbers, RANK, WIDTH, DROPOUT, DOT,
+            s, tile.to(tl.float32), member, first_rank, start, numbers, k, lora_a, rank, key,
+            streams, threshold, RANK, WIDTH, DROPOUT, DOT,
         )  # fmt: skip
     store_split(
-        partial, s * scale, split, member, m, tl.num_programs(2), rows, in_range, rank, RANK
-    )
-    if (split == 0) & (member == 0):
+        partial, s * dropout_scale, split, member, first_rank, rows, in_range, m, rank,
+        rank_columns, RANK,
+    )  # fmt: skip
+    if (split == 0) & (part == 0):
         store_constants(out, out_stride, rows, in_range, k, base, end_of_ranks, total)
 
 
-@any_rows
-def _copy_backward_kernel(  # dx += mask · (dS · A) · scale, a tile a program
-    dx, ds, lora_a, key, streams, window_rows, m, k, dx_stride, ds_stride, rank, threshold, scale,
-    MEMBERS: tl.constexpr, ROWS: tl.constexpr, RANK: tl.constexpr, WIDTH: tl.constexpr,
-    DROPOUT: tl.constexpr, DOT: tl.constexpr,
-):  # fmt: skip
-    rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    start, in_range = tl.program_id(1) * WIDTH, rows < m
-    numbers = numbers_of(window_rows, rows, in_range, DROPOUT)
-    low = expand_tile(
-        ds, ds_stride, lora_a, rank, k, start, key, streams, threshold, numbers, rows, in_range,
-        MEMBERS, ROWS, RANK, WIDTH, DROPOUT, DOT,
-    )  # fmt: skip
-    cols = start + tl.arange(0, WIDTH)
-    mask = in_range[:, None] & (cols < k)[None, :]
-    at = dx + rows[:, None] * dx_stride + cols[None, :]
-    tl.store(at, tl.load(at, mask=mask, other=0.0).to(tl.float32) + low * scale, mask=mask)
-
-
-def _copy_triton(x: Tensor, out: Tensor, columns: AugColumns, shrink: Shrink) -> None:
-    """Write all columns of [X | 1 | S]."""
+def _copy_triton(x: Tensor, x_aug: Tensor, columns: AugColumns, shrink: Shrink) -> None:
     m, k = x.shape
     group = GroupLaunch.of(shrink)
-    dropout = group.dropout
     partial = x.new_empty(SPLITS, m, columns.rank_columns, dtype=torch.float32)
     launch(
-        _copy_shrink_kernel, (triton.cdiv(m, 32), SPLITS, group.members),
-        x, group.lora_a, out, partial, dropout.key, dropout.streams, dropout.rows, m, k,
-        x.stride(0), out.stride(0), columns.base, group.rank, columns.ranks.stop, columns.total,
-        dropout.threshold, group.scale,
-        ROWS=32, WIDTH=tile_width(x.dtype), DOT=dot_type(x.dtype), **group.constants, num_warps=4,
-    )  # fmt: skip
-    sum_splits(partial, out[:, columns.ranks])
-
-
-def _copy_backward_triton(dx: Tensor, ds: Tensor, shrink: Shrink) -> None:
-    """Add the low-rank part to dx, in place."""
-    m, k = dx.shape
-    group, width = GroupLaunch.of(shrink), tile_width(dx.dtype)
-    dropout = group.dropout
-    launch(
-        _copy_backward_kernel, (triton.cdiv(m, 32), triton.cdiv(k, width)),
-        dx, ds, group.lora_a, dropout.key, dropout.streams, dropout.rows, m, k, dx.stride(0),
-        ds.stride(0), group.rank, dropout.threshold, group.scale,
-        MEMBERS=group.members, ROWS=32, WIDTH=width, DOT=dot_type(dx.dtype), **group.constants,
+        _copy_shrink_kernel,
+        (triton.cdiv(m, TILE_ROWS), SPLITS, group.parts),
+        x=x,
+        out=x_aug,
+        partial=partial,
+        m=m,
+        k=k,
+        x_stride=x.stride(0),
+        out_stride=x_aug.stride(0),
+        **columns.bounds,
+        rank_columns=columns.rank_columns,
+        ROWS=TILE_ROWS,
+        WIDTH=tile_width(x.dtype),
+        DOT=dot_type(x.dtype),
+        **group.arguments,
         num_warps=4,
-    )  # fmt: skip
+    )
+    sum_splits(partial, x_aug[:, columns.ranks])
 
 
-class _CopyShrink(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, lora_a: Tensor, columns: AugColumns, shrink: Shrink, backend: Backend
-    ) -> Tensor:
-        masks = []
-        if backend == "triton":
-            x_aug = x.new_empty(x.shape[0], columns.total)
-            _copy_triton(x, x_aug, columns, shrink)
-        else:
-            x_aug = augmented(x, columns, x.dtype)
-            copied, s = x_aug[:, : columns.features], x_aug[:, columns.ranks]
-            if backend == "native":
-                torch.ops.cqa.copy_shrink(x, copied, s, lora_a, *native_arguments(shrink))
-            else:
-                copied.copy_(x)
-                masks = shrink_forward_ref(copied, lora_a, shrink.modules, shrink.dropout, s)
-        ctx.save_for_backward(lora_a, x_aug, *masks)
-        ctx.columns, ctx.shrink, ctx.backend = columns, shrink, backend
-        return x_aug
+def _copy_backward_triton(dx: Tensor, _x: None, ds: Tensor, shrink: Shrink) -> Tensor:
+    expand_add_triton(dx, ds, shrink)
+    return dx
 
-    @staticmethod
-    def backward(ctx: Any, dx_aug: Tensor) -> tuple[Tensor | None, ...]:
-        lora_a, x_aug, *masks = ctx.saved_tensors
-        columns, shrink = ctx.columns, ctx.shrink
-        x, ds = x_aug[:, : columns.features], dx_aug[:, columns.ranks]
-        dx = dx_aug[:, : columns.features]
-        if ctx.backend == "triton":
-            da = shrink_da_triton(ds, x, shrink)
-            _copy_backward_triton(dx, ds, shrink)
-        elif ctx.backend == "native":
-            da = shrink_da_native(ds, x, shrink)
-            torch.ops.cqa.copy_shrink_backward(dx, ds, lora_a, *native_arguments(shrink))
-        else:
-            da = shrink_backward_ref(x, ds, lora_a, masks, shrink.scale, dx)
-        return dx, da, None, None, None
+
+def _copy_native(x: Tensor, out: Tensor, s: Tensor, shrink: Shrink) -> None:
+    torch.ops.cqa.copy_shrink(x, out, s, shrink.lora_a, *native_arguments(shrink))
+
+
+def _copy_backward_native(dx: Tensor, _x: None, ds: Tensor, shrink: Shrink) -> Tensor:
+    torch.ops.cqa.copy_shrink_backward(dx, ds, shrink.lora_a, *native_arguments(shrink))
+    return dx
+
+
+_COPY = AugOp(
+    reference=_copy_ref,
+    reference_backward=_copy_backward_ref,
+    native=_copy_native,
+    native_backward=_copy_backward_native,
+    triton=_copy_triton,
+    triton_backward=_copy_backward_triton,
+    reads_x=False,
+)
 
 
 def copy_shrink(
@@ -158,8 +144,7 @@ def copy_shrink(
     if shrink is None:
         return _with_constant(x, columns)
     backend = choose(backend, x.device, x.dtype)
-    out: Tensor = _CopyShrink.apply(x, shrink.lora_a, columns, shrink, backend)  # type: ignore[no-untyped-call]
-    return out
+    return augment(_COPY, x, columns, shrink, dtype=x.dtype, backend=backend)
 
 
 def _with_constant(x: Tensor, columns: AugColumns) -> Tensor:

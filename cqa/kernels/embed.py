@@ -55,7 +55,16 @@ def embed_noisy_ref(ids: Tensor, table: Tensor, noise: Noise) -> Tensor:
 
 @triton.jit
 def _embed_noisy_kernel(  # a program: a row
-    ids, table, out, key, window_rows, lengths, stream, n_cols, alpha, WIDTH: tl.constexpr
+    ids,  # (M,)
+    table,  # (V, D)
+    out,  # (M, D), written
+    key,
+    window_rows,  # (M,)
+    lengths,  # (M,)
+    stream,
+    n_cols,
+    alpha,
+    WIDTH: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
     magnitude = alpha / tl.sqrt_rn((tl.load(lengths + row) * n_cols).to(tl.float32))
@@ -75,10 +84,19 @@ def _embed_noisy_kernel(  # a program: a row
 def _embed_noisy_triton(ids: Tensor, table: Tensor, noise: Noise) -> Tensor:
     out = table.new_empty(ids.shape[0], table.shape[1])
     launch(
-        _embed_noisy_kernel, (ids.shape[0],),
-        ids, table, out, noise.key, noise.rows, noise.lengths, stream_of(NEFTUNE), table.shape[1],
-        noise.alpha, WIDTH=1024,
-    )  # fmt: skip
+        _embed_noisy_kernel,
+        (ids.shape[0],),
+        ids=ids,
+        table=table,
+        out=out,
+        key=noise.key,
+        window_rows=noise.rows,
+        lengths=noise.lengths,
+        stream=stream_of(NEFTUNE),
+        n_cols=table.shape[1],
+        alpha=noise.alpha,
+        WIDTH=1024,
+    )
     return out
 
 

@@ -10,17 +10,19 @@ import triton.language as tl
 
 # For kernels of rows: their number differs from pass to pass, and one form does for all of them.
 any_rows = triton.jit(do_not_specialize=["m", "n_rows", "plane"])
+TILE_ROWS = 32  # of a tile of rows and features
+_MOST_RANKS = 64  # of a tile: shared memory then holds it on every GPU, whatever the rank
 INTERPRETED: bool = triton.knobs.runtime.interpret
 _TYPES = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.float32: tl.float32}
 
 
-def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **meta: Any) -> None:
-    """Run a kernel on every program of a grid; an empty grid runs none.
+def launch(kernel: Any, grid: tuple[int, ...], **arguments: Any) -> None:
+    """Run a kernel on every program of a grid, its arguments by name; an empty grid runs none.
 
     Multiply-adds are fused whatever Triton's default is: the accuracy tests count on it.
     """
     if 0 not in grid:
-        kernel[grid](*args, enable_fp_fusion=True, **meta)
+        kernel[grid](enable_fp_fusion=True, **arguments)
 
 
 def dot_type(dtype: torch.dtype) -> tl.dtype:
@@ -38,7 +40,12 @@ def accumulator(dtype: torch.dtype) -> tl.dtype:
 
 def rank_tile(rank: int) -> int:
     """Return the width of a tile over the ranks: a power of two that the matrix units take."""
-    return max(16, int(triton.next_power_of_2(rank)))
+    return min(_MOST_RANKS, max(16, int(triton.next_power_of_2(rank))))
+
+
+def rank_tiles(rank: int) -> int:
+    """Return how many such tiles a rank is cut into."""
+    return int(triton.cdiv(rank, rank_tile(rank)))
 
 
 def tile_width(dtype: torch.dtype) -> int:

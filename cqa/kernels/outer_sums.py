@@ -21,31 +21,31 @@ from cqa.kernels.philox import GroupDropout, dropout_keep
 
 
 @any_rows
-def _outer_sum_kernel(  # out[c, r] = scale · Σ_m dropout(x)[m, c] · s[m, r], tile by tile
-    x,
-    s,
-    out,
-    tiles,  # per tile: first and last column of x, column of s, offset in out, index of stream
-    key,
-    streams,
-    window_rows,
+def _outer_sum_kernel(  # a program: a tile of out
+    x,  # (M, K)
+    s,  # (M, G * R)
+    out,  # fp32, written
+    tiles,  # (tiles, 6): see _tiles
     m,
+    k,
     x_stride,
     s_stride,
     out_column_stride,
     out_rank_stride,
-    k,
-    rank,
-    threshold,
     scale,
+    key,
+    streams,
+    window_rows,
+    threshold,
     ROWS: tl.constexpr,
     RANK: tl.constexpr,
     WIDTH: tl.constexpr,
     DROPOUT: tl.constexpr,
     DOT: tl.constexpr,
 ):
-    tile = tiles + tl.program_id(0) * 5
-    first, stop, s_column = tl.load(tile), tl.load(tile + 1), tl.load(tile + 2)
+    tile = tiles + tl.program_id(0) * 6
+    first, stop = tl.load(tile), tl.load(tile + 1)
+    s_column, ranks_left = tl.load(tile + 2), tl.load(tile + 3)
     cols, ranks = first + tl.arange(0, WIDTH), tl.arange(0, RANK)
     total = tl.zeros((WIDTH, RANK), tl.float32)
     for start in range(0, m, ROWS):
@@ -53,17 +53,17 @@ def _outer_sum_kernel(  # out[c, r] = scale · Σ_m dropout(x)[m, c] · s[m, r],
         x_at = x + rows[:, None] * x_stride + cols[None, :]
         block = tl.load(x_at, mask=(rows < m)[:, None] & (cols < stop)[None, :], other=0.0)
         if DROPOUT:
-            stream = tl.load(streams + tl.load(tile + 4))
+            stream = tl.load(streams + tl.load(tile + 5))
             numbers = tl.load(window_rows + rows, mask=rows < m, other=0)
             keep = dropout_keep(key, stream, threshold, numbers, first, k, WIDTH)
             block = tl.where(keep, block, 0.0)
         s_at = s + rows[:, None] * s_stride + (s_column + ranks)[None, :]
-        right = tl.load(s_at, mask=(rows < m)[:, None] & (ranks < rank)[None, :], other=0.0)
+        right = tl.load(s_at, mask=(rows < m)[:, None] & (ranks < ranks_left)[None, :], other=0.0)
         left = tl.trans(block.to(DOT))
         total = tl.dot(left, right.to(DOT), total, input_precision="ieee")
-    at = out + tl.load(tile + 3) + (cols - first)[:, None] * out_column_stride
+    at = out + tl.load(tile + 4) + (cols - first)[:, None] * out_column_stride
     at += ranks[None, :] * out_rank_stride
-    mask = (cols < stop)[:, None] & (ranks < rank)[None, :]
+    mask = (cols < stop)[:, None] & (ranks < ranks_left)[None, :]
     tl.store(at, total * scale, mask=mask)
 
 
@@ -76,19 +76,25 @@ class OuterSum:
     offset: int
 
 
-OUTER_WIDTH, OUTER_ROWS = 64, 64
+_WIDTH, _ROWS = 64, 64  # columns of x a program, and rows at a time
 
 
 @cache
-def _tiles(sums: tuple[OuterSum, ...], column_stride: int, device: torch.device) -> Tensor:
-    """Return the table of tiles, shape (n, 5) int64."""
+def _tiles(
+    sums: tuple[OuterSum, ...], strides: tuple[int, int], rank: int, device: torch.device
+) -> Tensor:
+    """Return the table of tiles, shape (n, 6) int64.
+
+    Per tile: first column of x, stop, column of s, ranks from there on, offset in out, stream.
+    """
     tiles = [
-        (first, part.columns[1], part.s_column, at, g)
+        (first, part.columns[1], part.s_column + r, rank - r, offset, g)
         for g, part in enumerate(sums)
-        for first in range(*part.columns, OUTER_WIDTH)
-        for at in [part.offset + (first - part.columns[0]) * column_stride]
+        for r in range(0, rank, rank_tile(rank))
+        for first in range(*part.columns, _WIDTH)
+        for offset in [part.offset + (first - part.columns[0]) * strides[0] + r * strides[1]]
     ]
-    return torch.tensor(tiles).to(device)
+    return torch.tensor(tiles, device="cpu").to(device)
 
 
 def outer_sums(
@@ -103,19 +109,36 @@ def outer_sums(
     dropout: GroupDropout,
 ) -> None:
     """Form all products of a group; with dropout, product g takes x as member g dropped it."""
-    tiles = _tiles(sums, strides[0], x.device)
+    tiles = _tiles(sums, strides, rank, x.device)
     launch(
-        _outer_sum_kernel, (tiles.shape[0],), x, s, out, tiles, dropout.key, dropout.streams,
-        dropout.rows, x.shape[0], x.stride(0), s.stride(0), *strides, x.shape[1], rank,
-        dropout.threshold, scale, ROWS=OUTER_ROWS, RANK=rank_tile(rank), WIDTH=OUTER_WIDTH,
-        DROPOUT=dropout.threshold > 0, DOT=dot_type(x.dtype), num_warps=4,
-    )  # fmt: skip
+        _outer_sum_kernel,
+        (tiles.shape[0],),
+        x=x,
+        s=s,
+        out=out,
+        tiles=tiles,
+        m=x.shape[0],
+        k=x.shape[1],
+        x_stride=x.stride(0),
+        s_stride=s.stride(0),
+        out_column_stride=strides[0],
+        out_rank_stride=strides[1],
+        scale=scale,
+        ROWS=_ROWS,
+        RANK=rank_tile(rank),
+        WIDTH=_WIDTH,
+        DOT=dot_type(x.dtype),
+        **dropout.arguments,
+        num_warps=4,
+    )
 
 
 @cache
 def _parts(sums: tuple[OuterSum, ...]) -> Tensor:
     """Return the table of products, shape (n, 4) int64."""
-    return torch.tensor([(*part.columns, part.s_column, part.offset) for part in sums])
+    return torch.tensor(
+        [(*part.columns, part.s_column, part.offset) for part in sums], device="cpu"
+    )
 
 
 def outer_sums_native(

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cache
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -146,7 +147,7 @@ def permutation(seed: int, step: int, stream: int, count: int) -> list[int]:
 
 def device_key(seed: int, step: int, device: torch.device) -> Tensor:
     """Return what Triton's kernels read (seed, step) from, shape (2,) int64."""
-    return torch.tensor([signed64(seed), step]).to(device, non_blocking=True)
+    return torch.tensor([signed64(seed), step], device="cpu").to(device, non_blocking=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,6 +208,17 @@ class GroupDropout:
         streams = dropout_streams(modules, dropout.rows.device)
         return cls(dropout.rows, dropout.key, streams, dropout.threshold)
 
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Arguments that every kernel that drops takes by these names."""
+        return {
+            "key": self.key,
+            "streams": self.streams,
+            "window_rows": self.rows,
+            "threshold": self.threshold,
+            "DROPOUT": self.threshold > 0,
+        }
+
 
 NO_DROPOUT = GroupDropout(None, None, None, 0)
 
@@ -214,4 +226,4 @@ NO_DROPOUT = GroupDropout(None, None, None, 0)
 @cache
 def dropout_streams(modules: tuple[int, ...], device: torch.device) -> Tensor:
     """Return the stream numbers of some modules' dropout, shape (G,) int64."""
-    return torch.tensor([signed64(stream_of(DROPOUT, m)) for m in modules]).to(device)
+    return torch.tensor([signed64(stream_of(DROPOUT, m)) for m in modules], device="cpu").to(device)

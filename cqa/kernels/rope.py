@@ -29,11 +29,19 @@ def rope_ref(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 @triton.jit
-def _rope_rows(
-    x, cos, sin, out, row_stride, head_stride, n_heads, half, sign,
-    HEADS: tl.constexpr, HALF: tl.constexpr,
-):  # fmt: skip
-    """One program rotates some heads of one row; `out` is contiguous."""
+def _rope_rows(  # a program: some heads of one row
+    x,  # (M, H, D)
+    cos,  # (M, D / 2)
+    sin,  # (M, D / 2)
+    out,  # (M, H, D) contiguous, written
+    row_stride,
+    head_stride,
+    n_heads,
+    half,
+    sign,
+    HEADS: tl.constexpr,
+    HALF: tl.constexpr,
+):
     row = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1) * HEADS + tl.arange(0, HEADS)[:, None]
     column = tl.arange(0, HALF)[None, :]
@@ -55,10 +63,21 @@ def _rope_triton(x: Tensor, cos: Tensor, sin: Tensor, sign: float) -> Tensor:
     half = triton.next_power_of_2(head_dim // 2)
     heads = min(triton.next_power_of_2(n_heads), max(1, 2048 // half))
     launch(
-        _rope_rows, (n_rows, triton.cdiv(n_heads, heads)),
-        x, cos.contiguous(), sin.contiguous(), out, x.stride(0), x.stride(1), n_heads,
-        head_dim // 2, sign, HEADS=heads, HALF=half, num_warps=4,
-    )  # fmt: skip
+        _rope_rows,
+        (n_rows, triton.cdiv(n_heads, heads)),
+        x=x,
+        cos=cos.contiguous(),
+        sin=sin.contiguous(),
+        out=out,
+        row_stride=x.stride(0),
+        head_stride=x.stride(1),
+        n_heads=n_heads,
+        half=head_dim // 2,
+        sign=sign,
+        HEADS=heads,
+        HALF=half,
+        num_warps=4,
+    )
     return out
 
 

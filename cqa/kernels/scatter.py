@@ -68,8 +68,14 @@ def scatter_ref(flat: Tensor, table: ScatterTable) -> None:
 
 
 @triton.jit
-def _scatter(flat, tiles, places, scales, some_target, TILE: tl.constexpr):
-    """One program copies one tile of a segment; of `some_target` only the type counts."""
+def _scatter(  # a program: one tile of a segment
+    flat,  # (P,)
+    tiles,  # (tiles, 2): segment, and number of the tile within it
+    places,  # (segments, 5): offset, address, rows, columns, row stride
+    scales,  # (segments,)
+    some_target,  # only its type counts
+    TILE: tl.constexpr,
+):
     segment = tl.load(tiles + 2 * tl.program_id(0))
     tile = tl.load(tiles + 2 * tl.program_id(0) + 1)
     place = places + 5 * segment
@@ -87,9 +93,16 @@ def _scatter(flat, tiles, places, scales, some_target, TILE: tl.constexpr):
 def _scatter_triton(flat: Tensor, table: ScatterTable) -> None:
     if table.segments:
         launch(
-            _scatter, (table.tiles.shape[0],), flat, table.tiles, table.places, table.scales,
-            table.segments[0].target, TILE=_TILE, num_warps=8,
-        )  # fmt: skip
+            _scatter,
+            (table.tiles.shape[0],),
+            flat=flat,
+            tiles=table.tiles,
+            places=table.places,
+            scales=table.scales,
+            some_target=table.segments[0].target,
+            TILE=_TILE,
+            num_warps=8,
+        )
 
 
 @torch.no_grad()

@@ -17,7 +17,6 @@ Source: LoRA, arXiv:2106.09685, eq. 3, by block multiplication.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import torch
@@ -25,7 +24,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from cqa.kernels.launch import any_rows, launch, rank_tile
+from cqa.kernels.backend import Backend
+from cqa.kernels.launch import (
+    TILE_ROWS,
+    any_rows,
+    dot_type,
+    launch,
+    rank_tile,
+    rank_tiles,
+    tile_width,
+)
 from cqa.kernels.outer_sums import OuterSum, outer_sums
 from cqa.kernels.philox import (
     NO_DROPOUT,
@@ -35,41 +43,6 @@ from cqa.kernels.philox import (
     dropout_streams,
     signed64,
 )
-
-
-@dataclass(frozen=True, slots=True)
-class AugColumns:
-    """Where the columns of an augmented input and weight lie.
-
-    The base part comes first, so that a base model without its adapter is a slice, whose result
-    does not depend on the adapters that happen to be resident.
-    """
-
-    features: int  # K columns of X
-    bias: bool
-    rank_columns: int  # G * R columns of S
-    multiple: int  # the row length is padded to a multiple of this, with zeros
-
-    @property
-    def base(self) -> int:
-        """End of the base part: X, and the constant column padded to 16."""
-        return self.features + 16 if self.bias else self.features
-
-    @property
-    def total(self) -> int:
-        """Row length of the whole buffer."""
-        used = self.base + self.rank_columns
-        return -(-used // self.multiple) * self.multiple
-
-    @property
-    def ranks(self) -> slice:
-        """The columns of S."""
-        return slice(self.base, self.base + self.rank_columns)
-
-    @property
-    def alone(self) -> AugColumns:
-        """The layout of the base part alone, [X | 1]."""
-        return AugColumns(self.features, self.bias, 0, 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +111,7 @@ def shrink_backward_ref(
 
 
 @triton.jit
-def numbers_of(window_rows, rows, in_range, DROPOUT: tl.constexpr):
+def dropout_rows(window_rows, rows, in_range, DROPOUT: tl.constexpr):
     """The numbers of some rows within the window, which dropout counts by."""
     numbers = rows
     if DROPOUT:
@@ -147,18 +120,26 @@ def numbers_of(window_rows, rows, in_range, DROPOUT: tl.constexpr):
 
 
 @triton.jit
+def member_of(part, rank, RANK: tl.constexpr):
+    """The member that a program works for, and the first of at most RANK of its ranks."""
+    parts = tl.cdiv(rank, RANK)
+    return part // parts, part % parts * RANK
+
+
+@triton.jit
 def shrink_tile(  # one member's share of S from columns [start, start + WIDTH) of X
-    s,  # (M, RANK) fp32, the sum so far
-    x,  # (M, WIDTH)
-    lora_a,
+    s,  # (ROWS, RANK) fp32, the sum so far
+    x,  # (ROWS, WIDTH)
     member,
-    rank,
-    k,
+    first_rank,
     start,
+    numbers,  # (ROWS,) of the rows within the window
+    k,
+    lora_a,  # (G * R, K)
+    rank,
     key,
     streams,
     threshold,
-    window_rows,
     RANK: tl.constexpr,
     WIDTH: tl.constexpr,
     DROPOUT: tl.constexpr,
@@ -166,9 +147,9 @@ def shrink_tile(  # one member's share of S from columns [start, start + WIDTH) 
 ):
     if DROPOUT:
         stream = tl.load(streams + member)
-        keep = dropout_keep(key, stream, threshold, window_rows, start, k, WIDTH)
+        keep = dropout_keep(key, stream, threshold, numbers, start, k, WIDTH)
         x = tl.where(keep, x, 0.0)
-    ranks, cols = tl.arange(0, RANK), start + tl.arange(0, WIDTH)
+    ranks, cols = first_rank + tl.arange(0, RANK), start + tl.arange(0, WIDTH)
     mask = (ranks < rank)[None, :] & (cols < k)[:, None]
     at = lora_a + (member * rank + ranks)[None, :] * k + cols[:, None]
     a = tl.load(at, mask=mask, other=0.0)
@@ -177,95 +158,98 @@ def shrink_tile(  # one member's share of S from columns [start, start + WIDTH) 
 
 @triton.jit
 def expand_tile(  # Σ_g mask_g · (dS_g · A_g) for columns [start, start + WIDTH), without the scale
-    ds,
+    ds,  # (M, G * R)
     ds_stride,
-    lora_a,
-    rank,
-    k,
     start,
+    rows,  # (ROWS,) int64
+    in_range,  # (ROWS,)
+    numbers,  # (ROWS,) of the rows within the window
+    k,
+    lora_a,  # (G * R, K)
+    rank,
     key,
     streams,
     threshold,
-    window_rows,
-    rows,  # (M,) int64
-    in_range,  # (M,)
     MEMBERS: tl.constexpr,
-    ROWS: tl.constexpr,
     RANK: tl.constexpr,
+    RANK_TILES: tl.constexpr,
     WIDTH: tl.constexpr,
     DROPOUT: tl.constexpr,
     DOT: tl.constexpr,
 ):
-    total = tl.zeros((ROWS, WIDTH), tl.float32)
-    ranks, cols = tl.arange(0, RANK), start + tl.arange(0, WIDTH)
+    total = tl.zeros((rows.shape[0], WIDTH), tl.float32)
+    cols = start + tl.arange(0, WIDTH)
     for g in tl.static_range(MEMBERS):
-        mask = in_range[:, None] & (ranks < rank)[None, :]
-        s_at = ds + rows[:, None] * ds_stride + (g * rank + ranks)[None, :]
-        s = tl.load(s_at, mask=mask, other=0.0)
-        mask = (ranks < rank)[:, None] & (cols < k)[None, :]
-        a_at = lora_a + (g * rank + ranks)[:, None] * k + cols[None, :]
-        a = tl.load(a_at, mask=mask, other=0.0)
-        part = tl.dot(s.to(DOT), a.to(DOT), input_precision="ieee")
+        part = tl.zeros((rows.shape[0], WIDTH), tl.float32)
+        for tile in tl.static_range(RANK_TILES):
+            ranks = tile * RANK + tl.arange(0, RANK)
+            mask = in_range[:, None] & (ranks < rank)[None, :]
+            s_at = ds + rows[:, None] * ds_stride + (g * rank + ranks)[None, :]
+            s = tl.load(s_at, mask=mask, other=0.0)
+            mask = (ranks < rank)[:, None] & (cols < k)[None, :]
+            a_at = lora_a + (g * rank + ranks)[:, None] * k + cols[None, :]
+            a = tl.load(a_at, mask=mask, other=0.0)
+            part = tl.dot(s.to(DOT), a.to(DOT), part, input_precision="ieee")
         if DROPOUT:
             stream = tl.load(streams + g)
-            keep = dropout_keep(key, stream, threshold, window_rows, start, k, WIDTH)
+            keep = dropout_keep(key, stream, threshold, numbers, start, k, WIDTH)
             part = tl.where(keep, part, 0.0)
         total += part
     return total
 
 
 @triton.jit
-def store_constants(  # the constant column and the zeros of the padding
-    x_aug, stride, rows, in_range, features, base, end_of_ranks, total,
-):  # fmt: skip
-    cols = tl.arange(0, 64)[None, :]
-    at = x_aug + rows[:, None] * stride
-    one = tl.where(cols == 0, 1.0, 0.0).to(x_aug.dtype.element_ty)
-    tl.store(at + features + cols, one, mask=in_range[:, None] & (features + cols < base))
-    padding = in_range[:, None] & (end_of_ranks + cols < total)
-    tl.store(at + end_of_ranks + cols, one * 0, mask=padding)
-
-
-@triton.jit
 def store_split(  # one member's sum over one share of the columns, for `sum_splits`
-    partial, s, split, member, m, n_members, rows, in_range, rank, RANK: tl.constexpr
+    partial,  # (splits, M, G * R) fp32, written
+    s,  # (ROWS, RANK) fp32
+    split,
+    member,
+    first_rank,
+    rows,  # (ROWS,) int64
+    in_range,  # (ROWS,)
+    m,
+    rank,
+    rank_columns,
+    RANK: tl.constexpr,
 ):
-    ranks = tl.arange(0, RANK)
-    row_of_partial = (split * m + rows)[:, None] * (n_members * rank)
-    at = partial + row_of_partial + (member * rank + ranks)[None, :]
+    ranks = first_rank + tl.arange(0, RANK)
+    at = partial + (split * m + rows)[:, None] * rank_columns + (member * rank + ranks)[None, :]
     tl.store(at, s, mask=in_range[:, None] & (ranks < rank)[None, :])
 
 
 @any_rows
-def _sum_splits_kernel(partial, out, out_stride, m, columns, n_splits, WIDTH: tl.constexpr):
+def _sum_splits_kernel(  # a program: a row
+    partial,  # (splits, M, G * R) fp32
+    out,  # (M, G * R), written
+    out_stride,
+    m,
+    rank_columns,
+    n_splits,
+    WIDTH: tl.constexpr,
+):
     row = tl.program_id(0).to(tl.int64)
     cols = tl.arange(0, WIDTH)
     total = tl.zeros((WIDTH,), tl.float32)
     for split in range(n_splits):
-        at = partial + (split * m + row) * columns + cols
-        total += tl.load(at, mask=cols < columns, other=0.0)
-    tl.store(out + row * out_stride + cols, total, mask=cols < columns)
+        at = partial + (split * m + row) * rank_columns + cols
+        total += tl.load(at, mask=cols < rank_columns, other=0.0)
+    tl.store(out + row * out_stride + cols, total, mask=cols < rank_columns)
 
 
 def sum_splits(partial: Tensor, out: Tensor) -> None:
     """Sum (splits, M, G * R) over the splits, in order, into (M, G * R)."""
-    n_splits, m, columns = partial.shape
-    width = triton.next_power_of_2(columns)
-    launch(_sum_splits_kernel, (m,), partial, out, out.stride(0), m, columns, n_splits, WIDTH=width)
-
-
-def shrink_da_triton(
-    ds: Tensor,  # (M, G * R)
-    x: Tensor,  # (M, K)
-    shrink: Shrink,
-) -> Tensor:  # (G * R, K)
-    """Return dA of all members, the masks made again."""
-    da = torch.empty_like(shrink.lora_a)
-    k, rank = x.shape[1], shrink.rank
-    sums = tuple(OuterSum((0, k), g * rank, g * rank * k) for g in range(len(shrink.modules)))
-    dropout = GroupDropout.of(shrink.dropout, shrink.modules)
-    outer_sums(x, ds, da, sums, (1, k), rank, scale=shrink.scale, dropout=dropout)
-    return da
+    n_splits, m, rank_columns = partial.shape
+    launch(
+        _sum_splits_kernel,
+        (m,),
+        partial=partial,
+        out=out,
+        out_stride=out.stride(0),
+        m=m,
+        rank_columns=rank_columns,
+        n_splits=n_splits,
+        WIDTH=triton.next_power_of_2(rank_columns),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,7 +259,7 @@ class GroupLaunch:
     lora_a: Tensor | None = None
     members: int = 0
     rank: int = 1
-    scale: float = 1.0
+    dropout_scale: float = 1.0
     dropout: GroupDropout = NO_DROPOUT
 
     @classmethod
@@ -287,12 +271,94 @@ class GroupLaunch:
         return cls(shrink.lora_a, len(shrink.modules), shrink.rank, shrink.scale, dropout)
 
     @property
-    def constants(self) -> dict[str, Any]:
-        """What a kernel is compiled for."""
-        return {"RANK": rank_tile(self.rank), "DROPOUT": self.dropout.threshold > 0}
+    def parts(self) -> int:
+        """How many programs share the members' ranks in the forward kernels."""
+        return max(1, self.members * rank_tiles(self.rank))
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Arguments that every kernel with a low-rank side takes by these names."""
+        return {
+            "lora_a": self.lora_a,
+            "rank": self.rank,
+            "dropout_scale": self.dropout_scale,
+            "RANK": rank_tile(self.rank),
+            **self.dropout.arguments,
+        }
 
 
-_NONE = torch.empty(0, dtype=torch.int64)
+@any_rows
+def _expand_add_kernel(  # dx += Σ_g mask_g · (dS_g · A_g) · dropout_scale; a program: a tile
+    dx,  # (M, K), added to
+    ds,  # (M, G * R)
+    m,
+    k,
+    dx_stride,
+    ds_stride,
+    lora_a,  # (G * R, K)
+    rank,
+    dropout_scale,
+    key,
+    streams,
+    window_rows,
+    threshold,
+    MEMBERS: tl.constexpr,
+    ROWS: tl.constexpr,
+    RANK: tl.constexpr,
+    RANK_TILES: tl.constexpr,
+    WIDTH: tl.constexpr,
+    DROPOUT: tl.constexpr,
+    DOT: tl.constexpr,
+):
+    rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    start, in_range = tl.program_id(1) * WIDTH, rows < m
+    numbers = dropout_rows(window_rows, rows, in_range, DROPOUT)
+    low = expand_tile(
+        ds, ds_stride, start, rows, in_range, numbers, k, lora_a, rank, key, streams, threshold,
+        MEMBERS, RANK, RANK_TILES, WIDTH, DROPOUT, DOT,
+    )  # fmt: skip
+    cols = start + tl.arange(0, WIDTH)
+    mask = in_range[:, None] & (cols < k)[None, :]
+    at = dx + rows[:, None] * dx_stride + cols[None, :]
+    d = tl.load(at, mask=mask, other=0.0).to(tl.float32)
+    tl.store(at, d + low * dropout_scale, mask=mask)
+
+
+def expand_add_triton(
+    dx: Tensor,  # (M, K), added to
+    ds: Tensor,  # (M, G * R)
+    shrink: Shrink,
+) -> None:
+    """Add the low-rank part of the input gradient, in place."""
+    m, k = dx.shape
+    group, width = GroupLaunch.of(shrink), tile_width(dx.dtype)
+    launch(
+        _expand_add_kernel,
+        (triton.cdiv(m, TILE_ROWS), triton.cdiv(k, width)),
+        dx=dx,
+        ds=ds,
+        m=m,
+        k=k,
+        dx_stride=dx.stride(0),
+        ds_stride=ds.stride(0),
+        MEMBERS=group.members,
+        RANK_TILES=rank_tiles(group.rank),
+        ROWS=TILE_ROWS,
+        WIDTH=width,
+        DOT=dot_type(dx.dtype),
+        **group.arguments,
+        num_warps=4,
+    )
+
+
+def _shrink_da_triton(ds: Tensor, x: Tensor, da: Tensor, shrink: Shrink) -> None:
+    k, rank = x.shape[1], shrink.rank
+    sums = tuple(OuterSum((0, k), g * rank, g * rank * k) for g in range(len(shrink.modules)))
+    dropout = GroupDropout.of(shrink.dropout, shrink.modules)
+    outer_sums(x, ds, da, sums, (1, k), rank, scale=shrink.scale, dropout=dropout)
+
+
+_NONE = torch.empty(0, dtype=torch.int64, device="cpu")
 
 
 def native_arguments(shrink: Shrink | None) -> tuple[Any, ...]:
@@ -307,27 +373,16 @@ def native_arguments(shrink: Shrink | None) -> tuple[Any, ...]:
     return streams, dropout.rows, seed, dropout.step, dropout.threshold, dropout.scale
 
 
-def shrink_da_native(
+def shrink_da(
     ds: Tensor,  # (M, G * R)
     x: Tensor,  # (M, K)
     shrink: Shrink,
+    backend: Backend,
 ) -> Tensor:  # (G * R, K)
-    """Return dA of all members, the masks made again."""
+    """Return dA of all members by a fused backend, the masks made again."""
     da = torch.empty_like(shrink.lora_a)
-    torch.ops.cqa.shrink_da(ds, x, da, *native_arguments(shrink))
+    if backend == "native":
+        torch.ops.cqa.shrink_da(ds, x, da, *native_arguments(shrink))
+    else:
+        _shrink_da_triton(ds, x, da, shrink)
     return da
-
-
-@cache
-def _one_hot(n: int, dtype: torch.dtype) -> Tensor:
-    return torch.eye(1, n, dtype=dtype)
-
-
-def augmented(x: Tensor, columns: AugColumns, dtype: torch.dtype) -> Tensor:
-    """Allocate (M, total) beside x, with the constant column and the padding filled in."""
-    out = torch.empty(x.shape[0], columns.total, dtype=dtype, device=x.device)
-    if columns.bias:
-        out[:, columns.features : columns.base] = _one_hot(columns.base - columns.features, dtype)
-    if columns.total > columns.ranks.stop:
-        out[:, columns.ranks.stop :] = 0
-    return out

@@ -6,8 +6,8 @@
 The one quantity of the project: its mean, negated, is the training loss; its sum is a score.
 In training, logits exist for one chunk of rows, which is turned into the gradient of the hidden
 states at once: the head is frozen, so nothing else is kept. In scoring on a GPU there are two
-routes to the same numbers: "fused" (linear_logprob.py) never writes logits; "chunked" writes a
-chunk of them by the library's product and reads it once (row_stats.py). Units: nats.
+routes to the same numbers: "fused" (fused_linear_logprob.py) never writes logits; "chunked" writes
+a chunk of them by the library's product and reads it once (logit_stats.py). Units: nats.
 Source: the paper's section 4.1 (log P) and 6.1 (entropy); chunking as in arXiv:2411.09009.
 """
 
@@ -20,10 +20,14 @@ import torch
 from torch import Tensor
 
 from cqa.kernels.backend import Backend, choose
-from cqa.kernels.linear_logprob import exact_logits_ref, exact_logits_triton, linear_logprob_triton
-from cqa.kernels.loss_rows import loss_rows
+from cqa.kernels.cross_entropy import cross_entropy
+from cqa.kernels.fused_linear_logprob import (
+    exact_logits_ref,
+    exact_logits_triton,
+    fused_linear_logprob_triton,
+)
+from cqa.kernels.logit_stats import TokenStats, logit_stats_ref, logit_stats_triton
 from cqa.kernels.matmul import mm
-from cqa.kernels.row_stats import TokenStats, row_stats_ref, row_stats_triton
 
 Route = Literal["fused", "chunked"]
 ROUTES: tuple[Route, ...] = ("fused", "chunked")
@@ -60,7 +64,7 @@ def _loss_and_gradient(
 ) -> tuple[Tensor, Tensor]:
     """Return logp and d(-logp) / d(hidden) of one chunk, whose logits are gone afterwards."""
     logits = logits_of(hidden, head, backend)
-    logp, dlogits = loss_rows(logits, target, head.dtype, backend=backend)
+    logp, dlogits = cross_entropy(logits, target, head.dtype, backend=backend)
     return logp, _wide_product(dlogits, head, backend)
 
 
@@ -115,7 +119,7 @@ def token_logprobs(
 
 def token_stats_ref(hidden: Tensor, head: Tensor, target: Tensor) -> TokenStats:
     """The definition, chunk by chunk."""
-    return _chunked(hidden, head, target, CHUNK_ROWS, exact_logits_ref, row_stats_ref)
+    return _chunked(hidden, head, target, CHUNK_ROWS, exact_logits_ref, logit_stats_ref)
 
 
 def _chunked(
@@ -124,7 +128,7 @@ def _chunked(
     target: Tensor,
     height: int,
     exact_logits: Callable[[Tensor, Tensor, Tensor], Tensor],
-    row_stats: Callable[[Tensor, Tensor, Tensor], TokenStats],
+    logit_stats: Callable[[Tensor, Tensor, Tensor], TokenStats],
 ) -> TokenStats:
     """Go by way of a chunk of logits at a time.
 
@@ -140,7 +144,7 @@ def _chunked(
         if n < height:
             h = torch.cat((h, h.new_zeros(height - n, h.shape[1])))
             t = torch.cat((t, t.new_zeros(height - n)))
-        stats = row_stats(logits_of(h, head), t, exact_logits(h, head, t))
+        stats = logit_stats(logits_of(h, head), t, exact_logits(h, head, t))
         chunks.append([field[:n] for field in (stats.logp, stats.entropy, stats.rank, stats.lse)])
     if not chunks:
         none = hidden.new_empty(0, dtype=torch.float64)
@@ -151,9 +155,9 @@ def _chunked(
 def _token_stats_triton(hidden: Tensor, head: Tensor, target: Tensor, route: Route) -> TokenStats:
     hidden = _unit_stride(hidden)
     if route == "fused":
-        return linear_logprob_triton(hidden, head, target)
+        return fused_linear_logprob_triton(hidden, head, target)
     height = min(_TALLEST_CHUNK, chunk_rows(head.shape[0]))
-    return _chunked(hidden, head, target, height, exact_logits_triton, row_stats_triton)
+    return _chunked(hidden, head, target, height, exact_logits_triton, logit_stats_triton)
 
 
 def _unit_stride(matrix: Tensor) -> Tensor:
@@ -162,8 +166,8 @@ def _unit_stride(matrix: Tensor) -> Tensor:
 
 def _token_stats_native(hidden: Tensor, head: Tensor, target: Tensor) -> TokenStats:
     """Fused log-softmax and gather: logits exist in tiles, within the cache."""
-    stats = torch.empty(3, target.shape[0], dtype=torch.float64)
-    rank = torch.empty(target.shape, dtype=torch.int64)
+    stats = torch.empty(3, target.shape[0], dtype=torch.float64, device="cpu")
+    rank = torch.empty(target.shape, dtype=torch.int64, device="cpu")
     torch.ops.cqa.token_stats(hidden.contiguous(), head, target, stats, rank)
     return TokenStats(logp=stats[0], entropy=stats[1], rank=rank, lse=stats[2])
 

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from cqa.errors import ResourceError
+from cqa.kernels.aug_columns import AugColumns
 from cqa.kernels.backend import Backend
-from cqa.kernels.shrink import AugColumns
 from cqa.model.checkpoint import digest_files, stream
 from cqa.model.config import HEAD, TABLE, DecoderConfig, read_checkpoint, read_config, tensor_shapes
 from cqa.model.decoder import Decoder, Layer

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from cqa.kernels.aug_columns import AugColumns
 from cqa.kernels.aug_linear import LoraRows, aug_linear
 from cqa.kernels.backend import Backend
 from cqa.kernels.philox import Dropout
-from cqa.kernels.shrink import AugColumns, Shrink
+from cqa.kernels.shrink import Shrink
 
 MODULES = ("q", "k", "v", "o", "gate", "up", "down")
 GROUPS = (("q", "k", "v"), ("o",), ("gate", "up"), ("down",))

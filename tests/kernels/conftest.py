@@ -1,5 +1,6 @@
-"""Every test of an op runs on each backend that does its dtype."""
+"""Every test of an op runs on each backend that does its dtype, Triton's on a GPU where one is."""
 
+from collections.abc import Iterator
 from functools import partial
 
 import numpy as np
@@ -9,10 +10,13 @@ import torch
 from cqa.kernels import backend as backends
 from cqa.kernels.backend import TRITON_DTYPES, Backend, native_problem
 
+ON_GPU = torch.cuda.is_available()  # without one, Triton's kernels are interpreted on the CPU
+TRITON = pytest.param("triton", marks=[pytest.mark.gpu] if ON_GPU else [])
 
-@pytest.fixture(autouse=True, params=["reference", "native", "triton"])
+
+@pytest.fixture(autouse=True, params=["reference", "native", TRITON])
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Backend:
-    """Let ops that are not told take this one; Triton's are interpreted where there is no GPU."""
+    """Let ops that are not told take this one."""
     if request.param != "native":
         monkeypatch.setattr(backends, "native_problem", lambda: "switched off by a test")
     elif problem := native_problem():
@@ -27,8 +31,29 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.fixture(autouse=True)
-def _same_numbers_every_run() -> None:
+def device(backend: Backend | None) -> Iterator[torch.device]:
+    """Where the test's tensors are made, said or not: on the GPU for Triton's kernels."""
+    place = torch.device("cuda" if ON_GPU and backend == "triton" else "cpu")
+    if place.type == "cpu":
+        yield place
+        return
+    torch.set_default_device(place)
+    yield place
+    torch.set_default_device(None)
+
+
+@pytest.fixture(autouse=True)
+def _same_numbers_every_run(device: torch.device) -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def memory_full_of_nan() -> Iterator[None]:
+    """Fill every new buffer with NaN, so that an element nobody writes shows."""
+    torch.use_deterministic_algorithms(True)
+    assert torch.empty(3).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(False)
 
 
 @pytest.fixture

@@ -7,20 +7,21 @@ from functools import partial
 import pytest
 import torch
 import triton
+from cqa.kernels.loss_rows import loss_rows
 from helpers import ROOT
 
 from cqa.doctor import examine
 from cqa.errors import ResourceError
 from cqa.kernels import backend as backends
 from cqa.kernels.attention import AttentionSpan, attention
+from cqa.kernels.aug_columns import AugColumns
 from cqa.kernels.backend import choose, native_problem
 from cqa.kernels.copy_shrink import copy_shrink
-from cqa.kernels.loss_rows import loss_rows
 from cqa.kernels.matmul import mm
 from cqa.kernels.philox import Dropout
 from cqa.kernels.rms_norm import norm_shrink, rms_norm
 from cqa.kernels.rope import rope
-from cqa.kernels.shrink import AugColumns, Shrink
+from cqa.kernels.shrink import Shrink
 from cqa.kernels.swiglu_shrink import swiglu_shrink
 from cqa.kernels.token_logprobs import token_stats
 

@@ -5,12 +5,12 @@ from dataclasses import astuple
 
 import pytest
 import torch
+from cqa.kernels.loss_rows import loss_rows
+from cqa.kernels.row_stats import row_stats_triton
 from helpers import assert_as_accurate
 from torch import Tensor
 
 from cqa.kernels import linear_logprob, token_logprobs
-from cqa.kernels.loss_rows import loss_rows
-from cqa.kernels.row_stats import row_stats_triton
 from cqa.kernels.token_logprobs import ROUTES, token_stats
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,6 +1,6 @@
 """Fused log-softmax and gather: hidden states and head weights to token statistics.
 
-    z = hidden · headᵀ        row statistics of z as in row_stats.py, z itself never written
+    z = hidden · headᵀ        row statistics of z as in logit_stats.py, z itself never written
 
 The vocabulary is cut into splits. One program forms the logits of some rows and one split, a tile
 at a time, and keeps what the statistics need of them; a second kernel joins the splits in fp64.
@@ -19,10 +19,11 @@ import triton.language as tl
 from torch import Tensor
 
 from cqa.kernels.launch import any_rows, dot_type, launch
-from cqa.kernels.row_stats import LEAST, NOTHING, TokenStats, with_target
+from cqa.kernels.logit_stats import LEAST, NOTHING, TokenStats, with_target
 
 SPLIT = 512  # columns of one program
 _ROWS = 1 << 14  # rows whose partial results exist at a time
+_EXACT_ROWS, _JOIN_ROWS = 4, 8  # of a program
 _GROUP = 8  # blocks of rows that run beside each other, so that their operands stay in L2
 
 
@@ -34,11 +35,17 @@ def _tiles(dtype: torch.dtype) -> dict[str, int]:
 
 
 @triton.jit
-def _logits_tile(
-    hidden, head, rows, columns, hidden_stride, head_stride,
-    DEPTH: tl.constexpr, BK: tl.constexpr, DOT: tl.constexpr,
-):  # fmt: skip
-    """The logits of some rows and columns, int64, all of them in range."""
+def _logits_tile(  # the logits of some rows and columns, all of them in range
+    hidden,  # (M, D)
+    head,  # (V, D)
+    rows,  # (BM,) int64
+    columns,  # (BN,) int64
+    hidden_stride,
+    head_stride,
+    DEPTH: tl.constexpr,
+    BK: tl.constexpr,
+    DOT: tl.constexpr,
+):
     k = tl.arange(0, BK)
     a = hidden + rows[:, None] * hidden_stride + k[None, :]
     b = head + columns[None, :] * head_stride + k[:, None]
@@ -57,25 +64,42 @@ def _logits_tile(
 
 
 @any_rows
-def _own_logits(
-    hidden, head, target, own, n_rows, hidden_stride, head_stride, DEPTH: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, DOT: tl.constexpr,
-):  # fmt: skip
-    """Each row's logit of its target: the diagonal of a tile whose columns are the targets."""
+def _target_logits(  # the diagonal of a tile whose columns are the rows' targets
+    hidden,  # (M, D)
+    head,  # (V, D)
+    target,  # (M,)
+    target_logit,  # (M,) fp32, written
+    n_rows,
+    hidden_stride,
+    head_stride,
+    DEPTH: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    BK: tl.constexpr,
+    DOT: tl.constexpr,
+):
     i, j = tl.arange(0, BM), tl.arange(0, BN)
     first = tl.program_id(0) * BM
     rows = tl.minimum(first + i, n_rows - 1).to(tl.int64)
     columns = tl.load(target + tl.minimum(first + j % BM, n_rows - 1))
     z = _logits_tile(hidden, head, rows, columns, hidden_stride, head_stride, DEPTH, BK, DOT)
     diagonal = tl.sum(tl.where(i[:, None] == j[None, :], z, 0.0), 1)
-    tl.store(own + first + i, diagonal, mask=first + i < n_rows)
+    tl.store(target_logit + first + i, diagonal, mask=first + i < n_rows)
 
 
 @any_rows
 def _exact_logits(
-    hidden, head, target, exact, n_rows, hidden_stride, head_stride, depth,
-    ROWS: tl.constexpr, TILE: tl.constexpr,
-):  # fmt: skip
+    hidden,  # (M, D)
+    head,  # (V, D)
+    target,  # (M,)
+    exact,  # (M,) fp64, written
+    n_rows,
+    hidden_stride,
+    head_stride,
+    depth,
+    ROWS: tl.constexpr,
+    TILE: tl.constexpr,
+):
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     inside = row < n_rows
     a = hidden + row.to(tl.int64)[:, None] * hidden_stride
@@ -91,12 +115,28 @@ def _exact_logits(
 
 
 @any_rows
-def _split_stats(
-    hidden, head, target, own, tops, weights, weighteds, aboves, n_rows, pitch, n_cols,
-    hidden_stride, head_stride, DEPTH: tl.constexpr, SPLIT: tl.constexpr, GROUP: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, DOT: tl.constexpr,
-):  # fmt: skip
-    """The sums of one block of rows over one split of the columns, the targets' own left out."""
+def _split_stats(  # a program: one block of rows, one split of the columns, the targets left out
+    hidden,  # (M, D)
+    head,  # (V, D)
+    target,  # (M,)
+    target_logit,  # (M,) fp32
+    row_maxes,  # (splits, pitch) fp32, as the sums and the count, written
+    sums_exp,  # (splits, pitch) fp32
+    sums_exp_z,  # (splits, pitch) fp32
+    counts_above,  # (splits, pitch) int32
+    n_rows,
+    pitch,
+    n_cols,
+    hidden_stride,
+    head_stride,
+    DEPTH: tl.constexpr,
+    SPLIT: tl.constexpr,
+    GROUP: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    BK: tl.constexpr,
+    DOT: tl.constexpr,
+):
     n_splits = tl.cdiv(n_cols, SPLIT)
     place = tl.program_id(0) % (GROUP * n_splits)
     first_block = tl.program_id(0) // (GROUP * n_splits) * GROUP
@@ -105,58 +145,69 @@ def _split_stats(
     split = place // n_blocks
     safe = tl.minimum(row, n_rows - 1).to(tl.int64)
     t = tl.load(target + safe)
-    own_logit = tl.load(own + safe)
-    top = tl.full((BM,), LEAST, tl.float32)
-    weight = tl.zeros((BM,), tl.float32)
-    weighted = tl.zeros((BM,), tl.float32)
-    above = tl.zeros((BM,), tl.int32)
+    z_target = tl.load(target_logit + safe)
+    row_max = tl.full((BM,), LEAST, tl.float32)
+    sum_exp = tl.zeros((BM,), tl.float32)
+    sum_exp_z = tl.zeros((BM,), tl.float32)  # Σ exp(z - row_max) · (z - row_max)
+    n_above = tl.zeros((BM,), tl.int32)
     for start in range(split * SPLIT, tl.minimum((split + 1) * SPLIT, n_cols), BN):
         column = start + tl.arange(0, BN)
         columns = tl.minimum(column, n_cols - 1).to(tl.int64)
         z = _logits_tile(hidden, head, safe, columns, hidden_stride, head_stride, DEPTH, BK, DOT)
         counts = (column < n_cols)[None, :] & (column[None, :] != t[:, None])
         z = tl.where(counts, z, NOTHING)
-        above += tl.sum((z > own_logit[:, None]).to(tl.int32), 1)
-        new_top = tl.maximum(top, tl.max(z, 1))
-        raised = top - new_top
-        scale = tl.exp(raised)
-        by = z - new_top[:, None]
-        e = tl.exp(by)
-        counted = tl.where(e > 0, e * by, 0.0)
-        weighted = scale * (weighted + raised * weight) + tl.sum(counted, 1)
-        weight = scale * weight + tl.sum(e, 1)
-        top = new_top
+        n_above += tl.sum((z > z_target[:, None]).to(tl.int32), 1)
+        new_max = tl.maximum(row_max, tl.max(z, 1))
+        change = row_max - new_max
+        rescale = tl.exp(change)
+        shifted = z - new_max[:, None]
+        e = tl.exp(shifted)
+        e_shifted = tl.where(e > 0, e * shifted, 0.0)
+        sum_exp_z = rescale * (sum_exp_z + change * sum_exp) + tl.sum(e_shifted, 1)
+        sum_exp = rescale * sum_exp + tl.sum(e, 1)
+        row_max = new_max
     to = split.to(tl.int64) * pitch + row
-    tl.store(tops + to, top, mask=row < n_rows)
-    tl.store(weights + to, weight, mask=row < n_rows)
-    tl.store(weighteds + to, weighted, mask=row < n_rows)
-    tl.store(aboves + to, above, mask=row < n_rows)
+    tl.store(row_maxes + to, row_max, mask=row < n_rows)
+    tl.store(sums_exp + to, sum_exp, mask=row < n_rows)
+    tl.store(sums_exp_z + to, sum_exp_z, mask=row < n_rows)
+    tl.store(counts_above + to, n_above, mask=row < n_rows)
 
 
 @any_rows
-def _join_splits(
-    tops, weights, weighteds, aboves, exact, stats, rank, n_rows, pitch, n_splits, plane,
-    ROWS: tl.constexpr, SPLITS: tl.constexpr,
-):  # fmt: skip
+def _join_splits(  # a program: some rows
+    row_maxes,  # (splits, pitch) fp32
+    sums_exp,  # (splits, pitch) fp32
+    sums_exp_z,  # (splits, pitch) fp32
+    counts_above,  # (splits, pitch) int32
+    exact,  # (M,) fp64
+    stats,  # (3, M) fp64: logp, entropy, lse, written
+    rank,  # (M,) int64, written
+    n_rows,
+    pitch,
+    n_splits,
+    plane,
+    ROWS: tl.constexpr,
+    SPLITS: tl.constexpr,
+):
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     split = tl.arange(0, SPLITS)
     place = split.to(tl.int64)[:, None] * pitch + row[None, :]
     inside = (split < n_splits)[:, None] & (row < n_rows)[None, :]
-    top = tl.load(tops + place, mask=inside, other=LEAST).to(tl.float64)
-    weight = tl.load(weights + place, mask=inside, other=0).to(tl.float64)
-    weighted = tl.load(weighteds + place, mask=inside, other=0).to(tl.float64)
-    above = tl.sum(tl.load(aboves + place, mask=inside, other=0), 0)
-    row_top = tl.max(top, 0)
-    by = top - row_top[None, :]
-    e = tl.exp(by)
-    at_target = tl.load(exact + row, mask=row < n_rows, other=0)
+    split_max = tl.load(row_maxes + place, mask=inside, other=LEAST).to(tl.float64)
+    sum_exp = tl.load(sums_exp + place, mask=inside, other=0).to(tl.float64)
+    sum_exp_z = tl.load(sums_exp_z + place, mask=inside, other=0).to(tl.float64)
+    n_above = tl.sum(tl.load(counts_above + place, mask=inside, other=0), 0)
+    row_max = tl.max(split_max, 0)
+    shifted = split_max - row_max[None, :]
+    e = tl.exp(shifted)
+    z_target = tl.load(exact + row, mask=row < n_rows, other=0)
     logp, entropy, lse = with_target(
-        row_top, tl.sum(e * weight, 0), tl.sum(e * (weighted + by * weight), 0), at_target
+        row_max, tl.sum(e * sum_exp, 0), tl.sum(e * (sum_exp_z + shifted * sum_exp), 0), z_target
     )
     tl.store(stats + row, logp, mask=row < n_rows)
     tl.store(stats + plane + row, entropy, mask=row < n_rows)
     tl.store(stats + 2 * plane + row, lse, mask=row < n_rows)
-    tl.store(rank + row, above.to(tl.int64), mask=row < n_rows)
+    tl.store(rank + row, n_above.to(tl.int64), mask=row < n_rows)
 
 
 def exact_logits_ref(hidden: Tensor, head: Tensor, target: Tensor) -> Tensor:
@@ -169,14 +220,24 @@ def exact_logits_triton(hidden: Tensor, head: Tensor, target: Tensor) -> Tensor:
     n_rows, depth = hidden.shape
     exact = torch.empty(n_rows, dtype=torch.float64, device=hidden.device)
     launch(
-        _exact_logits, (triton.cdiv(n_rows, 4),),
-        hidden, head, target, exact, n_rows, hidden.stride(0), head.stride(0), depth,
-        ROWS=4, TILE=512, num_warps=4,
-    )  # fmt: skip
+        _exact_logits,
+        (triton.cdiv(n_rows, _EXACT_ROWS),),
+        hidden=hidden,
+        head=head,
+        target=target,
+        exact=exact,
+        n_rows=n_rows,
+        hidden_stride=hidden.stride(0),
+        head_stride=head.stride(0),
+        depth=depth,
+        ROWS=_EXACT_ROWS,
+        TILE=512,
+        num_warps=4,
+    )
     return exact
 
 
-def linear_logprob_triton(hidden: Tensor, head: Tensor, target: Tensor) -> TokenStats:
+def fused_linear_logprob_triton(hidden: Tensor, head: Tensor, target: Tensor) -> TokenStats:
     """Return the statistics of rows whose logits exist in registers alone."""
     n_rows = hidden.shape[0]
     stats = torch.empty(3, n_rows, dtype=torch.float64, device=hidden.device)
@@ -189,22 +250,50 @@ def linear_logprob_triton(hidden: Tensor, head: Tensor, target: Tensor) -> Token
 
 def _write_stats(hidden: Tensor, head: Tensor, target: Tensor, stats: Tensor, rank: Tensor) -> None:
     (n_rows, depth), n_cols, device = hidden.shape, head.shape[0], hidden.device
-    tiles = _tiles(head.dtype) | {"DEPTH": depth, "DOT": dot_type(head.dtype)}
-    strides = hidden.stride(0), head.stride(0)
+    tiles = _tiles(head.dtype)
     n_blocks, n_splits = triton.cdiv(n_rows, tiles["BM"]), triton.cdiv(n_cols, SPLIT)
     exact = exact_logits_triton(hidden, head, target)
-    own = torch.empty(n_rows, dtype=torch.float32, device=device)
-    launch(_own_logits, (n_blocks,), hidden, head, target, own, n_rows, *strides, **tiles)
+    target_logit = torch.empty(n_rows, dtype=torch.float32, device=device)
+    product = {
+        "hidden": hidden,
+        "head": head,
+        "target": target,
+        "target_logit": target_logit,
+        "n_rows": n_rows,
+        "hidden_stride": hidden.stride(0),
+        "head_stride": head.stride(0),
+        "DEPTH": depth,
+        "DOT": dot_type(head.dtype),
+        **tiles,
+    }
+    launch(_target_logits, (n_blocks,), **product)
     pitch = triton.cdiv(n_rows, 16) * 16  # keeps every row of partial results aligned
     sums = torch.empty(3, n_splits, pitch, dtype=torch.float32, device=device)
-    above = torch.empty(n_splits, pitch, dtype=torch.int32, device=device)
+    splits = {
+        **dict(zip(("row_maxes", "sums_exp", "sums_exp_z"), sums, strict=True)),
+        "counts_above": torch.empty(n_splits, pitch, dtype=torch.int32, device=device),
+        "pitch": pitch,
+    }
     launch(
-        _split_stats, (n_blocks * n_splits,),
-        hidden, head, target, own, *sums, above, n_rows, pitch, n_cols, *strides,
-        SPLIT=SPLIT, GROUP=_GROUP, **tiles,
-    )  # fmt: skip
+        _split_stats,
+        (n_blocks * n_splits,),
+        n_cols=n_cols,
+        SPLIT=SPLIT,
+        GROUP=_GROUP,
+        **product,
+        **splits,
+    )
     launch(
-        _join_splits, (triton.cdiv(n_rows, 8),),
-        *sums, above, exact, stats, rank, n_rows, pitch, n_splits, stats.stride(0),
-        ROWS=8, SPLITS=triton.next_power_of_2(n_splits), num_warps=8,
-    )  # fmt: skip
+        _join_splits,
+        (triton.cdiv(n_rows, _JOIN_ROWS),),
+        exact=exact,
+        stats=stats,
+        rank=rank,
+        n_rows=n_rows,
+        n_splits=n_splits,
+        plane=stats.stride(0),
+        **splits,
+        ROWS=_JOIN_ROWS,
+        SPLITS=triton.next_power_of_2(n_splits),
+        num_warps=8,
+    )

@@ -1,4 +1,4 @@
-"""Loss and gradient of one chunk of logits z with targets t, row by row.
+"""Cross-entropy: loss and gradient of one chunk of logits z with targets t, row by row.
 
     logp = z_t - lse        d(-logp) / dz_v = p_v - [v = t]
 
@@ -15,82 +15,98 @@ from torch import Tensor
 
 from cqa.kernels.backend import Backend
 from cqa.kernels.launch import launch
-from cqa.kernels.row_stats import LEAST, NOTHING, with_target
+from cqa.kernels.logit_stats import LEAST, NOTHING, with_target
 
 _TILE = 4096
 
 
-def loss_rows_ref(
+def cross_entropy_ref(
     logits: Tensor,  # (M, V) fp32 or wider, overwritten by d(-logp) / d(logits)
     target: Tensor,  # (M,) int64
 ) -> Tensor:  # (M,) logp
     """Return logp and turn the logits into the gradient rows p - onehot(target), in place."""
-    top = logits.amax(1, keepdim=True)
-    at_target = logits.gather(1, target[:, None]) - top
-    total = torch.exp(logits.sub_(top), out=logits).sum(1, keepdim=True)
-    logp = at_target.double() - total.double().log()
-    logits.div_(total)
+    row_max = logits.amax(1, keepdim=True)
+    z_target = logits.gather(1, target[:, None]) - row_max
+    sum_exp = torch.exp(logits.sub_(row_max), out=logits).sum(1, keepdim=True)
+    logp = z_target.double() - sum_exp.double().log()
+    logits.div_(sum_exp)
     logits.scatter_(1, target[:, None], torch.expm1(logp).to(logits.dtype))
     return logp.squeeze(1).to(logits.dtype)
 
 
 @triton.jit
-def _loss_rows(
-    logits, target, gradient, logp, n_cols, row_stride, gradient_stride, TILE: tl.constexpr
+def _cross_entropy(  # a program: a row, read twice
+    logits,  # (M, V)
+    target,  # (M,)
+    gradient,  # (M, V), written; may be the logits themselves
+    logp,  # (M,) fp32, written
+    n_cols,
+    row_stride,
+    gradient_stride,
+    TILE: tl.constexpr,
 ):
-    """One program a row, read twice; `gradient` may be the logits themselves."""
     row = tl.program_id(0).to(tl.int64)
     z_row = logits + row * row_stride
     g_row = gradient + row * gradient_stride
     t = tl.load(target + row)
-    own = tl.load(z_row + t).to(tl.float32)
-    top = tl.full((TILE,), LEAST, tl.float32)
-    weight = tl.zeros((TILE,), tl.float32)
+    z_target = tl.load(z_row + t).to(tl.float32)
+    lane_max = tl.full((TILE,), LEAST, tl.float32)
+    sum_exp = tl.zeros((TILE,), tl.float32)
     for start in range(0, n_cols, TILE):
         column = start + tl.arange(0, TILE)
         z = tl.load(z_row + column, mask=column < n_cols, other=NOTHING).to(tl.float32)
         z = tl.where(column == t, NOTHING, z)
-        by = z - top
-        e = tl.exp(-tl.abs(by))  # one exponential whichever of the two is larger
-        weight = tl.where(by > 0, weight * e + 1, weight + e)
-        top = tl.maximum(top, z)
-    others_top = tl.max(top, 0)
-    others = tl.sum(weight * tl.exp(top - others_top), 0)
+        shifted = z - lane_max
+        e = tl.exp(-tl.abs(shifted))  # one exponential whichever of the two is larger
+        sum_exp = tl.where(shifted > 0, sum_exp * e + 1, sum_exp + e)
+        lane_max = tl.maximum(lane_max, z)
+    others_max = tl.max(lane_max, 0)
+    others = tl.sum(sum_exp * tl.exp(lane_max - others_max), 0)
     wide = others.to(tl.float64)
     result, _entropy, _lse = with_target(
-        others_top.to(tl.float64), wide, 0.0 * wide, own.to(tl.float64)
+        others_max.to(tl.float64), wide, 0.0 * wide, z_target.to(tl.float64)
     )
     tl.store(logp + row, result)
 
-    row_top = tl.maximum(others_top, own)
-    others *= tl.exp(others_top - row_top)
-    scale = 1 / (others + tl.exp(own - row_top))
+    row_max = tl.maximum(others_max, z_target)
+    others *= tl.exp(others_max - row_max)
+    scale = 1 / (others + tl.exp(z_target - row_max))
     for start in range(0, n_cols, TILE):
         column = start + tl.arange(0, TILE)
         z = tl.load(z_row + column, mask=column < n_cols, other=NOTHING).to(tl.float32)
-        g = tl.where(column == t, -others, tl.exp(z - row_top)) * scale
+        g = tl.where(column == t, -others, tl.exp(z - row_max)) * scale
         tl.store(g_row + column, g.to(gradient.dtype.element_ty), mask=column < n_cols)
 
 
-def _loss_rows_triton(logits: Tensor, target: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def _cross_entropy_triton(
+    logits: Tensor, target: Tensor, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
     n_rows, n_cols = logits.shape
     logp = torch.empty(n_rows, dtype=torch.float32, device=logits.device)
     gradient = logits if dtype == logits.dtype else torch.empty_like(logits, dtype=dtype)
     launch(
-        _loss_rows, (n_rows,),
-        logits, target, gradient, logp, n_cols, logits.stride(0), gradient.stride(0),
-        TILE=min(_TILE, triton.next_power_of_2(n_cols)), num_warps=8,
-    )  # fmt: skip
+        _cross_entropy,
+        (n_rows,),
+        logits=logits,
+        target=target,
+        gradient=gradient,
+        logp=logp,
+        n_cols=n_cols,
+        row_stride=logits.stride(0),
+        gradient_stride=gradient.stride(0),
+        TILE=min(_TILE, triton.next_power_of_2(n_cols)),
+        num_warps=8,
+    )
     return logp, gradient
 
 
-def _loss_rows_native(logits: Tensor, target: Tensor) -> Tensor:
-    logp = torch.empty(target.shape, dtype=torch.float64)
+def _cross_entropy_native(logits: Tensor, target: Tensor) -> Tensor:
+    logp = torch.empty(target.shape, dtype=torch.float64, device="cpu")
     torch.ops.cqa.loss_rows(logits, target, logp)
     return logp
 
 
-def loss_rows(
+def cross_entropy(
     logits: Tensor,  # (M, V)
     target: Tensor,  # (M,) int64
     dtype: torch.dtype,
@@ -112,6 +128,6 @@ def loss_rows(
     """
     target = target.contiguous()
     if backend == "triton":
-        return _loss_rows_triton(logits, target, dtype)
-    logp = (_loss_rows_native if backend == "native" else loss_rows_ref)(logits, target)
+        return _cross_entropy_triton(logits, target, dtype)
+    logp = (_cross_entropy_native if backend == "native" else cross_entropy_ref)(logits, target)
     return logp, logits.to(dtype)

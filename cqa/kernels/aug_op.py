@@ -1,0 +1,115 @@
+"""The autograd of every op that makes an augmented input: norm, SwiGLU, copy.
+
+    forward    x → X by the op;  S = dropout(X) · Aᵀ by shrink.py;  result [X | 1 | S]
+    backward   dA = dSᵀ · dropout(X);  dX += mask · (dS · A);  dX → dx by the op
+
+Without an adapter the result is the base part [X | 1], and backward is the op's alone. The native
+and Triton implementations do both halves of a line in one call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cqa.kernels.aug_columns import AugColumns, augmented
+from cqa.kernels.backend import Backend
+from cqa.kernels.shrink import Shrink, shrink_backward_ref, shrink_da, shrink_forward_ref
+
+
+@dataclass(frozen=True, slots=True)
+class AugOp:
+    """What makes X of x, and dx of dX; `*given` are frozen inputs, a norm's weight for instance.
+
+    A fused backward adds the low-rank part to dX in place. dS is None without an adapter.
+    """
+
+    reference: Callable[..., Tensor]  # (x, *given) → X
+    reference_backward: Callable[..., Tensor]  # (dX, x, *given) → dx
+    native: Callable[..., None]  # (x, X, S or None, shrink, *given), writes X and S
+    native_backward: Callable[..., Tensor]  # (dX, x, dS, shrink, *given) → dx
+    triton: Callable[..., None]  # (x, x_aug, columns, shrink, *given), writes every column
+    triton_backward: Callable[..., Tensor]  # as the native one
+    reads_x: bool  # backward does
+
+
+class _Augment(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        lora_a: Tensor | None,
+        op: AugOp,
+        columns: AugColumns,
+        shrink: Shrink | None,
+        dtype: torch.dtype,
+        backend: Backend,
+        *given: Any,
+    ) -> Tensor:
+        masks: list[Tensor] = []
+        if backend == "triton":
+            x_aug = x.new_empty(x.shape[0], columns.total, dtype=dtype)
+            op.triton(x, x_aug, columns, shrink, *given)
+        else:
+            x_aug = augmented(x, columns, dtype)
+            made = x_aug[:, : columns.features]
+            s = x_aug[:, columns.ranks] if shrink else None
+            if backend == "native":
+                op.native(x, made, s, shrink, *given)
+            else:
+                made.copy_(op.reference(x, *given))
+                if shrink and s is not None:
+                    masks = shrink_forward_ref(
+                        made, shrink.lora_a, shrink.modules, shrink.dropout, s
+                    )
+        ctx.save_for_backward(x if op.reads_x else None, lora_a, x_aug if shrink else None, *masks)
+        ctx.op, ctx.columns, ctx.shrink, ctx.backend, ctx.given = (
+            op,
+            columns,
+            shrink,
+            backend,
+            given,
+        )
+        return x_aug
+
+    @staticmethod
+    def backward(ctx: Any, dx_aug: Tensor) -> tuple[Tensor | None, ...]:
+        x, lora_a, x_aug, *masks = ctx.saved_tensors
+        op, columns, shrink, fused = ctx.op, ctx.columns, ctx.shrink, ctx.backend != "reference"
+        dmade = dx_aug[:, : columns.features] if ctx.needs_input_grad[0] else None
+        da = ds = dx = None
+        if shrink:
+            made, ds = x_aug[:, : columns.features], dx_aug[:, columns.ranks]
+            if fused:
+                da = shrink_da(ds, made, shrink, ctx.backend)
+            else:
+                da = shrink_backward_ref(made, ds, lora_a, masks, shrink.scale, dmade)
+        elif dmade is not None and fused:
+            dmade = dmade.contiguous()
+        if dmade is not None and fused:
+            run = op.triton_backward if ctx.backend == "triton" else op.native_backward
+            dx = run(dmade, x, ds, shrink, *ctx.given)
+        elif dmade is not None:
+            dx = op.reference_backward(dmade, x, *ctx.given)
+        return (dx, da, *[None] * (5 + len(ctx.given)))
+
+
+def augment(
+    op: AugOp,
+    x: Tensor,  # (M, width that the op reads)
+    columns: AugColumns,
+    shrink: Shrink | None,
+    *given: Any,
+    dtype: torch.dtype,
+    backend: Backend,
+) -> Tensor:  # (M, columns.total) of `dtype`, or (M, columns.base) without `shrink`
+    """Run an op, differentiable in x and in LoRA's A."""
+    if shrink is None:
+        columns = columns.alone
+    lora_a = shrink.lora_a if shrink else None
+    out: Tensor = _Augment.apply(x, lora_a, op, columns, shrink, dtype, backend, *given)  # type: ignore[no-untyped-call]
+    return out

@@ -1,0 +1,38 @@
+"""What the low-rank side does, whichever op it follows."""
+
+import pytest
+import torch
+from kernels.lora_problem import SCALING, Problem, augment, augmented_weight
+from torch import Tensor
+
+from cqa.kernels.aug_linear import aug_linear
+from cqa.kernels.philox import Dropout
+from cqa.kernels.shrink import Shrink
+
+pytestmark = pytest.mark.usefixtures("memory_full_of_nan")
+
+
+def test_dropout_at_zero_is_no_dropout():
+    dropped = Problem("norm", 9, 40)
+    t = dropped.tensors(torch.float32)
+    zero = Dropout(0.0, 3, 11, torch.arange(9))
+    outs = [augment(dropped, t, Shrink(t["a"], dropped.modules, d)) for d in (zero, None)]
+    assert torch.equal(*outs)
+
+
+def test_adapter_gradients_do_not_need_the_gradient_of_the_input():
+    problem = Problem("norm", 9, 40)
+
+    def gradients(needs_input_grad: bool) -> tuple[Tensor, ...]:
+        t = problem.tensors(torch.float32)
+        t["x"].requires_grad_(needs_input_grad)
+        trained = [t["a"], t["b0"], t["b1"], t["b2"]]
+        for tensor in trained:
+            tensor.requires_grad_()
+        weight, members = augmented_weight(problem, t)
+        x_aug = augment(problem, t, Shrink(t["a"], problem.modules, problem.dropout))
+        y = aug_linear(x_aug, weight, tuple(members), scaling=SCALING)
+        return torch.autograd.grad(y, trained, t["dy"])
+
+    for with_input, without in zip(gradients(True), gradients(False), strict=True):
+        assert torch.equal(with_input, without)
