@@ -18,8 +18,10 @@ def learning_rate(step: int) -> float:
 
 def gradients() -> list[Tensor]:
     """Some are clipped and some are not, and one is zero."""
-    generator = torch.Generator().manual_seed(1)
-    return [torch.randn(N_PARAMS, generator=generator) * (step % 5) / 10 for step in range(STEPS)]
+    generator = torch.Generator("cpu").manual_seed(1)
+    drawn = torch.randn(STEPS, N_PARAMS, generator=generator, device="cpu")
+    here = torch.get_default_device()
+    return [grad.to(here) * (step % 5) / 10 for step, grad in enumerate(drawn)]
 
 
 def take_step(

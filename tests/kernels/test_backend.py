@@ -7,7 +7,6 @@ from functools import partial
 import pytest
 import torch
 import triton
-from cqa.kernels.loss_rows import loss_rows
 from helpers import ROOT
 
 from cqa.doctor import examine
@@ -17,6 +16,7 @@ from cqa.kernels.attention import AttentionSpan, attention
 from cqa.kernels.aug_columns import AugColumns
 from cqa.kernels.backend import choose, native_problem
 from cqa.kernels.copy_shrink import copy_shrink
+from cqa.kernels.cross_entropy import cross_entropy
 from cqa.kernels.matmul import mm
 from cqa.kernels.philox import Dropout
 from cqa.kernels.rms_norm import norm_shrink, rms_norm
@@ -79,7 +79,7 @@ native_mm = partial(mm, backend="native")
 native_rms_norm = partial(rms_norm, eps=1e-6, backend="native")
 native_copy = partial(copy_shrink, columns=COLUMNS, backend="native")
 native_stats = partial(token_stats, tensor(3, 8), tensor(5, 8), backend="native")
-native_loss = partial(loss_rows, dtype=torch.float32, backend="native")
+native_loss = partial(cross_entropy, dtype=torch.float32, backend="native")
 UNREADABLE = {
     "factors of different depth": lambda: native_mm(tensor(3, 8), tensor(9, 4)),
     "short start": lambda: native_mm(tensor(3, 8), tensor(8, 4), tensor(1, 4)),

@@ -1,6 +1,7 @@
 """LoRA projections of an input that nothing precedes, against float64."""
 
 import pytest
+import torch
 from kernels.lora_problem import (
     ADAPTER,
     BIAS,
@@ -26,9 +27,8 @@ def test_projections_and_gradients_are_as_accurate_as_plain_torch(m, k, settings
 
 
 @RANKS
-@DTYPES
-def test_every_rank_is_as_accurate_as_plain_torch(rank, dtype, backend):
-    check_projections(Problem("copy", 7, 40, rank=rank), dtype, backend)
+def test_ranks_of_several_tiles_are_as_accurate_as_plain_torch(rank, backend):
+    check_projections(Problem("copy", 7, 40, rank=rank), torch.float32, backend)
 
 
 @BIAS

@@ -36,7 +36,7 @@ def test_noise_is_the_counter_based_uniform_scaled_by_the_sample_length(n_cols):
     for i, length in enumerate(lengths):
         index = np.arange((7 + i) * calls, (8 + i) * calls, dtype=np.uint64)
         words = philox_words_ref(5, 2, stream_of(NEFTUNE), index).reshape(-1)[:n_cols]
-        u = torch.from_numpy((words >> 8).astype(np.float64)) / 2**23 - 1
+        u = torch.from_numpy((words >> 8).astype(np.float64)).to(out) / 2**23 - 1
         expected = 5.0 / math.sqrt(length * n_cols) * u
         torch.testing.assert_close(out[i], expected, rtol=1e-6, atol=0)
 
