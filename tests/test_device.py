@@ -11,6 +11,7 @@ from cqa.bench.config import Job, Window
 from cqa.bench.score import null_tokenizer, random_items
 from cqa.bench.shapes import QWEN25, random_weight
 from cqa.bench.step import random_samples
+from cqa.kernels.aug_columns import AugColumns
 from cqa.kernels.copy_shrink import copy_shrink
 from cqa.kernels.philox import Dropout
 from cqa.kernels.shrink import Shrink

@@ -347,7 +347,7 @@ def expand_add_triton(
         WIDTH=width,
         DOT=dot_type(dx.dtype),
         **group.arguments,
-        num_warps=4,
+        num_warps=8,  # half the registers a thread: twice as many blocks fit
     )
 
 
