@@ -27,7 +27,7 @@ MAY_IMPORT = {
     "data": {"errors", "reading", "schema", "text"},
     "layout": {"errors"},
     "kernels": {"errors"},
-    "model": {"errors", "reading", "layout", "kernels"},
+    "model": {"errors", "reading", "files", "layout", "kernels"},
     "coverage": {"errors", "assets", "text", "data"},
     "doctor": BASE,
     "train": BASE,

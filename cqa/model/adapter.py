@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -100,14 +100,22 @@ def adapter_folder(folder: Path) -> Path:
 
 
 @dataclass(frozen=True, slots=True)
-class _File:
-    """The tensors of an adapter's file, by what they are."""
+class AdapterFile:
+    """What an adapter's folder holds: its settings, and the names of its tensors by what they are.
+
+    Attributes:
+        path: The file of tensors.
+        config: The settings.
+        pairs: The names of A and B of every adapted module.
+        shapes: The shape of every tensor.
+        tables: The names of a saved embedding and head.
+    """
 
     path: Path
     config: PeftConfig
-    pairs: dict[Key, dict[str, str]]  # names of A and B of every module
+    pairs: dict[Key, dict[str, str]]
     shapes: dict[str, tuple[int, ...]]
-    tables: dict[str, str]  # saved embedding and head
+    tables: dict[str, str]
 
     @property
     def spec(self) -> LoraSpec:
@@ -125,10 +133,11 @@ def read_spec(folder: Path) -> LoraSpec:
         ModelError: A file is missing or malformed, or the adapter is more than LoRA of the
             decoder's projections.
     """
-    return _open(folder).spec
+    return open_adapter(folder).spec
 
 
-def _open(folder: Path) -> _File:
+def open_adapter(folder: Path) -> AdapterFile:
+    """Read an adapter's config and the header of its weights; see `read_spec`."""
     config = read_peft_config(folder)
     path = folder / WEIGHTS
     if not path.exists():
@@ -136,7 +145,7 @@ def _open(folder: Path) -> _File:
         raise ModelError(f"expected {WEIGHTS}, got none", where=str(folder), hint=hint)
     with opened(path) as file:
         names = sorted(file.keys())
-    found = _File(path, config, {}, {}, {})
+    found = AdapterFile(path, config, {}, {}, {})
     named: set[str | None] = set()
     for name, shape, dtype in headers(dict.fromkeys(names, path)):
         found.shapes[name] = shape
@@ -178,12 +187,13 @@ def _open(folder: Path) -> _File:
         for ab in "AB":
             if ab not in pair:
                 raise ModelError(
-                    f"expected {_module_name(layer, module)}.lora_{ab}, got none", where=str(path)
+                    f"expected {module_name(layer, module)}.lora_{ab}, got none", where=str(path)
                 )
     return found
 
 
-def _module_name(layer: int, module: str) -> str:
+def module_name(layer: int, module: str) -> str:
+    """Name a projection as in the base model."""
     return f"model.layers.{layer}.{PARENTS[module]}.{module}_proj"
 
 
@@ -197,23 +207,18 @@ def read_adapter(folder: Path, decoder: Decoder) -> Adapter:
         ModelError: Files are missing or malformed, keys are missing, unexpected or mis-shaped (made
             for another base), a value is not finite, or the adapter changes nothing.
     """
-    found = _open(folder)
-    config, spec = found.config, found.spec
-    _check_modules(found, decoder)
+    found = open_adapter(folder)
+    spec = found.spec
+    shapes = {
+        (p.layer, member.name): (member.width, p.columns.features)
+        for p in decoder.projections()
+        for member in p.members
+    }
+    tables = {"embed_tokens": decoder.table, "lm_head": decoder.head}
     weights: dict[Key, tuple[Tensor, Tensor]] = {}
-    with opened(found.path) as file:
-        _check_tables(found, file, decoder)
-        for projection in decoder.projections():
-            for member in projection.members:
-                pair = found.pairs.get((projection.layer, member.name))
-                if pair is None:
-                    continue
-                module = _module_name(projection.layer, member.name)
-                rank = config.rank_of(module)
-                shapes = {"A": (rank, projection.columns.features), "B": (member.width, rank)}
-                a, b = (_checked(file, pair[ab], shapes[ab], found) for ab in "AB")
-                ratio = config.scaling_of(module) / spec.scaling
-                weights[projection.layer, member.name] = _with_rank(a, b, spec.rank, ratio)
+    for key, a, b in read_pairs(found, shapes, tables):
+        ratio = found.config.scaling_of(module_name(*key)) / spec.scaling
+        weights[key] = _with_rank(a, b, spec.rank, ratio)
     if not any(bool(b.any()) and bool(a.any()) for a, b in weights.values()):
         raise ModelError(
             "expected an adapter that changes the model, got one whose B is all zero",
@@ -222,13 +227,38 @@ def read_adapter(folder: Path, decoder: Decoder) -> Adapter:
     return Adapter(spec, weights)
 
 
-def _check_modules(found: _File, decoder: Decoder) -> None:
+def read_pairs(
+    found: AdapterFile,
+    shapes: Mapping[Key, tuple[int, int]],
+    tables: Mapping[str, Tensor],
+) -> Iterator[tuple[Key, Tensor, Tensor]]:
+    """Yield A (r, in) and B (out, r) of every adapted module, each with the rank of its own.
+
+    Args:
+        found: The adapter.
+        shapes: (out, in) of every projection of the base.
+        tables: The base's embedding and head, `embed_tokens` and `lm_head`.
+
+    Raises:
+        ModelError: The adapter does not fit this base, or a value is not finite.
+    """
+    _check_modules(found, shapes)
+    with opened(found.path) as file:
+        _check_tables(found, file, tables)
+        for key, pair in sorted(found.pairs.items()):
+            rank = found.config.rank_of(module_name(*key))
+            out_features, in_features = shapes[key]
+            a = _checked(file, pair["A"], (rank, in_features), found)
+            yield key, a, _checked(file, pair["B"], (out_features, rank), found)
+
+
+def _check_modules(found: AdapterFile, shapes: Mapping[Key, tuple[int, int]]) -> None:
     """Compare the modules that have tensors with those that the config names.
 
     Raises:
-        ModelError: The decoder has no such module, or one is named and not there, or the reverse.
+        ModelError: The base has no such module, or one is named and not there, or the reverse.
     """
-    n_layers, path = decoder.config.n_layers, str(found.path)
+    path = str(found.path)
     for module in TABLES:
         name = f"model.{module}" if module == "embed_tokens" else module
         if found.config.adapts(name):
@@ -236,30 +266,27 @@ def _check_modules(found: _File, decoder: Decoder) -> None:
                 f"expected LoRA of the projections alone, got target_modules with {module}",
                 where=str(found.path.with_name(CONFIG)),
             )
-    for layer, module in found.pairs:
-        if layer >= n_layers:
+    for key in found.pairs:
+        if key not in shapes:
+            n_layers = len({layer for layer, _ in shapes})
             raise ModelError(
-                f"expected the {n_layers} layers of the base, got {_module_name(layer, module)}",
+                f"expected the {n_layers} layers of the base, got {module_name(*key)}",
                 where=path,
                 hint=OTHER_BASE,
             )
-    for layer in range(n_layers):
-        for module in MODULES:
-            name = _module_name(layer, module)
-            pair = found.pairs.get((layer, module))
-            if found.config.adapts(name) and pair is None:
-                raise ModelError(
-                    f"expected {name}.lora_A as {CONFIG} says, got none",
-                    where=path,
-                    hint=OTHER_BASE,
-                )
-            if pair is not None and not found.config.adapts(name):
-                raise ModelError(
-                    f"expected no tensor {pair['A']}: {CONFIG} does not name its module", where=path
-                )
+    for key in shapes:
+        name, pair = module_name(*key), found.pairs.get(key)
+        if found.config.adapts(name) and pair is None:
+            raise ModelError(
+                f"expected {name}.lora_A as {CONFIG} says, got none", where=path, hint=OTHER_BASE
+            )
+        if pair is not None and not found.config.adapts(name):
+            raise ModelError(
+                f"expected no tensor {pair['A']}: {CONFIG} does not name its module", where=path
+            )
 
 
-def _check_tables(found: _File, file: Any, decoder: Decoder) -> None:
+def _check_tables(found: AdapterFile, file: Any, tables: Mapping[str, Tensor]) -> None:
     """Refuse an embedding or head that was saved with the adapter, unless it is the base's own."""
     if others := [name for name in found.config.saved if name not in TABLES]:
         raise ModelError(
@@ -271,7 +298,7 @@ def _check_tables(found: _File, file: Any, decoder: Decoder) -> None:
             f"expected {missing[0]} as modules_to_save says, got none", where=str(found.path)
         )
     for module, name in found.tables.items():
-        own = decoder.table if module == "embed_tokens" else decoder.head
+        own = tables[module]
         if found.shapes[name] != tuple(own.shape):
             raise ModelError(
                 f"expected the base's own {module} of shape {tuple(own.shape)}, got one of "
@@ -287,7 +314,7 @@ def _check_tables(found: _File, file: Any, decoder: Decoder) -> None:
             )
 
 
-def _checked(file: Any, name: str, shape: tuple[int, int], found: _File) -> Tensor:
+def _checked(file: Any, name: str, shape: tuple[int, int], found: AdapterFile) -> Tensor:
     if found.shapes[name] != shape:
         raise ModelError(
             f"expected {name} of shape {shape}, got: {found.shapes[name]}",

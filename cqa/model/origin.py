@@ -33,8 +33,8 @@ def read_origin(folder: Path) -> Origin | None:
     return origin
 
 
-def check_origin(folder: Path, *, model_digest: str, tokenizer_digest: str) -> None:
-    """Refuse an adapter that says it was trained on another base or tokenizer.
+def check_origin(folder: Path, *, model_digest: str, tokenizer_digest: str | None = None) -> None:
+    """Refuse an adapter that says it was trained on another base or, if given, tokenizer.
 
     Raises:
         ModelError: A digest is not that of the model at hand.
@@ -42,6 +42,8 @@ def check_origin(folder: Path, *, model_digest: str, tokenizer_digest: str) -> N
     origin = read_origin(folder) or {}
     at_hand = {"model": model_digest, "tokenizer": tokenizer_digest}
     for part, digest in at_hand.items():
+        if digest is None:
+            continue
         trained = origin.get(f"{part}_digest", digest)
         if trained != digest:
             raise ModelError(
