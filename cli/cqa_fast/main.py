@@ -241,6 +241,34 @@ def coverage(files: tuple[Path, ...], by: Any, gold: Path | None, as_json: bool)
 
 
 @main.command()
+@click.argument("adapter", type=click.Path(path_type=Path))
+@flag("--out", required=True, type=click.Path(path_type=Path), help="New folder to write.")
+@flag(
+    "--plain-alpha",
+    is_flag=True,
+    help="As an adapter whose alpha / r is its scaling, for servers that ignore use_rslora.",
+)
+@flag("--merge", is_flag=True, help="Merged into its base: a whole model folder, with tokenizer.")
+@flag("--model", help="The base to merge into; by default the one that the adapter names.")
+@_JSON
+def export(
+    adapter: Path, out: Path, plain_alpha: bool, merge: bool, model: str | None, as_json: bool
+) -> None:
+    """Write an ADAPTER for other programs, read it back and compare.
+
+    \b
+    Examples:
+      cqa-fast export run/epoch-05 --out adapter-for-sglang --plain-alpha
+      cqa-fast export run/epoch-05 --out merged --merge
+    """
+    from cqa.model.export import export as run_export
+
+    exported = run_export(adapter, out, plain_alpha=plain_alpha, merge=merge, model=model)
+    as_dict = {"out": str(exported.out), "n_modules": exported.n_modules, "base": exported.base}
+    say_json(as_dict) if as_json else say(str(exported.out))
+
+
+@main.command()
 @takes(BenchConfig)
 @_JSON
 def bench(config: BenchConfig, as_json: bool) -> None:

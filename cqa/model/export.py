@@ -47,6 +47,28 @@ class Exported:
     base: str | None  # what was merged into
 
 
+def export(
+    adapter: Path, out: Path, *, plain_alpha: bool, merge: bool, model: str | None
+) -> Exported:
+    """Write an adapter in one of the two forms; see `export_plain_alpha` and `export_merged`.
+
+    Raises:
+        ConfigError: Not one form is asked for, or a base that is not needed.
+        CqaError: As of the form.
+    """
+    if plain_alpha == merge:
+        got = "both" if merge else "neither"
+        raise ConfigError(
+            f"expected --plain-alpha or --merge, got {got}",
+            hint="a merged model has no alpha; an adapter as it is needs no export",
+        )
+    if merge:
+        return export_merged(adapter, out, model=model)
+    if model is not None:
+        raise ConfigError("expected --model with --merge alone, got it with --plain-alpha")
+    return export_plain_alpha(adapter, out)
+
+
 def export_plain_alpha(adapter: Path, out: Path) -> Exported:
     """Write an adapter whose plain alpha / r is the scaling that it was trained with.
 
