@@ -1,42 +1,55 @@
-"""Every example of the README works as it stands there, and its numbers are those of the tool."""
+"""README and docs: every example works as it stands there, every number and name is the tool's."""
 
 import json
 import math
+import os
 import re
 import shlex
+import subprocess
+import sys
+from dataclasses import fields
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import yaml
+from browser import find_browser
 from click.testing import CliRunner
 from cqa_fast.main import main
 from helpers import DEMO, ROOT, read_lines, shared, write_lines
+from PIL import Image
 from scipy import stats
 
-TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", TEXT, flags=re.MULTILINE | re.DOTALL)
-SHORTER = {  # what takes long even on little data: the last of a repeated flag counts
+from cqa.data.items import parse_continuation, parse_pair
+from cqa.data.samples import FORMATS, detect_format, parse_sample
+from cqa.errors import CqaError
+from cqa.schema.rows import ItemRow, OptionScore
+
+PAGES = {
+    path.name: path.read_text(encoding="utf-8")
+    for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+}
+BLOCKS = [
+    (page, kind, body)
+    for page, text in PAGES.items()
+    for kind, body in re.findall(r"^```(\w+)\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
+]
+SHORTER = {  # what takes long even on little data
     "cqa-fast scale": ["--sizes", "1,2", "--seeds", "1", "--epochs", "2"],
     "--out run-dev": ["--epochs", "2"],
     "--out real-run": ["--epochs", "2"],
     "--run real-run": ["--epochs", "2"],
     "cqa-fast bench": [
-        "--no-peers",
-        "--window",
-        "9+9",
-        "--job",
-        "2x9+2x9",
-        "--seconds",
-        "0.01",
-        "--device",
-        "cpu",
+        "--window", "9+9", "--job", "2x9+2x9", "--seconds", "0.01", "--device", "cpu",
     ],
-}
+}  # fmt: skip
+OF_OTHERS = {"--no-build-isolation", "--inplace"}  # flags of pip and setup.py
 
 
 def commands(*, real: bool) -> list[str]:
     """Return the cqa-fast commands of all bash blocks in order: of the real run, or the others."""
-    lines = "\n".join(body for kind, body in BLOCKS if kind == "bash").replace("\\\n", " ")
+    blocks = (body for page, kind, body in BLOCKS if kind == "bash")
+    lines = "\n".join(blocks).replace("\\\n", " ")
     found = [line for line in lines.splitlines() if line.startswith("cqa-fast ")]
     return [line for line in found if ("real-" in line) is real]
 
@@ -45,7 +58,8 @@ def run(command: str) -> None:
     """Run a command as the terminal would."""
     scored = command.startswith("cqa-fast report")
     shorter = next((more for part, more in SHORTER.items() if part in command and not scored), [])
-    done = CliRunner().invoke(main, [*shlex.split(command)[1:], *shorter])
+    args = shlex.split(command.replace(" --peers", ""))[1:]
+    done = CliRunner().invoke(main, [*args, *shorter])
     assert done.exit_code == 0, (command, done.stderr, done.exception)
 
 
@@ -57,7 +71,7 @@ def test_the_commands_run_in_order(tmp_path, monkeypatch):
     for name, n in (("train", 3), ("literary", 4), ("factual", 4), ("continuations", 3)):
         write_lines(Path(f"{name}.jsonl"), read_lines(DEMO / f"{name}.jsonl")[:n])
     write_lines(Path("dev.jsonl"), read_lines(DEMO / "literary.jsonl")[:2])
-    for kind, body in BLOCKS:
+    for _, kind, body in BLOCKS:
         if kind == "yaml":
             Path(body.splitlines()[0].removeprefix("# ")).write_text(body, encoding="utf-8")
     assert len(commands(real=False)) == 13
@@ -72,7 +86,14 @@ def test_the_commands_run_in_order(tmp_path, monkeypatch):
     assert json.loads(Path("bench.json").read_text())["step"]["windows"][0]["n_tokens"] == 18
     settings = json.loads(Path("run-16/run.json").read_text())["settings"]
     recipe = yaml.safe_load(Path("recipe.yaml").read_text())
-    assert {key: settings[key] for key in recipe} == {"rank": 16, "lr": 1e-4, "epochs": 5}
+    expected = {"rank": 16, "lr": 1e-4, "epochs": 5, "targets": ["q", "v"]}
+    assert {key: settings[key] for key in recipe} == expected
+    printed: list[tuple[object, ...]] = []
+    for page, kind, body in BLOCKS:
+        if kind == "python" and (page == "README.md" or find_spec("pandas")):
+            exec(compile(body, page, "exec"), {"print": lambda *words: printed.append(words)})
+    assert len(printed) >= 8
+    assert {words[0] for words in printed if len(words) == 3} == {"base", "epoch-05"}
 
 
 @pytest.mark.slow
@@ -104,7 +125,7 @@ def data_files(command: str) -> list[str]:
 @pytest.fixture(scope="module")
 def real_tables() -> dict[str, tuple[str, list[dict[str, str]]]]:
     """The tables of the real run by group: what they hold, and their rows by heading."""
-    block = next(body for kind, body in BLOCKS if kind == "text" and "epoch-12" in body)
+    block = next(b for page, kind, b in BLOCKS if page == "real-run.md" and kind == "text")
     tables = {}
     for part in re.split(r"\n\n+", block.strip()):
         title, head, *lines = part.splitlines()
@@ -158,27 +179,137 @@ def test_base_of_the_real_run_is_what_scoring_gives(real_tables, tmp_path):
     assert numbers(base)["bits/byte"] == round(-found["mean_logp_per_byte_bits"], 3)
 
 
-def test_the_json_examples_are_valid_records():
-    from cqa.data.items import parse_continuation, parse_pair
-
-    records = [json.loads(body) for kind, body in BLOCKS if kind == "json"]
-    training, pair, options, continuation = records
-    assert set(training) == {"id", "prompt", "response"}
-    assert parse_pair(pair, "README").kind == "pair"
-    assert parse_pair(options, "README").kind == "options"
-    assert parse_continuation(continuation, "README").kind == "continuation"
+def test_the_json_examples_are_valid_records_of_every_kind():
+    kinds = set()
+    for page, kind, body in BLOCKS:
+        if kind != "json":
+            continue
+        record = json.loads(body)
+        if "continuation" in record:
+            kinds.add(parse_continuation(record, page).kind)
+        elif "context" in record:
+            kinds.add(parse_pair(record, page).kind)
+        else:
+            kinds.add(parse_sample(record, detect_format(record, page), page).format)
+    assert kinds == {*FORMATS.values(), "pair", "options", "continuation"}
 
 
 def test_make_targets_exist():
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    for target in re.findall(r"^make (\w+)", TEXT, flags=re.MULTILINE):
+    named = {t for text in PAGES.values() for t in re.findall(r"(?:^|`)make ([\w-]+)", text, re.M)}
+    assert {"demo", "test", "check"} <= named
+    for target in named:
         assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), target
 
 
 def test_the_shown_tables_have_the_headings_that_the_command_prints():
     from cqa.report.terminal import ITEM_HEADINGS
 
-    shown = [body for kind, body in BLOCKS if kind == "text" and " items\n" in body]
+    shown = [body for _, kind, body in BLOCKS if kind == "text" and " items\n" in body]
     assert len(shown) == 2
     for body in shown:
         assert re.split(r"\s{2,}", body.splitlines()[1].strip()) == ITEM_HEADINGS
+
+
+def test_readme_is_read_in_one_sitting():
+    assert len(PAGES["README.md"].splitlines()) <= 200
+
+
+def test_every_link_leads_somewhere():
+    for page, text in PAGES.items():
+        folder = ROOT if page == "README.md" else ROOT / "docs"
+        prose = re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
+        links = re.findall(r"\]\(([^)\s]+)\)|^\[\w+\]: (\S+)$", prose, flags=re.MULTILINE)
+        for link in (inline or below for inline, below in links):
+            if link.startswith("https://"):
+                continue
+            path, _, anchor = link.partition("#")
+            target = folder / path if path else folder / page
+            assert target.is_file(), (page, link)
+            if anchor:
+                titles = re.findall(r"^#+ (.+)$", target.read_text("utf-8"), flags=re.MULTILINE)
+                assert anchor in {
+                    re.sub(r"[^\w\- ]", "", t.lower()).replace(" ", "-") for t in titles
+                }
+
+
+def test_every_page_is_reached_from_the_readme():
+    for page in PAGES:
+        assert page == "README.md" or f"(docs/{page})" in PAGES["README.md"]
+
+
+def test_every_file_that_is_named_exists():
+    for page, text in PAGES.items():
+        paths = re.findall(r"`((?:cqa|csrc|tests|bench|docs)/[\w./-]+)`", text)
+        missing = [path for path in paths if not (ROOT / path).exists()]
+        assert not missing, page
+
+
+def test_every_flag_that_is_named_exists():
+    known = {
+        name
+        for command in main.commands.values()
+        for parameter in command.params
+        for name in [*parameter.opts, *parameter.secondary_opts]
+    }
+    for page, text in PAGES.items():
+        named = set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]*", text)) - {"--help", "--no-"}
+        assert named <= known | OF_OTHERS, page
+
+
+def test_every_command_and_exit_code_has_its_row():
+    text = PAGES["command-line.md"]
+    rows = re.findall(r"^\| (`.*?) \|", text, flags=re.MULTILINE)
+    assert set(re.findall(r"`(\w+)`", " ".join(rows))) == set(main.commands)
+    codes = {int(code) for code in re.findall(r"^\| (\d) \|", text, flags=re.MULTILINE)}
+    assert codes == {0, *(kind.exit_code for kind in CqaError.__subclasses__())} - {1}
+
+
+def test_every_field_of_a_row_is_described():
+    text = PAGES["data-formats.md"]
+    for field in (*fields(ItemRow), *fields(OptionScore)):
+        assert f"`{field.name}`" in text, field.name
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_comes_as_the_page_says(shell):
+    source, completed = f"_CQA_FAST_COMPLETE={shell}_source cqa-fast", f"{shell}_complete"
+    assert source in PAGES["command-line.md"]
+    words = {"COMP_WORDS": "cqa-fast score --pa", "COMP_CWORD": "2" if shell != "fish" else "--pa"}
+    code = "from cqa_fast.main import main; main(prog_name='cqa-fast')"
+    for instruction, expected in (
+        (f"{shell}_source", "_CQA_FAST_COMPLETE"),
+        (completed, "--pairs"),
+    ):
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=False,
+            env={**os.environ, **words, "_CQA_FAST_COMPLETE": instruction,
+                 "PYTHONPATH": f"{ROOT / 'cli'}{os.pathsep}{ROOT}"},
+        )  # fmt: skip
+        assert expected in done.stdout, done.stderr
+
+
+def test_the_citation_is_of_this_version():
+    from cqa import __version__
+
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["version"] == __version__
+    assert citation["license"] == "Apache-2.0"
+    assert {"cff-version", "message", "title", "authors"} <= citation.keys()
+
+
+def test_the_picture_is_small_and_can_be_taken_again(tmp_path):
+    picture = ROOT / "docs" / "report.png"
+    assert picture.stat().st_size < 150_000
+    find_browser()
+    page = tmp_path / "page.html"
+    page.write_text(f"<title>x</title><p>{ROOT}/cqa</p>", encoding="utf-8")
+    script = [
+        sys.executable,
+        str(ROOT / "tests" / "picture.py"),
+        str(page),
+        str(tmp_path / "p.png"),
+    ]
+    subprocess.run(script, check=True)
+    with Image.open(tmp_path / "p.png") as again, Image.open(picture) as shown:
+        assert again.size == shown.size
