@@ -11,7 +11,7 @@ from helpers import ROOT
 
 BASE = {
     "assets", "errors", "config", "files", "reading", "identity", "interrupt", "text", "schema",
-    "data", "layout", "kernels", "model", "score_folder",
+    "data", "layout", "kernels", "model", "run_folder", "score_folder",
 }  # fmt: skip
 MAY_IMPORT = {
     "errors": set(),
@@ -23,6 +23,7 @@ MAY_IMPORT = {
     "text": set(),
     "assets": set(),
     "schema": {"errors"},
+    "run_folder": {"errors", "files", "schema", "data", "model"},
     "score_folder": {"errors", "schema", "data"},
     "data": {"errors", "reading", "schema", "text"},
     "layout": {"errors"},

@@ -15,14 +15,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from cqa.errors import ModelError
+from cqa.model.adapter_files import CONFIG, WEIGHTS
 from cqa.model.checkpoint import headers, opened
 from cqa.model.config import FLOATS
 from cqa.model.decoder import Decoder
 from cqa.model.lora import Adapter, Key, LoraSpec
-from cqa.model.peft_config import CONFIG, TABLES, PeftConfig, read_peft_config
+from cqa.model.peft_config import TABLES, PeftConfig, read_peft_config
 from cqa.model.projection import MODULES
 
-WEIGHTS = "adapter_model.safetensors"
 PEFT_PREFIX = "base_model.model.model.layers"
 PARENTS = dict.fromkeys("qkvo", "self_attn") | dict.fromkeys(("gate", "up", "down"), "mlp")
 PROJECTIONS = {f"{PARENTS[name]}.{name}_proj": name for name in MODULES}

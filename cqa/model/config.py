@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cqa.errors import ModelError
+from cqa.model.adapter_files import CONFIG as ADAPTER_CONFIG
 from cqa.model.checkpoint import headers, tensor_files
 from cqa.model.numbers import count, flag, number
 from cqa.model.rope_settings import read_rope
@@ -23,7 +24,6 @@ MOST_FEATURES, MOST_TOKENS = 1_000_000, 10_000_000  # products of these fit 64 b
 MOST_POSITIONS = 2**31 - 1
 KV_HEADS = {"qwen2": 32, "qwen3": 32, "mistral": 8}  # where a config does not say; Llama's: all
 LAYER_TYPES = ("full_attention", "sliding_attention")
-ADAPTER_CONFIG = "adapter_config.json"
 FLOATS = {"F64", "F32", "F16", "BF16"}  # as safetensors calls them
 TABLE, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 ELSEWHERE = {  # settings that give the model another shape than the rest of the file says

@@ -21,18 +21,17 @@ from cqa.files import check_room, new_folder
 from cqa.model.adapter import (
     PEFT_PREFIX,
     PROJECTIONS,
-    WEIGHTS,
     AdapterFile,
     adapter_folder,
     module_name,
     open_adapter,
     read_pairs,
 )
+from cqa.model.adapter_files import CONFIG, WEIGHTS
 from cqa.model.checkpoint import digest_files, locate, opened
 from cqa.model.config import HEAD, TABLE, read_checkpoint, read_config, tensor_shapes
 from cqa.model.lora import Key
 from cqa.model.origin import ORIGIN, check_origin
-from cqa.model.peft_config import CONFIG
 from cqa.reading import read_object
 
 BESIDE = (".json", ".txt", ".model", ".jinja")  # what a model folder holds beside its weights

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from cqa.errors import ModelError
+from cqa.model.adapter_files import CONFIG
 from cqa.model.numbers import count, flag, number
 from cqa.reading import read_object
 
-CONFIG = "adapter_config.json"
 MOST_RANK = 100_000
 LARGEST_ALPHA = 1e30
 LONGEST_PATTERN = 2_000

@@ -9,8 +9,8 @@ from scipy import stats
 
 from cqa.data.overlap import N_WORDS
 from cqa.report.focus import Focus
-from cqa.report.source import epoch_of
 from cqa.report.tables import show
+from cqa.run_folder import epoch_of
 from cqa.schema.summary import DatedCounts
 from cqa.stats.tests import ALPHA, MEDIUM
 

@@ -18,7 +18,7 @@ from cqa.report.figure_rows import (
     TextPoint,
 )
 from cqa.report.focus import Focus
-from cqa.report.source import epoch_of
+from cqa.run_folder import epoch_of
 from cqa.schema.comparison import Comparison
 from cqa.schema.result import Interval
 

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cqa.data.jsonl import read_jsonl
 from cqa.data.overlap import Overlap, TrainedTexts
 from cqa.data.samples import read_samples
 from cqa.errors import DataError
 from cqa.files import read_json
 from cqa.identity import digest_bytes
+from cqa.run_folder import RUN, read_losses
 from cqa.schema.rows import ItemRow, ItemText
 from cqa.score_folder import ITEMS, META, SCORES, read_rows, read_texts
 from cqa.stats.summary import Scores
 
 Row = dict[str, Any]
-EPOCH = re.compile(r"epoch-(\d+)")
 
 
 @dataclass(slots=True)
@@ -130,22 +128,11 @@ def read_run(folder: Path) -> TrainingRun:
     Raises:
         DataError: run.json or log.jsonl is missing or damaged.
     """
-    facts = read_json(folder / "run.json")
-    settings = _of(facts, "settings", dict, folder / "run.json")
-    data = Path(_of(settings, "data", str, folder / "run.json"))
-    losses: dict[int, list[float]] = {}
-    held_out: dict[int, float] = {}
-    for where, event in read_jsonl(folder / "log.jsonl"):
-        kind = _of(event, "event", str, where)
-        if kind == "step":
-            epoch = _of(event, "epoch", int, where)
-            losses.setdefault(epoch, []).append(_of(event, "loss_nats", int | float, where))
-        elif kind == "eval":
-            held_out[_of(event, "epoch", int, where)] = _of(
-                event, "eval_loss_nats", int | float, where
-            )
-    means = {epoch: sum(values) / len(values) for epoch, values in losses.items()}
-    return TrainingRun(folder, settings, facts, means, held_out, _trained(data, settings, facts))
+    facts = read_json(folder / RUN)
+    settings = _of(facts, "settings", dict, folder / RUN)
+    data = Path(_of(settings, "data", str, folder / RUN))
+    losses, trained = read_losses(folder), _trained(data, settings, facts)
+    return TrainingRun(folder, settings, facts, losses.training, losses.held_out, trained)
 
 
 def _trained(data: Path, settings: Row, facts: Row) -> TrainedTexts | None:
@@ -157,9 +144,3 @@ def _trained(data: Path, settings: Row, facts: Row) -> TrainedTexts | None:
         return TrainedTexts(read_samples(data)) if same else None
     except (DataError, OSError, ValueError):
         return None
-
-
-def epoch_of(adapter: str) -> int | None:
-    """Return the epoch that an adapter's name ends in, or None."""
-    match = EPOCH.fullmatch(adapter)
-    return int(match[1]) if match else None

@@ -7,12 +7,11 @@ from pathlib import Path
 
 from cqa.data.tokenizer import Ids, Tokenizer
 from cqa.errors import ModelError
-from cqa.files import read_json
-from cqa.model.adapter import WEIGHTS, read_adapter
+from cqa.model.adapter import read_adapter
+from cqa.model.adapter_files import CONFIG, WEIGHTS
 from cqa.model.checkpoint import digest_files
 from cqa.model.decoder import Decoder
 from cqa.model.lora import attach
-from cqa.model.peft_config import CONFIG
 from cqa.score.prefix_batch import EncodedItem
 from cqa.score.scorer import BranchStats, scored_passes
 
@@ -24,8 +23,8 @@ def adapter_digest(folder: Path) -> str:
     return digest_files([folder / CONFIG, folder / WEIGHTS])
 
 
-def refuse_twins(folders: Sequence[Path], digests: Sequence[str]) -> None:
-    """Refuse two folders that hold the same adapter: its rows would stand under one name.
+def check_distinct(folders: Sequence[Path], digests: Sequence[str]) -> None:
+    """Check that no two folders hold the same adapter, whose rows would stand under one name.
 
     Raises:
         ModelError: Two adapters have the same bytes.
@@ -40,10 +39,10 @@ def refuse_twins(folders: Sequence[Path], digests: Sequence[str]) -> None:
         first[digest] = folder
 
 
-def refuse_idle(
+def check_has_effect(
     folder: Path, decoder: Decoder, items: Iterable[EncodedItem], tokenizer: Tokenizer
 ) -> None:
-    """Refuse an adapter under which every score is that of the base; one that differs is enough.
+    """Check that an adapter changes a score: one that is not the base's is enough.
 
     Leaves the decoder with the adapter attached.
 
@@ -68,13 +67,3 @@ def refuse_idle(
         where=str(folder),
         hint="its B·A may be zero or below the rounding of the weights' dtype",
     )
-
-
-def missing_epochs(run: Path, present: Iterable[int]) -> list[int]:
-    """Return the epochs that a training run was to have and has not; none where it does not say."""
-    if not (run / "run.json").is_file():
-        return []
-    settings = read_json(run / "run.json").get("settings")
-    total = settings.get("epochs") if isinstance(settings, dict) else None
-    planned = range(1, total + 1) if isinstance(total, int) else range(0)
-    return sorted(set(planned) - set(present))

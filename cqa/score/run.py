@@ -26,10 +26,11 @@ from cqa.model.load import BaseModel, dtype_name, open_model
 from cqa.model.lora import LoraSpec, attach, widest
 from cqa.model.memory import reported as memory_reported
 from cqa.model.origin import check_origin, read_origin
+from cqa.run_folder import epoch_folders, missing_epochs, planned_epochs
 from cqa.schema.events import ModelScored, ModelStart, Note, RowsWritten, ScoreEvent, ScoreStart
 from cqa.schema.result import to_json
 from cqa.schema.summary import ScoreSummary
-from cqa.score.adapters import adapter_digest, missing_epochs, refuse_idle, refuse_twins
+from cqa.score.adapters import adapter_digest, check_distinct, check_has_effect
 from cqa.score.config import ScoreConfig
 from cqa.score.encoded import Items
 from cqa.score.results import Results
@@ -48,7 +49,6 @@ class AdapterFolder:
     name: str
     folder: Path
     spec: LoraSpec
-    of_run: bool = False  # an epoch of --run
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +94,7 @@ def score(
     folder = locate(config.model)
     shape = read_config(folder)
     adapters = find_adapters(config)
-    _tell_missing(config, adapters, on_event)
+    _tell_missing(config, on_event)
     tokenizer = Tokenizer(
         folder,
         null_token=config.null_token,
@@ -172,7 +172,7 @@ def identify(
         "backend": base.decoder.backend,
     }
     digests = [adapter_digest(adapter.folder) for adapter in adapters]
-    refuse_twins([adapter.folder for adapter in adapters], digests)
+    check_distinct([adapter.folder for adapter in adapters], digests)
     models: list[dict[str, Any]] = []
     for adapter, digest in zip((None, *adapters), (None, *digests), strict=True):
         identity = {**shared, "adapter_digest": digest}
@@ -185,7 +185,7 @@ def identify(
                     model_digest=base.digest,
                     tokenizer_digest=items.tokenizer.digest,
                 )
-            refuse_idle(adapter.folder, base.decoder, items.encoded(), items.tokenizer)
+            check_has_effect(adapter.folder, base.decoder, items.encoded(), items.tokenizer)
             models[-1]["adapter_origin"] = read_origin(adapter.folder)
     return models
 
@@ -215,14 +215,11 @@ def _write_meta(
     write_json(inside(out, META), {**meta, "models": models, "earlier_models": earlier})
 
 
-def _tell_missing(
-    config: ScoreConfig, adapters: Sequence[AdapterFolder], on_event: Callable[[ScoreEvent], None]
-) -> None:
+def _tell_missing(config: ScoreConfig, on_event: Callable[[ScoreEvent], None]) -> None:
     """Say which epochs of a run are not scored because they are not there."""
     if config.run is None or config.epochs:
         return
-    gone = missing_epochs(config.run, [int(a.folder.name[6:]) for a in adapters if a.of_run])
-    if gone:
+    if gone := missing_epochs(config.run, planned_epochs(config.run)):
         text = f"{config.run} has no adapter of epoch {', '.join(map(str, gone))}; not scored"
         on_event(Note(text=text))
 
@@ -271,10 +268,8 @@ def find_adapters(config: ScoreConfig) -> list[AdapterFolder]:
     resolved = [folder.resolve() for folder in folders]
     found = [adapter_folder(folder) for folder in folders]
     return [
-        AdapterFolder(
-            _own_name(path, resolved), folder, read_spec(folder), k >= len(config.adapter)
-        )
-        for k, (path, folder) in enumerate(zip(resolved, found, strict=True))
+        AdapterFolder(_own_name(path, resolved), folder, read_spec(folder))
+        for path, folder in zip(resolved, found, strict=True)
     ]
 
 
@@ -289,24 +284,19 @@ def _own_name(path: Path, others: list[Path]) -> str:
 
 
 def _epoch_folders(run: Path, epochs: tuple[int, ...]) -> list[Path]:
-    by_number: dict[int, Path] = {}
-    for path in sorted(run.glob("epoch-*")):
-        if not (path.name.isascii() and path.name[6:].isdecimal()):
-            continue
-        number = int(path.name[6:])
-        if number in by_number:
-            raise ModelError(
-                f"expected epoch {number} once, got {by_number[number].name} and {path.name}",
-                where=str(run),
-            )
-        by_number[number] = path
-    if not by_number:
+    held = epoch_folders(run)
+    if not held:
         raise ModelError("expected a training run with epoch folders, got none", where=str(run))
+    for epoch, (first, *more) in held.items():
+        if more:
+            raise ModelError(
+                f"expected epoch {epoch} once, got {first.name} and {more[0].name}", where=str(run)
+            )
     for epoch in epochs:
-        if epoch not in by_number:
-            held = ", ".join(map(str, sorted(by_number)))
-            raise ModelError(f"expected epoch {epoch}, got epochs {held}", where=str(run))
-    return [by_number[epoch] for epoch in epochs or sorted(by_number)]
+        if epoch not in held:
+            names = ", ".join(map(str, held))
+            raise ModelError(f"expected epoch {epoch}, got epochs {names}", where=str(run))
+    return [held[epoch][0] for epoch in epochs or held]
 
 
 def _attach(decoder: Decoder, adapter: AdapterFolder | None, digest: str | None) -> None:

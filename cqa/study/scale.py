@@ -28,6 +28,7 @@ from cqa.files import discard, locked, new_file, write_json
 from cqa.interrupt import Interrupted
 from cqa.kernels.philox import SPLIT, permutation, stream_of
 from cqa.model.load import BaseModel, open_model
+from cqa.run_folder import STATE, epoch_name
 from cqa.schema.comparison import Comparison
 from cqa.schema.events import ScoreEvent
 from cqa.score.config import ScoreConfig
@@ -36,7 +37,7 @@ from cqa.score.run import find_adapters, score
 from cqa.stats.tests import t_interval
 from cqa.study.config import ScaleConfig
 from cqa.text import aligned, interval, signed
-from cqa.train.checkpoint import STATE, check_same_model, epoch_name, open_run
+from cqa.train.checkpoint import check_same_model, open_run
 from cqa.train.config import TrainConfig
 from cqa.train.loop import train
 from cqa.train.plan import Plan, make_plan

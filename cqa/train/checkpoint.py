@@ -30,15 +30,14 @@ from cqa.files import (
 )
 from cqa.identity import code_digest, versions
 from cqa.kernels.adamw import AdamState
-from cqa.model.adapter import WEIGHTS, write_adapter
+from cqa.model.adapter import write_adapter
 from cqa.model.checkpoint import opened
 from cqa.model.load import dtype_name
 from cqa.model.lora import TrainableLora
 from cqa.model.origin import Origin, write_origin
-from cqa.model.peft_config import CONFIG
+from cqa.run_folder import INIT, LOG, RUN, STATE
 from cqa.train.plan import Plan
 
-RUN, LOG, STATE = "run.json", "log.jsonl", "state.safetensors"
 DIGESTS = ("model_digest", "tokenizer_digest", "data_digest")
 _FREE = {
     "out",
@@ -73,7 +72,7 @@ def open_run(plan: Plan, *, resume: bool) -> int:
 
 def _refuse_to_replace(out: Path) -> None:
     """Refuse a folder without run.json that holds what a run would write."""
-    held = [out / "init", out / LOG, out / STATE, *sorted(out.glob("epoch-*"))]
+    held = [out / INIT, out / LOG, out / STATE, *sorted(out.glob("epoch-*"))]
     for path in held:
         if path.exists() or path.is_symlink():
             raise ConfigError(
@@ -183,18 +182,6 @@ def note_resume(plan: Plan, lora: TrainableLora, step: int) -> list[str]:
         held["resumed"] = [*held.get("resumed", []), {"after_step": step, **now}]
         write_json(plan.config.out / RUN, held)
     return changed
-
-
-def epoch_name(epoch: int) -> str:
-    """Name the folder of an epoch's adapter."""
-    return f"epoch-{epoch:02d}"
-
-
-def missing_epochs(plan: Plan, step: int, kept: range) -> list[str]:
-    """Name the kept epochs complete by `step` whose adapter is not there any more."""
-    names = [epoch_name(epoch) for epoch in kept if epoch * plan.steps_per_epoch <= step]
-    out = plan.config.out
-    return [n for n in names if not all((out / n / file).is_file() for file in (CONFIG, WEIGHTS))]
 
 
 def save_epoch(plan: Plan, lora: TrainableLora, name: str) -> None:

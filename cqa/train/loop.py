@@ -17,12 +17,11 @@ from cqa.model.decoder import Decoder
 from cqa.model.load import BaseModel, dtype_name, open_model, pick_device, pick_dtype
 from cqa.model.lora import TrainableLora
 from cqa.model.memory import reported as memory_reported
+from cqa.run_folder import INIT, epoch_name, missing_epochs
 from cqa.train.checkpoint import (
     Log,
     check_same_model,
-    epoch_name,
     load_state,
-    missing_epochs,
     note_resume,
     open_run,
     room_for,
@@ -91,8 +90,9 @@ def train(
     )
     with locked(config.out), Interrupt() as interrupt, memory_reported("training", HINT):
         last_step = open_run(plan, resume=resume)
-        for name in missing_epochs(plan, last_step, epochs):
-            on_event({"event": "note", "text": f"{name} is not there any more"})
+        complete = [epoch for epoch in epochs if epoch * plan.steps_per_epoch <= last_step]
+        for epoch in missing_epochs(config.out, complete):
+            on_event({"event": "note", "text": f"{epoch_name(epoch)} is not there any more"})
         if last_step == epochs[-1] * plan.steps_per_epoch:
             on_event({"event": "finished", "step": last_step})
             return _result(plan, epochs)
@@ -114,7 +114,7 @@ def train(
         else:
             write_run(plan, model_digest=base.digest, lora=lora)
             if only_epoch is None:
-                save_epoch(plan, lora, "init")
+                save_epoch(plan, lora, INIT)
         log = Log(config.out, last_step, plan.steps_per_epoch)
         try:
             if last_step:
@@ -226,12 +226,11 @@ def _loss_of(passes: Sequence[Sequence[EncodedSample]], decoder: Decoder, epoch:
 
 
 def _result(plan: Plan, epochs: range) -> Event:
-    gone = missing_epochs(plan, plan.total_steps, epochs)
-    folders = [epoch_name(epoch) for epoch in epochs]
+    gone = missing_epochs(plan.config.out, epochs)
     return {
         "run": str(plan.config.out),
         "total_steps": plan.total_steps,
-        "epochs": [name for name in folders if name not in gone],
+        "epochs": [epoch_name(epoch) for epoch in epochs if epoch not in gone],
     }
 
 

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from cqa.data.tokenizer import Tokenizer
 from cqa.errors import DataError, ModelError
+from cqa.schema.events import ModelStart
 from cqa.score.config import ScoreConfig
 from cqa.score.run import score
 
@@ -204,7 +205,7 @@ def test_adapter_that_is_written_anew_during_the_run_ends_it(inputs):
     config = adapted(inputs, 1)
 
     def write_anew(event: dict) -> None:
-        if event == {"event": "model", "adapter": None}:
+        if event == ModelStart(adapter=None):
             edit_tensors(config.adapter[0] / ADAPTER, lambda t: t[f"{Q}.lora_B.weight"].mul_(1.5))
 
     with pytest.raises(ModelError, match=r"as it was at the start, got other bytes\nhint: .*again"):
