@@ -46,6 +46,6 @@ class NumericsError(CqaError):
 
 
 class ResourceError(CqaError):
-    """Memory, disk or a lock is not to be had."""
+    """Memory, disk or a lock is not available."""
 
     exit_code = 6

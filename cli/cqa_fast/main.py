@@ -40,7 +40,8 @@ def main() -> None:
       cqa-fast demo
     With your own:
       cqa-fast train --model DIR --data train.jsonl --out run
-      cqa-fast score --model DIR --run run --pairs literary.jsonl --pairs factual.jsonl --out scores
+      cqa-fast score --model DIR --run run --out scores \\
+          --pairs literary.jsonl --pairs factual.jsonl
       cqa-fast report scores --run run --out report
 
     Results go to standard output, progress to standard error.
@@ -67,7 +68,14 @@ def main() -> None:
     show_default=True,
     help="Folder for the run, the scores and the report.",
 )
-@flag("--epochs", type=click.IntRange(1), default=3, show_default=True, help="Epochs to train.")
+@flag(
+    "--epochs",
+    type=click.IntRange(1),
+    metavar="N",
+    default=3,
+    show_default=True,
+    help="Epochs to train.",
+)
 @_JSON
 def demo(out: Path, epochs: int, as_json: bool) -> None:
     """Train, score and report on the embedded 3.2 M-parameter model and data."""
@@ -140,7 +148,7 @@ def score(config: ScoreConfig, as_json: bool) -> None:
 
     \b
     Example:
-      cqa-fast score --model Qwen/Qwen2.5-7B --run run --epochs 2,3,4,5,6,8,12 \\
+      cqa-fast score --model Qwen/Qwen2.5-7B --run run --epochs 2-6,8,12 \\
           --pairs literary.jsonl --pairs factual.jsonl --out scores
     """
     from cqa.report.terminal import summary_text
@@ -182,7 +190,8 @@ def prescreen(config: PrescreenConfig, as_json: bool) -> None:
 
     \b
     Example:
-      cqa-fast prescreen --model Qwen/Qwen2.5-7B --pairs points.jsonl --budget 100 --out points
+      cqa-fast prescreen --model Qwen/Qwen2.5-7B --pairs points.jsonl \\
+          --budget 100 --out points
     """
     from cqa.score.prescreen import prescreen as run_prescreen
     from cqa.score.prescreen import prescreen_text
@@ -201,7 +210,8 @@ def scale(config: ScaleConfig, as_json: bool) -> None:
 
     \b
     Example:
-      cqa-fast scale --model Qwen/Qwen2.5-7B --data train.jsonl --pairs literary.jsonl --out scale
+      cqa-fast scale --model Qwen/Qwen2.5-7B --data train.jsonl \\
+          --pairs literary.jsonl --out scale
     """
     from cqa.study.scale import scale as run_scale
     from cqa.study.scale import scale_text

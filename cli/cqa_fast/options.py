@@ -69,7 +69,7 @@ class HelpfulCommand(click.Command):
         sections: dict[str, list[tuple[str, str]]] = {group: [] for group in GROUPS}
         for parameter in self.get_params(ctx):
             record = parameter.get_help_record(ctx)
-            if record is not None:
+            if record is not None and isinstance(parameter, click.Option):
                 sections[getattr(parameter, "group", GROUPS[-1])].append(record)
         headings = [group for group in GROUPS if sections[group]]
         for group in headings:
@@ -129,7 +129,8 @@ def _declared(f: Any, kind: Any) -> Callable[[Command], Command]:
         return flag(f"{name}/--no-{name[2:]}", f.name, default=None, help=text, group=group)
     if get_origin(kind) is Literal:
         return flag(name, f.name, type=click.Choice(get_args(kind)), help=text, group=group)
-    metavar, repeat = _metavar(kind), f.metadata["repeat"]
+    repeat = f.metadata["repeat"]
+    metavar = _metavar(kind, repeat)
     return flag(name, f.name, multiple=repeat, metavar=metavar, help=text, group=group)
 
 
@@ -152,8 +153,8 @@ def _shown(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _metavar(kind: Any) -> str:
+def _metavar(kind: Any, repeat: bool) -> str:
     inner = [k for k in get_args(kind) if k not in (type(None), Ellipsis)]
     base = inner[0] if inner else kind
     word = {int: "N", float: "X", Path: "PATH"}.get(base, "TEXT")
-    return f"{word},…" if get_origin(kind) is tuple and base is not Path else word
+    return f"{word},…" if get_origin(kind) is tuple and not repeat else word

@@ -168,7 +168,7 @@ def _steps(
         if interrupt.requested:
             if not plan.ends_epoch(step):
                 save_state(plan, lora, step)
-            interrupt.stop(f"stopped after step {step}; continue with --resume --out {config.out}")
+            interrupt.stop(f"stopped after step {step}; the same command with --resume continues")
 
 
 def _step(

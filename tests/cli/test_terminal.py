@@ -42,7 +42,7 @@ def test_help_fits_the_terminal_and_says_what_every_setting_defaults_to(name, wi
     done = CliRunner().invoke(main, [name, "--help"], terminal_width=width)
     assert done.exit_code == 0
     lines = done.output.splitlines()
-    assert max(len(line) for line in lines if "cqa-fast" not in line) <= width
+    assert max(map(len, lines)) <= width
     headings = [line.removesuffix(":") for line in lines if re.fullmatch(r"[A-Z][\w ]+:", line)]
     known = [g for g in headings if g in GROUPS]
     assert known == sorted(known, key=GROUPS.index)
