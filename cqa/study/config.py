@@ -38,9 +38,7 @@ class ScaleConfig(TrainConfig):
         "too_long",
         more="Pairs over the model's positions are left out by drop, else refused; never cut.",
     )
-    out: Path = same_option(
-        TrainConfig, "out", help="Folder for the runs, their scores and the curve."
-    )
+    out: Path = option("Folder for the runs, their scores and the curve.", group="Output")
     pairs: tuple[Path, ...] = same_option(ScoreConfig, "pairs", default=MISSING, shown=None)
     sizes: tuple[int, ...] = option(
         "Sizes of the nested subsets of --data.", (10, 30, 60, 100), group="Study"
