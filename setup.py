@@ -20,6 +20,7 @@ FLAGS = [
     "-fno-trapping-math",
     "-ffp-contract=fast",
     "-Wno-psabi",
+    "-fvisibility=hidden",
     "-DTORCH_TARGET_VERSION=0x020b000000000000",  # torch's stable ABI as of 2.11
 ]
 

@@ -12,17 +12,24 @@ namespace {
 
 constexpr int64_t BAND = 48;  // queries whose scores exist at a time
 
-// Rows of one head: `at(i)` has `width` floats.
-struct Heads {
-  float* data;
+// Rows of one head, of fp32 that is read or written: `at(i)` has `width` floats.
+template <class T>
+struct HeadOf {
+  T* data;
   int64_t row_stride, width;
 
-  Heads(const Tensor& t, int64_t head)
-      : data(const_cast<float*>(t.const_data_ptr<float>()) + head * t.stride(1)),
-        row_stride(t.stride(0)),
-        width(t.size(2)) {}
-  float* at(int64_t row) const { return data + row * row_stride; }
+  T* at(int64_t row) const { return data + row * row_stride; }
 };
+using Head = HeadOf<const float>;
+using OwnHead = HeadOf<float>;
+
+Head head_of(const Tensor& t, int64_t head) {
+  return {t.const_data_ptr<float>() + head * t.stride(1), t.stride(0), t.size(2)};
+}
+
+OwnHead own_head_of(const Tensor& t, int64_t head) {
+  return {t.mutable_data_ptr<float>() + head * t.stride(1), t.stride(0), t.size(2)};
+}
 
 struct Span {
   int64_t query_start, query_stop, own_start, own_stop, prefix_start, prefix_stop;
@@ -56,17 +63,17 @@ struct Band {
 };
 
 // A factor packed whole, in blocks of BLOCK_K counted from the span's first key.
-Packed packed(int slot, const Matrix& b, int64_t k_end, int64_t n) {
+Packed packed(Scratch slot, const Matrix& b, int64_t k_end, int64_t n) {
   return {b, k_end, n, BLOCK_K, scratch(slot, Packed::size_of(k_end, n))};
 }
 
-// c = a · B; panels of columns are written whole.
+// c = a · B for some columns; panels of them are written whole.
 void multiply(const Matrix& a, const Packed& b, int64_t rows, Range summed, Range columns, float* c,
               int64_t ldc) {
   b.multiply([&](auto... where) { return left_tile(a, where...); }, rows, summed, columns, c, ldc);
 }
 
-CQA_CLONES void gather(const Span& span, const Heads& heads, float* to) {
+CQA_CLONES void gather(const Span& span, const Head& heads, float* to) {
   for (int64_t key = 0; key < span.n_keys(); key++)
     std::memcpy(to + key * heads.width, heads.at(span.key_row(key)), heads.width * sizeof(float));
 }
@@ -114,22 +121,22 @@ void clear_unseen(float* row, const Range& seen, const Band& band) {
   std::fill(row + seen.end, row + band.end, 0.0f);
 }
 
-void forward(const Span& span, const Sight& sight, float scale, const Heads& q, const Heads& k,
-             const Heads& v, const Heads& out, float* lse, int64_t ld_lse) {
+void forward(const Span& span, const Sight& sight, float scale, const Head& q, const Head& k,
+             const Head& v, const OwnHead& out, float* lse, int64_t ld_lse) {
   const int64_t n_keys = span.n_keys(), width = q.width, ld = Packed::padded(n_keys);
-  float* keys = scratch(4, n_keys * width);
+  float* keys = scratch(Scratch::GATHERED, n_keys * width);
   gather(span, k, keys);
-  const Packed keys_t = packed(5, {keys, 1, width}, width, n_keys);
+  const Packed keys_t = packed(Scratch::KEYS_T, {keys, 1, width}, width, n_keys);
   gather(span, v, keys);
-  const Packed values = packed(6, {keys, width, 1}, n_keys, width);
+  const Packed values = packed(Scratch::VALUES, {keys, width, 1}, n_keys, width);
   const int64_t ld_mixed = Packed::padded(width);
-  float* scores = scratch(3, BAND * ld);
-  float* mixed = scratch(7, BAND * ld_mixed);
+  float* scores = scratch(Scratch::PRODUCT, BAND * ld);
+  float* mixed = scratch(Scratch::HEAD, BAND * ld_mixed);
   for (int64_t first = 0; first < span.n_queries(); first += BAND) {
     const Band band(span, sight, first);
     const int64_t row = span.query_start + first;
     multiply({q.at(row), q.row_stride, 1}, keys_t, band.n, {0, width}, {band.begin, band.end},
-             scores, ld);
+             scores + band.begin, ld);
     double total[BAND];
     for (int64_t i = 0; i < band.n; i++) {
       const Range seen = sight.of(first + i);
@@ -147,27 +154,29 @@ void forward(const Span& span, const Sight& sight, float scale, const Heads& q, 
 }
 
 // dk and dv (n_keys, D) are this head's part of the gradients, added to.
-void backward(const Span& span, const Sight& sight, float scale, const Heads& q, const Heads& k,
-              const Heads& v, const Heads& out, const Heads& dout, const float* lse,
-              int64_t ld_lse, const Heads& dq, float* dk, float* dv) {
+void backward(const Span& span, const Sight& sight, float scale, const Head& q, const Head& k,
+              const Head& v, const Head& out, const Head& dout, const float* lse,
+              int64_t ld_lse, const OwnHead& dq, float* dk, float* dv) {
   const int64_t n_keys = span.n_keys(), width = q.width, ld = Packed::padded(n_keys);
-  float* keys = scratch(4, n_keys * width);
+  float* keys = scratch(Scratch::GATHERED, n_keys * width);
   gather(span, v, keys);
-  const Packed values_t = packed(5, {keys, 1, width}, width, n_keys);
+  const Packed values_t = packed(Scratch::VALUES, {keys, 1, width}, width, n_keys);
   gather(span, k, keys);
-  const Packed keys_t = packed(6, {keys, 1, width}, width, n_keys);
-  const Packed keys_straight = packed(7, {keys, width, 1}, n_keys, width);
+  const Packed keys_t = packed(Scratch::KEYS_T, {keys, 1, width}, width, n_keys);
+  const Packed keys_straight = packed(Scratch::KEYS, {keys, width, 1}, n_keys, width);
   const int64_t ld_dq = Packed::padded(width);
-  float* p = scratch(3, 2 * BAND * ld);
+  float* p = scratch(Scratch::PRODUCT, 2 * BAND * ld);
   float* ds = p + BAND * ld;
-  float* dq_band = scratch(8, BAND * ld_dq);
+  float* dq_band = scratch(Scratch::HEAD, BAND * ld_dq);
   for (int64_t first = 0; first < span.n_queries(); first += BAND) {
     const Band band(span, sight, first);
     const int64_t row = span.query_start + first;
     const Range keys_seen = {band.begin, band.end};
     for (int64_t i = 0; i < band.n; i++) prefetch(out.at(row + i), width);
-    multiply({q.at(row), q.row_stride, 1}, keys_t, band.n, {0, width}, keys_seen, p, ld);
-    multiply({dout.at(row), dout.row_stride, 1}, values_t, band.n, {0, width}, keys_seen, ds, ld);
+    multiply({q.at(row), q.row_stride, 1}, keys_t, band.n, {0, width}, keys_seen,
+             p + band.begin, ld);
+    multiply({dout.at(row), dout.row_stride, 1}, values_t, band.n, {0, width}, keys_seen,
+             ds + band.begin, ld);
     for (int64_t i = 0; i < band.n; i++) {
       const Range seen = sight.of(first + i);
       const auto delta = static_cast<float>(dot(dout.at(row + i), out.at(row + i), width));
@@ -179,7 +188,7 @@ void backward(const Span& span, const Sight& sight, float scale, const Heads& q,
     multiply({ds, ld, 1}, keys_straight, band.n, keys_seen, {0, width}, dq_band, ld_dq);
     for (int64_t i = 0; i < band.n; i++)
       std::memcpy(dq.at(row + i), dq_band + i * ld_dq, width * sizeof(float));
-    const auto accumulate = [&](const float* left, const Heads& right, float* sum) {
+    const auto accumulate = [&](const float* left, const Head& right, float* sum) {
       const Matrix b = {right.at(row), right.row_stride, 1};
       multiply_range(keys_seen, {0, width}, band.n, {left, 1, ld},
                      [&](auto... where) { pack_b(b, where...); }, {sum, width, sum, width});
@@ -239,8 +248,9 @@ void attention(Tensor q, Tensor k, Tensor v, Tensor spans, int64_t window, doubl
   parallel_for(n * heads, [&](int64_t task) {
     const int64_t h = task / n;
     const Span& span = list[task % n];
-    forward(span, sight_of(span, window), static_cast<float>(scale), {q, h}, {k, h / group},
-            {v, h / group}, {out, h}, lse.mutable_data_ptr<float>() + h, lse.stride(0));
+    forward(span, sight_of(span, window), static_cast<float>(scale), head_of(q, h),
+            head_of(k, h / group), head_of(v, h / group), own_head_of(out, h),
+            lse.mutable_data_ptr<float>() + h, lse.stride(0));
   });
 }
 
@@ -264,13 +274,13 @@ void attention_backward(Tensor dout, Tensor q, Tensor k, Tensor v, Tensor out, T
   parallel_for(n * heads, [&](int64_t task) {
     const int64_t h = task / n, i = task % n;
     float* part = part_of(i, h);
-    backward(list[i], sight_of(list[i], window), static_cast<float>(scale), {q, h}, {k, h / group},
-             {v, h / group}, {out, h}, {dout, h}, lse.const_data_ptr<float>() + h, lse.stride(0),
-             {dq, h}, part, part + width * list[i].n_keys());
+    backward(list[i], sight_of(list[i], window), static_cast<float>(scale), head_of(q, h),
+             head_of(k, h / group), head_of(v, h / group), head_of(out, h), head_of(dout, h),
+             lse.const_data_ptr<float>() + h, lse.stride(0), own_head_of(dq, h), part, part + width * list[i].n_keys());
   });
   // The heads of a group are summed in their order, whatever the threads did.
   parallel_for(k.size(1), [&](int64_t kv) {
-    const Heads to_k(dk, kv), to_v(dv, kv);
+    const OwnHead to_k = own_head_of(dk, kv), to_v = own_head_of(dv, kv);
     for (int64_t i = 0; i < n; i++) {
       const int64_t n_keys = list[i].n_keys();
       for (int64_t h = kv * group; h < (kv + 1) * group; h++) {

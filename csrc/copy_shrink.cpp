@@ -6,15 +6,14 @@ namespace cqa {
 // out = x, s = dropped(x) · Aᵀ      x, out (M, K), s (M, G * R)
 void copy_shrink(Tensor x, Tensor out, Tensor s, Tensor lora_a, Tensor streams, Tensor rows,
                  int64_t seed, int64_t step, int64_t threshold, double scale) {
-  const int64_t m = x.size(0), k = x.size(1), ld = out.stride(0);
+  const int64_t m = x.size(0), k = x.size(1);
   expect_rows(x, "x", {m, k});
-  expect_own_rows(out, "out", m, k);
-  const ShrinkForward shrink(members_of(out, lora_a, streams, rows, seed, step, threshold, scale),
-                             out, s);
-  float* to = out.mutable_data_ptr<float>();
+  const Matrix from = row_matrix(x);
+  const OwnRows to = own_rows(out, "out", m, k);
+  const ShrinkForward shrink(out, s, lora_a, {streams, rows, seed, step, threshold, scale});
   parallel_for_bands(m, [&](const Range& r) {
     for (int64_t i = r.begin; i < r.end; i++)
-      std::memcpy(to + i * ld, x.const_data_ptr<float>() + i * x.stride(0), k * sizeof(float));
+      std::memcpy(to.at(i), from.at(i, 0), k * sizeof(float));
     shrink.rows(r);
   });
 }
@@ -22,8 +21,7 @@ void copy_shrink(Tensor x, Tensor out, Tensor s, Tensor lora_a, Tensor streams, 
 // dx += Σ mask ∘ (dS · A)
 void copy_shrink_backward(Tensor dx, Tensor ds, Tensor lora_a, Tensor streams, Tensor rows,
                           int64_t seed, int64_t step, int64_t threshold, double scale) {
-  const ShrinkBackward shrink(members_of(dx, lora_a, streams, rows, seed, step, threshold, scale),
-                              dx, ds);
+  const ShrinkBackward shrink(dx, ds, lora_a, {streams, rows, seed, step, threshold, scale});
   parallel_for_bands(dx.size(0), [&](const Range& r) { shrink.rows(r); });
 }
 

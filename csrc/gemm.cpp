@@ -145,9 +145,9 @@ const Kernel& best_kernel() {
   return kernel;
 }
 
-float* scratch(int which, size_t size) {
-  thread_local std::vector<float> buffers[9];
-  auto& buffer = buffers[which];
+float* scratch(Scratch which, size_t size) {
+  thread_local std::vector<float> buffers[static_cast<int>(Scratch::COUNT)];
+  auto& buffer = buffers[static_cast<int>(which)];
   if (buffer.size() < size) buffer.resize(size);
   return buffer.data();
 }
@@ -155,8 +155,10 @@ float* scratch(int which, size_t size) {
 LeftTile left_tile(const Matrix& a, int64_t row, int64_t rows, int64_t k, int64_t k_size,
                    float* buffer) {
   if (a.column_stride != 1) return {a.at(row, k), a.column_stride, false};
+  const auto next = reinterpret_cast<uintptr_t>(a.data + k);
   for (int64_t i = 0; i < rows; i++) {
-    prefetch(a.at(row + i + rows, k), k_size);  // a hint: beyond the last row it does no harm
+    // a hint: beyond the last row it does no harm
+    prefetch(next + (row + i + rows) * a.row_stride * sizeof(float), k_size);
     std::memcpy(buffer + i * A_STRIDE, a.at(row + i, k), k_size * sizeof(float));
   }
   return {buffer, 0, true};

@@ -77,13 +77,31 @@ CQA_INLINE void copy_panel_row(const float* from, int width, float* to) {
   if (width == 32) std::memcpy(to + 16, from + 16, 16 * sizeof(float));
 }
 
-// Asks for a row that is read soon, `n` floats.
-CQA_INLINE void prefetch(const float* row, int64_t n) {
-  for (int64_t i = 0; i < n; i += 16) __builtin_prefetch(row + i);
+// Asks for `n` floats that are read soon: an address, as it may lie where no pointer may point.
+CQA_INLINE void prefetch(uintptr_t address, int64_t n) {
+  for (int64_t i = 0; i < n; i += 16)
+    __builtin_prefetch(reinterpret_cast<const void*>(address + i * sizeof(float)));
 }
 
-// Memory of this thread that is kept from call to call.
-float* scratch(int which, size_t size);
+CQA_INLINE void prefetch(const float* row, int64_t n) {
+  prefetch(reinterpret_cast<uintptr_t>(row), n);
+}
+
+// What this thread keeps memory for from call to call.
+enum class Scratch {
+  LEFT,         // a tile of A
+  RIGHT,        // panels of B
+  EDGE,         // a tile of C that is cut off
+  PRODUCT,      // a band of rows of a product, or its scores
+  GATHERED,     // keys or values of a span, one after the other
+  KEYS_T,       // factors of attention, packed
+  KEYS,
+  VALUES,
+  HEAD,         // a band of rows of one head
+  COUNT
+};
+
+float* scratch(Scratch which, size_t size);
 
 struct Range {
   int64_t begin, end;
@@ -103,9 +121,9 @@ void multiply_range(Range rows, Range columns, int64_t k_end, const Matrix& a,
                     const PackB& pack_b, const Target& target) {
   const Kernel& kernel = best_kernel();
   const int64_t block = block_k(k_end);
-  float* buffer = scratch(0, kernel.rows * A_STRIDE);
-  float* b = scratch(1, MAX_BLOCK_K * BLOCK_N);
-  float* edge = scratch(2, kernel.rows * kernel.columns);
+  float* buffer = scratch(Scratch::LEFT, kernel.rows * A_STRIDE);
+  float* b = scratch(Scratch::RIGHT, MAX_BLOCK_K * BLOCK_N);
+  float* edge = scratch(Scratch::EDGE, kernel.rows * kernel.columns);
   for (int64_t n = columns.begin; n < columns.end; n += BLOCK_N) {
     const int64_t n_size = std::min(BLOCK_N, columns.end - n);
     int64_t k = 0;
@@ -137,8 +155,7 @@ void multiply_range(Range rows, Range columns, int64_t k_end, const Matrix& a,
   }
 }
 
-// A factor B packed whole, for products of a few rows at a time. Rows of C are written up to a
-// whole panel.
+// A factor B packed whole, for products of a few rows at a time.
 class Packed {
  public:
   // Sums are cut into blocks of `block` products; `to` has room for size_of(k_end, n).
@@ -154,13 +171,14 @@ class Packed {
   }
   static int64_t size_of(int64_t k_end, int64_t n) { return k_end * padded(n); }
 
-  // c (rows, padded n) = a · B over summed indices [begin, end), for columns [begin, end).
-  // left(row, rows, k, k_size, buffer) gives rows of A, as left_tile does.
+  // c = a · B over summed indices [begin, end), for columns [begin, end), which start a panel and
+  // are written up to a whole one. left(row, rows, k, k_size, buffer) gives rows of A, as left_tile
+  // does.
   template <class Left>
   void multiply(const Left& left, int64_t rows, Range summed, Range columns, float* c,
                 int64_t ldc) const {
     const Kernel& kernel = best_kernel();
-    float* buffer = scratch(0, kernel.rows * A_STRIDE);
+    float* buffer = scratch(Scratch::LEFT, kernel.rows * A_STRIDE);
     for (int64_t m = 0; m < rows; m += kernel.rows) {
       const int64_t height = std::min<int64_t>(kernel.rows, rows - m);
       for (int64_t k = summed.begin; k < summed.end; k += block_) {
@@ -168,10 +186,11 @@ class Packed {
         const int64_t packed_size = std::min(block_, k_end_ - k);
         const int64_t k_size = std::min(block_, summed.end - k);
         const LeftTile tile = left(m, height, k, k_size, buffer);
-        for (int64_t j = columns.begin / kernel.columns * kernel.columns; j < columns.end;
-             j += kernel.columns)
-          kernel.run(height, k_size, tile, data_ + k * padded_ + j * packed_size, c + m * ldc + j,
-                     ldc, k > summed.begin ? c + m * ldc + j : nullptr, ldc);
+        for (int64_t j = columns.begin; j < columns.end; j += kernel.columns) {
+          float* to = c + m * ldc + j - columns.begin;
+          kernel.run(height, k_size, tile, data_ + k * padded_ + j * packed_size, to, ldc,
+                     k > summed.begin ? to : nullptr, ldc);
+        }
       }
     }
   }

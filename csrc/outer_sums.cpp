@@ -18,7 +18,7 @@ void outer_sums(Tensor x, Tensor s, Tensor out, Tensor parts, double scale) {
                         p[3] + (p[1] - p[0]) * rank <= out.numel(),
                     "expected parts within x, s and out");
   }
-  const Matrix left = matrix(x), right = matrix(s);
+  const Matrix left = row_matrix(x), right = row_matrix(s);
   float* to = out.mutable_data_ptr<float>();
   parallel_for(parts.size(0) * across, [&](int64_t task) {
     const int64_t* p = parts.const_data_ptr<int64_t>() + task / across * 4;

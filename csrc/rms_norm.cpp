@@ -52,26 +52,22 @@ CQA_CLONES void backward_row(const float* dy, const float* x, const float* weigh
 void norm_shrink(Tensor x, Tensor weight, double eps, Tensor out, std::optional<Tensor> s,
                  std::optional<Tensor> lora_a, Tensor streams, Tensor rows, int64_t seed,
                  int64_t step, int64_t threshold, double scale) {
-  const int64_t m = x.size(0), k = x.size(1), ld_x = x.stride(0), ld = out.stride(0);
+  const int64_t m = x.size(0), k = x.size(1), ld_x = x.stride(0);
   expect_rows(x, "x", {m, k});
   expect_rows(weight, "weight", {k});
-  expect_own_rows(out, "out", m, k);
+  const OwnRows to = own_rows(out, "out", m, k);
   const bool wide = x.scalar_type() == torch::headeronly::ScalarType::Double;
   const double* from_double = wide ? x.const_data_ptr<double>() : nullptr;
   const float* from_float = wide ? nullptr : x.const_data_ptr<float>();
   const float* w = weight.const_data_ptr<float>();
-  float* to = out.mutable_data_ptr<float>();
-  std::optional<ShrinkForward> shrink;
-  if (lora_a)
-    shrink.emplace(members_of(out, *lora_a, streams, rows, seed, step, threshold, scale), out,
-                   s.value());
+  const ShrinkForward shrink(out, s, lora_a, {streams, rows, seed, step, threshold, scale});
   parallel_for_bands(m, [&](const Range& r) {
     for (int64_t i = r.begin; i < r.end; i++)
       if (wide)
-        forward_row_double(from_double + i * ld_x, w, k, eps, to + i * ld);
+        forward_row_double(from_double + i * ld_x, w, k, eps, to.at(i));
       else
-        forward_row_float(from_float + i * ld_x, w, k, eps, to + i * ld);
-    if (shrink) shrink->rows(r);
+        forward_row_float(from_float + i * ld_x, w, k, eps, to.at(i));
+    shrink.rows(r);
   });
 }
 
@@ -81,21 +77,16 @@ void norm_shrink_backward(Tensor dy, std::optional<Tensor> ds, std::optional<Ten
                           Tensor rows, int64_t seed, int64_t step, int64_t threshold,
                           double scale) {
   const int64_t m = x.size(0), k = x.size(1);
-  const int64_t ld = dy.stride(0), ld_x = x.stride(0), ld_to = dx.stride(0);
-  expect_own_rows(dy, "dy", m, k);
+  const OwnRows from = own_rows(dy, "dy", m, k), to = own_rows(dx, "dx", m, k);
   expect_rows(x, "x", {m, k});
   expect_rows(weight, "weight", {k});
-  expect_own_rows(dx, "dx", m, k);
-  const float *forward = x.const_data_ptr<float>(), *w = weight.const_data_ptr<float>();
-  float *from = dy.mutable_data_ptr<float>(), *to = dx.mutable_data_ptr<float>();
-  std::optional<ShrinkBackward> shrink;
-  if (lora_a)
-    shrink.emplace(members_of(dy, *lora_a, streams, rows, seed, step, threshold, scale), dy,
-                   ds.value());
+  const Matrix forward = row_matrix(x);
+  const float* w = weight.const_data_ptr<float>();
+  const ShrinkBackward shrink(dy, ds, lora_a, {streams, rows, seed, step, threshold, scale});
   parallel_for_bands(m, [&](const Range& r) {
-    if (shrink) shrink->rows(r);
+    shrink.rows(r);
     for (int64_t i = r.begin; i < r.end; i++)
-      backward_row(from + i * ld, forward + i * ld_x, w, k, eps, to + i * ld_to);
+      backward_row(from.at(i), forward.at(i, 0), w, k, eps, to.at(i));
   });
 }
 

@@ -7,63 +7,71 @@ namespace cqa {
 
 constexpr int64_t BAND = 48;  // rows that stay in the cache between two steps of an op
 
-// One group's members as the ops take them: A of all members stacked, and their random streams.
+// The dropout of a group's members, as an op is given it.
+struct Dropout {
+  const Tensor& streams;  // (G,) int64, one a member
+  const Tensor& rows;     // (M,) int64, numbers of the rows within the accumulation window
+  int64_t seed, step;
+  int64_t threshold;  // lanes of 16 bits below are dropped; 0 is no dropout
+  double scale;       // of what is kept
+};
+
+// One group's members as the products take them: A of all members stacked, and their masks.
 struct Members {
   Matrix a;                 // (G * R, K)
   int64_t rank, n;          // R, G
   int64_t features;         // K
   float scale;              // of what dropout keeps
-  std::vector<Mask> masks;  // one each, none without dropout
+  std::vector<Mask> masks;  // one a member, none without dropout
 
   // Without dropout all members are one product.
   int64_t n_products() const { return masks.empty() ? 1 : n; }
   int64_t product_rank() const { return rank * n / n_products(); }
 };
 
-// The members that share an input x (M, K), or its gradient. lora_a (G * R, K); streams (G,), rows
-// (M,): int64; threshold 0 is no dropout.
-Members members_of(const Tensor& x, const Tensor& lora_a, const Tensor& streams,
-                   const Tensor& rows, int64_t seed, int64_t step, int64_t threshold,
-                   double scale);
+// The members that share an input x (M, K), or its gradient; lora_a (G * R, K).
+Members members_of(const Tensor& x, const Tensor& lora_a, const Dropout& dropout);
 
-// A of a group as the right factor of its products, packed and scaled once.
-class PackedMembers {
+// What both directions share: A as the right factor of the products, packed and scaled once.
+// Without an adapter there are no products.
+class GroupProducts {
  protected:
-  // turned: the factor is Aᵀ.
-  PackedMembers(Members members, bool turned);
-  PackedMembers(const PackedMembers&) = delete;  // packed_ points into storage_
+  // s (M, G * R): S or its gradient; transposed: the factor is Aᵀ.
+  GroupProducts(const Tensor& x, const std::optional<Tensor>& s,
+                const std::optional<Tensor>& lora_a, const Dropout& dropout, bool transposed);
+  GroupProducts(const GroupProducts&) = delete;  // packed_ points into storage_
 
-  Members members_;
+  Members members_{};
   std::vector<float> storage_;
   std::vector<Packed> packed_;  // one a product
 };
 
 // S = dropped(X) · Aᵀ
-class ShrinkForward : PackedMembers {
+class ShrinkForward : GroupProducts {
  public:
-  ShrinkForward(Members members, const Tensor& x, const Tensor& s);
+  ShrinkForward(const Tensor& x, const std::optional<Tensor>& s,
+                const std::optional<Tensor>& lora_a, const Dropout& dropout);
 
   // Writes these rows of S.
   void rows(const Range& rows) const;
 
  private:
-  const float* x_;
-  float* s_;
-  int64_t ld_x_, ld_s_;
+  Matrix x_;
+  OwnRows s_{};
 };
 
 // dX += Σ mask ∘ (dS · A)
-class ShrinkBackward : PackedMembers {
+class ShrinkBackward : GroupProducts {
  public:
-  ShrinkBackward(Members members, const Tensor& dx, const Tensor& ds);
+  ShrinkBackward(const Tensor& dx, const std::optional<Tensor>& ds,
+                 const std::optional<Tensor>& lora_a, const Dropout& dropout);
 
   // Adds to these rows of dX.
   void rows(const Range& rows) const;
 
  private:
-  float* dx_;
-  const float* ds_;
-  int64_t ld_dx_, ld_ds_;
+  OwnRows dx_;
+  Matrix ds_;
 };
 
 // Calls f(rows) for every band of m rows, split evenly over the threads.

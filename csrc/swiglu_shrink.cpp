@@ -30,21 +30,15 @@ CQA_CLONES void backward_row(const float* dact, const float* gate, const float* 
 void swiglu_shrink(Tensor gate_up, Tensor out, std::optional<Tensor> s,
                    std::optional<Tensor> lora_a, Tensor streams, Tensor rows, int64_t seed,
                    int64_t step, int64_t threshold, double scale) {
-  const int64_t m = out.size(0), k = out.size(1), ld = out.stride(0), ld_from = gate_up.stride(0);
+  const int64_t m = out.size(0), k = out.size(1);
   expect_rows(gate_up, "gate_up", {m, 2 * k});
-  expect_own_rows(out, "out", m, k);
-  const float* from = gate_up.const_data_ptr<float>();
-  float* to = out.mutable_data_ptr<float>();
-  std::optional<ShrinkForward> shrink;
-  if (lora_a)
-    shrink.emplace(members_of(out, *lora_a, streams, rows, seed, step, threshold, scale), out,
-                   s.value());
+  const Matrix from = row_matrix(gate_up);
+  const OwnRows to = own_rows(out, "out", m, k);
+  const ShrinkForward shrink(out, s, lora_a, {streams, rows, seed, step, threshold, scale});
   parallel_for_bands(m, [&](const Range& r) {
-    for (int64_t i = r.begin; i < r.end; i++) {
-      const float* row = from + i * ld_from;
-      forward_row(row, row + k, k, to + i * ld);
-    }
-    if (shrink) shrink->rows(r);
+    for (int64_t i = r.begin; i < r.end; i++)
+      forward_row(from.at(i, 0), from.at(i, k), k, to.at(i));
+    shrink.rows(r);
   });
 }
 
@@ -52,24 +46,15 @@ void swiglu_shrink(Tensor gate_up, Tensor out, std::optional<Tensor> s,
 void swiglu_shrink_backward(Tensor dact, std::optional<Tensor> ds, std::optional<Tensor> lora_a,
                             Tensor gate_up, Tensor out, Tensor streams, Tensor rows, int64_t seed,
                             int64_t step, int64_t threshold, double scale) {
-  const int64_t m = dact.size(0), k = dact.size(1), ld = dact.stride(0);
-  const int64_t ld_forward = gate_up.stride(0), ld_to = out.stride(0);
-  expect_own_rows(dact, "dact", m, k);
+  const int64_t m = dact.size(0), k = dact.size(1);
   expect_rows(gate_up, "gate_up", {m, 2 * k});
-  expect_own_rows(out, "out", m, 2 * k);
-  const float* forward = gate_up.const_data_ptr<float>();
-  float* from = dact.mutable_data_ptr<float>();
-  float* to = out.mutable_data_ptr<float>();
-  std::optional<ShrinkBackward> shrink;
-  if (lora_a)
-    shrink.emplace(members_of(dact, *lora_a, streams, rows, seed, step, threshold, scale), dact,
-                   ds.value());
+  const Matrix forward = row_matrix(gate_up);
+  const OwnRows from = own_rows(dact, "dact", m, k), to = own_rows(out, "out", m, 2 * k);
+  const ShrinkBackward shrink(dact, ds, lora_a, {streams, rows, seed, step, threshold, scale});
   parallel_for_bands(m, [&](const Range& r) {
-    if (shrink) shrink->rows(r);
-    for (int64_t i = r.begin; i < r.end; i++) {
-      const float* row = forward + i * ld_forward;
-      backward_row(from + i * ld, row, row + k, k, to + i * ld_to, to + i * ld_to + k);
-    }
+    shrink.rows(r);
+    for (int64_t i = r.begin; i < r.end; i++)
+      backward_row(from.at(i), forward.at(i, 0), forward.at(i, k), k, to.at(i), to.at(i) + k);
   });
 }
 

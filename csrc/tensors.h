@@ -62,6 +62,22 @@ inline Matrix matrix(const Tensor& t) {
   return {t.const_data_ptr<float>(), t.stride(0), t.stride(1)};
 }
 
+// Of contiguous rows: the stride of a single column says nothing.
+inline Matrix row_matrix(const Tensor& t) { return {t.const_data_ptr<float>(), t.stride(0), 1}; }
+
+// Rows that are written.
+struct OwnRows {
+  float* data;
+  int64_t stride;
+
+  float* at(int64_t row) const { return data + row * stride; }
+};
+
+inline OwnRows own_rows(const Tensor& t, const char* name, int64_t m, int64_t n) {
+  expect_own_rows(t, name, m, n);
+  return {t.mutable_data_ptr<float>(), t.stride(0)};
+}
+
 inline Stream stream_of(int64_t seed, int64_t step, int64_t stream) {
   return {static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32),
           static_cast<uint32_t>(stream), static_cast<uint32_t>(step)};

@@ -124,8 +124,7 @@ void token_stats(Tensor hidden, Tensor head, Tensor target, Tensor stats, Tensor
   expect_rows(rank, "rank", {m});
   const int64_t* t = targets_below(v, target, m);
   const int64_t spans = (v + SPAN - 1) / SPAN, height = best_kernel().rows, block = block_k(d);
-  const Matrix h = matrix(hidden), columns = {head.const_data_ptr<float>(), head.stride(1),
-                                              head.stride(0)};
+  const Matrix h = row_matrix(hidden), columns = {head.const_data_ptr<float>(), 1, head.stride(0)};
   std::vector<double> exact(m);
   std::vector<float> own(m);
   parallel_for(m, [&](int64_t i) {
@@ -134,9 +133,9 @@ void token_stats(Tensor hidden, Tensor head, Tensor target, Tensor stats, Tensor
   });
   std::vector<Partial> partial(spans * m);
   parallel_for(spans, [&](int64_t span) {
-    float* b = scratch(1, d * COLUMNS);
-    float* a = scratch(0, height * A_STRIDE);
-    float* tile = scratch(3, height * COLUMNS);
+    float* b = scratch(Scratch::RIGHT, d * COLUMNS);
+    float* a = scratch(Scratch::LEFT, height * A_STRIDE);
+    float* tile = scratch(Scratch::PRODUCT, height * COLUMNS);
     const Kernel& kernel = best_kernel();
     for (int64_t n = span * SPAN; n < std::min(v, (span + 1) * SPAN); n += COLUMNS) {
       const int64_t n_size = std::min({COLUMNS, v - n});
