@@ -276,7 +276,8 @@ void attention_backward(Tensor dout, Tensor q, Tensor k, Tensor v, Tensor out, T
     float* part = part_of(i, h);
     backward(list[i], sight_of(list[i], window), static_cast<float>(scale), head_of(q, h),
              head_of(k, h / group), head_of(v, h / group), head_of(out, h), head_of(dout, h),
-             lse.const_data_ptr<float>() + h, lse.stride(0), own_head_of(dq, h), part, part + width * list[i].n_keys());
+             lse.const_data_ptr<float>() + h, lse.stride(0), own_head_of(dq, h), part,
+             part + width * list[i].n_keys());
   });
   // The heads of a group are summed in their order, whatever the threads did.
   parallel_for(k.size(1), [&](int64_t kv) {

@@ -90,11 +90,12 @@ Kernel choose_kernel() {
 }
 
 // Turns 8 rows, `ld` apart, into 8 columns, `stride` apart: three rounds of interleaving.
-CQA_INLINE void transpose8(const float* from, int64_t ld, float* to, int64_t stride) {
+template <class T>
+CQA_INLINE void transpose8(const T* from, int64_t ld, float* to, int64_t stride) {
   using Vec = V<float, 8>;
   using Index = V<int32_t, 8>;
   Vec r[8], s[8];
-  for (int i = 0; i < 8; i++) r[i] = load<Vec>(from + i * ld);
+  for (int i = 0; i < 8; i++) r[i] = load_floats(from + i * ld);
   const Index low = {0, 8, 1, 9, 4, 12, 5, 13}, high = {2, 10, 3, 11, 6, 14, 7, 15};
   for (int i = 0; i < 8; i += 2) {
     s[i] = __builtin_shuffle(r[i], r[i + 1], low);
@@ -113,29 +114,67 @@ CQA_INLINE void transpose8(const float* from, int64_t ld, float* to, int64_t str
   }
 }
 
-// One panel whose source is contiguous along k.
-CQA_CLONES void pack_panel_transposed(const float* from, int64_t ld, int64_t k_size, int columns,
-                                      int width, float* to) {
-  for (int j = 0; j < width; j += 8) {
+// Rows and columns of a factor that become one panel, of `width` columns.
+struct Panel {
+  int64_t row, n_rows, column;
+  int n_columns, width;
+};
+
+// From a source that is contiguous along its columns; what is missing of a panel becomes zeros.
+template <class T>
+CQA_INLINE void pack_transposed(const MatrixOf<T>& b, const Panel& p, float* to) {
+  const T* from = b.at(p.row, p.column);
+  const int64_t ld = b.column_stride;
+  for (int j = 0; j < p.width; j += 8) {
     int64_t k = 0;
-    if (j + 8 <= columns)
-      for (; k + 8 <= k_size; k += 8) transpose8(from + j * ld + k, ld, to + k * width + j, width);
-    for (; k < k_size; k++)
-      for (int i = j; i < j + 8; i++) to[k * width + i] = i < columns ? from[i * ld + k] : 0.0f;
+    if (j + 8 <= p.n_columns)
+      for (; k + 8 <= p.n_rows; k += 8)
+        transpose8(from + j * ld + k, ld, to + k * p.width + j, p.width);
+    for (; k < p.n_rows; k++)
+      for (int i = j; i < j + 8; i++)
+        to[k * p.width + i] = i < p.n_columns ? widen(from[i * ld + k]) : 0.0f;
   }
 }
 
-// One panel whose source is contiguous along the columns.
-void pack_panel_straight(const float* from, int64_t ld, int64_t k_size, int columns, int width,
-                         float* to) {
-  if (columns == width) {
-    for (int64_t k = 0; k < k_size; k++) copy_panel_row(from + k * ld, width, to + k * width);
-    return;
+// From a source that is contiguous along its rows.
+template <class T>
+CQA_INLINE void pack_straight(const MatrixOf<T>& b, const Panel& p, float* to) {
+  const T* from = b.at(p.row, p.column);
+  for (int64_t k = 0; k < p.n_rows; k++, to += p.width, from += b.row_stride) {
+    int j = 0;
+    for (; j + 8 <= p.n_columns; j += 8) store(to + j, load_floats(from + j));
+    for (; j < p.width; j++) to[j] = j < p.n_columns ? widen(from[j]) : 0.0f;
   }
-  for (int64_t k = 0; k < k_size; k++, to += width, from += ld) {
-    std::memcpy(to, from, columns * sizeof(float));
-    std::fill(to + columns, to + width, 0.0f);
-  }
+}
+
+CQA_CLONES void pack_fp32(const Matrix& b, const Panel& p, float* to) {
+  if (b.column_stride == 1)
+    pack_straight(b, p, to);
+  else
+    pack_transposed(b, p, to);
+}
+
+CQA_CLONES void pack_bf16(const MatrixOf<Bf16>& b, const Panel& p, float* to) {
+  if (b.column_stride == 1)
+    pack_straight(b, p, to);
+  else
+    pack_transposed(b, p, to);
+}
+
+// Calls f(panel, to) for every panel of a block.
+template <class F>
+void for_panels(int64_t k, int64_t k_size, int64_t column, int64_t columns, float* to, const F& f) {
+  const int width = best_kernel().columns;
+  for (int64_t j = 0; j < columns; j += width, to += k_size * width)
+    f(Panel{k, k_size, column + j, static_cast<int>(std::min<int64_t>(width, columns - j)), width},
+      to);
+}
+
+// The panel's part of the tail, behind its `n_columns` columns of the first part and their zeros.
+void add_tail_columns(const Weights& b, const Panel& p, int n_columns, float* to) {
+  for (int64_t k = 0; k < p.n_rows; k++)
+    for (int j = n_columns; j < p.n_columns; j++)
+      to[k * p.width + j] = *b.tail.at(p.row + k, p.column + j - b.tail_column);
 }
 
 }  // namespace
@@ -166,15 +205,35 @@ LeftTile left_tile(const Matrix& a, int64_t row, int64_t rows, int64_t k, int64_
 
 void pack_b(const Matrix& b, int64_t k, int64_t k_size, int64_t column, int64_t columns,
             float* to) {
-  const int width = best_kernel().columns;
-  for (int64_t j = 0; j < columns; j += width, to += k_size * width) {
-    const int valid = static_cast<int>(std::min<int64_t>(width, columns - j));
-    const float* from = b.at(k, column + j);
-    if (b.column_stride == 1)
-      pack_panel_straight(from, b.row_stride, k_size, valid, width, to);
+  for_panels(k, k_size, column, columns, to,
+             [&](const Panel& panel, float* at) { pack_fp32(b, panel, at); });
+}
+
+void pack_b(const Weights& b, int64_t k, int64_t k_size, int64_t column, int64_t columns,
+            float* to) {
+  const auto pack_first = [&](const Panel& part, float* at) {
+    if (b.bf16.data)
+      pack_bf16(b.bf16, part, at);
     else
-      pack_panel_transposed(from, b.column_stride, k_size, valid, width, to);
-  }
+      pack_fp32(b.fp32, part, at);
+  };
+  for_panels(k, k_size, column, columns, to, [&](const Panel& panel, float* at) {
+    const int64_t above = std::clamp<int64_t>(b.tail_row - k, 0, k_size);
+    const auto before = static_cast<int>(
+        std::clamp<int64_t>(b.tail_column - panel.column, 0, panel.n_columns));
+    if (before == 0)
+      return pack_fp32(
+          b.tail, {k, k_size, panel.column - b.tail_column, panel.n_columns, panel.width}, at);
+    if (above) pack_first({k, above, panel.column, before, panel.width}, at);
+    if (above < k_size)
+      pack_fp32(b.tail, {k + above - b.tail_row, k_size - above, panel.column, before, panel.width},
+                at + above * panel.width);
+    if (before < panel.n_columns) add_tail_columns(b, panel, before, at);
+  });
+}
+
+CQA_CLONES void widen(const Bf16* from, int64_t n, float* to) {
+  for (int64_t i = 0; i < n; i++) to[i] = widen(from[i]);
 }
 
 }  // namespace cqa

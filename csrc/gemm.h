@@ -55,13 +55,24 @@ struct Kernel {
 // The widest tile that this processor has registers for.
 const Kernel& best_kernel();
 
-struct Matrix {
-  const float* data;
+template <class T>
+struct MatrixOf {
+  const T* data;
   int64_t row_stride, column_stride;  // one of them is 1
 
-  const float* at(int64_t row, int64_t column) const {
+  const T* at(int64_t row, int64_t column) const {
     return data + row * row_stride + column * column_stride;
   }
+};
+using Matrix = MatrixOf<float>;
+
+// Frozen weights as the right factor of a product: fp32, or bf16 that is widened as panels of it
+// are packed. They may go on in a second part in fp32, below the first or to its right.
+struct Weights {
+  Matrix fp32;          // one of the two has data
+  MatrixOf<Bf16> bf16;
+  Matrix tail;
+  int64_t tail_row, tail_column;  // where the tail begins; beyond the end where it does not
 };
 
 // A[row : row + rows, k : k + k_size] for a tile; `buffer` takes what has to be packed.
@@ -70,6 +81,11 @@ LeftTile left_tile(const Matrix& a, int64_t row, int64_t rows, int64_t k, int64_
 
 // Copies B[k : k + k_size, column : column + columns] into panels, with zeros up to a whole panel.
 void pack_b(const Matrix& b, int64_t k, int64_t k_size, int64_t column, int64_t columns, float* to);
+void pack_b(const Weights& b, int64_t k, int64_t k_size, int64_t column, int64_t columns,
+            float* to);
+
+// Copies `n` numbers as floats.
+void widen(const Bf16* from, int64_t n, float* to);
 
 // Copies one row of a panel, 32 or 16 columns: a size that the compiler knows.
 CQA_INLINE void copy_panel_row(const float* from, int width, float* to) {

@@ -4,13 +4,27 @@
 
 namespace cqa {
 
-void mm(Tensor a, Tensor b, Tensor out, std::optional<Tensor> start) {
-  const int64_t m = a.size(0), k = a.size(1), n = b.size(1);
+// The right factor b, and what of it is in `tail`: its last rows, or else its last columns.
+Weights right_factor(const Tensor& b, const std::optional<Tensor>& tail, int64_t k, int64_t n) {
+  const bool below = tail && b.size(0) < k;
+  expect(b, "b", {below ? ANY : k, tail && !below ? ANY : n});
+  Weights right = weights(b);
+  if (!tail) return right;
+  expect(*tail, "tail", {below ? k - b.size(0) : k, below ? n : n - b.size(1)});
+  right.tail = matrix(*tail);
+  (below ? right.tail_row : right.tail_column) = b.size(below ? 0 : 1);
+  return right;
+}
+
+// out = start + a · b      a (M, K), out, start (M, N) fp32; b (K, N) fp32 or bf16, or its first
+// rows or columns, with the rest in `tail`, fp32
+void mm(Tensor a, Tensor b, Tensor out, std::optional<Tensor> start, std::optional<Tensor> tail) {
+  const int64_t m = a.size(0), k = a.size(1), n = out.size(1);
   expect(a, "a", {m, k});
-  expect(b, "b", {k, n});
   expect_own_rows(out, "out", m, n);
   if (start) expect_rows(*start, "start", {m, n});
-  const Matrix left = matrix(a), right = matrix(b);
+  const Matrix left = matrix(a);
+  const Weights right = right_factor(b, tail, k, n);
   const Target target = {out.mutable_data_ptr<float>(), out.stride(0),
                          start ? start->const_data_ptr<float>() : nullptr,
                          start ? start->stride(0) : 0};
@@ -31,6 +45,6 @@ void mm(Tensor a, Tensor b, Tensor out, std::optional<Tensor> start) {
 }  // namespace cqa
 
 STABLE_TORCH_LIBRARY_FRAGMENT(cqa, m) {
-  m.def("mm(Tensor a, Tensor b, Tensor(a!) out, Tensor? start) -> ()");
+  m.def("mm(Tensor a, Tensor b, Tensor(a!) out, Tensor? start, Tensor? tail=None) -> ()");
 }
 STABLE_TORCH_LIBRARY_IMPL(cqa, CPU, m) { m.impl("mm", TORCH_BOX(&cqa::mm)); }

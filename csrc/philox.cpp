@@ -38,7 +38,7 @@ CQA_INLINE void select(const uint16_t* lanes, uint16_t threshold, int64_t n, con
 template <bool add>
 CQA_INLINE void select_row(const Stream& stream, uint64_t counter, uint16_t threshold, int64_t n,
                            const float* from, float* to) {
-  uint16_t lanes[CHUNK];
+  alignas(uint32_t) uint16_t lanes[CHUNK];
   for (int64_t j = 0; j < n; j += CHUNK, counter += CHUNK / 8) {
     const int64_t size = std::min(CHUNK, n - j);
     fill_lanes(stream, counter, size, lanes);

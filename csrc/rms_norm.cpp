@@ -48,6 +48,7 @@ CQA_CLONES void backward_row(const float* dy, const float* x, const float* weigh
 }  // namespace
 
 // out = norm(x) · weight      x (M, K) fp32 or fp64, out (M, K) fp32; rows may be strided
+//                             weight (K,) fp32 or bf16
 // s = dropped(out) · Aᵀ       (M, G * R), where there is an adapter
 void norm_shrink(Tensor x, Tensor weight, double eps, Tensor out, std::optional<Tensor> s,
                  std::optional<Tensor> lora_a, Tensor streams, Tensor rows, int64_t seed,
@@ -59,14 +60,14 @@ void norm_shrink(Tensor x, Tensor weight, double eps, Tensor out, std::optional<
   const bool wide = x.scalar_type() == torch::headeronly::ScalarType::Double;
   const double* from_double = wide ? x.const_data_ptr<double>() : nullptr;
   const float* from_float = wide ? nullptr : x.const_data_ptr<float>();
-  const float* w = weight.const_data_ptr<float>();
+  const std::vector<float> w = floats_of(weight);
   const ShrinkForward shrink(out, s, lora_a, {streams, rows, seed, step, threshold, scale});
   parallel_for_bands(m, [&](const Range& r) {
     for (int64_t i = r.begin; i < r.end; i++)
       if (wide)
-        forward_row_double(from_double + i * ld_x, w, k, eps, to.at(i));
+        forward_row_double(from_double + i * ld_x, w.data(), k, eps, to.at(i));
       else
-        forward_row_float(from_float + i * ld_x, w, k, eps, to.at(i));
+        forward_row_float(from_float + i * ld_x, w.data(), k, eps, to.at(i));
     shrink.rows(r);
   });
 }
@@ -81,12 +82,12 @@ void norm_shrink_backward(Tensor dy, std::optional<Tensor> ds, std::optional<Ten
   expect_rows(x, "x", {m, k});
   expect_rows(weight, "weight", {k});
   const Matrix forward = row_matrix(x);
-  const float* w = weight.const_data_ptr<float>();
+  const std::vector<float> w = floats_of(weight);
   const ShrinkBackward shrink(dy, ds, lora_a, {streams, rows, seed, step, threshold, scale});
   parallel_for_bands(m, [&](const Range& r) {
     shrink.rows(r);
     for (int64_t i = r.begin; i < r.end; i++)
-      backward_row(from.at(i), forward.at(i, 0), w, k, eps, to.at(i));
+      backward_row(from.at(i), forward.at(i, 0), w.data(), k, eps, to.at(i));
   });
 }
 

@@ -39,6 +39,28 @@ CQA_INLINE void store(T* to, const Vec& v) {
   std::memcpy(to, &v, sizeof v);
 }
 
+// A number as it is stored: the upper half of the fp32 number that it stands for.
+struct Bf16 {
+  uint16_t bits;
+};
+
+CQA_INLINE float widen(float x) { return x; }
+
+CQA_INLINE float widen(Bf16 x) {
+  const uint32_t bits = uint32_t{x.bits} << 16;
+  float wide;
+  std::memcpy(&wide, &bits, sizeof wide);
+  return wide;
+}
+
+CQA_INLINE V<float, 8> load_floats(const float* from) { return load<V<float, 8>>(from); }
+
+CQA_INLINE V<float, 8> load_floats(const Bf16* from) {
+  using Bits = V<uint32_t, 8>;
+  const Bits bits = __builtin_convertvector(load<V<uint16_t, 8>>(from), Bits) << 16;
+  return load<V<float, 8>>(&bits);
+}
+
 using Floats = V<float, 16>;
 constexpr float INF = std::numeric_limits<float>::infinity();
 

@@ -7,6 +7,7 @@
 #include <initializer_list>
 #include <optional>
 #include <sstream>
+#include <vector>
 
 #include "gemm.h"
 #include "philox.h"
@@ -64,6 +65,36 @@ inline Matrix matrix(const Tensor& t) {
 
 // Of contiguous rows: the stride of a single column says nothing.
 inline Matrix row_matrix(const Tensor& t) { return {t.const_data_ptr<float>(), t.stride(0), 1}; }
+
+inline bool is_bf16(const Tensor& t) {
+  return t.scalar_type() == torch::headeronly::ScalarType::BFloat16;
+}
+
+inline const Bf16* bf16_data(const Tensor& t) {
+  STD_TORCH_CHECK(is_bf16(t), "expected bf16");
+  return static_cast<const Bf16*>(t.const_data_ptr());
+}
+
+// A whole matrix of weights, fp32 or bf16, without a tail.
+inline Weights weights(const Tensor& t) {
+  constexpr int64_t NEVER = std::numeric_limits<int64_t>::max();
+  Weights b = {{}, {}, {}, NEVER, NEVER};
+  if (is_bf16(t))
+    b.bf16 = {bf16_data(t), t.stride(0), t.stride(1)};
+  else
+    b.fp32 = matrix(t);
+  return b;
+}
+
+// A vector of weights, fp32 or bf16, as floats.
+inline std::vector<float> floats_of(const Tensor& t) {
+  std::vector<float> floats(t.numel());
+  if (is_bf16(t))
+    widen(bf16_data(t), t.numel(), floats.data());
+  else
+    std::copy_n(t.const_data_ptr<float>(), t.numel(), floats.data());
+  return floats;
+}
 
 // Rows that are written.
 struct OwnRows {

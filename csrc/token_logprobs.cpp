@@ -113,7 +113,7 @@ void loss_rows(Tensor logits, Tensor target, Tensor logp) {
   parallel_for(m, [&](int64_t i) { out[i] = loss_row(z + i * logits.stride(0), n, t[i]); });
 }
 
-// Log-softmax, gather, entropy and rank from hidden (M, D) and head (V, D): a tile of logits lives
+// Log-softmax, gather, entropy and rank from hidden (M, D) and head (V, D), fp32 or bf16: a tile of logits lives
 // in the cache until its row sums are taken. stats (3, M) fp64: logp, entropy and lse; rank (M,).
 void token_stats(Tensor hidden, Tensor head, Tensor target, Tensor stats, Tensor rank) {
   const int64_t m = hidden.size(0), d = hidden.size(1), v = head.size(0);
@@ -124,12 +124,18 @@ void token_stats(Tensor hidden, Tensor head, Tensor target, Tensor stats, Tensor
   expect_rows(rank, "rank", {m});
   const int64_t* t = targets_below(v, target, m);
   const int64_t spans = (v + SPAN - 1) / SPAN, height = best_kernel().rows, block = block_k(d);
-  const Matrix h = row_matrix(hidden), columns = {head.const_data_ptr<float>(), 1, head.stride(0)};
+  const Matrix h = row_matrix(hidden);
+  Weights columns = weights(head);
+  columns.fp32 = {columns.fp32.data, 1, head.stride(0)};
+  columns.bf16 = {columns.bf16.data, 1, head.stride(0)};
   std::vector<double> exact(m);
   std::vector<float> own(m);
   parallel_for(m, [&](int64_t i) {
-    exact[i] = dot(h.at(i, 0), columns.at(0, t[i]), d);
-    own[i] = dot_as_product(h.at(i, 0), columns.at(0, t[i]), d);
+    float* wide = scratch(Scratch::RIGHT, d);
+    if (columns.bf16.data) widen(columns.bf16.at(0, t[i]), d, wide);
+    const float* weight = columns.bf16.data ? wide : columns.fp32.at(0, t[i]);
+    exact[i] = dot(h.at(i, 0), weight, d);
+    own[i] = dot_as_product(h.at(i, 0), weight, d);
   });
   std::vector<Partial> partial(spans * m);
   parallel_for(spans, [&](int64_t span) {
