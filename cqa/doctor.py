@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from cqa.identity import versions
-from cqa.kernels.backend import REBUILD, fastest, native_problem
+from cqa.kernels.backend import REBUILD, compute_dtype, fastest, native_problem
 from cqa.kernels.token_logprobs import token_stats
 from cqa.model.load import DTYPES
 from cqa.model.memory import free_memory_bytes
@@ -72,6 +72,7 @@ def backend_problem(device: torch.device, dtype: torch.dtype) -> str | None:
     """
     backend = fastest(device, dtype)
     hidden, head = (torch.linspace(-1, 1, n * 48).view(n, 48).sin().to(dtype) for n in (5, 37))
+    hidden = hidden.to(compute_dtype(backend, dtype))
     target = torch.arange(5)
     expected = token_stats(hidden.double(), head.double(), target, backend="reference").logp
     try:

@@ -113,8 +113,9 @@ void loss_rows(Tensor logits, Tensor target, Tensor logp) {
   parallel_for(m, [&](int64_t i) { out[i] = loss_row(z + i * logits.stride(0), n, t[i]); });
 }
 
-// Log-softmax, gather, entropy and rank from hidden (M, D) and head (V, D), fp32 or bf16: a tile of logits lives
-// in the cache until its row sums are taken. stats (3, M) fp64: logp, entropy and lse; rank (M,).
+// Log-softmax, gather, entropy and rank from hidden (M, D) and head (V, D), fp32 or bf16: a tile of
+// logits lives in the cache until its row sums are taken. stats (3, M) fp64: logp, entropy and lse;
+// rank (M,).
 void token_stats(Tensor hidden, Tensor head, Tensor target, Tensor stats, Tensor rank) {
   const int64_t m = hidden.size(0), d = hidden.size(1), v = head.size(0);
   expect_rows(hidden, "hidden", {m, d});

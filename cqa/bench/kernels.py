@@ -109,13 +109,14 @@ def measure_strides(bench: Bench, ceilings: Ceilings, seconds: float) -> Iterato
     """
     watch = Stopwatch(bench.decoder.device, flush=True)
     device, dtype, m = bench.decoder.device, bench.decoder.dtype, bench.rows
+    wide = bench.decoder.compute_dtype
     for projection in bench.decoder.layers[0].projections:
         columns, n = projection.columns, projection.weight.shape[0]
         k = columns.features
         widths = dict.fromkeys((k, k + columns.rank_columns, columns.total))
         weights = {width: torch.randn(n, width, device=device, dtype=dtype) for width in widths}
-        inputs = {width: torch.randn(m, width, device=device, dtype=dtype) for width in widths}
-        dy = torch.randn(m, n, device=device, dtype=dtype)
+        inputs = {width: torch.randn(m, width, device=device, dtype=wide) for width in widths}
+        dy = torch.randn(m, n, device=device, dtype=wide)
         for way in ("forward", "backward"):
             calls = {
                 str(width): _product_call(way, inputs[width], weights[width], dy)
@@ -150,7 +151,7 @@ def measure_head(bench: Bench, ceilings: Ceilings, seconds: float) -> Iterator[R
     watch = Stopwatch(device)
     heights = HEAD_ROWS if device.type == "cuda" else HEAD_ROWS[:1]
     for rows in heights:
-        hidden = torch.randn(rows, head.shape[1], device=device, dtype=head.dtype)
+        hidden = torch.randn(rows, head.shape[1], device=device, dtype=bench.decoder.compute_dtype)
         target = torch.randint(head.shape[0], (rows,), device=device)
         calls = _routes(hidden, head, target, bench)
         expected = token_stats(hidden[:64], head, target[:64], backend="reference").logp

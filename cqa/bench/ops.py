@@ -81,7 +81,7 @@ class Bench:
     def new(self, *shape: int) -> Tensor:
         """Draw an input that wants a gradient."""
         d = self.decoder
-        return torch.randn(*shape, dtype=d.dtype, device=d.device).requires_grad_()
+        return torch.randn(*shape, dtype=d.compute_dtype, device=d.device).requires_grad_()
 
 
 def ops_of(bench: Bench) -> Iterator[Op]:
@@ -104,7 +104,7 @@ def ops_of(bench: Bench) -> Iterator[Op]:
 def _shrunk(bench: Bench, projection: Projection, read: int) -> tuple[Work, Work]:
     """Work of an op that writes an augmented input from `read` numbers a row, and backward."""
     m, columns = bench.rows, projection.columns
-    item = bench.decoder.dtype.itemsize
+    item = bench.decoder.compute_dtype.itemsize
     a = columns.rank_columns * columns.features
     products = 2 * m * a
     # backward reads dX_aug and what was normed or gated, writes dx; A is read, dA written
@@ -161,8 +161,8 @@ def _swiglu(bench: Bench, projection: Projection) -> Op:
 def _product(bench: Bench, name: str, projection: Projection) -> Op:
     m, k, n = bench.rows, projection.columns.total, projection.weight.shape[0]
     x_aug = bench.new(m, k)
-    item = bench.decoder.dtype.itemsize
-    traffic = (m * k + k * n + m * n) * item
+    item, weight_item = bench.decoder.compute_dtype.itemsize, bench.decoder.dtype.itemsize
+    traffic = (m * k + m * n) * item + k * n * weight_item
     db = 2 * m * bench.lora.spec.rank * n
     return Op(
         f"product {name}",

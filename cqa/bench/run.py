@@ -17,6 +17,7 @@ from cqa.bench.shapes import BenchModel, check_fits, workload
 from cqa.bench.step import measure_step
 from cqa.config import describe
 from cqa.files import write_json
+from cqa.kernels.backend import compute_dtype, fastest
 from cqa.model.load import check_weights_fit, dtype_name, pick_device, pick_dtype
 from cqa.model.memory import give_back
 from cqa.model.memory import reported as memory_reported
@@ -49,7 +50,8 @@ def bench(
     check_weights_fit(shape, bench_model.spec.rank_columns(), dtype, device)
     with memory_reported("the benchmark", "a smaller --shape, --window or --job"):
         on_event(BenchPart(name="ceilings"))
-        ceilings = measure_ceilings(device, dtype, config.seconds)
+        wide = compute_dtype(fastest(device, dtype), dtype)
+        ceilings = measure_ceilings(device, wide, config.seconds)
         record = _Record(
             {
                 "format": FORMAT,

@@ -70,25 +70,27 @@ class _AugLinear(torch.autograd.Function):
         x_aug: Tensor,
         residual: Tensor | None,
         weight: Tensor,
+        low: Tensor | None,
         scaling: float,
         members: tuple[LoraRows, ...],
         backend: Backend,
         *lora_b: Tensor,
     ) -> Tensor:
-        ctx.save_for_backward(x_aug, weight)
+        ctx.save_for_backward(x_aug, weight, low)
         ctx.scaling, ctx.members, ctx.backend = scaling, members, backend
-        return mm(x_aug, weight.T, residual, backend=backend)
+        tail = None if low is None else low.T
+        return mm(x_aug, weight.T, residual, tail=tail, backend=backend)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
-        x_aug, weight = ctx.saved_tensors
-        dx_aug = mm(dy, weight, backend=ctx.backend) if ctx.needs_input_grad[0] else None
+        x_aug, weight, low = ctx.saved_tensors
+        dx_aug = mm(dy, weight, tail=low, backend=ctx.backend) if ctx.needs_input_grad[0] else None
         dresidual = dy if ctx.needs_input_grad[1] else None
         if ctx.backend == "reference":
             grads = _lora_b_grads_ref(dy, x_aug, ctx.members, ctx.scaling)
         else:
             grads = _lora_b_grads_fused(dy, x_aug, ctx.members, ctx.scaling, ctx.backend)
-        return dx_aug, dresidual, None, None, None, None, *grads
+        return dx_aug, dresidual, None, None, None, None, None, *grads
 
 
 def aug_linear(
@@ -98,6 +100,7 @@ def aug_linear(
     *,
     scaling: float = 1.0,
     residual: Tensor | None = None,  # (M, N)
+    low: Tensor | None = None,  # (N, at least the columns of x_aug beyond the weight's)
     backend: Backend | None = None,
 ) -> Tensor:  # (M, N)
     """Project an augmented input by the columns of the weight that it has.
@@ -110,12 +113,14 @@ def aug_linear(
         scaling: LoRA's factor, for dB.
         residual: Added to the result; without gradient it may be of a wider dtype, which the
             result then has.
+        low: For the native ops: the columns scaling·B in fp32, where `weight` is [W | bias] alone.
         backend: See cqa.kernels.backend.
     """
     backend = choose(backend, weight.device, weight.dtype)
-    weight = weight[:, : x_aug.shape[1]]
+    weight, n_low = weight[:, : x_aug.shape[1]], x_aug.shape[1] - weight.shape[1]
+    low = low[:, :n_low] if low is not None and n_low > 0 else None
     lora_b = tuple(member.lora_b for member in members)
     out: Tensor = _AugLinear.apply(  # type: ignore[no-untyped-call]
-        x_aug, residual, weight, scaling, members, backend, *lora_b
+        x_aug, residual, weight, low, scaling, members, backend, *lora_b
     )
     return out

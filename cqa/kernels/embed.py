@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from cqa.kernels.backend import Backend, choose
+from cqa.kernels.backend import Backend, choose, compute_dtype
 from cqa.kernels.launch import launch
 from cqa.kernels.philox import NEFTUNE, device_key, philox_words, row_words, stream_of
 
@@ -45,9 +45,9 @@ class Noise:
         return torch.from_numpy((words >> np.uint32(8)).astype(np.float32)) * 2.0**-23 - 1
 
 
-def embed_noisy_ref(ids: Tensor, table: Tensor, noise: Noise) -> Tensor:
-    """The definition: ids (M,), table (V, D) to (M, D)."""
-    hidden, n_cols = table[ids], table.shape[1]
+def add_noise_ref(hidden: Tensor, noise: Noise) -> Tensor:
+    """The definition: embeddings (M, D) to (M, D)."""
+    n_cols = hidden.shape[1]
     u = noise.uniform(n_cols).to(hidden.device)
     magnitude = noise.alpha / torch.sqrt(noise.lengths.float() * n_cols)
     return (hidden.float() + magnitude[:, None].to(hidden.device) * u).to(hidden.dtype)
@@ -108,8 +108,8 @@ def embed(
     backend: Backend | None = None,
 ) -> Tensor:  # (M, D)
     """Look up embeddings and add noise; the table is frozen, so there is no gradient."""
-    if noise is None:
-        return table[ids]
     backend = choose(backend, table.device, table.dtype)
-    make = _embed_noisy_triton if backend == "triton" else embed_noisy_ref
-    return make(ids, table, noise)
+    if noise is not None and backend == "triton":
+        return _embed_noisy_triton(ids, table, noise)
+    hidden = table[ids].to(compute_dtype(backend, table.dtype))
+    return hidden if noise is None else add_noise_ref(hidden, noise)

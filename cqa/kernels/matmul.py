@@ -28,13 +28,16 @@ def mm_ref(a: Tensor, b: Tensor, start: Tensor | None = None) -> Tensor:
     return torch.addmm(start, a.to(start.dtype), b.to(start.dtype))
 
 
-def _mm_native(a: Tensor, b: Tensor, start: Tensor | None) -> Tensor:
+def _mm_native(a: Tensor, b: Tensor, start: Tensor | None, tail: Tensor | None) -> Tensor:
     if a.shape[1] == 0:
         return mm_ref(a, b, start)
     if start is not None and start.dtype != a.dtype:
-        return start + _mm_native(a, b, None)
-    out = a.new_empty(a.shape[0], b.shape[1])
-    torch.ops.cqa.mm(_unit_stride(a), _unit_stride(b), out, start)
+        return start + _mm_native(a, b, None, tail)
+    beside = tail is not None and b.shape[0] == a.shape[1]
+    n = b.shape[1] + (tail.shape[1] if tail is not None and beside else 0)
+    out = a.new_empty(a.shape[0], n)
+    tail = None if tail is None else _unit_stride(tail)
+    torch.ops.cqa.mm(_unit_stride(a), _unit_stride(b), out, start, tail)
     return out
 
 
@@ -47,17 +50,22 @@ def mm(
     b: Tensor,  # (K, N)
     start: Tensor | None = None,  # (M, N)
     *,
+    tail: Tensor | None = None,  # (K', N) or (K, N')
     backend: Backend | None = None,
 ) -> Tensor:  # (M, N)
     """Return start + a · b, without gradient.
 
     Args:
         a: Left factor, shape (M, K); rows or columns may be strided.
-        b: Right factor, shape (K, N), likewise, same dtype and device.
+        b: Right factor, shape (K, N), likewise, same dtype and device; for the native op it may be
+            bf16, with the digits of its fp32 copy.
         start: Added to the product, shape (M, N), rows contiguous. It may be one precision wider,
             which the result then has; a product of 16-bit numbers is then not rounded before it.
+        tail: For the native op: what follows b in fp32, its last rows where b has fewer rows than
+            a has columns, else its last columns.
         backend: See cqa.kernels.backend.
     """
     if choose(backend, a.device, a.dtype) == "native":
-        return _mm_native(a, b, start)
+        return _mm_native(a, b, start, tail)
+    assert tail is None
     return mm_ref(a, b, start)

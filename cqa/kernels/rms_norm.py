@@ -14,7 +14,7 @@ from torch import Tensor
 
 from cqa.kernels.aug_columns import AugColumns, store_constants
 from cqa.kernels.aug_op import AugOp, augment
-from cqa.kernels.backend import Backend, choose
+from cqa.kernels.backend import Backend, choose, compute_dtype
 from cqa.kernels.launch import TILE_ROWS, accumulator, any_rows, dot_type, launch, tile_width
 from cqa.kernels.precision import wider
 from cqa.kernels.shrink import (
@@ -261,7 +261,8 @@ def norm_shrink(
 
     Args:
         x: Hidden states, shape (M, K), of the weight's dtype or wider.
-        weight: Scale of the norm, shape (K,); frozen. Its dtype is the result's.
+        weight: Scale of the norm, shape (K,); frozen. Its dtype is the result's, but for the native
+            op, whose result is fp32.
         eps: Added to the mean square.
         columns: Layout of the result.
         shrink: LoRA's A and dropout; None gives the base part [X | 1] alone.
@@ -271,7 +272,8 @@ def norm_shrink(
         [X | 1 | S], shape (M, columns.total), or (M, columns.base) without `shrink`.
     """
     backend = choose(backend, weight.device, weight.dtype)
-    return augment(_NORM, x, columns, shrink, weight, eps, dtype=weight.dtype, backend=backend)
+    dtype = compute_dtype(backend, weight.dtype)
+    return augment(_NORM, x, columns, shrink, weight, eps, dtype=dtype, backend=backend)
 
 
 def rms_norm(

@@ -64,7 +64,7 @@ def _loss_and_gradient(
 ) -> tuple[Tensor, Tensor]:
     """Return logp and d(-logp) / d(hidden) of one chunk, whose logits are gone afterwards."""
     logits = logits_of(hidden, head, backend)
-    logp, dlogits = cross_entropy(logits, target, head.dtype, backend=backend)
+    logp, dlogits = cross_entropy(logits, target, hidden.dtype, backend=backend)
     return logp, _wide_product(dlogits, head, backend)
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from cqa.kernels.attention import AttentionSpan, Gathered, attention
-from cqa.kernels.backend import Backend, choose
+from cqa.kernels.backend import Backend, choose, compute_dtype, fastest
 from cqa.kernels.copy_shrink import copy_shrink
 from cqa.kernels.embed import Noise, embed
 from cqa.kernels.philox import Dropout
@@ -119,7 +119,10 @@ class ForwardPass:
 
 
 class Decoder:
-    """A frozen base model with room for an adapter; weights lie on one device in one dtype."""
+    """A frozen base model with room for an adapter; weights lie on one device in one dtype.
+
+    The native ops compute in fp32 on bf16 weights too, with the digits of their fp32 copy.
+    """
 
     def __init__(
         self,
@@ -132,7 +135,8 @@ class Decoder:
     ) -> None:
         """Allocate all weights; `rank_columns` gives the most LoRA columns of each module."""
         self.config, self.dtype, self.device = config, dtype, device
-        self.backend = choose(backend, device, dtype)
+        self.backend = choose(backend or fastest(device, dtype), device, dtype)
+        self.compute_dtype = compute_dtype(self.backend, dtype)
         if device.type == "cuda":  # partial sums of a product stay in fp32, in this process
             torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
         self.rank_columns = rank_columns
@@ -158,6 +162,7 @@ class Decoder:
                 bias=bias,
                 rank_columns=sum(self.rank_columns.get(name, 0) for name in outputs),
                 dtype=self.dtype,
+                compute_dtype=self.compute_dtype,
                 device=self.device,
             )
 
@@ -211,7 +216,8 @@ class Decoder:
         Returns:
             Shape (T, hidden_size), in the dtype that `cqa.kernels.precision.wider` gives.
         """
-        h = embed(batch.input_ids, self.table, backend=self.backend).to(wider(self.dtype))
+        h = embed(batch.input_ids, self.table, backend=self.backend)
+        h = h.to(wider(self.compute_dtype))
         blocks = RowBlocks(BLOCK_ROWS[self.backend], pad=self.backend != "native")
         return self._run_layers(batch, h, attention_spans(batch), blocks=blocks)
 

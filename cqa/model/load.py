@@ -14,7 +14,7 @@ from torch import Tensor
 
 from cqa.errors import ResourceError
 from cqa.kernels.aug_columns import AugColumns
-from cqa.kernels.backend import Backend
+from cqa.kernels.backend import Backend, compute_dtype, fastest
 from cqa.model.checkpoint import digest_files, stream
 from cqa.model.config import HEAD, TABLE, DecoderConfig, read_checkpoint, read_config, tensor_shapes
 from cqa.model.decoder import Decoder, Layer
@@ -102,13 +102,17 @@ def weights_bytes(
     shape: DecoderConfig, rank_columns: dict[str, int], dtype: torch.dtype, device: torch.device
 ) -> int:
     """Return the size of a model's weights, room for adapters included, without allocating it."""
+    wide = compute_dtype(fastest(device, dtype), dtype)
     layer = layer_without_data(shape, rank_columns)
     vectors = (layer.input_norm, layer.post_norm, layer.q_norm, layer.k_norm)
-    per_layer = sum(t.numel() for t in vectors if t is not None)
+    per_layer = sum(t.numel() for t in vectors if t is not None) * dtype.itemsize
     for projection in layer.projections:
-        per_layer += projection.weight.shape[0] * augmented_columns(projection, device).total
+        columns = augmented_columns(projection, device)
+        low = columns.total - columns.base
+        row_bytes = columns.base * dtype.itemsize + low * wide.itemsize
+        per_layer += projection.weight.shape[0] * row_bytes
     tables = (1 if shape.tied else 2) * shape.vocab_size * shape.hidden_size
-    return (shape.n_layers * per_layer + tables + shape.hidden_size) * dtype.itemsize
+    return shape.n_layers * per_layer + (tables + shape.hidden_size) * dtype.itemsize
 
 
 def layer_without_data(shape: DecoderConfig, rank_columns: dict[str, int]) -> Layer:

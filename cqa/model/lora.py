@@ -56,7 +56,7 @@ def attach(decoder: Decoder, adapter: Adapter) -> None:
             projection.detach()
             continue
         pairs = [adapter.weights[layer, name] for name in names]
-        lora_a = torch.cat([a for a, _ in pairs]).to(decoder.device, decoder.dtype)
+        lora_a = torch.cat([a for a, _ in pairs]).to(decoder.device, decoder.compute_dtype)
         lora_b = [b.to(decoder.device, torch.float32) for _, b in pairs]
         projection.attach(lora_a, lora_b, names, adapter.spec.scaling)
 

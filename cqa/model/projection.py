@@ -45,7 +45,8 @@ class Projection:
     """A group of projections as one weight [W | bias | scaling·B], shape (N, K_aug).
 
     An adapter is attached by writing its B columns in place and keeping a reference to its A;
-    the columns of an absent or smaller adapter are not read.
+    the columns of an absent or smaller adapter are not read. Where results are wider than the
+    weights, the columns scaling·B are a matrix of their own in the dtype of the results.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class Projection:
         bias: bool,
         rank_columns: int,
         dtype: torch.dtype,
+        compute_dtype: torch.dtype,
         device: torch.device,
     ) -> None:
         """Allocate the weight; `rank_columns` is the most that any adapter will need."""
@@ -70,7 +72,14 @@ class Projection:
         self.members = tuple(
             Member(name, slice(a, b)) for name, a, b in zip(outputs, starts, stops, strict=True)
         )
-        self.weight = torch.zeros(stops[-1], widest.total, dtype=dtype, device=device)
+        self.split = compute_dtype != dtype
+        n, n_low = stops[-1], widest.total - widest.base
+        self.weight = torch.zeros(
+            n, widest.base if self.split else widest.total, dtype=dtype, device=device
+        )
+        self.low = self.weight[:, widest.base :]  # scaling·B
+        if self.split:
+            self.low = torch.zeros(n, n_low, dtype=compute_dtype, device=device)
         self._lora_a: Tensor | None = None
         self._modules: tuple[int, ...] = ()
         self._rows: tuple[LoraRows, ...] = ()
@@ -101,14 +110,18 @@ class Projection:
             LoraRows(self.member(name).rows, slice(first + g * rank, first + (g + 1) * rank), b)
             for g, (name, b) in enumerate(zip(modules, lora_b, strict=True))
         )
-        self.weight[:, self.columns.base :].zero_()
+        self.low.zero_()
         with torch.no_grad():
             for b, block in self.b_blocks():
                 block.copy_(b * scaling)
 
     def b_blocks(self) -> list[tuple[Tensor, Tensor]]:
         """Return B of every adapted member, and the block of the weight that holds scaling·B."""
-        return [(m.lora_b, self.weight[m.rows, m.columns]) for m in self._rows]
+        first = self.columns.base
+        return [
+            (m.lora_b, self.low[m.rows, m.columns.start - first : m.columns.stop - first])
+            for m in self._rows
+        ]
 
     def detach(self) -> None:
         """Go back to the base: the adapter columns are no longer read."""
@@ -129,5 +142,6 @@ class Projection:
             self._rows,
             scaling=self._scaling,
             residual=residual,
+            low=self.low if self.split else None,
             backend=backend,
         )

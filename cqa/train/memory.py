@@ -8,7 +8,7 @@ import torch
 
 from cqa.data.samples import EncodedSample
 from cqa.errors import ResourceError
-from cqa.kernels.backend import Backend, fastest
+from cqa.kernels.backend import Backend, compute_dtype, fastest
 from cqa.kernels.precision import wider
 from cqa.kernels.token_logprobs import chunk_rows
 from cqa.layout import pack_documents
@@ -72,7 +72,7 @@ def estimate_memory(
         shape: The base model.
         spec: The adapter.
         size: The largest pass.
-        dtype: Compute dtype.
+        dtype: Of the weights.
         device: Where it runs; decides the padding, and with the dtype the ops.
         recompute: Whether layers are recomputed in backward.
         dropout: Whether there is LoRA dropout; the reference ops keep its masks.
@@ -91,6 +91,8 @@ def estimate_memory(
     masks = [n * k for n, k in zip(adapted, features, strict=True)]
     if not dropout or backend != "reference":
         masks = [0] * len(groups)
+    weights = weights_bytes(shape, spec.rank_columns(), dtype, device)
+    dtype = compute_dtype(backend, dtype)
     item = dtype.itemsize
     per_row = (before + after) * item + sum(masks)
     last = size.rows * (before * item + masks[0]) + size.kept * (after * item + sum(masks[1:]))
@@ -106,7 +108,7 @@ def estimate_memory(
         for n, projection in zip(adapted, groups, strict=True)
     )
     return MemoryEstimate(
-        weights_bytes=weights_bytes(shape, spec.rank_columns(), dtype, device),
+        weights_bytes=weights,
         adapter_bytes=4 * 4 * shape.n_layers * n_lora,
         activations_bytes=activations,
         workspace_bytes=max(gradients, _head_bytes(shape, size.labels, dtype, backend)),

@@ -14,7 +14,7 @@ from cqa.errors import ResourceError
 from cqa.kernels import backend as backends
 from cqa.kernels.attention import AttentionSpan, attention
 from cqa.kernels.aug_columns import AugColumns
-from cqa.kernels.backend import choose, native_problem
+from cqa.kernels.backend import choose, compute_dtype, fastest, native_problem
 from cqa.kernels.copy_shrink import copy_shrink
 from cqa.kernels.cross_entropy import cross_entropy
 from cqa.kernels.matmul import mm
@@ -51,11 +51,16 @@ def test_the_fastest_that_fits_is_taken(device, dtype, expected):
     assert choose("reference", device, dtype) == "reference"
 
 
+def test_a_model_of_bf16_weights_runs_the_native_ops_in_fp32():
+    assert fastest(CPU, torch.bfloat16) == "native"
+    assert compute_dtype("native", torch.bfloat16) == torch.float32
+    assert compute_dtype("reference", torch.bfloat16) == torch.bfloat16
+
+
 def test_native_ops_are_refused_where_they_do_not_fit():
-    with pytest.raises(ValueError, match="expected fp32 on a CPU for the native ops, got"):
-        choose("native", CPU, torch.bfloat16)
-    with pytest.raises(ValueError, match="expected fp32 on a CPU for the native ops, got"):
-        choose("native", CUDA, torch.float32)
+    for device, dtype in ((CPU, torch.float16), (CUDA, torch.float32)):
+        with pytest.raises(ValueError, match="expected fp32 or bf16 on a CPU for the native ops"):
+            choose("native", device, dtype)
 
 
 def tensor(*shape: int) -> torch.Tensor:
