@@ -81,7 +81,7 @@ def backend_problem(device: torch.device, dtype: torch.dtype) -> str | None:
     except Exception as failure:  # driver, compiler and library each fail in ways of their own
         reason = str(failure) or type(failure).__name__
         return f"its {backend} ops fail: {reason.splitlines()[0]}"
-    if error <= TOLERANCE_NATS[dtype]:
+    if error <= TOLERANCE_NATS[hidden.dtype]:
         return None
     return f"its {backend} ops are wrong by {error:.2g} nats in a tiny example"
 

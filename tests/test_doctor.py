@@ -66,7 +66,7 @@ def test_ops_that_compute_something_else_are_found_out(monkeypatch, dtype):
 
     def spoiled(hidden, head, target, *, backend):
         stats = real(hidden, head, target, backend=backend)
-        return replace(stats, logp=stats.logp + (0.05 if hidden.dtype == dtype else 0))
+        return replace(stats, logp=stats.logp + (0.05 if head.dtype == dtype else 0))
 
     monkeypatch.setattr(doctor, "token_stats", spoiled)
     assert "ops are wrong by 0.05" in backend_problem(CPU, dtype)
