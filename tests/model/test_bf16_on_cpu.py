@@ -52,7 +52,7 @@ def train(lora: TrainableLora) -> list[Tensor]:
     batch = pack_documents([(ids[:50], [True] * 50), (ids[50:], [False] * 10 + [True] * 20)])
     rows = torch.arange(batch.n_rows)
     for step in (1, 2, 3):
-        noise = Noise(5.0, 1, step, rows, batch.lengths)
+        noise = Noise(5.0, 1, step, rows, torch.tensor([50] * 50 + [30] * 30))
         hidden = decoder.hidden(batch, dropout=Dropout(0.2, 1, step, rows), noise=noise)
         loss = -token_logprobs(hidden, decoder.head, batch.target, backend="native").mean()
         loss.backward()
