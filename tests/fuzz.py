@@ -32,7 +32,7 @@ from cqa.config import read_settings, resolve
 from cqa.data.items import read_items
 from cqa.data.samples import encode_sample, fit_lengths, read_samples
 from cqa.data.tokenizer import Tokenizer
-from cqa.data.unique import each_once
+from cqa.data.unique import each_once, file_line_id
 from cqa.data.validate import report_text, validate_files
 from cqa.errors import CqaError
 from cqa.model.adapter import read_adapter
@@ -212,7 +212,11 @@ class Sound:
 
     def read_item_file(self, path: Path) -> None:
         """Read, encode and keep items."""
-        items = list(each_once(read_items([path], continuations=path.name == "texts.jsonl")))
+        items = list(
+            each_once(
+                read_items([path], continuations=path.name == "texts.jsonl"), name=file_line_id
+            )
+        )
         for item in items:
             for boundary in ("split", "joint"):
                 encode_item(item, self.tokenizer, boundary, score_eos=True, max_positions=200)

@@ -15,7 +15,7 @@ from cqa import __version__
 from cqa.bench.config import BenchConfig
 from cqa.report.config import ReportConfig
 from cqa.score.config import PrescreenConfig, ScoreConfig
-from cqa.study.config import ScaleConfig, WatchedTrainConfig
+from cqa.study.config import ScaleConfig, ValidateConfig, WatchedTrainConfig
 from cqa.train.config import PRESETS
 from cqa_fast.group import ErrorsAsMessages, require_working_directory
 from cqa_fast.options import flag, takes
@@ -94,21 +94,28 @@ def demo(out: Path, epochs: int, as_json: bool) -> None:
 
 @main.command()
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
+@takes(ValidateConfig)
 @_JSON
-@click.pass_context
-def validate(ctx: click.Context, files: tuple[Path, ...], as_json: bool) -> None:
+def validate(config: ValidateConfig, files: tuple[Path, ...], as_json: bool) -> None:
     """Check training and evaluation FILES: every bad line, imbalance, duplicates, leaks.
 
     \b
     Example:
       cqa-fast validate train.jsonl literary.jsonl factual.jsonl
+      cqa-fast validate pairs.csv --columns context=question,good=right,bad=wrong --model DIR
     """
-    from cqa.data.validate import describe_report, report_text, validate_files
+    from cqa.data.validate import Encoder, describe_report, report_text, validate_files
 
-    reports = validate_files(files)
+    encoder: Encoder | None = None
+    if config.model:
+        from cqa.study.validate import ModelEncoder
+
+        encoder = ModelEncoder(config.model, config)
+    plain = config.template == "plain"
+    reports = validate_files(files, columns=config.columns, encoder=encoder, plain=plain)
     say_json([describe_report(r) for r in reports]) if as_json else say(report_text(reports))
     if any(report.errors for report in reports):
-        ctx.exit(3)
+        click.get_current_context().exit(3)
 
 
 @main.command()

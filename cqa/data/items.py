@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cqa.data.jsonl import check_text, read_records, take_text
+from cqa.data.jsonl import LONGEST_NAME, check_text, read_records, take_id, take_text
+from cqa.data.unique import file_line_id
 from cqa.errors import DataError
 from cqa.schema.rows import Kind, Role
 
 UNGROUPED = "ungrouped"
+LEARNED = ("response", "instruction", "conversations", "messages", "dialogue")
 LABELS = ("group", "domain", "lang", "source_id", "published_at", "licence")
 
 
@@ -43,45 +45,121 @@ class Item:
         return "right" if index == self.answer else "wrong"
 
 
-def read_items(paths: Iterable[Path], *, continuations: bool = False) -> Iterator[Item]:
+def read_items(
+    paths: Iterable[Path], *, continuations: bool = False, columns: Sequence[str] = ()
+) -> Iterator[Item]:
     """Read items from files in order.
 
     Args:
-        paths: JSON Lines files.
+        paths: JSON Lines files, or tables.
         continuations: Whether the files hold continuations instead of pairs and options.
+        columns: Keys and the columns they are read from, such as `good=chosen`.
 
     Raises:
         DataError: A line is malformed, or a file holds no item.
     """
     parse = parse_continuation if continuations else parse_pair
     for path in paths:
-        yield from read_records(path, parse, noun="item")
+        yield from read_records(path, parse, noun="item", columns=columns)
 
 
 def parse_pair(record: dict[str, Any], where: str) -> Item:
-    """Parse {"id", "context", "good", "bad"} or {"id", "context", "options", "answer"}."""
+    """Parse a pair, several options, or a preference.
+
+    {"context", "good", "bad"} where `bad` may be several texts; {"context", "options", "answer"};
+    {"prompt", "chosen", "rejected"}, a pair by other names.
+    """
     if "options" in record:
         options, answer = _options(record, where)
         return _item(record, "options", options, answer, ("options", "answer"), where)
-    if "continuation" in record and "good" not in record:
+    if "chosen" in record and "good" not in record:
+        record = _preference(record, where)
+    if "good" not in record:
+        _refuse_others(record, where)
+    good, bad = take_text(record, "good", where), record.get("bad")
+    if isinstance(bad, list):
+        texts = tuple(
+            take_text({f"bad[{k}]": text}, f"bad[{k}]", where) for k, text in enumerate(bad)
+        )
+    else:
+        texts = (take_text(record, "bad", where),)
+    if good in texts:
+        raise DataError("expected `good` and `bad` to differ, got the same text twice", where=where)
+    if not texts or len(set(texts)) < len(texts):
+        got = "the same text twice" if texts else "none"
+        raise DataError(f"expected bad texts that differ, got {got}", where=where)
+    kind: Kind = "pair" if len(texts) == 1 else "options"
+    return _item(record, kind, (good, *texts), 0, ("good", "bad"), where)
+
+
+def _refuse_others(record: dict[str, Any], where: str) -> None:
+    """Say what a record is that is no pair, if it is something else that is known."""
+    if "continuation" in record:
         raise DataError(
             "expected a pair with `good` and `bad`, got a `continuation`", where=where,
             hint="give continuation files with --continuations",
         )  # fmt: skip
-    good, bad = take_text(record, "good", where), take_text(record, "bad", where)
-    if good == bad:
-        raise DataError("expected `good` and `bad` to differ, got the same text twice", where=where)
-    return _item(record, "pair", (good, bad), 0, ("good", "bad"), where)
+    _refuse_learned(record, "a pair with `good` and `bad`", where)
+
+
+def _refuse_learned(record: dict[str, Any], expected: str, where: str) -> None:
+    learned = next((key for key in LEARNED if key in record), None)
+    if learned:
+        raise DataError(
+            f"expected {expected}, got a training sample (`{learned}`)",
+            where=where,
+            hint="give such files to train --data",
+        )
+
+
+def _preference(record: dict[str, Any], where: str) -> dict[str, Any]:
+    """Return {"prompt", "chosen", "rejected"} as a pair; a text may be a conversation's end."""
+    context: Any = record.get("prompt")
+    texts: dict[str, Any] = {}
+    for key, name in (("chosen", "good"), ("rejected", "bad")):
+        value = record.get(key)
+        several = key == "rejected" and isinstance(value, list) and not _is_chat(value)
+        values: Any = value if several else [value]
+        found = [_answer(v, key, where) for v in values]
+        for before, _ in found:
+            context = before if context is None else context
+            if before not in (None, context):
+                raise DataError("expected answers to one prompt, got two prompts", where=where)
+        answers = [text for _, text in found]
+        texts[name] = answers if several and len(answers) > 1 else next(iter(answers), None)
+    rest = {k: v for k, v in record.items() if k not in ("prompt", "chosen", "rejected")}
+    return {**rest, **texts} | ({} if context is None else {"context": context})
+
+
+def _is_chat(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(t, dict) for t in value)
+
+
+def _answer(value: Any, key: str, where: str) -> tuple[str | None, str]:
+    """Return the prompt, if the value holds one, and the text of an answer."""
+    if not _is_chat(value):
+        return None, take_text({key: value} if value is not None else {}, key, where)
+    roles = [turn.get("role") for turn in value]
+    if roles not in (["assistant"], ["user", "assistant"]):
+        raise DataError(
+            f"expected `{key}` to be a text, or one turn of the user and one of the assistant, "
+            f"got: {roles!r:.80}",
+            where=where,
+        )
+    *before, text = (take_text(turn, "content", f"{where} ({key})") for turn in value)
+    return next(iter(before), None), text
 
 
 def parse_continuation(record: dict[str, Any], where: str) -> Item:
     """Parse {"id", "context", "continuation"}."""
-    if "good" in record or "options" in record:
+    if "good" in record or "options" in record or "chosen" in record:
         raise DataError(
             "expected a `continuation`, got a pair",
             where=where,
             hint="give pair files with --pairs",
         )
+    if "continuation" not in record:
+        _refuse_learned(record, "a `continuation`", where)
     text = take_text(record, "continuation", where)
     return _item(record, "continuation", (text,), None, ("continuation",), where)
 
@@ -120,14 +198,19 @@ def _item(
         if value is None:
             continue
         if not isinstance(value, str):
-            raise DataError(f"expected text in `{key}`, got: {value!r}", where=where)
+            raise DataError(f"expected text in `{key}`, got: {value!r:.80}", where=where)
         check_text(value, key, where)
+        if len(value) > LONGEST_NAME:
+            raise DataError(
+                f"expected `{key}` of at most {LONGEST_NAME} characters, got {len(value):,}",
+                where=where,
+            )
         labels[key] = value
     known = {"id", "context", *own_keys, *LABELS}
     extra = {key: value for key, value in record.items() if key not in known}
     check_text(_as_json(extra, where), "unknown keys", where)
     return Item(
-        id=take_text(record, "id", where),
+        id=take_id(record, where, file_line_id(where)),
         kind=kind,
         context=take_text(record, "context", where),
         options=options,

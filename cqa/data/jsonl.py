@@ -1,19 +1,31 @@
-"""JSON Lines, strictly: one object a line, `\\n` only, UTF-8, errors with file and line."""
+"""JSON Lines, strictly: one object a line, `\\n` only, UTF-8, errors with file and line.
+
+A table (see `cqa.data.tables`) is read as the JSON Lines that it would be.
+"""
 
 from __future__ import annotations
 
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
+from cqa.data.tables import (
+    PARQUET_MAGIC,
+    is_table,
+    parse_columns,
+    refuse_utf16,
+    renamed,
+    table_lines,
+)
 from cqa.errors import DataError
 
 BOM = b"\xef\xbb\xbf"
 LONGEST_LINE_BYTES = 1 << 26  # 64 MiB: a file without line ends is not read into memory
+LONGEST_NAME = 1024  # characters of an id or a label
 Record = TypeVar("Record")
 
 
@@ -28,20 +40,22 @@ def read_records(
     *,
     noun: str,
     refuse: Callable[[DataError], object] = stop_at,
+    columns: Sequence[str] = (),
 ) -> Iterator[Record]:
     """Yield every line of a file as a record.
 
     Args:
-        path: JSON Lines.
+        path: JSON Lines, or a table.
         parse: Makes a record of an object and its `file:line`.
         noun: What a record is called in messages.
         refuse: Takes the error of a bad line, which is then left out.
+        columns: See `raw_lines`.
 
     Raises:
         DataError: The file cannot be read or holds no line; what `refuse` raises.
     """
     empty = True
-    for where, line in raw_lines(path):
+    for where, line in raw_lines(path, columns):
         empty = False
         try:
             record = parse(parse_object(line, where), where)
@@ -63,14 +77,34 @@ def read_jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         yield where, parse_object(line, where)
 
 
-def raw_lines(path: Path) -> Iterator[tuple[str, bytes]]:
-    """Yield (`file:line`, bytes) for every line that is not blank.
+def raw_lines(path: Path, columns: Sequence[str] = ()) -> Iterator[tuple[str, bytes]]:
+    """Yield (`file:line`, bytes) for every line that is not blank, or row of a table.
 
     Lines end at `\\n` alone, so U+2028 or U+0085 inside a literary text splits nothing.
 
+    Args:
+        path: JSON Lines, or a table.
+        columns: Keys and the columns they are read from, such as `good=chosen`; lines of JSON that
+            hold such a column are yielded as they would be with that key.
+
     Raises:
         DataError: The file cannot be read, can be read only once, or has a line that is too long.
+        ConfigError: `columns` cannot be read.
     """
+    named = parse_columns(columns)
+    for where, line in _lines(path):
+        yield where, _renamed_line(line, where, named) if named else line
+
+
+def _renamed_line(line: bytes, where: str, columns: dict[str, list[str]]) -> bytes:
+    try:
+        record = parse_object(line, where)
+    except DataError:
+        return line  # the error is that of whoever reads it
+    return json.dumps(renamed(record, columns)).encode()
+
+
+def _lines(path: Path) -> Iterator[tuple[str, bytes]]:
     try:
         if path.exists() and not (path.is_file() or path.is_dir()):
             raise DataError(
@@ -78,6 +112,12 @@ def raw_lines(path: Path) -> Iterator[tuple[str, bytes]]:
                 hint="a file is read more than once; save it first",
             )  # fmt: skip
         with path.open("rb") as file:
+            head = file.read(4)
+            if is_table(path) or head == PARQUET_MAGIC:
+                yield from table_lines(path)
+                return
+            refuse_utf16(head, path)
+            file.seek(0)
             lines = iter(partial(file.readline, LONGEST_LINE_BYTES + 1), b"")
             for number, line in enumerate(lines, start=1):
                 if len(line) > LONGEST_LINE_BYTES:
@@ -93,8 +133,11 @@ def raw_lines(path: Path) -> Iterator[tuple[str, bytes]]:
                     yield f"{path}:{number}", line
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
+        saved = path / "state.json"  # of the library `datasets`
         raise DataError(
-            f"expected a readable JSON Lines file, got: {reason}", where=str(path)
+            f"expected a readable JSON Lines file, got: {reason}",
+            where=str(path),
+            hint="a saved dataset becomes a file with its `to_parquet`" if saved.exists() else None,
         ) from None
 
 
@@ -153,11 +196,36 @@ def take_text(record: dict[str, Any], key: str, where: str) -> str:
     value = record.get(key)
     if not isinstance(value, str):
         got = f"`{key}` is {_type_name(value)}" if key in record else f"no `{key}`"
-        raise DataError(f"expected text in `{key}`, got: {got}", where=where)
+        held = ", ".join(f"`{k:.40}`" for k in list(record)[:12])
+        other = "" if where.endswith(")") else f"; --columns {key}=NAME reads another one"
+        raise DataError(
+            f"expected text in `{key}`, got: {got}",
+            where=where,
+            hint=f"it has {held}{other}" if key not in record and record else None,
+        )
     check_text(value, key, where)
     if not value:
         raise DataError(f"expected text in `{key}`, got: an empty text", where=where)
     return value
+
+
+def take_id(record: dict[str, Any], where: str, otherwise: str) -> str:
+    """Return a record's id; a whole number is taken as text, and a record without one gets one.
+
+    Raises:
+        DataError: It is something else, or longer than any name.
+    """
+    value = record.get("id")
+    if value is None:
+        return otherwise
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    name = take_text(record, "id", where)
+    if len(name) > LONGEST_NAME:
+        raise DataError(
+            f"expected an id of at most {LONGEST_NAME} characters, got {len(name):,}", where=where
+        )
+    return name
 
 
 def check_text(value: str, key: str, where: str) -> None:

@@ -14,12 +14,12 @@ words). Another key of a turn is refused, since it may change what was meant.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from cqa.data.jsonl import check_text, read_records, take_text
+from cqa.data.jsonl import check_text, read_records, take_id, take_text
 from cqa.data.tokenizer import Tokenizer
 from cqa.data.unique import each_once, line_id
 from cqa.errors import DataError
@@ -32,6 +32,7 @@ FORMATS = {  # the key that tells a format, and its name
     "messages": "messages",
     "dialogue": "dialogue",
 }
+EVALUATED = ("good", "chosen", "options", "continuation")  # keys of what is scored, not learned
 ROLES = {
     "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant",
     "system": "system",
@@ -79,13 +80,17 @@ class EncodedSample:
         return sum(self.loss_mask[1:])
 
 
-def read_samples(path: Path) -> list[Sample]:
+def read_samples(path: Path, columns: Sequence[str] = ()) -> list[Sample]:
     """Read a whole training file, which `stream_samples` reads a sample at a time."""
-    return list(stream_samples(path))
+    return list(stream_samples(path, columns))
 
 
-def stream_samples(path: Path) -> Iterator[Sample]:
+def stream_samples(path: Path, columns: Sequence[str] = ()) -> Iterator[Sample]:
     """Yield the samples of a training file.
+
+    Args:
+        path: JSON Lines, or a table.
+        columns: Keys and the columns they are read from, such as `response=answer`.
 
     Raises:
         DataError: A line is malformed or of another format than the first, an id comes twice, or
@@ -98,14 +103,25 @@ def stream_samples(path: Path) -> Iterator[Sample]:
         kind = kind or detect_format(record, where)
         return parse_sample(record, kind, where)
 
-    return each_once(read_records(path, parse, noun="sample"))
+    records = read_records(path, parse, noun="sample", columns=columns)
+    return each_once(records, name=line_id, columns=columns)
 
 
 def detect_format(record: dict[str, Any], where: str) -> str:
     """Name the training format of a record by its keys."""
     for key, kind in FORMATS.items():
-        if key in record:
+        if key in record and "chosen" not in record:
             return kind
+    evaluated = next((key for key in EVALUATED if key in record), None)
+    if evaluated:
+        raise DataError(
+            f"expected training samples, got what `score` takes (`{evaluated}`)",
+            where=where,
+            hint="give it with --continuations"
+            if evaluated == "continuation"
+            else "give it with --pairs; or learn the better text: --columns "
+            "prompt=context,response=good",
+        )
     raise DataError(
         f"expected one of the keys {', '.join(f'`{key}`' for key in FORMATS)}, got: "
         f"{', '.join(f'`{key}`' for key in record) or 'none'}",
@@ -124,7 +140,7 @@ def parse_sample(record: dict[str, Any], kind: str, where: str) -> Sample:
     _refuse_meant_keys(record, kind, where)
     if not any(turn.learned for turn in turns):
         raise DataError("expected a turn to learn, got none", where=where)
-    name = take_text(record, "id", where) if "id" in record else line_id(where)
+    name = take_id(record, where, line_id(where))
     return Sample(name, kind, turns, _tags(record.get("tags"), where), where)
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-from cqa.data.jsonl import parse_object, raw_lines, stop_at
+from cqa.data.jsonl import parse_object, raw_lines, stop_at, take_id
 from cqa.errors import DataError
 
 _FULLEST = 0.75  # share of slots in use from which the table doubles
@@ -68,7 +68,14 @@ def fingerprint(text: str) -> int:
 class UniqueIds:
     """Refuses an id that comes twice, in memory that does not hold the ids."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: Callable[[str], str], columns: Sequence[str] = ()) -> None:
+        """Make an empty set.
+
+        Args:
+            name: Names a record without an id by its `file:line`.
+            columns: As the records were read with.
+        """
+        self._name, self._columns = name, columns
         self._seen = Fingerprints()
         self._files: dict[str, int] = {}  # the last line that each was read to
 
@@ -76,7 +83,7 @@ class UniqueIds:
         return len(self._seen)
 
     def add(self, record_id: str, where: str) -> None:
-        """Take the id of the record at `file:line`; a record without one is called `line-N`.
+        """Take the id of the record at `file:line`.
 
         Raises:
             DataError: It came before; the hint says where.
@@ -89,7 +96,7 @@ class UniqueIds:
         first = self._first(record_id, where) or (where if read_before else None)
         if first is not None:
             raise DataError(
-                f"expected each id once, got `{record_id}` again",
+                f"expected each id once, got `{record_id:.80}` again",
                 where=where,
                 hint=f"first seen at {first}",
             )
@@ -97,11 +104,11 @@ class UniqueIds:
     def _first(self, record_id: str, where: str) -> str | None:
         """Read the files again up to `where` for a record of this id."""
         for path in self._files:
-            for place, line in raw_lines(Path(path)):
+            for place, line in raw_lines(Path(path), self._columns):
                 if place == where:
                     return None
                 try:
-                    found = parse_object(line, place).get("id", line_id(place))
+                    found = take_id(parse_object(line, place), place, self._name(place))
                 except DataError:
                     continue
                 if found == record_id:
@@ -125,15 +132,21 @@ Record = TypeVar("Record", bound=Named)
 
 
 def each_once(
-    records: Iterable[Record], refuse: Callable[[DataError], object] = stop_at
+    records: Iterable[Record],
+    refuse: Callable[[DataError], object] = stop_at,
+    *,
+    name: Callable[[str], str],
+    columns: Sequence[str] = (),
 ) -> Iterator[Record]:
     """Yield records that each have an id of their own.
 
     Args:
         records: In the order of their files.
         refuse: Takes the error of an id that comes again, whose record is then left out.
+        name: Names a record without an id by its `file:line`.
+        columns: As the records were read with.
     """
-    ids = UniqueIds()
+    ids = UniqueIds(name, columns)
     for record in records:
         try:
             ids.add(record.id, record.where)
@@ -144,5 +157,11 @@ def each_once(
 
 
 def line_id(where: str) -> str:
-    """Name a record without an id by its line."""
+    """Name a sample without an id by its line."""
     return f"line-{where.rpartition(':')[2]}"
+
+
+def file_line_id(where: str) -> str:
+    """Name an item without an id by its file, since there may be several, and its line."""
+    path, _, number = where.rpartition(":")
+    return f"{Path(path).stem}-{number}"

@@ -141,6 +141,6 @@ def _trained(data: Path, settings: Row, facts: Row) -> TrainedTexts | None:
     files = [data, held_out] if held_out.is_file() else [data]
     try:
         same = digest_bytes(files) == facts.get("data_digest")
-        return TrainedTexts(read_samples(data)) if same else None
+        return TrainedTexts(read_samples(data, settings.get("columns") or ())) if same else None
     except (DataError, OSError, ValueError):
         return None

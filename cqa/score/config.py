@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from cqa.config import option, require, same_option
+from cqa.data.tables import parse_columns
 from cqa.stats.config import AnalysisConfig
 
 Unit = Literal["sum", "token", "byte", "char"]
@@ -40,14 +41,14 @@ class ScoreConfig(AnalysisConfig):
         "Score adapters that were trained on another base too.", False, group="Model and data"
     )
     pairs: tuple[Path, ...] = option(
-        "Items with a good and a bad option, or with several: JSON Lines.",
+        "Items with a good and a bad option, or with several: JSON Lines or a table.",
         (),
         group="Model and data",
         shown="none; --pairs or --continuations is needed",
         repeat=True,
     )
     continuations: tuple[Path, ...] = option(
-        "Contexts with their true continuation: JSON Lines.",
+        "Contexts with their true continuation: JSON Lines or a table.",
         (),
         group="Model and data",
         shown="none",
@@ -55,6 +56,12 @@ class ScoreConfig(AnalysisConfig):
     )
     out: Path = option(
         "Folder for scores.jsonl, items.jsonl, meta.json and summary.json.", group="Output"
+    )
+    columns: tuple[str, ...] = option(
+        "Keys and the columns of the files they are read from, such as good=chosen,bad=rejected.",
+        (),
+        group="Text",
+        shown="keys are columns",
     )
     boundary: Literal["split", "joint"] = option(
         "How context and option meet: encoded separately, or at once (a sensitivity check).",
@@ -111,6 +118,7 @@ class ScoreConfig(AnalysisConfig):
         super().__post_init__()
         require(bool(self.pairs or self.continuations), "--pairs or --continuations", "neither")
         require(self.batch_tokens >= 1, "batch-tokens of at least 1", self.batch_tokens)
+        parse_columns(self.columns)
         require(self.run is not None or not self.epochs, "--run with --epochs", "no --run")
         require(all(e >= 1 for e in self.epochs), "epochs from 1", self.epochs)
         require(len(set(self.epochs)) == len(self.epochs), "each epoch once", self.epochs)
@@ -143,6 +151,7 @@ class PrescreenConfig:
         "sum",
         group="Study",
     )
+    columns: tuple[str, ...] = same_option(ScoreConfig, "columns")
     template: str = same_option(ScoreConfig, "template")
     allow_special: bool = same_option(ScoreConfig, "allow_special")
     too_long: Literal["refuse", "drop"] = same_option(ScoreConfig, "too_long")
@@ -155,4 +164,5 @@ class PrescreenConfig:
         require(bool(self.pairs), "--pairs", "none")
         require(self.batch_tokens >= 1, "batch-tokens of at least 1", self.batch_tokens)
         require(self.budget is None or self.budget >= 1, "budget of at least 1", self.budget)
+        parse_columns(self.columns)
         require(0.5 < self.high <= 1, "high above 0.5, up to 1", self.high)

@@ -8,8 +8,9 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from itertools import filterfalse
 
 from cqa.data.items import Item, read_items
+from cqa.data.spacing import Spacing
 from cqa.data.tokenizer import Tokenizer
-from cqa.data.unique import each_once
+from cqa.data.unique import each_once, file_line_id
 from cqa.errors import DataError
 from cqa.score.config import ScoreConfig
 from cqa.score.prefix_batch import EncodedItem, TooLongError, encode_item
@@ -25,6 +26,7 @@ class Items:
     def __init__(self, config: ScoreConfig, tokenizer: Tokenizer, max_positions: int) -> None:
         self.config, self.tokenizer, self.max_positions = config, tokenizer, max_positions
         self.n_options, self.n_merged = 0, 0  # the options, and those that joint encoding changes
+        self.spacing = Spacing()
         self.too_long: dict[str, str] = {}  # id: group of the items that are left out
         self.groups: dict[str, None] = {}  # of the pairs that are scored, in their order
         self.digest: str | None = None  # of all texts and labels in order, after the first pass
@@ -53,8 +55,10 @@ class Items:
         return ", ".join(map(str, (*self.config.pairs, *self.config.continuations)))
 
     def _read(self) -> Iterator[Item]:
-        yield from read_items(self.config.pairs)
-        yield from read_items(self.config.continuations, continuations=True)
+        yield from read_items(self.config.pairs, columns=self.config.columns)
+        yield from read_items(
+            self.config.continuations, continuations=True, columns=self.config.columns
+        )
 
     def encoded(self, skip: Callable[[Item], bool] = lambda _: False) -> Iterator[EncodedItem]:
         """Yield the items as token ids, without those to skip."""
@@ -76,7 +80,9 @@ class Items:
             DataError: An item is malformed, an id comes twice, or there is no room for an item and
                 the settings do not leave such items out, or for none at all.
         """
-        n_items = sum(1 for _ in each_once(self._counted())) - len(self.too_long)
+        n_items = sum(
+            1 for _ in each_once(self._counted(), name=file_line_id, columns=self.config.columns)
+        ) - len(self.too_long)
         if not n_items:
             raise DataError(
                 f"expected an item of at most {self.max_positions} tokens, got only longer ones",
@@ -86,7 +92,7 @@ class Items:
         return n_items
 
     def _counted(self) -> Iterator[Item]:
-        self.n_options, self.n_merged = 0, 0
+        self.n_options, self.n_merged, self.spacing = 0, 0, Spacing()
         for item in self:
             try:
                 encoded = self._encode(item)
@@ -97,6 +103,7 @@ class Items:
             else:
                 if item.kind != "continuation":
                     self.groups.setdefault(item.group)
+                self.spacing.add(item.id, item.context, item.options)
                 self.n_options += len(encoded.options)
                 self.n_merged += sum(option.boundary_merge for option in encoded.options)
             yield item
@@ -109,6 +116,8 @@ class Items:
         """Say what a user should know of the items before they are scored."""
         if self.too_long:
             yield left_out_text(self.too_long, self.max_positions, META)
+        if self.config.template == "plain":
+            yield from self.spacing.warnings("context", "option")
         if self.n_merged > MANY_MERGED * self.n_options:
             yield (
                 f"{self.n_merged} of {self.n_options} options are other tokens when encoded "

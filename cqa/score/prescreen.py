@@ -26,8 +26,8 @@ from scipy.special import log_softmax
 
 from cqa.config import describe
 from cqa.data.items import Item, read_items
-from cqa.data.jsonl import parse_object, raw_lines
-from cqa.data.unique import Fingerprints
+from cqa.data.jsonl import parse_object, raw_lines, take_id
+from cqa.data.unique import Fingerprints, file_line_id
 from cqa.errors import DataError
 from cqa.files import discard, new_file, read_json, write_json
 from cqa.schema.events import ScoreEvent
@@ -69,12 +69,13 @@ def prescreen(
     Raises:
         CqaError: Anything that the user can mend; see cqa.errors.
     """
-    ids, experts = _read_experts(config.pairs)
+    ids, experts = _read_experts(config.pairs, config.columns)
     score(
         ScoreConfig(
             model=config.model,
             out=config.out,
             pairs=config.pairs,
+            columns=config.columns,
             template=config.template,
             allow_special=config.allow_special,
             too_long=config.too_long,
@@ -112,10 +113,12 @@ def prescreen(
     return summary
 
 
-def _read_experts(paths: Sequence[Path]) -> tuple[Fingerprints, dict[str, list[float]]]:
+def _read_experts(
+    paths: Sequence[Path], columns: Sequence[str]
+) -> tuple[Fingerprints, dict[str, list[float]]]:
     """Read the keys and ids of all points, and the distributions of those that carry one."""
     ids, experts = Fingerprints(), {}
-    for item in read_items(paths):
+    for item in read_items(paths, columns=columns):
         ids.add(full_key(item))
         if "expert" in item.extra:
             experts[item.id] = _expert(item)
@@ -223,12 +226,18 @@ def _write_selected(config: PrescreenConfig, ids: list[str]) -> None:
     """Write the lines of the chosen points as they stand in the files, the most valuable first."""
     lines = dict.fromkeys(ids, b"")
     for path in config.pairs:
-        for where, line in raw_lines(path):
-            item_id = parse_object(line, where)["id"]
+        for where, line in raw_lines(path, config.columns):
+            record = parse_object(line, where)
+            item_id = take_id(record, where, file_line_id(where))
             if item_id in lines:
-                lines[item_id] = line.strip() + b"\n"
+                named = line.strip() if "id" in record else _with_id(record, item_id)
+                lines[item_id] = named + b"\n"
     with new_file(config.out / SELECTED) as temporary:
         temporary.write_bytes(b"".join(lines.values()))
+
+
+def _with_id(record: Row, item_id: str) -> bytes:
+    return json.dumps({"id": item_id, **record}, ensure_ascii=False).encode()
 
 
 def _summarise(

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from cqa.config import option, require, same_option
+from cqa.data.tables import parse_columns
 from cqa.score.config import ScoreConfig
 from cqa.train.config import TrainConfig
 
@@ -71,3 +72,22 @@ class ScaleConfig(TrainConfig):
         if self.scored_epoch is not None:
             known = 1 <= self.scored_epoch <= self.epochs
             require(known, f"scored-epoch from 1 to {self.epochs}", self.scored_epoch)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidateConfig:
+    """What data files are checked for."""
+
+    model: str | None = option(
+        "Base model, a folder or a hub id: every text is encoded as train and score would.",
+        None,
+        group="Model and data",
+        shown="no text is encoded",
+    )
+    columns: tuple[str, ...] = same_option(ScoreConfig, "columns")
+    template: str = same_option(ScoreConfig, "template")
+    allow_special: bool = same_option(ScoreConfig, "allow_special")
+
+    def __post_init__(self) -> None:
+        """Refuse values that cannot be read."""
+        parse_columns(self.columns)

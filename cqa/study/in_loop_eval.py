@@ -13,7 +13,7 @@ from typing import Any
 
 from cqa.data.items import read_items
 from cqa.data.tokenizer import Tokenizer
-from cqa.data.unique import each_once
+from cqa.data.unique import each_once, file_line_id
 from cqa.model.checkpoint import locate
 from cqa.model.config import read_config
 from cqa.model.decoder import Decoder
@@ -57,7 +57,11 @@ class DevMetric:
         )
         self._items = [
             encode_item(item, self._tokenizer, "split", score_eos=False, max_positions=positions)
-            for item in each_once(read_items([pairs]))
+            for item in each_once(
+                read_items([pairs], columns=config.columns),
+                name=file_line_id,
+                columns=config.columns,
+            )
         ]
         self._base: list[ItemRow] = []
 

@@ -134,7 +134,10 @@ def scale(
 
 def _write_subsets(config: ScaleConfig, plan: Plan) -> str:
     """Write every subset, and the held-out samples if any; return the setting `validation`."""
-    lines = {where: line.rstrip(b"\r\n") + b"\n" for where, line in raw_lines(config.data)}
+    lines = {
+        where: line.rstrip(b"\r\n") + b"\n"
+        for where, line in raw_lines(config.data, config.columns)
+    }
     (config.out / "data").mkdir(exist_ok=True)
     for seed in range(config.seed, config.seed + config.seeds):
         order = permutation(seed, 0, stream_of(SPLIT, _SUBSET), len(plan.train))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cqa.config import option, require
+from cqa.data.tables import parse_columns
 
 TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
 
@@ -39,8 +40,15 @@ class TrainConfig:
         "Base model: a folder in Hugging Face format, or a hub id.", group="Model and data"
     )
     data: Path = option(
-        "Training samples, JSON Lines: prompt/response, alpaca, sharegpt, messages or dialogue.",
+        "Training samples, JSON Lines or a table: prompt/response, alpaca, sharegpt, messages or "
+        "dialogue.",
         group="Model and data",
+    )
+    columns: tuple[str, ...] = option(
+        "Keys and the columns of the files they are read from, such as response=answer.",
+        (),
+        group="Text",
+        shown="keys are columns",
     )
     out: Path = option("Folder of the run: adapters, log and settings.", group="Output")
     validation: str = option(
@@ -150,6 +158,7 @@ class TrainConfig:
         )
         require(0 <= self.seed < 2**64, "seed from 0 to below 2^64", self.seed)
         require(not (self.cuda_graphs and self.recompute), "cuda-graphs without recompute", "both")
+        parse_columns(self.columns)
         known = bool(self.targets) and set(self.targets) <= set(TARGETS)
         require(known, f"targets among {','.join(TARGETS)}", ",".join(self.targets))
         if self.max_tokens is not None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
+from cqa.data.samples import EncodedSample
 from cqa.model.load import dtype_name, pick_device, pick_dtype
 from cqa.model.memory import free_bytes, size_text
 from cqa.schema.record import Record
@@ -110,12 +112,22 @@ def plan_text(plan: Plan, described: PlanDescription) -> str:
     ]
     if d.too_long_ids:
         lines.append(f"too long   {plan.config.too_long}: {', '.join(d.too_long_ids)}")
-    return "\n".join([*lines, "", f"first sample, `{d.first_sample.id}`:", marked_text(plan)])
+    lines += [f"note       {text}" for text in plan.notes]
+    first, most = plan.train[0], max(plan.train, key=_n_answers)
+    lines += ["", f"first sample, `{first.id}`:", marked_text(plan, first)]
+    if _n_answers(most) > _n_answers(first):
+        lines += ["", f"most learned parts, `{most.id}`:", marked_text(plan, most)]
+    return "\n".join(lines)
 
 
-def marked_text(plan: Plan) -> str:
-    """Return the first sample's text with its learned runs between ⟦ and ⟧."""
-    sample = plan.train[0]
+def _n_answers(sample: EncodedSample) -> int:
+    """Count the runs of learned tokens."""
+    mask = (False, *sample.loss_mask)
+    return sum(after and not before for before, after in pairwise(mask))
+
+
+def marked_text(plan: Plan, sample: EncodedSample) -> str:
+    """Return a sample's text with its learned runs between ⟦ and ⟧."""
     pieces: list[str] = []
     run: list[int] = []
     flags = [*sample.loss_mask, not sample.loss_mask[-1]]

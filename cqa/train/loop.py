@@ -90,6 +90,8 @@ def train(
     )
     with locked(config.out), Interrupt() as interrupt, memory_reported("training", HINT):
         last_step = open_run(plan, resume=resume)
+        for text in plan.notes:
+            on_event({"event": "note", "text": text})
         complete = [epoch for epoch in epochs if epoch * plan.steps_per_epoch <= last_step]
         for epoch in missing_epochs(config.out, complete):
             on_event({"event": "note", "text": f"{epoch_name(epoch)} is not there any more"})

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cqa.data.samples import EncodedSample, encode_samples, read_samples
+from cqa.data.spacing import Spacing
 from cqa.data.tokenizer import Tokenizer
 from cqa.errors import DataError
 from cqa.identity import digest_bytes
@@ -32,6 +33,7 @@ class Plan:
     validation: tuple[EncodedSample, ...]
     affected_ids: tuple[str, ...]  # of samples that --too-long dropped or cut
     data_digest: str
+    notes: tuple[str, ...] = ()  # what a user should know of the samples
 
     @property
     def spec(self) -> LoraSpec:
@@ -96,8 +98,14 @@ def make_plan(config: TrainConfig) -> Plan:
     tokenizer.limit_ids(shape.vocab_size)
     limit = min(config.max_tokens or shape.max_positions, shape.max_positions)
 
+    spacing = Spacing()
+
     def load(path: Path) -> tuple[str, list[EncodedSample], list[str]]:
-        samples = read_samples(path)
+        samples = read_samples(path, config.columns)
+        for sample in samples:
+            if sample.format == "prompt" and config.template == "plain":
+                question, answer = sample.turns
+                spacing.add(sample.id, question.text, (answer.text,))
         whole_text = config.loss_on == "whole-text"
         fitting = encode_samples(samples, tokenizer, limit, config.too_long, whole_text=whole_text)
         return samples[0].format, *fitting
@@ -118,7 +126,7 @@ def make_plan(config: TrainConfig) -> Plan:
         )
     return Plan(
         config, folder, shape, tokenizer, kind, tuple(train), tuple(validation), tuple(affected),
-        digest_bytes(digests),
+        digest_bytes(digests), tuple(spacing.warnings("prompt", "response")),
     )  # fmt: skip
 
 

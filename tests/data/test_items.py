@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cqa.data.items import Item, parse_continuation, parse_pair, read_items
-from cqa.data.unique import each_once
+from cqa.data.unique import each_once, file_line_id
 from cqa.errors import DataError
 
 PAIR = {"id": "p", "context": "It rained.", "good": " She ran.", "bad": " She sat."}
@@ -176,12 +176,13 @@ def test_last_line_needs_no_newline(file):
 
 
 MALFORMED_PAIRS = {  # the line, and what its message must say
-    "no-id": (without(PAIR, "id"), "`id`, got: no `id`"),
     "no-context": (without(PAIR, "context"), "`context`, got: no `context`"),
     "no-good": (without(PAIR, "good"), "`good`, got: no `good`"),
     "no-bad": (without(PAIR, "bad"), "`bad`, got: no `bad`"),
     "nothing": ({}, "got: no `good`"),
-    "number-id": ({**PAIR, "id": 7}, "`id`, got: `id` is a number"),
+    "fraction-id": ({**PAIR, "id": 7.5}, "`id`, got: `id` is a number"),
+    "long-id": ({**PAIR, "id": "x" * 1025}, "id of at most 1024 characters, got 1,025"),
+    "long-group": ({**PAIR, "group": "x" * 1025}, "`group` of at most 1024 characters"),
     "array-context": ({**PAIR, "context": ["a"]}, "`context` is an array"),
     "object-context": ({**PAIR, "context": {}}, "`context` is an object"),
     "null-good": ({**PAIR, "good": None}, "`good` is null"),
@@ -219,7 +220,6 @@ MALFORMED_CONTINUATIONS = {
     "number-continuation": ({**TEXT, "continuation": 5}, "`continuation` is a number"),
     "empty-continuation": ({**TEXT, "continuation": ""}, "`continuation`, got: an empty text"),
     "no-context": (without(TEXT, "context"), "got: no `context`"),
-    "no-id": (without(TEXT, "id"), "got: no `id`"),
     "number-lang": ({**TEXT, "lang": 1}, "`lang`, got: 1"),
     "pair": (PAIR, "a `continuation`, got a pair\nhint: .*--pairs"),
     "options": (OPTIONS, "a `continuation`, got a pair\nhint: .*--pairs"),
@@ -286,7 +286,7 @@ def test_items_before_a_malformed_line_can_be_had(file):
 
 def test_items_of_distinct_ids_are_all_there(file):
     items = read(write_lines(file, [PAIR, OPTIONS]))
-    assert list(each_once(items)) == items
+    assert list(each_once(items, name=file_line_id)) == items
 
 
 def test_second_use_of_an_id_in_another_file_is_refused_and_the_first_named(tmp_path):
@@ -294,5 +294,5 @@ def test_second_use_of_an_id_in_another_file_is_refused_and_the_first_named(tmp_
     second = write_lines(tmp_path / "b.jsonl", [{**PAIR, "context": "It snowed."}])
     message = f"^{second}:1: expected each id once, got `p` again\nhint: first seen at {first}:2$"
     with pytest.raises(DataError, match=message) as caught:
-        list(each_once(read_items([first, second])))
+        list(each_once(read_items([first, second]), name=file_line_id))
     assert caught.value.exit_code == 3

@@ -509,7 +509,7 @@ MALFORMED = {  # the line, and what its message must say
     "null": (line({**PROMPT, "response": None}), "`response` is null"),
     "array": (line({**PROMPT, "response": ["a"]}), "`response` is an array"),
     "empty-text": (line({**PROMPT, "response": ""}), "`response`, got: an empty text"),
-    "id-number": (line({**PROMPT, "id": 5}), "`id` is a number"),
+    "id-truth": (line({**PROMPT, "id": True}), "`id` is a truth value"),
     "tags-text": (line({**PROMPT, "tags": "x"}), "`tags`"),
     "tags-numbers": (line({**PROMPT, "tags": [1]}), "`tags`"),
     "no-output": (line(without(ALPACA, "output")), "no `output`"),

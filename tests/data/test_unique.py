@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from cqa.data import unique
 from cqa.data.items import parse_pair
-from cqa.data.unique import Fingerprints, UniqueIds, each_once
+from cqa.data.unique import Fingerprints, UniqueIds, each_once, line_id
 from cqa.errors import DataError
 
 PAIR = {"context": "It rained.", "good": " She ran.", "bad": " She sat."}
@@ -52,7 +52,7 @@ def test_an_id_that_comes_again_is_refused_and_the_first_named(tmp_path):
         write_lines(tmp_path / "a.jsonl", [{"id": "p"}, {"id": "q"}]),
         write_lines(tmp_path / "b.jsonl", [{"id": "r"}, {"id": "q"}]),
     ]
-    ids = UniqueIds()
+    ids = UniqueIds(line_id)
     for path, names in zip(files, ("pq", "r"), strict=True):
         for number, name in enumerate(names, start=1):
             ids.add(name, f"{path}:{number}")
@@ -65,7 +65,7 @@ def test_an_id_that_comes_again_is_refused_and_the_first_named(tmp_path):
 
 def test_a_file_that_is_read_twice_is_refused(tmp_path):
     file = write_lines(tmp_path / "a.jsonl", [{"id": "p"}, {"id": "q"}])
-    ids = UniqueIds()
+    ids = UniqueIds(line_id)
     ids.add("p", f"{file}:1")
     ids.add("q", f"{file}:2")
     with pytest.raises(DataError, match=f"got `p` again\nhint: first seen at {file}:1$"):
@@ -74,7 +74,7 @@ def test_a_file_that_is_read_twice_is_refused(tmp_path):
 
 def test_the_line_that_names_an_unnamed_record_is_its_id_too(tmp_path):
     file = write_lines(tmp_path / "a.jsonl", [{}, {"id": "line-1"}])
-    ids = UniqueIds()
+    ids = UniqueIds(line_id)
     ids.add("line-1", f"{file}:1")
     with pytest.raises(DataError, match=f"hint: first seen at {file}:1$"):
         ids.add("line-1", f"{file}:2")
@@ -83,7 +83,7 @@ def test_the_line_that_names_an_unnamed_record_is_its_id_too(tmp_path):
 def test_two_ids_of_one_fingerprint_are_told_apart_by_reading_again(tmp_path, monkeypatch):
     monkeypatch.setattr(unique, "fingerprint", lambda text: 5)
     file = write_lines(tmp_path / "a.jsonl", [{"id": "a"}, {"id": "b"}, {"id": "a"}])
-    ids = UniqueIds()
+    ids = UniqueIds(line_id)
     ids.add("a", f"{file}:1")
     ids.add("b", f"{file}:2")
     with pytest.raises(DataError, match="got `a` again"):
@@ -94,10 +94,10 @@ def test_records_whose_id_came_before_stop_the_reading_or_are_left_out(tmp_path)
     file = write_lines(tmp_path / "a.jsonl", [{"id": name} for name in "pqpr"])
     items = [parse_pair({**PAIR, "id": name}, f"{file}:{n}") for n, name in enumerate("pqpr", 1)]
     again = f"^{file}:3: expected each id once, got `p` again\nhint: first seen at {file}:1$"
-    kept = each_once(items)
+    kept = each_once(items, name=line_id)
     assert [next(kept).id, next(kept).id] == ["p", "q"]
     with pytest.raises(DataError, match=again):
         next(kept)
     errors: list[DataError] = []
-    assert [item.id for item in each_once(items, errors.append)] == ["p", "q", "r"]
+    assert [item.id for item in each_once(items, errors.append, name=line_id)] == ["p", "q", "r"]
     assert [error.where for error in errors] == [f"{file}:3"]

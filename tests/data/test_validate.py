@@ -7,6 +7,8 @@ import pytest
 from helpers import DEMO, write_lines
 
 from cqa.data.validate import report_text, validate_files
+from cqa.study.config import ValidateConfig
+from cqa.study.validate import ModelEncoder
 
 PAIR = {"id": "a", "context": "It was late.", "good": " She slept.", "bad": " She sank."}
 
@@ -40,6 +42,54 @@ def test_uneven_options_are_counted(tmp_path):
         "1 of 2 items have options that differ by more than 1.2x in length, `b` first; a sum of "
         "log-probabilities favours the shorter"
     ]
+
+
+def test_spaces_at_the_boundary_are_warned_of_unless_a_template_renders_the_texts(tmp_path):
+    pairs = [{**PAIR, "good": "She slept."}, {**PAIR, "id": "b", "context": "Then. "}]
+    files = [
+        write_lines(tmp_path / "p.jsonl", pairs),
+        write_lines(tmp_path / "t.jsonl", [{"prompt": "a sparrow", "response": "The girl"}]),
+    ]
+    (first, second), second_file = (report.warnings for report in validate_files(files))
+    assert first.startswith("1 of 2 contexts ends in a space, `b` first; write it at the start of")
+    assert second.startswith("1 of 2 options meets the context without a space, `a` first; nothing")
+    assert second_file[0].startswith("1 of 1 response meets the prompt without a space, `line-1`")
+    assert all(not report.warnings for report in validate_files(files, plain=False))
+
+
+def test_what_is_learned_and_scored_of_the_first_records_is_shown(tmp_path):
+    turns = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Ann."}]
+    files = [
+        write_lines(tmp_path / "p.jsonl", [PAIR]),
+        write_lines(tmp_path / "t.jsonl", [{"messages": turns, "id": "s"}]),
+    ]
+    text = report_text(validate_files(files))
+    assert "  first, scored between ⟦ and ⟧: It was late.⟦ She slept.⟧\n" in text
+    assert text.endswith("  first, learned between ⟦ and ⟧: Who?⏎⟦Ann.⟧")
+    encoder = ModelEncoder(str(DEMO / "model"), ValidateConfig())
+    pairs, samples = validate_files(files, encoder=encoder)
+    assert "".join(pairs.first["pieces"]) == PAIR["context"] + PAIR["good"]
+    assert "".join(samples.first["pieces"]) == "Who?\nAnn.<|endoftext|>"
+    start = samples.first["learned"].index(True)
+    assert "".join(samples.first["pieces"][start:]) == "Ann.<|endoftext|>"
+    assert "scored from 5 on: " in report_text([pairs])
+
+
+def test_with_a_model_what_train_and_score_refuse_is_refused(tmp_path):
+    long = {**PAIR, "id": "c", "context": "word " * 1100 + "end."}
+    control = {**PAIR, "id": "b", "bad": " She<|endoftext|> sank."}
+    files = [
+        write_lines(tmp_path / "p.jsonl", [PAIR, control, long]),
+        write_lines(tmp_path / "t.jsonl", [{"prompt": "a", "response": " b<|im_end|>"}]),
+    ]
+    encoder = ModelEncoder(str(DEMO / "model"), ValidateConfig())
+    pairs, samples = validate_files(files, encoder=encoder)
+    assert [error.split(": ")[0] for error in pairs.errors] == [f"{files[0]}:{n}" for n in (2, 3)]
+    assert "control tokens, got `<|endoftext|>`" in pairs.errors[0]
+    assert "at most 1024 tokens of context and option" in pairs.errors[1]
+    assert (pairs.n_records, pairs.n_refused, samples.n_refused) == (1, 2, 1)
+    allowed = ModelEncoder(str(DEMO / "model"), ValidateConfig(allow_special=True))
+    assert [r.n_refused for r in validate_files(files, encoder=allowed)] == [1, 0]
 
 
 def test_the_same_texts_under_two_ids_are_reported_across_files(tmp_path):
@@ -80,7 +130,9 @@ def test_no_text_is_kept_of_a_file_of_any_length(tmp_path):
         path = tmp_path / f"{n}.jsonl"
         with path.open("w") as file:
             for i in range(n):
-                file.write(json.dumps({**PAIR, "id": f"p{i}", "context": f"{i} " * 500}) + "\n")
+                file.write(
+                    json.dumps({**PAIR, "id": f"p{i}", "context": f"{i} " * 500 + "end."}) + "\n"
+                )
         tracemalloc.start()
         (report,) = validate_files([path])
         peak = tracemalloc.get_traced_memory()[1]

@@ -1,0 +1,59 @@
+"""Checks of data files against a model: what `train` and `score` would refuse, before they do."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cqa.data.items import Item
+from cqa.data.samples import Sample, encode_samples
+from cqa.data.tokenizer import Tokenizer
+from cqa.model.checkpoint import locate
+from cqa.model.config import read_config
+from cqa.score.prefix_batch import encode_item
+from cqa.study.config import ValidateConfig
+
+
+class ModelEncoder:
+    """Encodes records as `train` and `score` do by default, and refuses what they refuse."""
+
+    def __init__(self, model: str, config: ValidateConfig) -> None:
+        """Load the tokenizer of a model.
+
+        Raises:
+            CqaError: The model's config or tokenizer, or the template, cannot be used.
+        """
+        folder = locate(model)
+        shape = read_config(folder)
+        self._positions = shape.max_positions
+        self._tokenizer = Tokenizer(
+            folder, template=config.template, allow_special=config.allow_special
+        )
+        self._tokenizer.limit_ids(shape.vocab_size)
+
+    def check(self, record: Item | Sample) -> None:
+        """Encode a record.
+
+        Raises:
+            DataError: It would be refused.
+        """
+        self._encode(record)
+
+    def describe(self, record: Item | Sample) -> dict[str, Any]:
+        """Return the ids of a record, the piece of text that each stands for, and the marked ones.
+
+        Of an item those are the ids of its context and its first option.
+        """
+        ids, marked = self._encode(record)
+        pieces = [self._tokenizer.decode([token]) for token in ids]
+        return {"ids": list(ids), "pieces": pieces, "learned": list(marked)}
+
+    def _encode(self, record: Item | Sample) -> tuple[tuple[int, ...], tuple[bool, ...]]:
+        if isinstance(record, Sample):
+            ((sample,), _) = encode_samples([record], self._tokenizer, self._positions, "refuse")
+            return sample.ids, sample.loss_mask
+        item = encode_item(
+            record, self._tokenizer, "split", score_eos=False, max_positions=self._positions
+        )
+        first = item.options[0]
+        marked = (False,) * len(first.context_ids) + (True,) * len(first.option_ids)
+        return first.context_ids + first.option_ids, marked
