@@ -1,7 +1,7 @@
 """Token segments to one packed batch: no batch dimension, no padding.
 
 Rows of a batch are tokens. A segment is a run of rows that attends causally to itself, after a
-prefix of other rows that it sees in full. Documents of a training window are segments without a
+prefix of other rows that it sees in full. Samples of a training pass are segments without a
 prefix; a scoring tree is a context and, for each text that may follow it, a segment that has the
 context as its prefix.
 

@@ -144,7 +144,7 @@ def train(config: WatchedTrainConfig, resume: bool, dry_run: bool, as_json: bool
     with closing(TrainProgress()) as progress:
         result = train_watched(config, resume=resume, on_event=progress)
     if as_json:
-        say_json(result)
+        say_json(result.to_json())
 
 
 @main.command()

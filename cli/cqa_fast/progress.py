@@ -15,17 +15,24 @@ from cqa.schema.events import (
     BenchEvent,
     BenchPart,
     BenchResult,
+    Dev,
+    Eval,
+    Finished,
+    Memory,
     ModelScored,
     ModelStart,
     Note,
     RowsWritten,
+    ScaleEvent,
+    ScaleRun,
     ScoreEvent,
     ScoreStart,
+    Step,
+    TrainEvent,
+    TrainStart,
 )
 from cqa.text import counted
 from cqa_fast.terminal import message
-
-Event = dict[str, Any]
 
 
 class _Unfailing(io.TextIOBase):
@@ -108,55 +115,54 @@ class TrainProgress(_Progress):
 
     def __init__(self) -> None:
         super().__init__()
-        self._start: Event = {}
+        self._steps_per_epoch = 0
         self._losses: list[float] = []
         self._tokens = 0
         self._seconds = 0.0
 
-    def __call__(self, event: Event) -> None:
+    def __call__(self, event: TrainEvent) -> None:
         """Take one event of `cqa.train.loop.train`."""
-        kind = event["event"]
-        if kind == "start":
-            self._begin(event)
-        elif kind == "step":
-            self._step(event)
-        elif kind == "eval":
-            self.display.line(f"         eval_loss {event['eval_loss_nats']:.4f} nats/token")
-        elif kind == "dev":
-            self.display.line(
-                f"         dev ddI {event['mean_ddi_nats']:+.2f} nats ({event['group']}, "
-                f"{counted(event['n'], 'item')})"
-            )
-        elif kind == "memory":
-            self.note(f"memory ran out; passes of at most {event['pass_tokens']} tokens from here")
-        elif kind == "note":
-            self.note(event["text"])
-        elif kind == "finished":
-            self.display.line("this run is finished; nothing to do")
+        match event:
+            case TrainStart():
+                self._begin(event)
+            case Step():
+                self._step(event)
+            case Eval(eval_loss_nats=loss):
+                self.display.line(f"         eval_loss {loss:.4f} nats/token")
+            case Dev(mean_ddi_nats=ddi, group=group, n=n):
+                self.display.line(
+                    f"         dev ddI {ddi:+.2f} nats ({group}, {counted(n, 'item')})"
+                )
+            case Memory(pass_tokens=most):
+                self.note(f"memory ran out; passes of at most {most} tokens from here")
+            case Note(text=text):
+                self.note(text)
+            case Finished():
+                self.display.line("this run is finished; nothing to do")
 
-    def _begin(self, event: Event) -> None:
-        self._start = event
-        samples, steps = counted(event["n_train"], "sample"), counted(event["total_steps"], "step")
+    def _begin(self, start: TrainStart) -> None:
+        self._steps_per_epoch = start.steps_per_epoch
+        samples, steps = counted(start.n_train, "sample"), counted(start.total_steps, "step")
         self.display.line(
-            f"training {event['n_parameters']:,} LoRA parameters on {samples} "
-            f"({event['n_validation']} held out), {steps}, "
-            f"{event['dtype']} on {event['device']}"
+            f"training {start.n_parameters:,} LoRA parameters on {samples} "
+            f"({start.n_validation} held out), {steps}, {start.dtype} on {start.device}"
         )
-        if event["step"]:
-            self.display.line(f"resuming after step {event['step']}")
-        self.display.start(event["total_steps"], event["step"])
+        if start.step:
+            self.display.line(f"resuming after step {start.step}")
+        self.display.start(start.total_steps, start.step)
 
-    def _step(self, event: Event) -> None:
-        self._losses.append(event["loss_nats"])
-        self._tokens += event["n_tokens"]
-        self._seconds += event["step_s"]
+    def _step(self, step: Step) -> None:
+        self._losses.append(step.loss_nats)
+        self._tokens += step.n_tokens
+        self._seconds += step.step_s
         speed = self._tokens / self._seconds
-        text = f"epoch {event['epoch']:>2}  loss {event['loss_nats']:.3f}  {speed:,.0f} tokens/s"
-        self.display.advance(1, text)
-        if event["step"] % self._start["steps_per_epoch"] == 0:
+        self.display.advance(
+            1, f"epoch {step.epoch:>2}  loss {step.loss_nats:.3f}  {speed:,.0f} tokens/s"
+        )
+        if step.step % self._steps_per_epoch == 0:
             mean = sum(self._losses) / len(self._losses)
             self.display.line(
-                f"epoch {event['epoch']:>2} loss {mean:.4f} nats/token, {speed:,.0f} tokens/s"
+                f"epoch {step.epoch:>2} loss {mean:.4f} nats/token, {speed:,.0f} tokens/s"
             )
             self._losses.clear()
 
@@ -168,20 +174,20 @@ class ScaleProgress(_Progress):
         super().__init__()
         self._name = ""
 
-    def __call__(self, event: Event) -> None:
+    def __call__(self, event: ScaleEvent) -> None:
         """Take one training event of `cqa.study.scale.scale`."""
-        kind = event["event"]
-        if kind == "run":
-            self.display.stop()
-            self._name = event["name"]
-            state = "done before" if event["done"] else counted(event["n_steps"], "step")
-            self.display.line(f"run {event['k']} of {event['n_runs']}: {self._name}, {state}")
-            if not event["done"]:
-                self.display.start(event["n_steps"])
-        elif kind == "start":
-            self.display.advance(event["step"], self._name)
-        elif kind == "step":
-            self.display.advance(1, f"{self._name}  loss {event['loss_nats']:.3f}")
+        match event:
+            case ScaleRun():
+                self.display.stop()
+                self._name = event.name
+                state = "done before" if event.done else counted(event.n_steps, "step")
+                self.display.line(f"run {event.k} of {event.n_runs}: {self._name}, {state}")
+                if not event.done:
+                    self.display.start(event.n_steps)
+            case TrainStart(step=step):
+                self.display.advance(step, self._name)
+            case Step(loss_nats=loss):
+                self.display.advance(1, f"{self._name}  loss {loss:.3f}")
 
 
 class ScoreProgress(_Progress):

@@ -18,11 +18,11 @@ from torch import Tensor
 
 from cqa.kernels.backend import Backend, choose, compute_dtype
 from cqa.kernels.launch import launch
-from cqa.kernels.philox import NEFTUNE, device_key, philox_words, row_words, stream_of
+from cqa.kernels.philox import NEFTUNE, Keyed, philox_words, row_words, stream_of
 
 
 @dataclass(frozen=True, slots=True)
-class Noise:
+class Noise(Keyed):
     """One step's NEFTune noise; `rows` as in `Dropout`."""
 
     alpha: float
@@ -31,11 +31,6 @@ class Noise:
     rows: Tensor  # (M,) int64
     lengths: Tensor  # (M,) int64, the length of each row's own sample
     key: Tensor | None = None  # (seed, step) where the rows are, for Triton's kernels
-
-    def __post_init__(self) -> None:
-        if self.key is None:
-            key = device_key(self.seed, self.step, self.rows.device)
-            object.__setattr__(self, "key", key)
 
     def uniform(self, n_cols: int) -> Tensor:
         """Return u, shape (M, n_cols), fp32: word j % 4 of index row · ceil(D / 4) + j // 4."""

@@ -150,8 +150,23 @@ def device_key(seed: int, step: int, device: torch.device) -> Tensor:
     return torch.tensor([signed64(seed), step], device="cpu").to(device, non_blocking=True)
 
 
+class Keyed:
+    """What one step draws for some rows; its key is made where they are, unless it is given."""
+
+    __slots__ = ()
+    seed: int
+    step: int
+    rows: Tensor
+    key: Tensor | None
+
+    def __post_init__(self) -> None:
+        if self.key is None:
+            key = device_key(self.seed, self.step, self.rows.device)
+            object.__setattr__(self, "key", key)
+
+
 @dataclass(frozen=True, slots=True)
-class Dropout:
+class Dropout(Keyed):
     """One step's dropout: every module draws its own mask from (seed, step, module, row, column).
 
     `rows` are the pass's rows as numbered in the whole accumulation window, shape (M,) int64, so
@@ -163,11 +178,6 @@ class Dropout:
     step: int
     rows: Tensor
     key: Tensor | None = None  # (seed, step) where the rows are, for Triton's kernels
-
-    def __post_init__(self) -> None:
-        if self.key is None:
-            key = device_key(self.seed, self.step, self.rows.device)
-            object.__setattr__(self, "key", key)
 
     @property
     def threshold(self) -> int:

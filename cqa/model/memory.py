@@ -11,10 +11,11 @@ import torch
 
 from cqa.errors import ResourceError
 
-SIGNS = (  # of the CPU allocator, of C++ and of cuBLAS, which raise a plain RuntimeError
+SIGNS = (  # of the CPU allocator, C++, CUDA's driver and cuBLAS, which raise a plain RuntimeError
     "can't allocate memory",
     "not enough memory",
     "std::bad_alloc",
+    "CUDA error: out of memory",
     "CUBLAS_STATUS_ALLOC_FAILED",
     "Storage size calculation overflowed",
 )
@@ -65,7 +66,7 @@ def size_text(n_bytes: float) -> str:
 
 
 def ran_out(error: BaseException) -> bool:
-    """Whether an exception says that memory was not to be had, on any device."""
+    """Whether an exception says that memory ran out, on any device."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
     return isinstance(error, RuntimeError) and any(sign in str(error) for sign in SIGNS)

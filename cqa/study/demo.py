@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from cqa.assets import DEMO
 from cqa.report.config import ReportConfig
 from cqa.report.write import write_report
-from cqa.schema.events import ScoreEvent
+from cqa.schema.events import ScoreEvent, TrainEvent
 from cqa.score.config import ScoreConfig
 from cqa.score.run import ScoreResult, score
 from cqa.train.config import TrainConfig
@@ -20,7 +19,7 @@ def run_demo(
     out: Path,
     epochs: int,
     *,
-    on_train: Callable[[dict[str, Any]], None] = lambda _: None,
+    on_train: Callable[[TrainEvent], None] = lambda _: None,
     on_score: Callable[[ScoreEvent], None] = lambda _: None,
 ) -> ScoreResult:
     """Train the paper's recipe for a few epochs; return what scoring comes to.

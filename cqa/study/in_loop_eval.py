@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 from cqa.data.items import read_items
 from cqa.data.tokenizer import Tokenizer
@@ -17,6 +16,7 @@ from cqa.data.unique import each_once, file_line_id
 from cqa.model.checkpoint import locate
 from cqa.model.config import read_config
 from cqa.model.decoder import Decoder
+from cqa.schema.events import Dev, TrainEvent
 from cqa.schema.result import to_json
 from cqa.schema.rows import ItemRow
 from cqa.score.prefix_batch import encode_item
@@ -24,9 +24,8 @@ from cqa.score.scorer import score_rows
 from cqa.stats.summary import Scores, summarise
 from cqa.study.config import WatchedTrainConfig
 from cqa.train.config import TrainConfig
-from cqa.train.loop import train
+from cqa.train.loop import TrainResult, train
 
-Event = dict[str, Any]
 BATCH_TOKENS = 4096
 LOGGED = (
     "n", "mean_delta_i_base_nats", "mean_delta_i_nats", "mean_ddi_nats", "ci95_nats", "d_z",
@@ -34,7 +33,7 @@ LOGGED = (
 
 
 class DevMetric:
-    """A monitor of the training loop: mean ddI of the model in training against its base.
+    """A callback of the training loop: mean ddI of the model in training against its base.
 
     Items are scored as `score` does by default, with the run's template. Before the first step the
     adapter's B is zero, so the model at hand is the base (but for the rounding of a few zeros).
@@ -69,7 +68,7 @@ class DevMetric:
         """Score the base."""
         self._base = self._rows(decoder, None)
 
-    def after_epoch(self, decoder: Decoder, epoch: int) -> Iterator[Event]:
+    def after_epoch(self, decoder: Decoder, epoch: int) -> Iterator[Dev]:
         """Yield one event per group of items."""
         started = time.perf_counter()
         rows = self._rows(decoder, "now")
@@ -77,7 +76,7 @@ class DevMetric:
         seconds = round(time.perf_counter() - started, 6)
         for group, models in groups.items():
             entry = {key: value for key, value in to_json(models["now"]).items() if key in LOGGED}
-            yield {"event": "dev", "epoch": epoch, "group": group, **entry, "dev_s": seconds}
+            yield Dev(epoch=epoch, group=group, **entry, dev_s=seconds)
 
     def _rows(self, decoder: Decoder, name: str | None) -> list[ItemRow]:
         passes = score_rows(
@@ -90,8 +89,8 @@ def train_watched(
     config: WatchedTrainConfig,
     *,
     resume: bool = False,
-    on_event: Callable[[Event], None] = lambda _: None,
-) -> Event:
+    on_event: Callable[[TrainEvent], None] = lambda _: None,
+) -> TrainResult:
     """Train as `cqa.train.loop.train` does, logging mean ddI on `config.dev` if one is named."""
-    monitor = DevMetric(config, config.dev) if config.dev else None
-    return train(config, resume=resume, monitor=monitor, on_event=on_event)
+    metric = DevMetric(config, config.dev) if config.dev else None
+    return train(config, resume=resume, callback=metric, on_event=on_event)

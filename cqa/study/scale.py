@@ -30,7 +30,7 @@ from cqa.kernels.philox import SPLIT, permutation, stream_of
 from cqa.model.load import BaseModel, open_model
 from cqa.run_folder import STATE, epoch_name
 from cqa.schema.comparison import Comparison
-from cqa.schema.events import ScoreEvent
+from cqa.schema.events import ScaleEvent, ScaleRun, ScoreEvent, TrainEvent
 from cqa.score.config import ScoreConfig
 from cqa.score.encoded import Items, first_named, left_out_text
 from cqa.score.run import find_adapters, score
@@ -43,7 +43,6 @@ from cqa.train.loop import train
 from cqa.train.plan import Plan, make_plan
 
 Row = dict[str, Any]
-Event = dict[str, Any]
 RESULT, CURVE, RUNS = "scale.json", "curve.csv", "runs.csv"
 _SUBSET = 1  # number of the SPLIT stream that orders samples for subsets; 0 splits off validation
 
@@ -66,7 +65,7 @@ class Cell:
 def scale(
     config: ScaleConfig,
     *,
-    on_train: Callable[[Event], None] = lambda _: None,
+    on_train: Callable[[ScaleEvent], None] = lambda _: None,
     on_score: Callable[[ScoreEvent], None] = lambda _: None,
 ) -> Row:
     """Train on every subset and seed, score the adapters, and return the curve.
@@ -76,8 +75,7 @@ def scale(
 
     Args:
         config: The settings; those of training hold for every run.
-        on_train: Called with {"event": "run", "name", "k", "n_runs", "n_steps", "done"} before each
-            run, and with its training events.
+        on_train: Called with a `ScaleRun` before each run, and with its training events.
         on_score: Called with the scoring events.
 
     Returns:
@@ -106,9 +104,8 @@ def scale(
         base = open_model(plan.folder, config.device, config.dtype, rank_columns=columns)
         for k, cell in enumerate(cells, start=1):
             steps = _steps(config, cell.size, cell.scored_epoch)
-            run = {"event": "run", "name": cell.name, "k": k, "n_runs": len(cells)}
             done = _is_trained(settings[cell], cell, base)
-            on_train({**run, "n_steps": steps, "done": done})
+            on_train(ScaleRun(name=cell.name, k=k, n_runs=len(cells), n_steps=steps, done=done))
             if not done:
                 _train(settings[cell], cell, base, on_train)
             discard(settings[cell].out / STATE)
@@ -207,7 +204,7 @@ def _is_trained(settings: TrainConfig, cell: Cell, base: BaseModel) -> bool:
 
 
 def _train(
-    settings: TrainConfig, cell: Cell, base: BaseModel, on_event: Callable[[Event], None]
+    settings: TrainConfig, cell: Cell, base: BaseModel, on_event: Callable[[TrainEvent], None]
 ) -> None:
     try:
         train(settings, resume=True, base=base, only_epoch=cell.scored_epoch, on_event=on_event)

@@ -11,6 +11,7 @@ import hashlib
 import json
 import math
 import platform
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,8 @@ from cqa.model.load import dtype_name
 from cqa.model.lora import TrainableLora
 from cqa.model.origin import Origin, write_origin
 from cqa.run_folder import INIT, LOG, RUN, STATE
+from cqa.schema.events import LogLine
+from cqa.schema.record import Record
 from cqa.train.plan import Plan
 
 DIGESTS = ("model_digest", "tokenizer_digest", "data_digest")
@@ -294,11 +297,11 @@ class Log:
         self._file = AppendedFile(inside(folder, LOG))
         n_bytes, n_lines, n_steps = 0, 0, 0
         for line in self._file.path.read_bytes().splitlines(keepends=True):
-            event = _event(line)
-            if event is None or _reach(event, steps_per_epoch) > last_step:
+            held = _held(line)
+            if held is None or held.reach(steps_per_epoch) > last_step:
                 break
             n_bytes, n_lines = n_bytes + len(line), n_lines + 1
-            n_steps += event["event"] == "step"
+            n_steps += held.event == "step"
         if n_steps != last_step:
             self._file.close()
             raise DataError(
@@ -308,9 +311,9 @@ class Log:
             )
         self._file.cut(n_bytes)
 
-    def write(self, event: dict[str, Any]) -> None:
+    def write(self, event: LogLine) -> None:
         """Append one event."""
-        line = json.dumps(event, ensure_ascii=False, allow_nan=False)
+        line = json.dumps(event.to_json(), ensure_ascii=False, allow_nan=False)
         self._file.append(line.encode() + b"\n")
 
     def close(self) -> None:
@@ -319,18 +322,24 @@ class Log:
         self._file.close()
 
 
-def _event(line: bytes) -> dict[str, Any] | None:
-    """Return a line's event, None where the line is torn or damaged."""
+@dataclass(frozen=True, slots=True)
+class _HeldLine(Record):
+    """What of a line says when it was written."""
+
+    event: str
+    step: int | None
+    epoch: int | None
+
+    def reach(self, steps_per_epoch: int) -> float:
+        """The step after which it was written; infinite where it does not say."""
+        if self.step is not None:
+            return self.step
+        return math.inf if self.epoch is None else self.epoch * steps_per_epoch
+
+
+def _held(line: bytes) -> _HeldLine | None:
+    """Read a line; return None where it is torn or damaged."""
     try:
-        event = json.loads(line) if line.endswith(b"\n") else None
-    except (ValueError, RecursionError):
+        return _HeldLine.from_json(json.loads(line), "") if line.endswith(b"\n") else None
+    except (ValueError, RecursionError, DataError):
         return None
-    return event if isinstance(event, dict) and "event" in event else None
-
-
-def _reach(event: dict[str, Any], steps_per_epoch: int) -> float:
-    """The step after which an event was written; infinite where it does not say."""
-    step, epoch = event.get("step"), event.get("epoch")
-    if isinstance(step, int):
-        return step
-    return epoch * steps_per_epoch if isinstance(epoch, int) else math.inf

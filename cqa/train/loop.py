@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 
@@ -18,6 +19,18 @@ from cqa.model.load import BaseModel, dtype_name, open_model, pick_device, pick_
 from cqa.model.lora import TrainableLora
 from cqa.model.memory import reported as memory_reported
 from cqa.run_folder import INIT, epoch_name, missing_epochs
+from cqa.schema.events import (
+    Dev,
+    Eval,
+    Finished,
+    LogLine,
+    Memory,
+    Note,
+    Step,
+    TrainEvent,
+    TrainStart,
+)
+from cqa.schema.record import Record
 from cqa.train.checkpoint import (
     Log,
     check_same_model,
@@ -43,18 +56,26 @@ from cqa.train.passes import (
 from cqa.train.plan import Plan, make_plan
 from cqa.train.step import take_step
 
-Event = dict[str, Any]
 WITHOUT_NOISE = StepConfig(dropout=0.0, neftune_alpha=0.0)
 
 
-class Monitor(Protocol):
+class Callback(Protocol):
     """What looks at the model during training; what it returns is logged and selects nothing."""
 
     def begin(self, decoder: Decoder) -> None:
         """Take the model before the first step: its adapter is zero, so it is the base."""
 
-    def after_epoch(self, decoder: Decoder, epoch: int) -> Iterable[Event]:
-        """Return the events to log after an epoch, each with "event" and "epoch"."""
+    def after_epoch(self, decoder: Decoder, epoch: int) -> Iterable[Dev]:
+        """Return the events to log after an epoch."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainResult(Record):
+    """A finished run, as `--json` prints it."""
+
+    run: str  # its folder
+    total_steps: int
+    epochs: tuple[str, ...]  # the adapter folders in order
 
 
 def train(
@@ -63,9 +84,9 @@ def train(
     resume: bool = False,
     base: BaseModel | None = None,
     only_epoch: int | None = None,
-    monitor: Monitor | None = None,
-    on_event: Callable[[Event], None] = lambda _: None,
-) -> Event:
+    callback: Callback | None = None,
+    on_event: Callable[[TrainEvent], None] = lambda _: None,
+) -> TrainResult:
     """Train a LoRA; keep every epoch's adapter, and log loss and eval_loss.
 
     Args:
@@ -74,11 +95,8 @@ def train(
         base: `config.model` if it is loaded already, with room for the adapter; its device and
             dtype then count.
         only_epoch: Stop after this epoch of the schedule, and keep its adapter alone.
-        monitor: Looks at the model after each epoch.
-        on_event: Called with every logged event, and first with {"event": "start", …}.
-
-    Returns:
-        {"run", "total_steps", "epochs": the adapter folders in order}.
+        callback: Looks at the model after each epoch.
+        on_event: Called with what the run says, every logged event included.
 
     Raises:
         CqaError: Anything that the user can mend; see cqa.errors.
@@ -91,17 +109,17 @@ def train(
     with locked(config.out), Interrupt() as interrupt, memory_reported("training", HINT):
         last_step = open_run(plan, resume=resume)
         for text in plan.notes:
-            on_event({"event": "note", "text": text})
+            on_event(Note(text=text))
         complete = [epoch for epoch in epochs if epoch * plan.steps_per_epoch <= last_step]
         for epoch in missing_epochs(config.out, complete):
-            on_event({"event": "note", "text": f"{epoch_name(epoch)} is not there any more"})
+            on_event(Note(text=f"{epoch_name(epoch)} is not there any more"))
         if last_step == epochs[-1] * plan.steps_per_epoch:
-            on_event({"event": "finished", "step": last_step})
+            on_event(Finished(step=last_step))
             return _result(plan, epochs)
         device = pick_device(config.device) if base is None else base.decoder.device
         dtype = pick_dtype(config.dtype, device) if base is None else base.decoder.dtype
         if warning := check_memory(plan, device, dtype, loaded=base is not None):
-            on_event({"event": "note", "text": warning})
+            on_event(Note(text=warning))
         if base is None:
             columns = plan.spec.rank_columns()
             base = open_model(plan.folder, config.device, config.dtype, rank_columns=columns)
@@ -109,8 +127,8 @@ def train(
         check_room(config.out, room_for(plan, lora, last_step, epochs))
         if last_step:
             check_same_model(plan, base.digest, base.decoder.dtype)
-        if monitor is not None:
-            monitor.begin(base.decoder)
+        if callback is not None:
+            callback.begin(base.decoder)
         if last_step:
             load_state(plan, lora)
         else:
@@ -122,7 +140,7 @@ def train(
             if last_step:
                 _tell_changes(note_resume(plan, lora, last_step), on_event)
             on_event(_start_event(plan, lora, last_step))
-            for event in _steps(plan, lora, last_step, epochs, monitor, interrupt):
+            for event in _steps(plan, lora, last_step, epochs, callback, interrupt):
                 log.write(event)
                 on_event(event)
         finally:
@@ -130,10 +148,10 @@ def train(
     return _result(plan, epochs)
 
 
-def _tell_changes(changed: list[str], on_event: Callable[[Event], None]) -> None:
+def _tell_changes(changed: list[str], on_event: Callable[[TrainEvent], None]) -> None:
     if changed:
         text = f"resumed with other {', '.join(changed)}; the last digits may differ (see run.json)"
-        on_event({"event": "note", "text": text})
+        on_event(Note(text=text))
 
 
 def _steps(
@@ -141,9 +159,9 @@ def _steps(
     lora: TrainableLora,
     last_step: int,
     kept: range,
-    monitor: Monitor | None,
+    callback: Callback | None,
     interrupt: Interrupt,
-) -> Iterator[Event]:
+) -> Iterator[LogLine]:
     """Run the remaining steps, yielding their events; state is saved after each epoch."""
     config = plan.config
     limit = PassLimit(config.pass_tokens)
@@ -157,15 +175,15 @@ def _steps(
         if graphs is not None and graphs.ran_out:
             graphs = None
             text = "memory ran out while a CUDA graph was recorded; going on without --cuda-graphs"
-            yield {"event": "note", "step": step, "text": text}
+            yield Note(step=step, text=text)
         if limit.tokens < told:
             told = limit.tokens
-            yield {"event": "memory", "step": step, "pass_tokens": told}
+            yield Memory(step=step, pass_tokens=told)
         if plan.ends_epoch(step):
             if epoch in kept:
                 save_epoch(plan, lora, epoch_name(epoch))
-            if monitor is not None:
-                yield from monitor.after_epoch(lora.decoder, epoch)
+            if callback is not None:
+                yield from callback.after_epoch(lora.decoder, epoch)
             save_state(plan, lora, step)
         if interrupt.requested:
             if not plan.ends_epoch(step):
@@ -175,40 +193,38 @@ def _steps(
 
 def _step(
     plan: Plan, lora: TrainableLora, step: int, limit: PassLimit, graphs: Graphs | None
-) -> Event:
-    """Take one step of the plan; return its log event."""
+) -> Step:
+    """Take one step of the plan; return its event."""
     samples, lr = plan.global_batch(step), plan.learning_rate(step)
     config = StepConfig.of(plan.config)
     took = take_step(lora, samples, config, step=step, lr=lr, limit=limit, graphs=graphs)
-    return {
-        "event": "step",
-        "step": step,
-        "epoch": plan.epoch_of(step),
-        "loss_nats": took.loss_nats,
-        "lr": lr,
-        "grad_norm": took.grad_norm,
-        "sample_ids": [sample.id for sample in samples],
-        "n_tokens": took.n_tokens,
-        "n_labels": took.n_labels,
-        "step_s": round(took.seconds, 6),
-        "tokens_per_s": round(took.n_tokens / took.seconds, 1),
-    }
+    return Step(
+        step=step,
+        epoch=plan.epoch_of(step),
+        loss_nats=took.loss_nats,
+        lr=lr,
+        grad_norm=took.grad_norm,
+        sample_ids=tuple(sample.id for sample in samples),
+        n_tokens=took.n_tokens,
+        n_labels=took.n_labels,
+        step_s=round(took.seconds, 6),
+        tokens_per_s=round(took.n_tokens / took.seconds, 1),
+    )
 
 
 @torch.no_grad()
-def evaluate(plan: Plan, decoder: Decoder, epoch: int, limit: PassLimit | None = None) -> Event:
+def evaluate(plan: Plan, decoder: Decoder, epoch: int, limit: PassLimit | None = None) -> Eval:
     """Return the mean loss over the learned validation tokens: a diagnostic, selecting nothing."""
     limit = limit or PassLimit(plan.config.pass_tokens)
     started = time.perf_counter()
     labels = n_labels(plan.validation)
     loss = limit.run(plan.validation, lambda passes: _loss_of(passes, decoder, epoch)) / labels
-    return {
-        "event": "eval",
-        "epoch": epoch,
-        "eval_loss_nats": loss,
-        "n_labels": labels,
-        "eval_s": round(time.perf_counter() - started, 6),
-    }
+    return Eval(
+        epoch=epoch,
+        eval_loss_nats=loss,
+        n_labels=labels,
+        eval_s=round(time.perf_counter() - started, 6),
+    )
 
 
 def _loss_of(passes: Sequence[Sequence[EncodedSample]], decoder: Decoder, epoch: int) -> float:
@@ -227,24 +243,23 @@ def _loss_of(passes: Sequence[Sequence[EncodedSample]], decoder: Decoder, epoch:
     return total
 
 
-def _result(plan: Plan, epochs: range) -> Event:
+def _result(plan: Plan, epochs: range) -> TrainResult:
     gone = missing_epochs(plan.config.out, epochs)
-    return {
-        "run": str(plan.config.out),
-        "total_steps": plan.total_steps,
-        "epochs": [epoch_name(epoch) for epoch in epochs if epoch not in gone],
-    }
+    return TrainResult(
+        run=str(plan.config.out),
+        total_steps=plan.total_steps,
+        epochs=tuple(epoch_name(epoch) for epoch in epochs if epoch not in gone),
+    )
 
 
-def _start_event(plan: Plan, lora: TrainableLora, last_step: int) -> Event:
-    return {
-        "event": "start",
-        "step": last_step,
-        "total_steps": plan.total_steps,
-        "steps_per_epoch": plan.steps_per_epoch,
-        "n_train": len(plan.train),
-        "n_validation": len(plan.validation),
-        "n_parameters": lora.n_params,
-        "device": str(lora.decoder.device),
-        "dtype": dtype_name(lora.decoder.dtype),
-    }
+def _start_event(plan: Plan, lora: TrainableLora, last_step: int) -> TrainStart:
+    return TrainStart(
+        step=last_step,
+        total_steps=plan.total_steps,
+        steps_per_epoch=plan.steps_per_epoch,
+        n_train=len(plan.train),
+        n_validation=len(plan.validation),
+        n_parameters=lora.n_params,
+        device=str(lora.decoder.device),
+        dtype=dtype_name(lora.decoder.dtype),
+    )

@@ -17,6 +17,7 @@ from helpers import DEMO, ROOT, write_lines
 
 from cqa.config import GROUPS
 from cqa.errors import DataError
+from cqa.schema.events import ModelScored, ModelStart, RowsWritten, ScoreStart
 
 MODEL = str(DEMO / "model")
 ENVIRONMENT = {**os.environ, "PYTHONPATH": f"{ROOT / 'cli'}{os.pathsep}{ROOT}"}
@@ -204,10 +205,10 @@ def test_progress_that_cannot_be_written_stops_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr("sys.stderr", Closed())
     progress = ScoreProgress()
     for event in (
-        {"event": "start", "n_items": 1, "n_models": 1},
-        {"event": "model", "adapter": None},
-        {"event": "rows", "n": 1, "n_tokens": 3},
-        {"event": "scored", "adapter": None},
+        ScoreStart(n_items=1, n_models=1),
+        ModelStart(adapter=None),
+        RowsWritten(n=1, n_tokens=3),
+        ModelScored(adapter=None),
     ):
         progress(event)
     progress.close()

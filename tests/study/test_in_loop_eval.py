@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from helpers import read_lines, write_lines
 from study.common import MODEL, SMALL, write_pairs, write_samples
+from train.runs import at_step, crash
 
 from cqa.errors import ConfigError, DataError
 from cqa.score.config import ScoreConfig
@@ -71,13 +72,9 @@ def test_looking_changes_no_bit_of_the_run(watched, files, tmp_path):
 
 
 def test_resumed_run_logs_what_an_uninterrupted_one_does(watched, files, tmp_path):
-    def stop(event: dict) -> None:
-        if event["event"] == "step" and event["step"] == 3:
-            raise KeyboardInterrupt
-
     config = config_of(files, tmp_path / "run")
     with pytest.raises(KeyboardInterrupt):
-        train_watched(config, on_event=stop)
+        train_watched(config, on_event=at_step(3, crash))
     assert len(devs(config.out)) == 2
     train_watched(config, resume=True)
     assert devs(config.out) == devs(watched)

@@ -17,6 +17,7 @@ from study.common import MODEL, SMALL, write_pairs, write_samples
 from cqa.errors import ConfigError, DataError
 from cqa.interrupt import Interrupted
 from cqa.model import load
+from cqa.schema.events import ModelScored, RowsWritten, ScaleEvent, ScaleRun, ScoreEvent, Step
 from cqa.score.config import ScoreConfig
 from cqa.score.run import score
 from cqa.study.config import ScaleConfig
@@ -48,15 +49,15 @@ def config_of(files: tuple[Path, Path], out: Path, **changes: Any) -> ScaleConfi
 
 
 @pytest.fixture(scope="module")
-def done(files, tmp_path_factory) -> tuple[ScaleConfig, dict, list[dict]]:
+def done(files, tmp_path_factory) -> tuple[ScaleConfig, dict, list[ScaleEvent]]:
     """A finished study: its settings, its result, and the events of training."""
     config = config_of(files, tmp_path_factory.mktemp("scale") / "out")
-    events: list[dict] = []
+    events: list[ScaleEvent] = []
     return config, scale(config, on_train=events.append), events
 
 
-def runs_of(events: list[dict]) -> list[tuple[str, bool]]:
-    return [(e["name"], e["done"]) for e in events if e["event"] == "run"]
+def runs_of(events: list[ScaleEvent]) -> list[tuple[str, bool]]:
+    return [(e.name, e.done) for e in events if isinstance(e, ScaleRun)]
 
 
 def adapters_of(out: Path) -> dict[str, bytes]:
@@ -173,11 +174,11 @@ def test_base_is_loaded_once(files, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("run", [1, 3], ids=["in-the-first-run", "in-a-later-run"])
 def test_killed_study_goes_on_where_it_was(done, files, tmp_path, run):
-    seen: list[dict] = []
+    seen: list[ScaleEvent] = []
 
-    def crash(event: dict) -> None:
+    def crash(event: ScaleEvent) -> None:
         seen.append(event)
-        if len(runs_of(seen)) == run and event["event"] == "step" and event["step"] == 2:
+        if len(runs_of(seen)) == run and isinstance(event, Step) and event.step == 2:
             raise KeyboardInterrupt
 
     config = config_of(files, tmp_path / "out")
@@ -185,7 +186,7 @@ def test_killed_study_goes_on_where_it_was(done, files, tmp_path, run):
         scale(config, on_train=crash)
     before = adapters_of(config.out)
     times = {name: (config.out / name).stat().st_mtime_ns for name in before}
-    events: list[dict] = []
+    events: list[ScaleEvent] = []
     assert scale(config, on_train=events.append) == done[1]
     assert runs_of(events) == [(name, k < run - 1) for k, name in enumerate(RUNS)]
     assert adapters_of(config.out) == adapters_of(done[0].out)
@@ -195,22 +196,22 @@ def test_killed_study_goes_on_where_it_was(done, files, tmp_path, run):
 def test_study_killed_while_scoring_trains_nothing_again(done, files, tmp_path):
     config = config_of(files, tmp_path / "out", seeds=1)
 
-    def crash(event: dict) -> None:
-        if event.event == "scored" and event.adapter:
+    def crash(event: ScoreEvent) -> None:
+        if isinstance(event, ModelScored) and event.adapter:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         scale(config, on_score=crash)
-    events: list[dict] = []
-    rows: list[dict] = []
+    events: list[ScaleEvent] = []
+    rows: list[ScoreEvent] = []
     scale(config, on_train=events.append, on_score=rows.append)
     assert all(is_done for _, is_done in runs_of(events))
-    assert sum(e.n for e in rows if e.event == "rows") == 2 * 8  # two of four models
+    assert sum(e.n for e in rows if isinstance(e, RowsWritten)) == 2 * 8  # two of four models
 
 
 def test_more_seeds_later_add_their_runs_only(files, tmp_path):
     scale(config_of(files, tmp_path / "out", seeds=1, arms=("epoch",)))
-    events: list[dict] = []
+    events: list[ScaleEvent] = []
     result = scale(config_of(files, tmp_path / "out", arms=("epoch",)), on_train=events.append)
     assert [name for name, is_done in runs_of(events) if not is_done] == [RUNS[1], RUNS[3]]
     assert {point["n_seeds"] for point in result["curve"]} == {2}
@@ -224,8 +225,8 @@ def test_one_seed_has_no_interval(files, tmp_path):
 
 
 def test_signal_stops_it_and_says_that_the_same_command_continues(files, tmp_path):
-    def stop(event: dict) -> None:
-        if event["event"] == "step":
+    def stop(event: ScaleEvent) -> None:
+        if isinstance(event, Step):
             os.kill(os.getpid(), signal.SIGTERM)
 
     message = f"^stopped in run {RUNS[0]}; the same command continues$"

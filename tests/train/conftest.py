@@ -6,8 +6,9 @@ import pytest
 from helpers import write_lines
 from train.runs import SAMPLES, config_of
 
+from cqa.schema.events import TrainEvent
 from cqa.train.config import TrainConfig
-from cqa.train.loop import train
+from cqa.train.loop import TrainResult, train
 
 
 @pytest.fixture(scope="session")
@@ -16,10 +17,10 @@ def data(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def finished(data, tmp_path_factory) -> tuple[Path, list[dict], dict]:
+def finished(data, tmp_path_factory) -> tuple[Path, list[TrainEvent], TrainResult]:
     """The folder of an uninterrupted run, the events it reported and what it returned."""
     out = tmp_path_factory.mktemp("finished") / "run"
-    events: list[dict] = []
+    events: list[TrainEvent] = []
     return out, events, train(config_of(data, out), on_event=events.append)
 
 

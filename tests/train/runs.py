@@ -8,6 +8,7 @@ from typing import Any
 
 from helpers import DEMO, read_lines
 
+from cqa.schema.events import Step, TrainEvent
 from cqa.train.config import TrainConfig
 
 MODEL = DEMO / "model"
@@ -57,11 +58,11 @@ def assert_same_run(out: Path, other: Path) -> None:
     assert untimed(log_of(out)) == untimed(log_of(other))
 
 
-def at_step(step: int, act: Callable[[], object]) -> Callable[[dict], None]:
+def at_step(step: int, act: Callable[[], object]) -> Callable[[TrainEvent], None]:
     """Return an observer that acts once that step has been logged."""
 
-    def on_event(event: dict) -> None:
-        if event["event"] == "step" and event["step"] == step:
+    def on_event(event: TrainEvent) -> None:
+        if isinstance(event, Step) and event.step == step:
             act()
 
     return on_event

@@ -20,6 +20,7 @@ from cqa.model.decoder import Decoder
 from cqa.model.load import weights_bytes
 from cqa.model.lora import LoraSpec
 from cqa.model.projection import MODULES
+from cqa.schema.events import Note
 from cqa.train import memory
 from cqa.train.config import TrainConfig
 from cqa.train.loop import train
@@ -207,7 +208,7 @@ def test_training_tells_the_warning_and_goes_on(plan, monkeypatch):
     free(monkeypatch, 0.9 * total)
     events = []
     train(plan.config, on_event=events.append)
-    notes = [event["text"] for event in events if event["event"] == "note"]
+    notes = [event.text for event in events if isinstance(event, Note)]
     assert len(notes) == 1
     assert "it may just fit" in notes[0]
 

@@ -6,10 +6,11 @@ import pytest
 import torch
 from helpers import read_lines, tiny_model, write_lines
 from safetensors.torch import load_file
-from train.runs import adapter_bytes
+from train.runs import adapter_bytes, at_step, crash
 
 from cqa.errors import ResourceError
 from cqa.model.decoder import Decoder
+from cqa.schema.events import Eval, Memory, Note, TrainEvent
 from cqa.train import passes
 from cqa.train.config import TrainConfig
 from cqa.train.graphs import Graphs
@@ -86,11 +87,11 @@ def test_window_that_does_not_fit_is_split_and_the_result_stays(
 ):
     config = config_of(inputs, tmp_path / "run")
     tried = limit_memory(monkeypatch, 20, error)
-    events: list[dict] = []
+    events: list[TrainEvent] = []
     train(config, on_event=events.append)
-    (memory,) = (event for event in events if event["event"] == "memory")
-    assert memory["step"] == 1
-    assert memory["pass_tokens"] < sum(sorted(tried)[-1:])
+    (memory,) = (event for event in events if isinstance(event, Memory))
+    assert memory.step == 1
+    assert memory.pass_tokens < sum(sorted(tried)[-1:])
     assert sum(rows > 20 for rows in tried) <= 3  # it is remembered for the steps that follow
     assert_same_up_to_rounding(config.out, finished)
 
@@ -99,12 +100,8 @@ def test_split_is_logged_and_a_resumed_run_keeps_that_line(inputs, tmp_path, mon
     config = config_of(inputs, tmp_path / "run")
     limit_memory(monkeypatch, 20, MemoryError)
 
-    def stop(event: dict) -> None:
-        if event["event"] == "step" and event["step"] == 3:
-            raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        train(config, on_event=stop)
+        train(config, on_event=at_step(3, crash))
     train(config, resume=True)
     order = [(e["event"], e.get("step")) for e in read_lines(config.out / "log.jsonl")]
     assert order == [
@@ -135,8 +132,8 @@ def test_sample_that_does_not_fit_alone_ends_the_run_by_name_and_nothing_is_lost
 ):
     config = config_of(inputs, tmp_path / "run")
 
-    def tighten(event: dict) -> None:
-        if event["event"] == "eval" and event["epoch"] == 2:
+    def tighten(event: TrainEvent) -> None:
+        if isinstance(event, Eval) and event.epoch == 2:
             limit_memory(monkeypatch, 5, MemoryError)
 
     with pytest.raises(
@@ -146,9 +143,9 @@ def test_sample_that_does_not_fit_alone_ends_the_run_by_name_and_nothing_is_lost
     assert got.value.exit_code == 6
     assert str(inputs[1]) in str(got.value.where)
     monkeypatch.undo()
-    events: list[dict] = []
+    events: list[TrainEvent] = []
     train(config, resume=True, on_event=events.append)
-    assert events[0]["step"] == 2
+    assert events[0].step == 2
     assert_same_up_to_rounding(config.out, finished)
 
 
@@ -163,12 +160,12 @@ def test_run_whose_graphs_do_not_fit_goes_on_without_them_with_one_note(
 
     monkeypatch.setattr(Graphs, "of", graphs_of)
     config = config_of(inputs, tmp_path / "run", cuda_graphs=True)
-    events: list[dict] = []
+    events: list[TrainEvent] = []
     train(config, on_event=events.append)
-    (note,) = (event for event in events if event["event"] == "note")
-    assert note["step"] == 1
-    assert "going on without --cuda-graphs" in note["text"]
-    assert note in read_lines(config.out / "log.jsonl")
+    (note,) = (event for event in events if isinstance(event, Note))
+    assert note.step == 1
+    assert "going on without --cuda-graphs" in note.text
+    assert note.to_json() in read_lines(config.out / "log.jsonl")
     assert adapter_bytes(config.out) == adapter_bytes(finished)
 
 

@@ -27,6 +27,7 @@ from train.runs import (
 
 from cqa.errors import ConfigError, DataError, ModelError
 from cqa.interrupt import Interrupted
+from cqa.schema.events import Finished, TrainEvent
 from cqa.train.loop import train
 
 
@@ -51,9 +52,9 @@ def test_another_seed_gives_another_run(finished, data, tmp_path):
 def test_resuming_after_a_crash_gives_the_same_bits(finished, config, step):
     with pytest.raises(KeyboardInterrupt):
         train(config, on_event=at_step(step, crash))
-    events: list[dict] = []
+    events: list[TrainEvent] = []
     train(config, resume=True, on_event=events.append)
-    assert events[0]["step"] == (step - 1) // STEPS_PER_EPOCH * STEPS_PER_EPOCH
+    assert events[0].step == (step - 1) // STEPS_PER_EPOCH * STEPS_PER_EPOCH
     assert_same_run(config.out, finished[0])
 
 
@@ -72,9 +73,9 @@ def test_signal_stops_after_the_step_in_hand_and_resuming_gives_the_same_bits(
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
     assert len(steps_of(config.out)) == step
 
-    events: list[dict] = []
+    events: list[TrainEvent] = []
     train(config, resume=True, on_event=events.append)
-    assert [event["step"] for event in events[:2]] == [step, step + 1]
+    assert [event.step for event in events[:2]] == [step, step + 1]
     assert_same_run(config.out, finished[0])
 
 
@@ -104,9 +105,9 @@ def test_resuming_an_empty_folder_starts_anew(finished, config):
 def test_resuming_a_finished_run_does_nothing(finished, data):
     out, _, result = finished
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if "lock" not in path.name}
-    events: list[dict] = []
+    events: list[TrainEvent] = []
     assert train(config_of(data, out), resume=True, on_event=events.append) == result
-    assert events == [{"event": "finished", "step": TOTAL}]
+    assert events == [Finished(step=TOTAL)]
     after = {path: path.stat().st_mtime_ns for path in out.rglob("*") if "lock" not in path.name}
     after.pop(out, None)
     before.pop(out, None)

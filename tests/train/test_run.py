@@ -43,7 +43,7 @@ def test_every_epoch_is_kept_beside_the_start(finished):
     assert sorted(path.name for path in out.iterdir() if not path.name.startswith(".")) == [
         *EPOCHS, "init", "log.jsonl", "run.json", "state.safetensors",
     ]  # fmt: skip
-    assert result == {"run": str(out), "total_steps": TOTAL, "epochs": EPOCHS}
+    assert result.to_json() == {"run": str(out), "total_steps": TOTAL, "epochs": EPOCHS}
     weights = {n: b for n, b in adapter_bytes(out).items() if n.endswith(".safetensors")}
     assert len(set(weights.values())) == len(weights) == 4
 
@@ -120,7 +120,7 @@ def test_log_counts_all_tokens_fed_and_the_learned_ones(finished):
 def test_observer_sees_the_start_and_then_what_is_logged(finished):
     out, events, _ = finished
     start, *logged = events
-    assert logged == log_of(out)
+    assert [event.to_json() for event in logged] == log_of(out)
     held = json.loads((out / "run.json").read_text())
     expected = (
         "total_steps",
@@ -130,8 +130,8 @@ def test_observer_sees_the_start_and_then_what_is_logged(finished):
         "n_parameters",
         "dtype",
     )
-    assert {key: start[key] for key in expected} == {key: held[key] for key in expected}
-    assert (start["event"], start["step"], start["device"]) == ("start", 0, "cpu")
+    assert {key: getattr(start, key) for key in expected} == {key: held[key] for key in expected}
+    assert (start.event, start.step, start.device) == ("start", 0, "cpu")
 
 
 def test_each_epoch_takes_every_training_sample_once_in_its_own_order(finished):

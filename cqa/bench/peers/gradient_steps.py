@@ -24,9 +24,9 @@ def serve_steps(model: Any, loss_of: Callable[[Any, Tensor, Tensor, int], Tensor
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-5, weight_decay=0.0, fused=device == "cuda")
     window = []
-    for ids, learned in settings["window"]:
+    for ids, loss_mask in settings["window"]:
         known = torch.tensor([ids], device=device)
-        is_label = torch.tensor([learned], device=device).bool()
+        is_label = torch.tensor([loss_mask], device=device).bool()
         window.append((known, known.masked_fill(~is_label, -100)))
     n_labels = sum(int((labels[0, 1:] >= 0).sum()) for _, labels in window)
 
