@@ -52,7 +52,7 @@ def test_the_limits_of_the_first_parts_fit_the_time_together(parts):
 def test_files_with_tests_for_a_gpu_are_run_and_others_are_not_imported(parts):
     named = {argument for argument in parts["tests"][1] if argument.startswith("tests/")}
     with_tests = {
-        "tests/test_device.py", "tests/score/test_conformance.py", "tests/study/test_doctor.py",
+        "tests/test_device.py", "tests/score/test_conformance.py", "tests/test_doctor.py",
         "tests/train/test_graphs.py",
     }  # fmt: skip
     assert with_tests <= named
