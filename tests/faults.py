@@ -12,12 +12,15 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from unittest.mock import patch
 
+import pytest
 import safetensors.torch
 from helpers import read_lines
+from safetensors.torch import load_file
 
 import cqa.files
 import cqa.model.adapter
 import cqa.train.checkpoint
+from cqa.errors import ResourceError
 from cqa.model.checkpoint import opened
 
 CHANGES = [
@@ -126,6 +129,43 @@ class Crashes:
                 shutil.rmtree(copy)
             else:
                 self.states[state] = copy
+
+
+Work = Callable[[Path], object]  # on a folder
+Contents = Callable[[Path], object]  # what a folder must hold in the end
+
+
+def assert_every_state_is_continued(crashes: Crashes, go_on: Work, contents: Contents) -> None:
+    """Continue from every state that work went through: the same contents, nothing beside them."""
+    finished = contents(crashes.folder)
+    for copy in crashes.states.values():
+        for path in copy.glob("[!.]*/*.safetensors"):
+            load_file(path)
+        go_on(copy)
+        assert contents(copy) == finished
+        assert not leftovers(copy)
+
+
+def assert_every_failure_is_continued(
+    folder: Path,
+    error: Callable[[], BaseException],
+    begin: Work,
+    go_on: Work,
+    contents: Contents,
+) -> None:
+    """Let every change of the work fail once: a clean end, and the same contents when continued."""
+    with failing_at(0, error) as changes:
+        begin(folder / "whole")
+    finished = contents(folder / "whole")
+    for number in range(1, len(changes)):  # the last takes away the note of who holds the folder
+        out = folder / f"failed-{number}"
+        with failing_at(number, error), pytest.raises((ResourceError, KeyboardInterrupt)) as caught:
+            begin(out)
+        if error is no_space:
+            assert "No space left on device\nhint: free some space" in str(caught.value)
+        go_on(out)
+        assert contents(out) == finished
+        assert not leftovers(out)
 
 
 def _digest(folder: Path) -> str:

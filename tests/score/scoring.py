@@ -1,7 +1,6 @@
 """What the tests of scoring runs share: a few items of every kind, settings, and what is read."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -104,20 +103,3 @@ def keys_of(out: Path) -> dict[str | None, str]:
     """Return the model key of every adapter of the last run."""
     models = json.loads((out / "meta.json").read_text())["models"]
     return {model["adapter"]: model["model_key"] for model in models}
-
-
-def on(kind: str, number: int, act: Callable[[], object]) -> Callable[[dict], None]:
-    """Return an observer that acts at the nth event of a kind."""
-    seen = []
-
-    def on_event(event: dict) -> None:
-        if event.event == kind:
-            seen.append(event)
-            if len(seen) == number:
-                act()
-
-    return on_event
-
-
-def crash() -> None:
-    raise KeyboardInterrupt

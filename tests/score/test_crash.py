@@ -5,7 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from faults import Crashes, failing_at, leftovers, no_space, scores_contents
+from faults import (
+    Crashes,
+    assert_every_failure_is_continued,
+    assert_every_state_is_continued,
+    no_space,
+    scores_contents,
+)
 from helpers import read_lines, tiny_run, write_lines
 
 from cqa.errors import ResourceError
@@ -55,13 +61,11 @@ def crashes(inputs, tmp_path_factory) -> Crashes:
 
 
 def test_run_killed_or_cut_off_at_any_write_is_continued_to_the_same_bytes(inputs, crashes):
-    finished = scores_contents(crashes.folder)
     assert len(read_lines(crashes.folder / "scores.jsonl")) == 10
     assert len(crashes.states) > 20
-    for copy in crashes.states.values():
-        score(config_of(inputs, copy))
-        assert scores_contents(copy) == finished
-        assert not leftovers(copy)
+    assert_every_state_is_continued(
+        crashes, lambda out: score(config_of(inputs, out)), scores_contents
+    )
 
 
 def test_identity_of_every_model_is_on_disk_before_its_first_row(crashes):
@@ -75,21 +79,13 @@ def test_identity_of_every_model_is_on_disk_before_its_first_row(crashes):
 
 
 @pytest.mark.parametrize("error", [no_space, KeyboardInterrupt], ids=["full-disk", "second-ctrl-c"])
-def test_run_whose_write_fails_anywhere_ends_cleanly_and_is_continued(
-    inputs, crashes, tmp_path, error
-):
-    finished = scores_contents(crashes.folder)
-    with failing_at(0, error) as changes:
-        score(config_of(inputs, tmp_path / "whole"))
-    for number in range(1, len(changes)):  # the last takes away the note of who holds the folder
-        config = config_of(inputs, tmp_path / f"scores-{number}")
-        with failing_at(number, error), pytest.raises((ResourceError, KeyboardInterrupt)) as caught:
-            score(config)
-        if error is no_space:
-            assert "No space left on device\nhint: free some space" in str(caught.value)
-        score(config)
-        assert scores_contents(config.out) == finished
-        assert not leftovers(config.out)
+def test_run_whose_write_fails_anywhere_ends_cleanly_and_is_continued(inputs, tmp_path, error):
+    def work(out: Path) -> None:
+        score(config_of(inputs, out))
+
+    assert_every_failure_is_continued(
+        tmp_path, error, begin=work, go_on=work, contents=scores_contents
+    )
 
 
 ERRORS = {

@@ -7,23 +7,22 @@ from dataclasses import replace
 
 import pytest
 from helpers import write_lines
+from observers import crash, on
 from score.scoring import (
     ITEMS,
     LITERARY,
     PER_TOKEN,
     bytes_of,
     config_of,
-    crash,
     few_of,
     keys_of,
-    on,
     rows_of,
     summary_of,
 )
 
 from cqa.errors import DataError
 from cqa.interrupt import Interrupted
-from cqa.schema.events import ScoreEvent
+from cqa.schema.events import ModelStart, RowsWritten, ScoreEvent
 from cqa.score.run import score
 
 
@@ -54,7 +53,7 @@ def test_run_killed_between_two_passes_is_resumed_to_the_same_bytes(
 ):
     config = few_of(data, tmp_path / "out", adapter=(run / "epoch-01",))
     with pytest.raises(KeyboardInterrupt):
-        score(config, on_event=on("rows", n_passes, crash))
+        score(config, on_event=on(RowsWritten, n_passes, crash))
     assert 0 < len(rows_of(config.out)) < 8
     assert not (config.out / "summary.json").exists()
     score(config)
@@ -68,7 +67,7 @@ def test_signal_ends_a_run_after_the_pass_in_hand_and_leaves_it_to_be_resumed(
 ):
     config = few_of(data, tmp_path / "out", adapter=(run / "epoch-01",))
     with pytest.raises(Interrupted) as caught:
-        score(config, on_event=on("model", 2, lambda: os.kill(os.getpid(), signum)))
+        score(config, on_event=on(ModelStart, 2, lambda: os.kill(os.getpid(), signum)))
     assert caught.value.exit_code == code
     assert bytes_of(few).startswith(bytes_of(config.out))
     assert 4 < len(rows_of(config.out)) < 8

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 from helpers import read_lines, write_lines
+from observers import at_step, crash
 from study.common import MODEL, SMALL, write_pairs, write_samples
-from train.runs import at_step, crash
 
 from cqa.errors import ConfigError, DataError
 from cqa.score.config import ScoreConfig

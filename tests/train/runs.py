@@ -1,14 +1,10 @@
 """What the tests of training runs share: a few samples, settings, and what is read."""
 
-import os
-import signal
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from helpers import DEMO, read_lines
 
-from cqa.schema.events import Step, TrainEvent
 from cqa.train.config import TrainConfig
 
 MODEL = DEMO / "model"
@@ -56,21 +52,3 @@ def adapter_bytes(out: Path) -> dict[str, bytes]:
 def assert_same_run(out: Path, other: Path) -> None:
     assert adapter_bytes(out) == adapter_bytes(other)
     assert untimed(log_of(out)) == untimed(log_of(other))
-
-
-def at_step(step: int, act: Callable[[], object]) -> Callable[[TrainEvent], None]:
-    """Return an observer that acts once that step has been logged."""
-
-    def on_event(event: TrainEvent) -> None:
-        if isinstance(event, Step) and event.step == step:
-            act()
-
-    return on_event
-
-
-def crash() -> None:
-    raise KeyboardInterrupt
-
-
-def interrupt() -> None:
-    os.kill(os.getpid(), signal.SIGINT)

@@ -5,11 +5,18 @@ import signal
 from pathlib import Path
 
 import pytest
-from faults import Crashes, before_each_change, failing_at, leftovers, no_space, run_contents
+from faults import (
+    Crashes,
+    assert_every_failure_is_continued,
+    assert_every_state_is_continued,
+    before_each_change,
+    failing_at,
+    leftovers,
+    no_space,
+    run_contents,
+)
 from helpers import tiny_model, write_lines
-from safetensors.torch import load_file
 
-from cqa.errors import ResourceError
 from cqa.interrupt import Interrupted
 from cqa.train.config import TrainConfig
 from cqa.train.loop import train
@@ -45,32 +52,21 @@ def crashes(inputs, tmp_path_factory) -> Crashes:
 
 
 def test_run_killed_or_cut_off_at_any_write_is_resumed_to_the_same_bits(inputs, crashes):
-    finished = run_contents(crashes.folder)
     assert len(crashes.states) > 15
-    for copy in crashes.states.values():
-        for path in copy.glob("[!.]*/*.safetensors"):
-            load_file(path)
-        train(config_of(inputs, copy), resume=True)
-        assert run_contents(copy) == finished
-        assert not leftovers(copy)
+    assert_every_state_is_continued(
+        crashes, lambda out: train(config_of(inputs, out), resume=True), run_contents
+    )
 
 
 @pytest.mark.parametrize("error", [no_space, KeyboardInterrupt], ids=["full-disk", "second-ctrl-c"])
-def test_run_whose_write_fails_anywhere_ends_cleanly_and_is_resumed(
-    inputs, crashes, tmp_path, error
-):
-    finished = run_contents(crashes.folder)
-    with failing_at(0, error) as changes:
-        train(config_of(inputs, tmp_path / "whole"))
-    for number in range(1, len(changes)):  # the last takes away the note of who holds the folder
-        config = config_of(inputs, tmp_path / f"run-{number}")
-        with failing_at(number, error), pytest.raises((ResourceError, KeyboardInterrupt)) as caught:
-            train(config)
-        if error is no_space:
-            assert "No space left on device\nhint: free some space" in str(caught.value)
-        train(config, resume=True)
-        assert run_contents(config.out) == finished
-        assert not leftovers(config.out)
+def test_run_whose_write_fails_anywhere_ends_cleanly_and_is_resumed(inputs, tmp_path, error):
+    assert_every_failure_is_continued(
+        tmp_path,
+        error,
+        begin=lambda out: train(config_of(inputs, out)),
+        go_on=lambda out: train(config_of(inputs, out), resume=True),
+        contents=run_contents,
+    )
 
 
 def test_signal_at_any_write_is_answered_after_it_and_the_run_is_resumed(inputs, crashes, tmp_path):

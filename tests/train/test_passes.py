@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import read_lines, tiny_model, write_lines
+from observers import at_step, crash
 from safetensors.torch import load_file
-from train.runs import adapter_bytes, at_step, crash
+from train.runs import adapter_bytes
 
 from cqa.errors import ResourceError
 from cqa.model.decoder import Decoder

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from train.runs import MODEL, assert_same_run, at_step, steps_of
+from observers import at_step
+from train.runs import MODEL, assert_same_run, steps_of
 
 from cqa.errors import ConfigError, NumericsError, ResourceError
 from cqa.files import locked

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from helpers import write_lines
+from observers import at_step, crash, interrupt
 from safetensors.torch import load_file, save_file
 from train.runs import (
     MODEL,
@@ -17,10 +18,7 @@ from train.runs import (
     TOTAL,
     adapter_bytes,
     assert_same_run,
-    at_step,
     config_of,
-    crash,
-    interrupt,
     log_of,
     steps_of,
 )
