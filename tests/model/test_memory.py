@@ -18,6 +18,7 @@ SAID = {  # what devices say that are not at hand
     "cuda": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
     "cublas": RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`"),
     "c++": RuntimeError("std::bad_alloc"),
+    "driver": RuntimeError("CUDA error: out of memory"),
     "windows": RuntimeError("[enforce fail] DefaultCPUAllocator: not enough memory: you tried to"),
 }
 OTHER = {
