@@ -18,6 +18,8 @@ Mark = Literal["shown", "not shown", "against", "n/a"]
 # So that most of the fall of H(X|Y) is its own, whatever H(X) did within its interval.
 STAYED = 0.5  # of the change of H(X|Y): what a change of H(X) must stay below
 
+NO_SPREAD = "The change is the same in all items"
+
 
 @dataclass(frozen=True, slots=True)
 class Finding:
@@ -97,8 +99,8 @@ def _ci(interval: Interval | None) -> str:
 
 
 def _ends(interval: Interval | None) -> Interval:
-    """Return an interval's ends; of none, both are 0, from which nothing is concluded."""
-    return interval or (0.0, 0.0)
+    """Return an interval's ends; both are 0, from which nothing follows, where it has no width."""
+    return (0.0, 0.0) if interval is None or interval[0] == interval[1] else interval
 
 
 def decisive_p(focus: Focus, entry: Comparison) -> tuple[float, str]:
@@ -124,6 +126,8 @@ def _sensitivity(focus: Focus, entry: Comparison) -> Finding:
         )
     detectable = focus.summary.base[focus.primary or ""].power.detectable_d_z_at_80
     mark: Mark = "shown" if p <= ALPHA else "not shown"
+    if entry.n > 1 and not entry.sd_ddi_nats:
+        text += f" {NO_SPREAD}, so its interval has no width and decides nothing."
     if mark == "not shown" and _ends(ddi.ci95)[1] < 0:
         mark = "against"
         text += " The interval lies below 0: the model became less sensitive."
@@ -141,8 +145,10 @@ def _selectivity(focus: Focus) -> Finding | None:
         return None
     question = f"Does it change more for {focus.primary} than for {focus.control} items?"
     test = focus.interaction
-    if test is None or test.welch.p_two_sided is None:
+    if test is None:
         return Finding(question, "n/a", "Too few items to test the difference of the two groups.")
+    if test.welch.p_two_sided is None:
+        return Finding(question, "n/a", f"{NO_SPREAD} in either group: no test can be made.")
     welch = test.welch
     p = max(test.welch.p_two_sided, test.p_permutation)
     text = (
@@ -165,9 +171,15 @@ def _absence(focus: Focus) -> Finding | None:
         return None
     entry = focus.of(focus.control)
     question = f"Is any change in {focus.control} items smaller than a small effect?"
-    if entry is None or entry.equivalence.p is None or entry.equivalence.margin_nats is None:
+    if entry is None or entry.n < 2:
         return Finding(question, "n/a", "Too few items to test for the absence of a change.")
     ddi, test, margin = entry.delta_i_nats, entry.equivalence, entry.equivalence.margin_nats
+    if margin is None:
+        return Finding(
+            question, "n/a", "dI of the base is the same in all items: --margin is needed."
+        )
+    if test.p is None:
+        return Finding(question, "n/a", f"{NO_SPREAD}: no test can be made.")
     text = (
         f"ddI = {_nats(ddi.change)}, {_ci(ddi.ci95)}; "
         f"within ±{margin:.2f} nats (small: {test.margin_rule}): "
@@ -176,7 +188,7 @@ def _absence(focus: Focus) -> Finding | None:
     )
     low, high = _ends(ddi.ci95)
     moved = low > 0 or high < 0
-    if entry.equivalence.p <= ALPHA:
+    if test.p <= ALPHA:
         small = " The interval excludes 0: there is a change, smaller than the margin."
         return Finding(question, "shown", text + small * moved)
     if moved:
@@ -259,7 +271,7 @@ def _texts(focus: Focus) -> list[Finding]:
             ci = show(entry.per_token_nats.ci95, "fine_interval")
             change = show(entry.per_token_nats.change, "fine")
             parts.append(f"{group} {change} {ci}, n = {entry.n}")
-            moved.append(entry.per_token_nats.ci95)
+            moved.append(_ends(entry.per_token_nats.ci95))
     if not parts:
         return []
     mark: Mark = "not shown"
@@ -307,12 +319,17 @@ def _evidence(focus: Focus) -> str:
     parts = [f"{', '.join(sizes)} items"] if sizes else []
     parts += [f"{', '.join(texts)} continuations"] if texts else []
     model = focus.source.meta["settings"].get("model", "the base model")
-    run = focus.source.run
-    trained = (
-        f", trained on {run.facts['n_train']} samples" if run and "n_train" in run.facts else ""
+    trained = f"{_runs(focus)}, " if focus.source.adapters else ""
+    return f"This is evidence about one base model ({model}), {trained}and these " + (
+        f"{' and '.join(parts)}."
     )
-    return (
-        f"This is evidence about one base model ({model}), "
-        + (f"one training run{trained}, " if focus.source.adapters else "")
-        + f"and these {' and '.join(parts)}."
-    )
+
+
+def _runs(focus: Focus) -> str:
+    """Say of how many training runs the adapters are, as far as that is known."""
+    run, settings, n = focus.source.run, focus.source.meta["settings"], len(focus.source.adapters)
+    if run is not None and "n_train" in run.facts:
+        return f"one training run, trained on {run.facts['n_train']} samples"
+    if n == 1 or run is not None or (settings.get("run") and not settings.get("adapter")):
+        return "one training run"
+    return f"{n} adapters, of one training run or of several"

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import special, stats
 
-from cqa.stats.tests import ALPHA, cohen_d_z, wilcoxon
+from cqa.stats.tests import ALPHA, ROUNDING, cohen_d_z, spread, wilcoxon
 
 Values = npt.NDArray[np.float64]
 EXACT_CHOICES = 100  # items up to which every choice without one of them takes the exact p
@@ -45,14 +45,14 @@ def bca_interval(
 ) -> tuple[float, float] | None:
     """Return the BCa bootstrap interval of the mean; whole clusters are drawn where given.
 
-    None where it does not exist: fewer than two clusters, or no spread.
+    None where it does not exist: fewer than two clusters, or no spread of their means.
 
     Source: Efron 1987, "Better bootstrap confidence intervals"; clusters as in Davison & Hinkley
     1997, section 3.8.
     """
     sums, sizes = _cluster_sums(np.asarray(values, dtype=np.float64), clusters)
     n = len(sums)
-    if n < 2 or np.ptp(sums / sizes) == 0:
+    if not spread(sums / sizes):
         return None
     mean = float(sums.sum() / sizes.sum())
     rng = np.random.default_rng(seed)
@@ -140,9 +140,9 @@ def _dealt_t(pooled: Values, dealt: npt.NDArray[np.bool_]) -> Values:
 
 
 def _variance(total: Values, square: Values, n: int) -> Values:
-    """Return the variance (ddof = 1) from sums; what is below rounding is none."""
+    """Return the variance (ddof = 1) from sums; what is below rounding is none, as in `spread`."""
     found = np.maximum(square - total**2 / n, 0)
-    return np.where(found > 1e-12 * square, found, 0) / (n - 1)
+    return np.where(found > ROUNDING**2 * square, found, 0) / (n - 1)
 
 
 def _ratio(mean: Values, error: Values) -> Values:
@@ -184,7 +184,7 @@ def max_t_sign_flip(
         signs: Values = np.where(flips == 1, -1.0, 1.0)
         largest = _flipped_t(table, signs).max(axis=0)
         as_large += (largest >= least).sum(axis=1)
-    p = as_large / n_patterns
+    p = np.maximum(as_large, 1) / n_patterns  # the observed pattern is one, however it rounds
     method = "exact" if exact else f"{draws} random sign patterns"
     t, p_corrected = (
         dict(zip(by_epoch, found.tolist(), strict=True)) for found in (observed[:, 0], p)

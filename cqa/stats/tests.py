@@ -20,6 +20,8 @@ from cqa.schema.result import Alternative, Interval, PairedT, SignTest, Welch, W
 Law = npt.NDArray[np.float64]
 ALPHA = 0.05  # level of every test; intervals hold 1 - ALPHA
 SMALL, MEDIUM, LARGE = 0.2, 0.5, 0.8  # of d_z: Cohen 1988, "Statistical power analysis", chapter 2
+# Scores are sums of numbers of 24 bits: a spread below a millionth of what spreads is rounding.
+ROUNDING = 1e-6
 FAR = 5000.0
 EXACT_LIMIT = 1000  # non-zero differences; beyond, the normal approximation, named as such
 
@@ -100,14 +102,15 @@ def paired_t(differences: Sequence[float]) -> PairedT:
     return PairedT(t, n - 1, upper, 2 * min(upper, 1 - upper))
 
 
-def spread(values: Sequence[float]) -> float | None:
+def spread(values: Sequence[float] | npt.NDArray[np.float64]) -> float | None:
     """Return the standard deviation (ddof = 1), None below two values.
 
-    Equal values have none at all: their mean is rounded, and deviations from it are no spread.
+    Values that are equal up to rounding have none at all: it is 0.
     """
     if len(values) < 2:
         return None
-    return float(np.std(values, ddof=1)) if np.ptp(values) > 0 else 0.0
+    sd = float(np.std(values, ddof=1))
+    return sd if sd > ROUNDING * float(np.max(np.abs(values))) else 0.0
 
 
 def cohen_d_z(differences: Sequence[float]) -> float | None:
@@ -182,15 +185,15 @@ def tost(differences: Sequence[float], margin: float) -> Tost:
 
     Source: Schuirmann 1987; Lakens 2017, "Equivalence tests".
     """
+    n, sd = len(differences), spread(differences)
     interval = t_interval(differences, level=1 - 2 * ALPHA)
-    if interval is None:
+    if interval is None or sd is None:
         return Tost(margin, None, None, None)
     low, high = interval
     bound = max(abs(low), abs(high))
-    n, mean = len(differences), float(np.mean(differences))
-    error = (spread(differences) or 0.0) / math.sqrt(n)
-    if error == 0:
+    if sd == 0:
         return Tost(margin, None, interval, bound)
+    mean, error = float(np.mean(differences)), sd / math.sqrt(n)
     p = float(stats.t.sf((margin - abs(mean)) / error, n - 1))  # the larger of the two
     return Tost(margin, p, interval, bound)
 
@@ -246,7 +249,10 @@ def welch(a: Sequence[float], b: Sequence[float]) -> Welch:
 
 
 def t_interval(values: Sequence[float], level: float = 1 - ALPHA) -> Interval | None:
-    """Return the t interval of a mean, n - 1 degrees of freedom; None for fewer than two values."""
+    """Return the t interval of a mean, n - 1 degrees of freedom; None for fewer than two values.
+
+    Without spread it has no width, and says nothing of what other items would show.
+    """
     n, sd = len(values), spread(values)
     if sd is None:
         return None

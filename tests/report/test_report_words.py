@@ -37,7 +37,7 @@ def spread(mean: float, n: int = 20, sd: float = 1.0) -> np.ndarray:
 
 
 def focus_of(changes: Changes, *, prior: float = 0.0, **facts) -> Focus:
-    """Return a focus on pairs whose dI changes as told; `prior` is each item's d_prior."""
+    """Return a focus on pairs whose dI changes as told; `prior` is about each item's d_prior."""
     rows, items = [], {}
     sizes = {group: len(v) for models in changes.values() for group, v in models.items()}
     for group, n in sizes.items():
@@ -50,7 +50,7 @@ def focus_of(changes: Changes, *, prior: float = 0.0, **facts) -> Focus:
             base = float(5 * np.sin(7 * k + 1))
             for adapter in (None, *changes):
                 moved = 0.0 if adapter is None else float(changes[adapter][group][k])
-                shift = 0.0 if adapter is None else prior
+                shift = 0.0 if adapter is None or not prior else prior + 0.1 * float(np.sin(3 * k))
                 rows.append(_row(item_id, group, adapter, base + moved + shift, shift, facts))
     source = Source(
         Path("scores"), make_meta([None, *changes]), items, Scores(records(rows)), list(changes),
@@ -235,6 +235,39 @@ def test_what_it_is_evidence_for_names_model_items_and_groups():
     ).evidence_for
     assert "models/tiny & <small>" in text
     assert "20 literary, 20 factual items" in text
+
+
+def test_adapters_are_of_one_run_only_where_that_is_known(tmp_path):
+    def said_of(adapters: list[str], **settings) -> str:
+        focus = focus_of({name: {"literary": spread(1)} for name in adapters})
+        focus.source.meta["settings"] |= settings
+        return make_verdict(focus).evidence_for
+
+    assert ", one training run, and these" in said_of(["mine"])
+    assert ", one training run, and these" in said_of(["a", "b"], run="run", adapter=[])
+    several = ", 2 adapters, of one training run or of several, and these"
+    assert several in said_of(["a", "b"])
+    assert several in said_of(["a", "b"], run="run", adapter=["another"])
+    focus = focus_of({"a": PLAIN, "b": PLAIN}, run=read_run(make_run(tmp_path / "run")))
+    text = make_verdict(focus).evidence_for
+    assert ", one training run, trained on 94 samples, and these" in text
+
+
+@pytest.mark.parametrize(("value", "mark"), [(0.5, "shown"), (-0.5, "not shown")])
+def test_a_change_that_is_the_same_in_all_items_is_not_called_few_items(value, mark):
+    same = [value] * 20
+    verdict = make_verdict(focus_of({"mine": {"literary": same, "factual": same}}))
+    texts = [finding.text for finding in verdict.findings]
+    assert verdict.findings[0].mark == mark
+    assert "The change is the same in all items, so its interval has no width" in texts[0]
+    assert texts[1] == "The change is the same in all items in either group: no test can be made."
+    assert texts[2] == "The change is the same in all items: no test can be made."
+
+
+def test_two_equal_falls_are_no_evidence_of_one():
+    verdict = make_verdict(focus_of({"mine": {"literary": [-0.5, -0.5]}}))
+    assert verdict.findings[0].mark == "not shown"
+    assert verdict.headline == "No change of sensitivity to quality in literary items is shown."
 
 
 PLAIN = {"literary": spread(0.5, 60), "factual": spread(0.0, 60)}

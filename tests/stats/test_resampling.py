@@ -37,6 +37,15 @@ def test_max_t_equals_the_enumeration_by_hand():
         assert result.p_corrected[str(k)] == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("seed", [2, 64, 65, 84, 87])
+def test_p_is_never_below_that_of_the_observed_pattern(seed):
+    """Spreads at the edge of rounding, where one pattern's t is infinite and its twin's is not."""
+    rng = np.random.default_rng(seed)
+    n = int(rng.integers(3, 9))
+    values = 0.5 * (1 + 10 ** rng.uniform(-6.2, -5.8) * rng.standard_normal(n))
+    assert max_t_sign_flip({"a": values}).p_corrected["a"] == 0.5**n
+
+
 def test_max_t_of_one_epoch_is_the_plain_sign_flip_test():
     values = np.random.default_rng(2).normal(0.3, 1, 30)
     result = max_t_sign_flip({"only": values}, draws=20_000)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from cqa.stats.resampling import bca_interval
 from cqa.stats.tests import (
     _null_law,
     cohen_d_av,
@@ -172,6 +173,24 @@ def test_equal_differences_have_no_spread_however_their_mean_is_rounded(value, n
     assert tost(values, 1.0).p is None
     assert t_interval(values) == pytest.approx((value, value))
     assert wilcoxon(values).p == pytest.approx(2.0**-n if value > 0 else 1)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_differences_that_are_equal_up_to_rounding_have_no_spread(seed):
+    base = np.random.default_rng(seed).normal(-150, 40, 20)
+    values = (base + 0.3) - base
+    assert np.ptp(values) > 0
+    assert spread(values) == 0
+    assert cohen_d_z(values) is tost(values, 1.0).p is paired_t(values).t is None
+    low, high = t_interval(values)
+    assert low == high == pytest.approx(0.3)
+    assert bca_interval(values) is bca_interval(values, clusters=["a", "b"] * 10) is None
+
+
+def test_a_spread_above_rounding_is_kept():
+    values = [0.3, 0.3 + 2e-6, 0.3 - 2e-6]
+    assert spread(values) == pytest.approx(2e-6)
+    assert cohen_d_z(values) == pytest.approx(0.3 / 2e-6)
 
 
 def test_d_av_divides_by_the_mean_of_the_two_spreads():
