@@ -1,21 +1,101 @@
-"""What an adapter must be before it is scored: another than the rest, of this base, with effect."""
+"""The adapters of a scoring run: found, named, and checked to be distinct and to have an effect."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from cqa.data.tokenizer import Ids, Tokenizer
 from cqa.errors import ModelError
-from cqa.model.adapter import read_adapter
+from cqa.model.adapter import adapter_folder, read_adapter, read_spec
 from cqa.model.adapter_files import CONFIG, WEIGHTS
 from cqa.model.checkpoint import digest_files
 from cqa.model.decoder import Decoder
-from cqa.model.lora import attach
+from cqa.model.lora import Adapter, LoraSpec, attach
+from cqa.run_folder import epoch_folders
+from cqa.score.config import ScoreConfig
 from cqa.score.prefix_batch import EncodedItem
 from cqa.score.scorer import BranchStats, scored_passes
 
 Branches = dict[tuple[Ids, Ids], BranchStats]
+
+
+KEPT_BYTES = 1 << 30  # of all adapters on the host from check to turn; the rest is read again
+
+
+@dataclass(slots=True)
+class AdapterFolder:
+    """An adapter to score, by the name it has in the results."""
+
+    name: str
+    folder: Path
+    spec: LoraSpec
+    kept: Adapter | None = None  # its tensors, once they are read, if there is room for them
+
+    def unchanged(self, decoder: Decoder, digest: str | None) -> Adapter:
+        """Return the tensors of the files that had a digest when the run began.
+
+        Raises:
+            ModelError: The files have other bytes by now.
+        """
+        weights = self.kept or read_adapter(self.folder, decoder)
+        self.kept = None
+        if adapter_digest(self.folder) != digest:
+            raise ModelError(
+                "expected the adapter as it was at the start, got other bytes",
+                where=str(self.folder),
+                hint="it was written anew during the run; give the same command again",
+            )
+        return weights
+
+
+def find_adapters(config: ScoreConfig) -> list[AdapterFolder]:
+    """Return the adapters that the settings name, each under a name of its own.
+
+    Raises:
+        ModelError: An adapter folder is missing or malformed, or --run holds no such epoch.
+    """
+    folders = list(config.adapter)
+    if config.run is not None:
+        folders += _epoch_folders(config.run, config.epochs)
+    resolved = [folder.resolve() for folder in folders]
+    found = [adapter_folder(folder) for folder in folders]
+    return [
+        AdapterFolder(_own_name(path, resolved), folder, read_spec(folder))
+        for path, folder in zip(resolved, found, strict=True)
+    ]
+
+
+def _own_name(path: Path, others: list[Path]) -> str:
+    """Return as many last parts of a path as tell it from the others."""
+    for depth in range(1, len(path.parts) + 1):
+        name = "/".join(path.parts[-depth:])
+        alike = sum(other.parts[-depth:] == path.parts[-depth:] for other in others)
+        if alike == 1 and name != "base":
+            return name
+    raise ModelError("expected each adapter once, got one twice", where=str(path))
+
+
+def _epoch_folders(run: Path, epochs: tuple[int, ...]) -> list[Path]:
+    held = epoch_folders(run)
+    if not held:
+        raise ModelError("expected a training run with epoch folders, got none", where=str(run))
+    for epoch, (first, *more) in held.items():
+        if more:
+            raise ModelError(
+                f"expected epoch {epoch} once, got {first.name} and {more[0].name}", where=str(run)
+            )
+    for epoch in epochs:
+        if epoch not in held:
+            names = ", ".join(map(str, held))
+            raise ModelError(f"expected epoch {epoch}, got epochs {names}", where=str(run))
+    return [held[epoch][0] for epoch in epochs or held]
+
+
+def host_bytes(adapter: Adapter) -> int:
+    """Return how much memory an adapter's tensors take."""
+    return sum(a.nbytes + b.nbytes for a, b in adapter.weights.values())
 
 
 def adapter_digest(folder: Path) -> str:
@@ -40,7 +120,11 @@ def check_distinct(folders: Sequence[Path], digests: Sequence[str]) -> None:
 
 
 def check_has_effect(
-    folder: Path, decoder: Decoder, items: Iterable[EncodedItem], tokenizer: Tokenizer
+    folder: Path,
+    adapter: Adapter,
+    decoder: Decoder,
+    items: Iterable[EncodedItem],
+    tokenizer: Tokenizer,
 ) -> None:
     """Check that an adapter changes a score: one that is not the base's is enough.
 
@@ -49,7 +133,6 @@ def check_has_effect(
     Raises:
         ModelError: max |ΔS| over all items is 0.
     """
-    adapter = read_adapter(folder, decoder)
 
     def scored(item: EncodedItem) -> Branches:
         ((_, branches, _),) = scored_passes(decoder, [item], tokenizer, 1)

@@ -31,6 +31,7 @@ from cqa.data.unique import Fingerprints, file_line_id
 from cqa.errors import DataError
 from cqa.files import discard, new_file, read_json, write_json
 from cqa.schema.events import ScoreEvent
+from cqa.schema.meta import Meta
 from cqa.schema.rows import ItemRow, OptionScore
 from cqa.score.config import PrescreenConfig, ScoreConfig, Unit
 from cqa.score.encoded import left_out_text
@@ -86,8 +87,8 @@ def prescreen(
         ),
         on_event=on_event,
     )
-    meta = read_json(config.out / META)
-    model_key = meta["models"][0]["model_key"]
+    meta = Meta.from_json(read_json(config.out / META), str(config.out / META))
+    model_key = meta.models[0].model_key
 
     scores, seen = config.out / SCORES, Fingerprints()
     values, places = array("d"), array("Q")
@@ -108,7 +109,7 @@ def prescreen(
         _write_selected(config, [point["id"] for point in top[: config.budget]])
     summary = _summarise(config, np.frombuffer(values)[order], counts, top)
     summary["n_other_class_per_byte"] = n_other_per_byte
-    summary |= {key: meta[key] for key in ("max_positions", "too_long")}
+    summary |= {"max_positions": meta.max_positions, "too_long": meta.too_long}
     write_json(config.out / SUMMARY, {"settings": describe(config), **summary})
     return summary
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,23 +14,31 @@ import torch
 
 from cqa.config import describe
 from cqa.data.tokenizer import Tokenizer
-from cqa.errors import DataError, ModelError
 from cqa.files import discard, inside, locked, read_json, refuse_held, write_json
 from cqa.identity import code_digest, versions
 from cqa.interrupt import Interrupt
-from cqa.model.adapter import adapter_folder, read_adapter, read_spec
+from cqa.model.adapter import read_adapter
 from cqa.model.checkpoint import locate
 from cqa.model.config import read_config
 from cqa.model.decoder import Decoder
 from cqa.model.load import BaseModel, dtype_name, open_model
-from cqa.model.lora import LoraSpec, attach, widest
+from cqa.model.lora import attach, widest
 from cqa.model.memory import reported as memory_reported
 from cqa.model.origin import check_origin, read_origin
-from cqa.run_folder import epoch_folders, missing_epochs, planned_epochs
+from cqa.run_folder import missing_epochs, planned_epochs
 from cqa.schema.events import ModelScored, ModelStart, Note, RowsWritten, ScoreEvent, ScoreStart
+from cqa.schema.meta import AnyModel, KnownModels, Meta, ScoredModel
 from cqa.schema.result import to_json
 from cqa.schema.summary import ScoreSummary
-from cqa.score.adapters import adapter_digest, check_distinct, check_has_effect
+from cqa.score.adapters import (
+    KEPT_BYTES,
+    AdapterFolder,
+    adapter_digest,
+    check_distinct,
+    check_has_effect,
+    find_adapters,
+    host_bytes,
+)
 from cqa.score.config import ScoreConfig
 from cqa.score.encoded import Items
 from cqa.score.results import Results
@@ -40,15 +48,6 @@ from cqa.stats.roles import choose_roles
 from cqa.stats.summary import Scores, summarise
 
 CODE = ("data/items.py", "score/prefix_batch.py", "score/scorer.py", "stats/information.py")
-
-
-@dataclass(frozen=True, slots=True)
-class AdapterFolder:
-    """An adapter to score, by the name it has in the results."""
-
-    name: str
-    folder: Path
-    spec: LoraSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,21 +90,9 @@ def score(
         CqaError: Anything that the user can mend; see cqa.errors.
     """
     refuse_held(config.out)
-    folder = locate(config.model)
-    shape = read_config(folder)
-    adapters = find_adapters(config)
-    _tell_missing(config, on_event)
-    tokenizer = Tokenizer(
-        folder,
-        null_token=config.null_token,
-        template=config.template,
-        allow_special=config.allow_special,
-    )
-    tokenizer.limit_ids(shape.vocab_size)
-    items = Items(config, tokenizer, shape.max_positions)
-    n_items = items.check()
-    if config.summary:
-        choose_roles(items.groups, config)  # a group that is named but not there ends the run here
+    folder, adapters = locate(config.model), find_adapters(config)
+    _note_missing_epochs(config, on_event)
+    items, n_items = _checked_items(config, folder)
     with memory_reported("the model", "--dtype bf16, or a device with more memory"):
         if base is None:
             columns = widest([adapter.spec for adapter in adapters])
@@ -118,46 +105,80 @@ def score(
         closing(Results(config.out, with_tokens=config.tokens)) as results,
     ):
         results.write_items(items)
-        meta = {
-            **_environment(config, base.decoder.device),
-            "items_digest": items.digest,
-            "n_options": items.n_options,
-            "n_boundary_merges": items.n_merged,
-            "max_positions": items.max_positions,
-            "too_long": items.too_long,
-        }
-        earlier = _earlier_models(config.out, models)
-        _write_meta(config.out, meta, models, earlier)
         on_event(ScoreStart(n_items=n_items, n_models=len(models)))
         for text in items.notes():
             on_event(Note(text=text))
-        for adapter, model in zip((None, *adapters), models, strict=True):
-            name, key = model["adapter"], model["model_key"]
-            on_event(ModelStart(adapter=name))
-            _attach(base.decoder, adapter, model["adapter_digest"])
-            speed = _score_model(items, results, base.decoder, name, key, interrupt, on_event)
-            on_event(ModelScored(adapter=name))
-            model.update(speed)
-        _write_meta(config.out, meta, models, earlier)
-        if not config.summary:
+        run = _Run(items, results, base.decoder, interrupt, on_event)
+        _score_models(run, adapters, models)
+        summary = _summarised(run, models) if config.summary else None
+        if summary is None:
             discard(inside(config.out, SUMMARY))  # it would be of other rows
-            return ScoreResult(n_items, len(models), None)
-        names = {model["model_key"]: model["adapter"] for model in models}
-        rows = results.rows(set(names), items)
-        scores = Scores(replace(row, adapter=names[row.model_key]) for row in rows)
-        summary = ScoreSummary(
-            statistics=summarise(scores, config),
-            items_digest=items.digest,
-            n_too_long=dict(items.n_too_long()),
-            model_keys={name or "base": key for key, name in names.items()},
-        )
-        write_json(inside(config.out, SUMMARY), to_json(summary))
+        else:
+            write_json(inside(config.out, SUMMARY), to_json(summary))
     return ScoreResult(n_items, len(models), summary)
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """What every model's scoring shares."""
+
+    items: Items
+    results: Results
+    decoder: Decoder
+    interrupt: Interrupt
+    on_event: Callable[[ScoreEvent], None]
+
+
+def _checked_items(config: ScoreConfig, model: Path) -> tuple[Items, int]:
+    """Read every item once; return them, and how many there are to score."""
+    shape = read_config(model)
+    tokenizer = Tokenizer(
+        model,
+        null_token=config.null_token,
+        template=config.template,
+        allow_special=config.allow_special,
+    )
+    tokenizer.limit_ids(shape.vocab_size)
+    items = Items(config, tokenizer, shape.max_positions)
+    n_items = items.check()
+    if config.summary:
+        choose_roles(items.groups, config)  # a group that is named but not there ends the run here
+    return items, n_items
+
+
+def _score_models(
+    run: _Run, adapters: Sequence[AdapterFolder], models: Sequence[ScoredModel]
+) -> None:
+    """Append the rows of every model, and write meta.json before the first and after the last."""
+    out, timed = run.items.config.out, []
+    earlier = _earlier_models(out, models)
+    _write_meta(run, models, earlier)
+    for model, adapter in zip(models, (None, *adapters), strict=True):
+        run.on_event(ModelStart(adapter=model.adapter))
+        run.decoder.detach_adapter()
+        if adapter is not None:
+            attach(run.decoder, adapter.unchanged(run.decoder, model.adapter_digest))
+        timed.append(_score_model(run, model))
+        run.on_event(ModelScored(adapter=model.adapter))
+    _write_meta(run, timed, earlier)
+
+
+def _summarised(run: _Run, models: Sequence[ScoredModel]) -> ScoreSummary:
+    """Read the rows of these models and items again; return their statistics."""
+    names = {model.model_key: model.adapter for model in models}
+    rows = run.results.rows(set(names), run.items)
+    scores = Scores(replace(row, adapter=names[row.model_key]) for row in rows)
+    return ScoreSummary(
+        statistics=summarise(scores, run.items.config),
+        items_digest=run.items.digest,
+        n_too_long=dict(run.items.n_too_long()),
+        model_keys={name or "base": key for key, name in names.items()},
+    )
 
 
 def identify(
     config: ScoreConfig, base: BaseModel, adapters: Sequence[AdapterFolder], items: Items
-) -> list[dict[str, Any]]:
+) -> list[ScoredModel]:
     """Return what identifies the base and each adapter, refusing an adapter that cannot be scored.
 
     Raises:
@@ -173,11 +194,16 @@ def identify(
     }
     digests = [adapter_digest(adapter.folder) for adapter in adapters]
     check_distinct([adapter.folder for adapter in adapters], digests)
-    models: list[dict[str, Any]] = []
+    models: list[ScoredModel] = []
+    n_kept = 0
     for adapter, digest in zip((None, *adapters), (None, *digests), strict=True):
         identity = {**shared, "adapter_digest": digest}
-        name = adapter.name if adapter else None
-        models.append({"model_key": digest_json(identity), "adapter": name, **identity})
+        model = ScoredModel(
+            model_key=digest_json(identity),
+            adapter=adapter.name if adapter else None,
+            adapter_origin=read_origin(adapter.folder) if adapter else None,
+            **identity,
+        )
         if adapter:
             if not config.other_base:
                 check_origin(
@@ -185,37 +211,51 @@ def identify(
                     model_digest=base.digest,
                     tokenizer_digest=items.tokenizer.digest,
                 )
-            check_has_effect(adapter.folder, base.decoder, items.encoded(), items.tokenizer)
-            models[-1]["adapter_origin"] = read_origin(adapter.folder)
+            weights = read_adapter(adapter.folder, base.decoder)
+            check_has_effect(
+                adapter.folder, weights, base.decoder, items.encoded(), items.tokenizer
+            )
+            n_kept += host_bytes(weights)
+            adapter.kept = weights if n_kept <= KEPT_BYTES else None
+        models.append(model)
     return models
 
 
-def _earlier_models(out: Path, models: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def _earlier_models(out: Path, models: Sequence[ScoredModel]) -> tuple[dict[str, Any], ...]:
     """Return the identities behind rows that earlier commands left in the folder."""
     path = inside(out, META)
     if not path.exists():
-        return []
-    held, keys = read_json(path), {model["model_key"] for model in models}
-    known: list[Any] = []
-    for part in ("earlier_models", "models"):
-        if not isinstance(found := held.get(part, []), list):
-            raise DataError(f"expected `{part}` to be an array", where=str(path))
-        known += found
-    if not all(isinstance(m, dict) and isinstance(m.get("model_key"), str) for m in known):
-        raise DataError("expected models with a `model_key`, got others", where=str(path))
-    return [model for model in known if model["model_key"] not in keys]
+        return ()
+    held = KnownModels.from_json(read_json(path), str(path))
+    keys = {model.model_key for model in models}
+    return tuple(
+        model
+        for model in (*held.earlier_models, *held.models)
+        if AnyModel.from_json(model, str(path)).model_key not in keys
+    )
 
 
 def _write_meta(
-    out: Path,
-    meta: Mapping[str, Any],
-    models: Sequence[Mapping[str, Any]],
-    earlier: Sequence[Mapping[str, Any]],
+    run: _Run, models: Sequence[ScoredModel], earlier: tuple[dict[str, Any], ...]
 ) -> None:
-    write_json(inside(out, META), {**meta, "models": models, "earlier_models": earlier})
+    items, device = run.items, run.decoder.device
+    meta = Meta(
+        settings=describe(items.config),
+        device=torch.cuda.get_device_name() if device.type == "cuda" else platform.machine(),
+        n_threads=torch.get_num_threads(),
+        versions=versions(),
+        items_digest=items.digest or "",
+        n_options=items.n_options,
+        n_boundary_merges=items.n_merged,
+        max_positions=items.max_positions,
+        too_long=items.too_long,
+        models=tuple(models),
+        earlier_models=earlier,
+    )
+    write_json(inside(items.config.out, META), meta.to_json())
 
 
-def _tell_missing(config: ScoreConfig, on_event: Callable[[ScoreEvent], None]) -> None:
+def _note_missing_epochs(config: ScoreConfig, on_event: Callable[[ScoreEvent], None]) -> None:
     """Say which epochs of a run are not scored because they are not there."""
     if config.run is None or config.epochs:
         return
@@ -224,94 +264,28 @@ def _tell_missing(config: ScoreConfig, on_event: Callable[[ScoreEvent], None]) -
         on_event(Note(text=text))
 
 
-def _score_model(
-    items: Items,
-    results: Results,
-    decoder: Decoder,
-    adapter: str | None,
-    model_key: str,
-    interrupt: Interrupt,
-    on_event: Callable[[ScoreEvent], None],
-) -> dict[str, float]:
-    """Append the missing rows of one model; return its throughput."""
-    config, tokenizer = items.config, items.tokenizer
+def _score_model(run: _Run, model: ScoredModel) -> ScoredModel:
+    """Append the missing rows of one model; return it with its throughput."""
+    items, config = run.items, run.items.config
     started, n_tokens = time.perf_counter(), 0
-    done = results.done(model_key)
+    done = run.results.done(model.model_key)
     passes = score_rows(
-        decoder,
+        run.decoder,
         items.encoded(skip=lambda item: full_key(item) in done),
-        tokenizer,
+        items.tokenizer,
         batch_tokens=config.batch_tokens,
-        adapter=adapter,
-        model_key=model_key,
+        adapter=model.adapter,
+        model_key=model.model_key,
         tokens=config.tokens,
     )
     for rows, n_fed in passes:
-        results.append(rows)
+        run.results.append(rows)
         n_tokens += n_fed
-        on_event(RowsWritten(n=len(rows), n_tokens=n_fed))
-        if interrupt.requested:
-            interrupt.stop("stopped between two passes; the same command continues")
+        run.on_event(RowsWritten(n=len(rows), n_tokens=n_fed))
+        if run.interrupt.requested:
+            run.interrupt.stop("stopped between two passes; the same command continues")
     seconds = time.perf_counter() - started
-    return {"n_tokens": n_tokens, "seconds": round(seconds, 6)}
-
-
-def find_adapters(config: ScoreConfig) -> list[AdapterFolder]:
-    """Return the adapters that the settings name, each under a name of its own.
-
-    Raises:
-        ModelError: An adapter folder is missing or malformed, or --run holds no such epoch.
-    """
-    folders = list(config.adapter)
-    if config.run is not None:
-        folders += _epoch_folders(config.run, config.epochs)
-    resolved = [folder.resolve() for folder in folders]
-    found = [adapter_folder(folder) for folder in folders]
-    return [
-        AdapterFolder(_own_name(path, resolved), folder, read_spec(folder))
-        for path, folder in zip(resolved, found, strict=True)
-    ]
-
-
-def _own_name(path: Path, others: list[Path]) -> str:
-    """Return as many last parts of a path as tell it from the others."""
-    for depth in range(1, len(path.parts) + 1):
-        name = "/".join(path.parts[-depth:])
-        alike = sum(other.parts[-depth:] == path.parts[-depth:] for other in others)
-        if alike == 1 and name != "base":
-            return name
-    raise ModelError("expected each adapter once, got one twice", where=str(path))
-
-
-def _epoch_folders(run: Path, epochs: tuple[int, ...]) -> list[Path]:
-    held = epoch_folders(run)
-    if not held:
-        raise ModelError("expected a training run with epoch folders, got none", where=str(run))
-    for epoch, (first, *more) in held.items():
-        if more:
-            raise ModelError(
-                f"expected epoch {epoch} once, got {first.name} and {more[0].name}", where=str(run)
-            )
-    for epoch in epochs:
-        if epoch not in held:
-            names = ", ".join(map(str, held))
-            raise ModelError(f"expected epoch {epoch}, got epochs {names}", where=str(run))
-    return [held[epoch][0] for epoch in epochs or held]
-
-
-def _attach(decoder: Decoder, adapter: AdapterFolder | None, digest: str | None) -> None:
-    """Make the decoder the base, or the base with an adapter of this digest."""
-    decoder.detach_adapter()
-    if adapter is None:
-        return
-    weights = read_adapter(adapter.folder, decoder)
-    if adapter_digest(adapter.folder) != digest:
-        raise ModelError(
-            "expected the adapter as it was at the start, got other bytes",
-            where=str(adapter.folder),
-            hint="it was written anew during the run; give the same command again",
-        )
-    attach(decoder, weights)
+    return replace(model, n_tokens=n_tokens, seconds=round(seconds, 6))
 
 
 def _conventions(config: ScoreConfig, tokenizer: Tokenizer) -> dict[str, Any]:
@@ -320,18 +294,8 @@ def _conventions(config: ScoreConfig, tokenizer: Tokenizer) -> dict[str, Any]:
         "tokenizer": tokenizer.digest,
         "template": tokenizer.chat_template,
         "boundary": config.boundary,
-        "null_ids": list(tokenizer.null_ids),
-        "null2_ids": list(tokenizer.null2_ids),
+        "null_ids": tokenizer.null_ids,
+        "null2_ids": tokenizer.null2_ids,
         "score_eos": config.score_eos,
         "code": code_digest(*CODE),
-    }
-
-
-def _environment(config: ScoreConfig, device: torch.device) -> dict[str, Any]:
-    on_cuda = device.type == "cuda"
-    return {
-        "settings": describe(config),
-        "device": torch.cuda.get_device_name() if on_cuda else platform.machine(),
-        "n_threads": torch.get_num_threads(),
-        "versions": versions(),
     }

@@ -31,9 +31,10 @@ from cqa.model.load import BaseModel, open_model
 from cqa.run_folder import STATE, epoch_name
 from cqa.schema.comparison import Comparison
 from cqa.schema.events import ScaleEvent, ScaleRun, ScoreEvent, TrainEvent
+from cqa.score.adapters import find_adapters
 from cqa.score.config import ScoreConfig
 from cqa.score.encoded import Items, first_named, left_out_text
-from cqa.score.run import find_adapters, score
+from cqa.score.run import score
 from cqa.stats.tests import t_interval
 from cqa.study.config import ScaleConfig
 from cqa.text import aligned, interval, signed

@@ -1,8 +1,11 @@
 """Rows of scores.jsonl: the keys of the contract, and what other versions may leave out."""
 
+from dataclasses import replace
+
 import pytest
 
 from cqa.errors import DataError
+from cqa.schema.meta import ScoredModel
 from cqa.schema.rows import ItemRow, ItemText, OptionScore
 
 KEYS = (
@@ -91,3 +94,21 @@ def test_a_text_has_the_labels_that_its_item_has():
     }  # fmt: skip
     text = ItemText.from_json(value | {"note": "kept by the file"}, "f:1")
     assert text.to_json() == value
+
+
+def test_only_the_base_has_no_origin_in_meta_json():
+    value = {
+        "model_key": "k", "adapter": None, "tokenizer": "t", "template": None, "boundary": "split",
+        "null_ids": [0], "null2_ids": [0, 1], "score_eos": False, "code": "c", "model": "m",
+        "device": "cpu", "dtype": "float32", "backend": "native", "adapter_digest": None,
+    }  # fmt: skip
+    base = ScoredModel.from_json(value, "meta.json")
+    assert base.to_json() == value
+    adapter = replace(base, adapter="epoch-01", adapter_digest="d", n_tokens=3, seconds=0.5)
+    assert list(adapter.to_json())[-4:] == [
+        "adapter_digest",
+        "adapter_origin",
+        "n_tokens",
+        "seconds",
+    ]
+    assert adapter.to_json()["adapter_origin"] is None

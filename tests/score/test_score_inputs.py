@@ -15,7 +15,8 @@ from score.scoring import LITERARY, MODEL, TEXTS, bytes_of, few_of, rows_of
 from cqa.errors import DataError, ModelError, NumericsError
 from cqa.kernels.token_logprobs import token_stats
 from cqa.report.terminal import summary_text
-from cqa.score.run import find_adapters, score
+from cqa.score.adapters import find_adapters
+from cqa.score.run import score
 
 
 def test_item_may_have_keys_that_are_named_like_our_own(data, tmp_path):
