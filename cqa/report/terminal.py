@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 
 from cqa.schema.comparison import BaseGroup, Comparison, TextChange, TextComparison
 from cqa.schema.summary import ScoreSummary, StratumCounts, Summary
-from cqa.text import aligned, interval, rank_sum, signed
+from cqa.text import aligned, counted, interval, rank_sum, signed
 
 ITEM_HEADINGS = [
     "model", "dI nats", "sign acc.", "ddI nats", "95 % CI", "d_cond", "d_prior", "W+", "p", "d_z",
@@ -106,7 +106,7 @@ def _items_table(group: str, base: BaseGroup, models: Mapping[str, Comparison]) 
         ]
         for name, entry in models.items()
     ]
-    return f"{group}: {base.n} items\n" + aligned(ITEM_HEADINGS, rows)
+    return f"{group}: {counted(base.n, 'item')}\n" + aligned(ITEM_HEADINGS, rows)
 
 
 def _texts_table(group: str, models: Mapping[str, TextComparison]) -> str:

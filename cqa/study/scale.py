@@ -37,7 +37,7 @@ from cqa.score.encoded import Items, first_named, left_out_text
 from cqa.score.run import score
 from cqa.stats.tests import t_interval
 from cqa.study.config import ScaleConfig
-from cqa.text import aligned, interval, signed
+from cqa.text import aligned, counted, interval, signed
 from cqa.train.checkpoint import check_same_model, open_run
 from cqa.train.config import TrainConfig
 from cqa.train.loop import train
@@ -314,7 +314,7 @@ def scale_text(result: Row) -> str:
             ]
             for p in points
         ]  # fmt: skip
-        parts.append(f"{group}: {points[0]['n_items']} items\n" + aligned(head, rows))
+        parts.append(f"{group}: {counted(points[0]['n_items'], 'item')}\n" + aligned(head, rows))
     parts.append(
         "ddI and d_z: means over seeds, which draw subsets and training; the interval is t over\n"
         "seeds and does not hold the chance of the items."
