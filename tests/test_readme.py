@@ -71,10 +71,11 @@ def test_the_commands_run_in_order(tmp_path, monkeypatch):
     for name, n in (("train", 3), ("literary", 4), ("factual", 4), ("continuations", 3)):
         write_lines(Path(f"{name}.jsonl"), read_lines(DEMO / f"{name}.jsonl")[:n])
     write_lines(Path("dev.jsonl"), read_lines(DEMO / "literary.jsonl")[:2])
+    Path("pairs.csv").write_text("id,question,right,wrong\n1,Water boils, hot, cold\n")
     for _, kind, body in BLOCKS:
         if kind == "yaml":
             Path(body.splitlines()[0].removeprefix("# ")).write_text(body, encoding="utf-8")
-    assert len(commands(real=False)) == 13
+    assert len(commands(real=False)) == 15
     for command in commands(real=False):
         run(command)
     assert Path("run/epoch-12/adapter_model.safetensors").is_file()

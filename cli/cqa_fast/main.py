@@ -102,7 +102,8 @@ def validate(config: ValidateConfig, files: tuple[Path, ...], as_json: bool) -> 
     \b
     Example:
       cqa-fast validate train.jsonl literary.jsonl factual.jsonl
-      cqa-fast validate pairs.csv --columns context=question,good=right,bad=wrong --model DIR
+      cqa-fast validate pairs.csv --model DIR \\
+          --columns context=question,good=right,bad=wrong
     """
     from cqa.data.validate import Encoder, describe_report, report_text, validate_files
 

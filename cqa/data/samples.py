@@ -126,12 +126,7 @@ def detect_format(record: dict[str, Any], where: str) -> str:
         f"expected one of the keys {', '.join(f'`{key}`' for key in FORMATS)}, got: "
         f"{', '.join(f'`{key}`' for key in record) or 'none'}",
         where=where,
-        hint="this is an item to score, not a sample to learn" if _is_item(record) else None,
     )
-
-
-def _is_item(record: dict[str, Any]) -> bool:
-    return "context" in record and not {"good", "options", "continuation"}.isdisjoint(record)
 
 
 def parse_sample(record: dict[str, Any], kind: str, where: str) -> Sample:

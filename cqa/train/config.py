@@ -122,7 +122,8 @@ class TrainConfig:
         "Where to compute; auto is CUDA if a GPU is there.", "auto", group="Memory and device"
     )
     dtype: Literal["auto", "fp32", "bf16"] = option(
-        "Dtype to compute in; auto is bf16 on CUDA and fp32 on a CPU.",
+        "Dtype of the weights, and on a GPU of what is computed; auto is bf16 on CUDA and fp32 on "
+        "a CPU.",
         "auto",
         group="Memory and device",
     )

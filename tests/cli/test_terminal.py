@@ -138,7 +138,7 @@ def test_hostile_ids_and_groups_reach_the_terminal_escaped_and_json_whole(tmp_pa
     file = write_lines(tmp_path / "p.jsonl", [{**PAIR, "id": HOSTILE, "group": HOSTILE}] * 2)
     text = invoke("validate", file)
     assert text.exit_code == 3
-    assert r"1 good item (1 \x1b]0;owned\x07 \x9b31m :rocket: [red]): 1 error" in text.stdout
+    assert r"1 good item (1 \x1b]0;owned\x07 \x9b31m :rocket: [red]): 1 refused\n" in text.stdout
     assert not {"\x1b", "\x07", "\x9b"} & set(text.stdout)
     data = invoke("validate", "--json", file)
     assert not {"\x1b", "\x07", "\x9b"} & set(data.stdout)
@@ -168,15 +168,8 @@ def test_counts_agree_with_their_nouns(tmp_path):
     file = write_lines(tmp_path / "p.jsonl", [PAIR])
     empty = write_lines(tmp_path / "none.jsonl", [{"prompt": "x"}])
     one, wrong = invoke("validate", file), invoke("validate", empty)
-    assert f"{file}: 1 item (1 ungrouped): ok\n" == one.stdout
-    assert wrong.stdout.startswith(f"{empty}: 0 good prompt samples: 1 error\n")
-
-
-def test_pairs_handed_to_train_are_told_what_they_are(tmp_path):
-    file = write_lines(tmp_path / "p.jsonl", [PAIR])
-    done = invoke("train", "--model", MODEL, "--data", file, "--out", tmp_path / "out")
-    assert done.exit_code == 3
-    assert done.stderr.endswith("hint: this is an item to score, not a sample to learn\n")
+    assert one.stdout.startswith(f"{file}: 1 item (1 ungrouped): ok\n")
+    assert wrong.stdout.startswith(f"{empty}: 0 good prompt samples: 1 refused\n")
 
 
 def test_rerun_says_that_nothing_is_new(tmp_path):
