@@ -102,7 +102,8 @@ def token_logprobs(
 
     Args:
         hidden: Hidden states after the final norm, shape (M, D).
-        head: Output embedding, shape (V, D), same dtype and device; frozen.
+        head: Output embedding, shape (V, D), same dtype and device; frozen. For the native ops it
+            may be bf16.
         target: Token ids in [0, V), shape (M,).
         backend: See cqa.kernels.backend.
 
@@ -187,7 +188,7 @@ def token_stats(
 
     Args:
         hidden: Hidden states after the final norm, shape (M, D).
-        head: Output embedding, shape (V, D), same dtype and device.
+        head: Output embedding, shape (V, D), likewise.
         target: Token ids in [0, V), shape (M,).
         backend: See cqa.kernels.backend.
         route: Which of the two ways Triton goes; the other backends have one.

@@ -166,8 +166,13 @@ def headers(files: Mapping[str, Path]) -> Iterator[tuple[str, tuple[int, ...], s
 
 
 def stream(files: Mapping[str, Path]) -> Iterator[tuple[str, Tensor]]:
-    """Yield every tensor once, file by file; only the one in hand is in memory."""
-    return ((name, file.get_tensor(name)) for file, name in _by_file(files))
+    """Yield every tensor once, file by file; a file is mapped anew for each of its tensors.
+
+    So only those in hand are in memory: what was read of a mapping stays until it goes.
+    """
+    for name, path in sorted(files.items(), key=lambda item: (item[1], item[0])):
+        with opened(path) as file:
+            yield name, file.get_tensor(name)
 
 
 def _by_file(files: Mapping[str, Path]) -> Iterator[tuple[Any, str]]:
