@@ -114,18 +114,17 @@ def detect_format(record: dict[str, Any], where: str) -> str:
             return kind
     evaluated = next((key for key in EVALUATED if key in record), None)
     if evaluated:
+        flag = "--continuations" if evaluated == "continuation" else "--pairs"
         raise DataError(
-            f"expected training samples, got what `score` takes (`{evaluated}`)",
+            f"expected a sample to learn, got an item to score (`{evaluated}`)",
             where=where,
-            hint="give it with --continuations"
-            if evaluated == "continuation"
-            else "give it with --pairs; or learn the better text: --columns "
-            "prompt=context,response=good",
+            hint=f"give it to score {flag}",
         )
     raise DataError(
         f"expected one of the keys {', '.join(f'`{key}`' for key in FORMATS)}, got: "
-        f"{', '.join(f'`{key}`' for key in record) or 'none'}",
+        f"{', '.join(f'`{key:.40}`' for key in list(record)[:12]) or 'none'}",
         where=where,
+        hint="--columns prompt=NAME,response=NAME reads other columns" if record else None,
     )
 
 

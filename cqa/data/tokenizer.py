@@ -12,6 +12,7 @@ import hashlib
 import json
 import re
 import sys
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from cqa.data.template import Message, Template, read_template
 from cqa.data.tokenizer_files import (
     State,
     backend,
+    form_of,
     keeping_spaces,
     load_tokenizer,
     most_chars_per_token,
@@ -76,7 +78,7 @@ class Tokenizer:
         self._following = backend(following)
         self._normalizer = backend(keeping_spaces(following)).normalizer
         self._special = None if allow_special else _pattern_of_special(state)
-        self._chars_per_token = most_chars_per_token(state)
+        self._chars_per_token, self._form = most_chars_per_token(state), form_of(state)
         self.bos_ids = self._default_bos()
         made_of = [state, self.bos_ids, self.hf.special_tokens_map]  # the last names the end token
         text = json.dumps(made_of, sort_keys=True, default=str)
@@ -123,6 +125,11 @@ class Tokenizer:
         """Decode ids to text, special tokens included, nothing cleaned up."""
         return str(self._whole.decode(list(ids), skip_special_tokens=False))
 
+    def decode_following(self, ids: Sequence[int]) -> str:
+        """Decode ids that follow others: some decoders drop the space that a text begins with."""
+        before = self.encode_following("a")
+        return self.decode((*before, *ids)).removeprefix(self.decode(before))
+
     def limit_ids(self, vocab_size: int) -> None:
         """Refuse, from here on, ids that a model of this vocabulary does not have.
 
@@ -160,7 +167,11 @@ class Tokenizer:
 
     def at_least_tokens(self, text: str) -> int:
         """Return a number of tokens that a text has at least, without encoding it."""
-        return -(-len(text) // self._chars_per_token) if self._chars_per_token else 0
+        if not self._chars_per_token:
+            return 0
+        if self._form and len(text) > self._chars_per_token:
+            text = unicodedata.normalize(self._form, text)
+        return -(-len(text) // self._chars_per_token)
 
     @property
     def chat_template(self) -> str | None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from cqa.errors import ModelError
 
@@ -121,25 +121,33 @@ def _each(part: Any, change: Any) -> Any:
     return {**part, key: kept} if kept else None
 
 
-_SAME_LENGTH = {"Prepend", "Replace"}
-_COMPOSING = {"NFC", "NFKC"}  # at most four characters become one
+FORMS = {"NFC", "NFKC"}  # of Unicode, in which a text may have fewer characters
+
+
+def form_of(state: State) -> Literal["NFC", "NFKC"] | None:
+    """Return the form of Unicode that a normalizer brings a text to, if any."""
+    forms = {rule["type"] for rule in _rules(state)}
+    return "NFKC" if "NFKC" in forms else "NFC" if "NFC" in forms else None
+
+
+def _rules(state: State) -> list[State]:
+    normalizer = state["normalizer"] or {"type": "Sequence", "normalizers": []}
+    rules: list[State] = normalizer.get("normalizers", [normalizer])
+    return rules
 
 
 def most_chars_per_token(state: State) -> int | None:
-    """Return how many characters of a text one token can stand for at most, if that is known.
+    """Return how many characters of a normal text one token stands for at most, if that is known.
 
     A token that takes in the spaces around it, or a normalizer or pre-tokenizer that drops
     characters, sets no such bound.
     """
-    normalizer = state["normalizer"] or {"type": "Sequence", "normalizers": []}
-    rules = normalizer["normalizers"] if normalizer["type"] == "Sequence" else [normalizer]
-    kinds = {rule["type"] for rule in rules}
-    spaces_only = all(rule.get("content") == "▁" for rule in rules if rule["type"] == "Replace")
-    if not kinds <= _SAME_LENGTH | _COMPOSING or not spaces_only:
-        return None
+    for rule in _rules(state):
+        if rule["type"] not in ("Prepend", *FORMS) and rule.get("content") != "▁":
+            return None
     if any(token["lstrip"] or token["rstrip"] for token in state["added_tokens"]):
         return None
     vocabulary = state["model"].get("vocab", {})
     words = [w if isinstance(w, str) else w[0] for w in vocabulary]
     words += [token["content"] for token in state["added_tokens"]]
-    return max(map(len, words), default=1) * (4 if kinds & _COMPOSING else 1)
+    return max(map(len, words), default=1)

@@ -24,11 +24,11 @@ class ModelEncoder:
         """
         folder = locate(model)
         shape = read_config(folder)
-        self._positions = shape.max_positions
-        self._tokenizer = Tokenizer(
+        self.positions = shape.max_positions
+        self.tokenizer = Tokenizer(
             folder, template=config.template, allow_special=config.allow_special
         )
-        self._tokenizer.limit_ids(shape.vocab_size)
+        self.tokenizer.limit_ids(shape.vocab_size)
 
     def check(self, record: Item | Sample) -> None:
         """Encode a record.
@@ -44,15 +44,18 @@ class ModelEncoder:
         Of an item those are the ids of its context and its first option.
         """
         ids, marked = self._encode(record)
-        pieces = [self._tokenizer.decode([token]) for token in ids]
+        pieces = [
+            self.tokenizer.decode_following([token]) if k else self.tokenizer.decode([token])
+            for k, token in enumerate(ids)
+        ]
         return {"ids": list(ids), "pieces": pieces, "learned": list(marked)}
 
     def _encode(self, record: Item | Sample) -> tuple[tuple[int, ...], tuple[bool, ...]]:
         if isinstance(record, Sample):
-            ((sample,), _) = encode_samples([record], self._tokenizer, self._positions, "refuse")
+            ((sample,), _) = encode_samples([record], self.tokenizer, self.positions, "refuse")
             return sample.ids, sample.loss_mask
         item = encode_item(
-            record, self._tokenizer, "split", score_eos=False, max_positions=self._positions
+            record, self.tokenizer, "split", score_eos=False, max_positions=self.positions
         )
         first = item.options[0]
         marked = (False,) * len(first.context_ids) + (True,) * len(first.option_ids)

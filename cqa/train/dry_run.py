@@ -135,7 +135,8 @@ def marked_text(plan: Plan, sample: EncodedSample) -> str:
     previous = flags[0]
     for token, flag in zip(ids, flags, strict=True):
         if flag != previous:
-            text = plan.tokenizer.decode(run)
+            decode = plan.tokenizer.decode_following if pieces else plan.tokenizer.decode
+            text = decode(run)
             pieces.append(f"⟦{text}⟧" if previous else text)
             run, previous = [], flag
         run.append(token)

@@ -193,11 +193,11 @@ def test_a_file_for_the_other_command_is_told_so(tmp_path):
         tmp_path / "p.jsonl", [{"id": "a", "context": "b", "good": "c", "bad": "d"}]
     )
     with pytest.raises(
-        DataError, match=r"expected training samples, got .*`good`.*\nhint: .*--pairs"
+        DataError, match=r"a sample to learn, got an item .*`good`.*\nhint: .*--pairs"
     ):
         read_samples(pairs)
     preferences = write_lines(tmp_path / "q.jsonl", [PREFERENCES["texts"]])
-    with pytest.raises(DataError, match=r"expected training samples, got .*`chosen`"):
+    with pytest.raises(DataError, match=r"a sample to learn, got an item to score .`chosen`"):
         read_samples(preferences)
     samples = write_lines(tmp_path / "t.jsonl", [{"prompt": "a", "response": "b"}])
     for continuations in (False, True):

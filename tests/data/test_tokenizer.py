@@ -510,3 +510,8 @@ def test_id_that_the_model_lacks_is_refused_with_its_token():
 def test_digest_tells_tokenizers_apart_and_is_repeatable(demo):
     assert demo.digest == Tokenizer(DEMO / "model").digest
     assert demo.digest != loaded("stories260k").digest
+
+
+@pytest.mark.parametrize("text", [" She ran.", "She ran.", "\n", " 在雨里", "\u2003x"])
+def test_ids_that_follow_others_are_decoded_with_the_space_they_begin_with(tokenizer, text):
+    assert tokenizer.decode_following(tokenizer.encode_following(text)) == text
