@@ -24,7 +24,7 @@ from cqa.layout import pack_trees
 from cqa.model.load import load_model
 from cqa.model.lora import LoraSpec, TrainableLora
 from cqa.model.projection import MODULES
-from cqa.score.prefix_batch import Forest
+from cqa.score.prefix_batch import PrefixBatch
 from cqa.train.passes import StepConfig
 from cqa.train.step import backward_passes
 
@@ -83,9 +83,9 @@ def test_counts():
 
 def scoring_counts() -> dict[str, int]:
     """Tokens through the decoder and rows through the head, for the items of `pairs`."""
-    forest = Forest()
-    forest.add([(tuple(context), tuple(option)) for context, option in pairs()])
-    batch, _ = pack_trees(forest.trees())
+    prefixes = PrefixBatch()
+    prefixes.add([(tuple(context), tuple(option)) for context, option in pairs()])
+    batch, _ = pack_trees(prefixes.trees())
     return {"forward_tokens": batch.n_rows, "head_rows": batch.n_targets}
 
 

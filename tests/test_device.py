@@ -21,8 +21,8 @@ from cqa.model.decoder import Decoder
 from cqa.model.load import destinations
 from cqa.model.lora import LoraSpec, TrainableLora
 from cqa.model.projection import MODULES
-from cqa.score.prefix_batch import Forest
-from cqa.score.scorer import run_forest
+from cqa.score.prefix_batch import PrefixBatch
+from cqa.score.scorer import run_prefix_batch
 from cqa.train.passes import StepConfig
 from cqa.train.step import take_step
 
@@ -94,11 +94,11 @@ def trees() -> list[Tree]:
 
 @torch.no_grad()
 def token_scores(decoder: Decoder) -> torch.Tensor:
-    forest = Forest()
-    forest.add([(tree.context, option) for tree in trees() for option in tree.options])
-    branches = run_forest(decoder, forest)
-    ordered = [branches[tree.context, option] for tree in trees() for option in tree.options]
-    return torch.tensor([value for branch in ordered for value in branch.logp]).double()
+    prefixes = PrefixBatch()
+    prefixes.add([(tree.context, option) for tree in trees() for option in tree.options])
+    sequences = run_prefix_batch(decoder, prefixes)
+    ordered = [sequences[tree.context, option] for tree in trees() for option in tree.options]
+    return torch.tensor([value for sequence in ordered for value in sequence.logp]).double()
 
 
 @torch.no_grad()
@@ -156,12 +156,12 @@ def test_scoring_holds_no_logits_of_all_tokens(device):
     option = tuple(i % vocabulary for i in range(n))
     batch, _ = pack_trees([Tree((1,), (option,))])
     assert batch.n_targets == n
-    forest = Forest()
-    forest.add([((1,), option)])
+    prefixes = PrefixBatch()
+    prefixes.add([((1,), option)])
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        run_forest(decoder, forest)
+        run_prefix_batch(decoder, prefixes)
         assert torch.cuda.max_memory_allocated() - before < 4 * n * vocabulary * 4
     else:
-        assert len(run_forest(decoder, forest)[(1,), option].logp) == n
+        assert len(run_prefix_batch(decoder, prefixes)[(1,), option].logp) == n

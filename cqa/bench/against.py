@@ -103,8 +103,8 @@ def compare_scores(bench_model: BenchModel, job: Job, config: BenchConfig) -> It
         )
     ]
     fed = sum(
-        pack_trees(forest.trees())[0].n_rows
-        for _, forest in passes(items, tokenizer, config.batch_tokens)
+        pack_trees(prefixes.trees())[0].n_rows
+        for _, prefixes in passes(items, tokenizer, config.batch_tokens)
     )
     told = bench_model.settings() | {
         "pairs": pairs, "batch_tokens": config.batch_tokens, "batch_size": BATCH_SIZE

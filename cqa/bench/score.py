@@ -86,8 +86,8 @@ def measure_job(
     extra = peak.extra_bytes()
     decoder.detach_adapter()
     fed = scored = base_flops = adapted_flops = 0
-    for _, forest in passes(items, tokenizer, batch_tokens):
-        batch, _ = pack_trees(forest.trees())
+    for _, prefixes in passes(items, tokenizer, batch_tokens):
+        batch, _ = pack_trees(prefixes.trees())
         fed += batch.n_rows
         scored += batch.n_targets
         base_flops += pass_flops(decoder.config, batch, 0, training=False).total

@@ -11,13 +11,13 @@ from cqa.data.overlap import N_WORDS
 from cqa.report.focus import Focus
 from cqa.report.tables import show
 from cqa.run_folder import epoch_of
+from cqa.schema.rows import MANY_MERGES
 from cqa.schema.summary import DatedCounts
 from cqa.stats.tests import ALPHA, MEDIUM
 
 # At equal nats per token, a tenth more tokens is a tenth of every sum: of the size of the effects.
 UNEVEN = 1.1  # ratio of mean lengths
 # A convention: below one item in twenty, even large differences there hardly move the mean.
-MANY_MERGES = 0.05  # share of items
 # A convention: where more than one item in ten decides by itself, the items did not choose.
 STABLE = 0.9  # share of left-out items that leave the choice as it is
 NAMED = 3  # items that a caveat names

@@ -9,6 +9,9 @@ from cqa.schema.record import Record
 
 Kind = Literal["pair", "options", "continuation"]
 Role = Literal["good", "bad", "right", "wrong", "continuation"]
+# The share of texts with `boundary_merge` from which it is told: one in twenty, since fewer can
+# hardly move a mean over all.
+MANY_MERGES = 0.05
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

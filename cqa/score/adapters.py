@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cqa.data.tokenizer import Ids, Tokenizer
+from cqa.data.tokenizer import Tokenizer
 from cqa.errors import ModelError
 from cqa.model.adapter import adapter_folder, read_adapter, read_spec
 from cqa.model.adapter_files import CONFIG, WEIGHTS
@@ -16,10 +16,7 @@ from cqa.model.lora import Adapter, LoraSpec, attach
 from cqa.run_folder import epoch_folders
 from cqa.score.config import ScoreConfig
 from cqa.score.prefix_batch import EncodedItem
-from cqa.score.scorer import BranchStats, scored_passes
-
-Branches = dict[tuple[Ids, Ids], BranchStats]
-
+from cqa.score.scorer import SequenceScores, scored_passes
 
 KEPT_BYTES = 1 << 30  # of all adapters on the host from check to turn; the rest is read again
 
@@ -134,16 +131,16 @@ def check_has_effect(
         ModelError: max |ΔS| over all items is 0.
     """
 
-    def scored(item: EncodedItem) -> Branches:
-        ((_, branches, _),) = scored_passes(decoder, [item], tokenizer, 1)
-        return branches
+    def scored(item: EncodedItem) -> SequenceScores:
+        ((_, sequences, _),) = scored_passes(decoder, [item], tokenizer, 1)
+        return sequences
 
     for item in items:
         decoder.detach_adapter()
         before = scored(item)
         attach(decoder, adapter)
         after = scored(item)
-        if any(after[branch].logp != before[branch].logp for branch in before):
+        if any(after[sequence].logp != before[sequence].logp for sequence in before):
             return
     raise ModelError(
         "expected an adapter that changes a score, got one under which all are the base's",

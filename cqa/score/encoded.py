@@ -12,11 +12,11 @@ from cqa.data.spacing import Spacing
 from cqa.data.tokenizer import Tokenizer
 from cqa.data.unique import each_once, file_line_id
 from cqa.errors import DataError
+from cqa.schema.rows import MANY_MERGES
 from cqa.score.config import ScoreConfig
-from cqa.score.prefix_batch import EncodedItem, TooLongError, encode_item
+from cqa.score.prefix_batch import EncodedItem, OverlongError, encode_item
 from cqa.score_folder import META, digest_json, item_key
 
-MANY_MERGED = 0.05  # share of options from which a warning is due
 NAMED = 5  # items or samples left out that a line on the screen names
 
 
@@ -27,7 +27,7 @@ class Items:
         self.config, self.tokenizer, self.max_positions = config, tokenizer, max_positions
         self.n_options, self.n_merged = 0, 0  # the options, and those that joint encoding changes
         self.spacing = Spacing()
-        self.too_long: dict[str, str] = {}  # id: group of the items that are left out
+        self.overlong: dict[str, str] = {}  # id: group of the items that are left out
         self.groups: dict[str, None] = {}  # of the pairs that are scored, in their order
         self.digest: str | None = None  # of all texts and labels in order, after the first pass
 
@@ -40,7 +40,7 @@ class Items:
         total = hashlib.sha256()
         for item in self._read():
             total.update(digest_json([item.id, item_key(item)]).encode())
-            if item.id not in self.too_long:
+            if item.id not in self.overlong:
                 yield item
         if self.digest not in (None, total.hexdigest()):
             raise DataError(
@@ -82,7 +82,7 @@ class Items:
         """
         n_items = sum(
             1 for _ in each_once(self._counted(), name=file_line_id, columns=self.config.columns)
-        ) - len(self.too_long)
+        ) - len(self.overlong)
         if not n_items:
             raise DataError(
                 f"expected an item of at most {self.max_positions} tokens, got only longer ones",
@@ -96,10 +96,10 @@ class Items:
         for item in self:
             try:
                 encoded = self._encode(item)
-            except TooLongError:
+            except OverlongError:
                 if self.config.too_long == "refuse":
                     raise
-                self.too_long[item.id] = item.group
+                self.overlong[item.id] = item.group
             else:
                 if item.kind != "continuation":
                     self.groups.setdefault(item.group)
@@ -108,33 +108,33 @@ class Items:
                 self.n_merged += sum(option.boundary_merge for option in encoded.options)
             yield item
 
-    def n_too_long(self) -> Counter[str]:
+    def n_overlong(self) -> Counter[str]:
         """Count the items that are left out, by group."""
-        return Counter(self.too_long.values())
+        return Counter(self.overlong.values())
 
     def notes(self) -> Iterator[str]:
         """Say what a user should know of the items before they are scored."""
-        if self.too_long:
-            yield left_out_text(self.too_long, self.max_positions, META)
+        if self.overlong:
+            yield left_out_text(self.overlong, self.max_positions, META)
         if self.config.template == "plain":
             yield from self.spacing.warnings("context", "option")
-        if self.n_merged > MANY_MERGED * self.n_options:
+        if self.n_merged > MANY_MERGES * self.n_options:
             yield (
                 f"{self.n_merged} of {self.n_options} options are other tokens when encoded "
                 f"together with their context; compare --boundary joint in another --out"
             )
 
 
-def left_out_text(too_long: Mapping[str, str], max_positions: int, file: str) -> str:
+def left_out_text(overlong: Mapping[str, str], max_positions: int, file: str) -> str:
     """Say how many items of each group were left out, and name the first of them.
 
     Args:
-        too_long: The group of each item that was left out, by id; at least one.
+        overlong: The group of each item that was left out, by id; at least one.
         max_positions: Tokens that the model has room for.
         file: Name of the file that holds all ids.
     """
-    counts = ", ".join(f"{n} {group}" for group, n in Counter(too_long.values()).items())
-    named = first_named(too_long, file)
+    counts = ", ".join(f"{n} {group}" for group, n in Counter(overlong.values()).items())
+    named = first_named(overlong, file)
     return f"left out, over the model's {max_positions} positions: {counts} {named}"
 
 

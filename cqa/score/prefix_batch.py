@@ -11,7 +11,7 @@ from cqa.errors import DataError
 from cqa.layout import Tree
 
 
-class TooLongError(DataError):
+class OverlongError(DataError):
     """An item has more tokens than the model has positions."""
 
 
@@ -22,7 +22,7 @@ class EncodedItem:
     item: Item
     options: tuple[Encoded, ...]
 
-    def branches(self, tokenizer: Tokenizer) -> Iterator[tuple[Ids, Ids]]:
+    def sequences(self, tokenizer: Tokenizer) -> Iterator[tuple[Ids, Ids]]:
         """Yield every (context, option) to score: given the context, and after both nulls."""
         for option in self.options:
             yield option.context_ids, option.option_ids
@@ -36,7 +36,7 @@ def encode_item(
     """Encode an item's options after its context.
 
     Raises:
-        TooLongError: The ids are more than the model has positions.
+        OverlongError: The ids are more than the model has positions.
         DataError: They do not decode to the text, or are the same for two options; or a control
             token is written in a text.
     """
@@ -70,8 +70,8 @@ def encode_item(
     return EncodedItem(item, tuple(options))
 
 
-def _too_long(item: Item, max_positions: int, got: str) -> TooLongError:
-    return TooLongError(
+def _too_long(item: Item, max_positions: int, got: str) -> OverlongError:
+    return OverlongError(
         f"expected at most {max_positions} tokens of context and option, got {got} in item "
         f"`{item.id}`",
         where=item.where,
@@ -81,53 +81,53 @@ def _too_long(item: Item, max_positions: int, got: str) -> TooLongError:
 
 
 @dataclass(slots=True)
-class Forest:
-    """The distinct branches of some items: every context once, every option once after it."""
+class PrefixBatch:
+    """The distinct sequences of some items: every context once, every option once after it."""
 
-    branches: dict[Ids, dict[Ids, None]] = field(default_factory=dict)
+    sequences: dict[Ids, dict[Ids, None]] = field(default_factory=dict)
     n_rows: int = 0
 
     def cost(self, pairs: Iterable[tuple[Ids, Ids]]) -> int:
-        """Return how many rows some branches would add."""
+        """Return how many rows some sequences would add."""
         cost = 0
         new: set[Ids | tuple[Ids, Ids]] = set()
         for context, option in pairs:
-            if context not in self.branches and context not in new:
+            if context not in self.sequences and context not in new:
                 new.add(context)
                 cost += len(context)
-            if option not in self.branches.get(context, {}) and (context, option) not in new:
+            if option not in self.sequences.get(context, {}) and (context, option) not in new:
                 new.add((context, option))
                 cost += len(option) - 1
         return cost
 
     def add(self, pairs: Iterable[tuple[Ids, Ids]]) -> None:
-        """Add branches that are not there yet."""
+        """Add sequences that are not there yet."""
         pairs = list(pairs)
         self.n_rows += self.cost(pairs)
         for context, option in pairs:
-            self.branches.setdefault(context, {})[option] = None
+            self.sequences.setdefault(context, {})[option] = None
 
     def trees(self) -> list[Tree]:
-        """Return the branches as trees, in order of first appearance."""
-        return [Tree(context, tuple(options)) for context, options in self.branches.items()]
+        """Return the sequences as trees, in order of first appearance."""
+        return [Tree(context, tuple(options)) for context, options in self.sequences.items()]
 
 
 def passes(
     items: Iterable[EncodedItem], tokenizer: Tokenizer, batch_tokens: int
-) -> Iterator[tuple[list[EncodedItem], Forest]]:
+) -> Iterator[tuple[list[EncodedItem], PrefixBatch]]:
     """Group items into passes of at most `batch_tokens` rows, a longer item alone.
 
-    Items whose branches are all in the pass already add no row; so items are limited in number too.
+    Items whose sequences are all in the pass already add no row, so their number is limited too.
     """
     group: list[EncodedItem] = []
-    forest = Forest()
+    prefixes = PrefixBatch()
     for item in items:
-        pairs = list(item.branches(tokenizer))
+        pairs = list(item.sequences(tokenizer))
         full = len(group) >= batch_tokens
-        if group and (full or forest.n_rows + forest.cost(pairs) > batch_tokens):
-            yield group, forest
-            group, forest = [], Forest()
+        if group and (full or prefixes.n_rows + prefixes.cost(pairs) > batch_tokens):
+            yield group, prefixes
+            group, prefixes = [], PrefixBatch()
         group.append(item)
-        forest.add(pairs)
+        prefixes.add(pairs)
     if group:
-        yield group, forest
+        yield group, prefixes

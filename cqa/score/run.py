@@ -171,7 +171,7 @@ def _summarised(run: _Run, models: Sequence[ScoredModel]) -> ScoreSummary:
     return ScoreSummary(
         statistics=summarise(scores, run.items.config),
         items_digest=run.items.digest,
-        n_too_long=dict(run.items.n_too_long()),
+        n_too_long=dict(run.items.n_overlong()),
         model_keys={name or "base": key for key, name in names.items()},
     )
 
@@ -248,7 +248,7 @@ def _write_meta(
         n_options=items.n_options,
         n_boundary_merges=items.n_merged,
         max_positions=items.max_positions,
-        too_long=items.too_long,
+        too_long=items.overlong,
         models=tuple(models),
         earlier_models=earlier,
     )

@@ -1,4 +1,18 @@
-"""One pass: trees through the decoder, token statistics out, rows of scores."""
+"""Items to rows, a pass at a time: the walk from tokens to log-probabilities, downwards.
+
+    score_rows           items as token ids -> rows of scores.jsonl, pass by pass
+    scored_passes        groups items up to the token budget; halves it where memory runs out
+      passes             prefix_batch.py: every context once, every text after it once
+      run_prefix_batch   one pass on the device
+        pack_trees       layout.py: contexts and texts -> rows, segments, targets
+        decoder.hidden   model/decoder.py: rows -> the hidden state that predicts each target
+        token_stats      kernels/token_logprobs.py: head, log-softmax, entropy, per target
+    item_row             sums per text: S(x|y), S(x|null), I(x; y), dI
+      SequenceStats      the exactly rounded sums of what a text's tokens score
+
+A sequence is a text after a context, both as ids; its score does not depend on what else is in the
+pass, so neither order nor budget changes a row.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +28,12 @@ from cqa.layout import pack_trees
 from cqa.model.decoder import Decoder
 from cqa.model.memory import give_back, ran_out
 from cqa.schema.rows import ItemRow, OptionScore
-from cqa.score.prefix_batch import EncodedItem, Forest, passes
+from cqa.score.prefix_batch import EncodedItem, PrefixBatch, passes
 from cqa.score_folder import item_key
 from cqa.stats.information import contrast, delta_i_best_wrong, rank_prob
 
 
-class BranchStats:
+class SequenceStats:
     """Log-probability and entropy of every option token after a context, nats, as floats."""
 
     def __init__(self, logp: list[float], entropy: list[float]) -> None:
@@ -36,17 +50,20 @@ class BranchStats:
         return math.fsum(self.entropy)
 
 
+SequenceScores = dict[tuple[Ids, Ids], SequenceStats]  # by context and text
+
+
 @torch.no_grad()
-def run_forest(decoder: Decoder, forest: Forest) -> dict[tuple[Ids, Ids], BranchStats]:
-    """Score every branch of a forest in one pass; no result depends on what else is in it."""
-    trees = forest.trees()
+def run_prefix_batch(decoder: Decoder, prefixes: PrefixBatch) -> SequenceScores:
+    """Score every sequence of a prefix batch in one pass; none depends on what else is in it."""
+    trees = prefixes.trees()
     batch, places = pack_trees(trees)
     batch = batch.to(decoder.device)
     hidden = decoder.hidden_for_scoring(batch)
     stats = token_stats(hidden, decoder.head, batch.target, backend=decoder.backend)
     logp, entropy = stats.logp.tolist(), stats.entropy.tolist()
     return {
-        (tree.context, option): BranchStats(logp[place], entropy[place])
+        (tree.context, option): SequenceStats(logp[place], entropy[place])
         for tree, slices in zip(trees, places, strict=True)
         for option, place in zip(tree.options, slices, strict=True)
     }
@@ -68,7 +85,7 @@ def score_rows(
         decoder: The base, with an adapter attached or not.
         items: The items as token ids.
         tokenizer: What encoded them.
-        batch_tokens: Token budget of one pass; changes no digit of a row.
+        batch_tokens: Token budget of one pass; rows are bit-identical whatever it is.
         adapter: What the rows call the model; None is the base.
         model_key: What identifies the model in the rows.
         tokens: Whether the rows have per-token values.
@@ -77,10 +94,10 @@ def score_rows(
         NumericsError: A score is not finite.
         ResourceError: There is not enough memory for one item alone.
     """
-    for group, branches, n_fed in scored_passes(decoder, items, tokenizer, batch_tokens):
+    for group, sequences, n_fed in scored_passes(decoder, items, tokenizer, batch_tokens):
         rows = [
             item_row(
-                encoded, branches, tokenizer, adapter=adapter, model_key=model_key, tokens=tokens
+                encoded, sequences, tokenizer, adapter=adapter, model_key=model_key, tokens=tokens
             )
             for encoded in group
         ]
@@ -89,39 +106,39 @@ def score_rows(
 
 def scored_passes(
     decoder: Decoder, items: Iterable[EncodedItem], tokenizer: Tokenizer, batch_tokens: int
-) -> Iterator[tuple[list[EncodedItem], dict[tuple[Ids, Ids], BranchStats], int]]:
+) -> Iterator[tuple[list[EncodedItem], SequenceScores, int]]:
     """Score items pass by pass; where memory runs out, halve the token budget and go on.
 
     No result depends on what else is in its pass, so the budget changes none.
 
     Yields:
-        The items of a pass, the statistics of their branches, and how many tokens it fed.
+        The items of a pass, the statistics of their sequences, and how many tokens it fed.
 
     Raises:
         ResourceError: There is not enough memory for one item alone.
     """
-    for group, forest in passes(items, tokenizer, batch_tokens):
-        pending = [(group, forest)]
+    for group, prefixes in passes(items, tokenizer, batch_tokens):
+        pending = [(group, prefixes)]
         while pending:
-            group, forest = pending.pop()
-            if forest.n_rows > batch_tokens and len(group) > 1:  # the budget was lowered since
+            group, prefixes = pending.pop()
+            if prefixes.n_rows > batch_tokens and len(group) > 1:  # the budget was lowered since
                 pending += reversed(list(passes(group, tokenizer, batch_tokens)))
                 continue
-            branches = _run_or_none(decoder, group, forest)
-            if branches is not None:
-                yield group, branches, forest.n_rows
+            sequences = _run_or_none(decoder, group, prefixes)
+            if sequences is not None:
+                yield group, sequences, prefixes.n_rows
                 continue
             give_back()
-            batch_tokens = max(1, min(batch_tokens, forest.n_rows) // 2)
-            pending.append((group, forest))
+            batch_tokens = max(1, min(batch_tokens, prefixes.n_rows) // 2)
+            pending.append((group, prefixes))
 
 
 def _run_or_none(
-    decoder: Decoder, group: list[EncodedItem], forest: Forest
-) -> dict[tuple[Ids, Ids], BranchStats] | None:
-    """Score a forest; return None where memory ran out and there are items to divide."""
+    decoder: Decoder, group: list[EncodedItem], prefixes: PrefixBatch
+) -> SequenceScores | None:
+    """Score a prefix batch; return None where memory ran out and there are items to divide."""
     try:
-        return run_forest(decoder, forest)
+        return run_prefix_batch(decoder, prefixes)
     except (RuntimeError, MemoryError) as error:
         if not ran_out(error):
             raise
@@ -129,7 +146,7 @@ def _run_or_none(
             return None
         raise ResourceError(
             f"expected enough memory for item `{group[0].item.id}` alone, got none for its "
-            f"{forest.n_rows} tokens",
+            f"{prefixes.n_rows} tokens",
             where=group[0].item.where,
             hint="--dtype bf16, a shorter context, or a device with more memory",
         ) from error
@@ -137,7 +154,7 @@ def _run_or_none(
 
 def item_row(
     encoded: EncodedItem,
-    branches: dict[tuple[Ids, Ids], BranchStats],
+    sequences: SequenceScores,
     tokenizer: Tokenizer,
     *,
     adapter: str | None,
@@ -150,7 +167,7 @@ def item_row(
         NumericsError: A score is not finite.
     """
     item = encoded.item
-    options = [_option(encoded, k, branches, tokenizer, tokens) for k in range(len(item.options))]
+    options = [_option(encoded, k, sequences, tokenizer, tokens) for k in range(len(item.options))]
     if not all(_is_finite(option) for option in options):
         raise NumericsError(
             f"expected finite scores, got others in item `{item.id}`", where=item.where
@@ -184,14 +201,14 @@ def item_row(
 def _option(
     encoded: EncodedItem,
     index: int,
-    branches: dict[tuple[Ids, Ids], BranchStats],
+    sequences: SequenceScores,
     tokenizer: Tokenizer,
     tokens: bool,
 ) -> OptionScore:
     text, ids = encoded.item.options[index], encoded.options[index]
-    given = branches[ids.context_ids, ids.option_ids]
-    null = branches[tokenizer.null_ids, ids.option_ids]
-    null2 = branches[tokenizer.null2_ids, ids.option_ids]
+    given = sequences[ids.context_ids, ids.option_ids]
+    null = sequences[tokenizer.null_ids, ids.option_ids]
+    null2 = sequences[tokenizer.null2_ids, ids.option_ids]
     return OptionScore(
         role=encoded.item.role(index),
         logp_given_context_nats=given.total,

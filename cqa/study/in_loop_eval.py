@@ -36,7 +36,7 @@ class DevMetric:
     """A callback of the training loop: mean ddI of the model in training against its base.
 
     Items are scored as `score` does by default, with the run's template. Before the first step the
-    adapter's B is zero, so the model at hand is the base (but for the rounding of a few zeros).
+    adapter's B is zero, so the model is then the base (but for the rounding of a few zeros).
     """
 
     def __init__(self, config: TrainConfig, pairs: Path) -> None:

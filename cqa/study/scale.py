@@ -121,7 +121,7 @@ def scale(
     result["too_long"] = {
         "policy": config.too_long,
         "samples": list(plan.affected_ids),
-        "items": items.too_long,
+        "items": items.overlong,
         "max_positions": items.max_positions,
     }
     write_json(config.out / RESULT, {"settings": describe(config), **result})
@@ -319,18 +319,18 @@ def scale_text(result: Row) -> str:
         "ddI and d_z: means over seeds, which draw subsets and training; the interval is t over\n"
         "seeds and does not hold the chance of the items."
     )
-    parts += _too_long_text(result["too_long"])
+    parts += _overlong_text(result["too_long"])
     return "\n\n".join(parts)
 
 
-def _too_long_text(too_long: Row) -> Iterator[str]:
+def _overlong_text(overlong: Row) -> Iterator[str]:
     """Say which samples and items were not taken as they stand in the files."""
-    if ids := too_long["samples"]:
-        done = "left out" if too_long["policy"] == "drop" else "prompt cut at its start"
+    if ids := overlong["samples"]:
+        done = "left out" if overlong["policy"] == "drop" else "prompt cut at its start"
         noun = "sample" if len(ids) == 1 else "samples"
         yield f"{done}, over --max-tokens: {len(ids)} {noun} {first_named(ids, RESULT)}"
-    if too_long["items"]:
-        yield left_out_text(too_long["items"], too_long["max_positions"], RESULT)
+    if overlong["items"]:
+        yield left_out_text(overlong["items"], overlong["max_positions"], RESULT)
 
 
 def _interval(point: Row) -> str:

@@ -180,8 +180,8 @@ def test_training_flops_are_what_torch_counts_for_the_same_model():
 def test_scoring_flops_by_hand():
     config = parse_config(hf_config("demo"), "demo")
     (item,) = random_items(Job(1, 10, 1, 4), config.vocab_size)
-    ((_, forest),) = passes([item], null_tokenizer(), 4096)
-    batch, _ = pack_trees(forest.trees())
+    ((_, prefixes),) = passes([item], null_tokenizer(), 4096)
+    batch, _ = pack_trees(prefixes.trees())
     flops = pass_flops(config, batch, 0, training=False)
     rows, kept = 13 + (1 + 3) + (2 + 3), (1 + 3) * 3  # the option's last token is not fed
     d, wide, kv = 192, 512, 64

@@ -15,9 +15,9 @@ from cqa.errors import DataError
 from cqa.model.decoder import Decoder
 from cqa.model.load import load_model
 from cqa.score.prefix_batch import EncodedItem, encode_item, passes
-from cqa.score.scorer import BranchStats, run_forest
+from cqa.score.scorer import SequenceStats, run_prefix_batch
 
-Branches = dict[tuple[tuple[int, ...], tuple[int, ...]], BranchStats]
+SequenceScores = dict[tuple[tuple[int, ...], tuple[int, ...]], SequenceStats]
 
 
 def load(folder: Path, device: str = "cpu") -> tuple[Decoder, Tokenizer]:
@@ -62,11 +62,11 @@ def fitting(path: Path, tokenizer: Tokenizer, max_positions: int, n: int) -> lis
 
 def score_all(
     decoder: Decoder, tokenizer: Tokenizer, items: Iterable[EncodedItem], batch_tokens: int = 4096
-) -> Branches:
-    """Score every branch of some items."""
-    scored: Branches = {}
-    for _, forest in passes(items, tokenizer, batch_tokens):
-        scored.update(run_forest(decoder, forest))
+) -> SequenceScores:
+    """Score every sequence of some items."""
+    scored: SequenceScores = {}
+    for _, prefixes in passes(items, tokenizer, batch_tokens):
+        scored.update(run_prefix_batch(decoder, prefixes))
     return scored
 
 

@@ -103,15 +103,15 @@ ERRORS = {
 def limit_memory(monkeypatch, rows: int, error) -> list[int]:
     """Let passes of more rows run out of memory; return the rows of those that did not."""
     fed: list[int] = []
-    real = scorer.run_forest
+    real = scorer.run_prefix_batch
 
-    def run_forest(decoder, forest):
-        if forest.n_rows > rows:
+    def run_prefix_batch(decoder, prefixes):
+        if prefixes.n_rows > rows:
             raise error()
-        fed.append(forest.n_rows)
-        return real(decoder, forest)
+        fed.append(prefixes.n_rows)
+        return real(decoder, prefixes)
 
-    monkeypatch.setattr(scorer, "run_forest", run_forest)
+    monkeypatch.setattr(scorer, "run_prefix_batch", run_prefix_batch)
     return fed
 
 
@@ -130,15 +130,15 @@ def test_pass_that_runs_out_of_memory_is_halved_and_no_byte_changes(
 
 def test_budget_is_halved_once_for_all_passes_that_follow(inputs, tmp_path, monkeypatch):
     tried: list[int] = []
-    real = scorer.run_forest
+    real = scorer.run_prefix_batch
 
-    def run_forest(decoder, forest):
-        tried.append(forest.n_rows)
-        if forest.n_rows > 30:
+    def run_prefix_batch(decoder, prefixes):
+        tried.append(prefixes.n_rows)
+        if prefixes.n_rows > 30:
             raise MemoryError
-        return real(decoder, forest)
+        return real(decoder, prefixes)
 
-    monkeypatch.setattr(scorer, "run_forest", run_forest)
+    monkeypatch.setattr(scorer, "run_prefix_batch", run_prefix_batch)
     many = [{**item, "id": f"{item['id']}-{k}", "context": item["context"] + f" {k}"}
             for k in range(20) for item in PAIRS]  # fmt: skip
     pairs = write_lines(tmp_path / "many.jsonl", many)

@@ -40,7 +40,7 @@ def test_the_first_200_fitting_items_equal_a_naive_loop(models, file):
     if not items:
         pytest.skip("no item of this file fits the model's positions")
     ours = score_all(decoder, tokenizer, items)
-    pairs = list(dict.fromkeys(pair for item in items for pair in item.branches(tokenizer)))
+    pairs = list(dict.fromkeys(pair for item in items for pair in item.sequences(tokenizer)))
     naive = naive_logps(load_reference(folder), pairs)
     apart = [
         pair

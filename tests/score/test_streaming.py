@@ -24,7 +24,7 @@ from cqa.model.load import BaseModel, load_model
 from cqa.score.config import ScoreConfig
 from cqa.score.prefix_batch import encode_item, passes
 from cqa.score.run import ScoreResult, score
-from cqa.score.scorer import BranchStats
+from cqa.score.scorer import SequenceStats
 from cqa.stats.summary import Scores, summarise
 
 MODEL = DEMO / "model"
@@ -41,18 +41,20 @@ def write_pairs(path: Path, n: int, n_chars: int) -> Path:
     return path
 
 
-class AnyBranch(dict):
-    """Stands in for the decoder: some numbers for every branch."""
+class AnySequence(dict):
+    """Stands in for the decoder: some numbers for every sequence."""
 
-    def __missing__(self, branch: tuple[Any, tuple[int, ...]]) -> BranchStats:
-        return BranchStats([-1.5] * len(branch[1]), [0.5] * len(branch[1]))
+    def __missing__(self, sequence: tuple[Any, tuple[int, ...]]) -> SequenceStats:
+        return SequenceStats([-1.5] * len(sequence[1]), [0.5] * len(sequence[1]))
 
 
 @pytest.fixture
 def stubbed(monkeypatch) -> None:
     """No decoder, and a tokenizer that is there already, so that rows alone take memory."""
     tokenizer = Tokenizer(MODEL)
-    monkeypatch.setattr("cqa.score.scorer.run_forest", lambda decoder, forest: AnyBranch())
+    monkeypatch.setattr(
+        "cqa.score.scorer.run_prefix_batch", lambda decoder, prefixes: AnySequence()
+    )
     monkeypatch.setattr("cqa.score.run.Tokenizer", lambda folder, **options: tokenizer)
     monkeypatch.setattr("cqa.score.run.versions", dict)  # reads more than a small file's rows
 

@@ -10,8 +10,8 @@ from cqa.model.adapter import read_adapter, read_spec
 from cqa.model.decoder import Decoder
 from cqa.model.load import load_model
 from cqa.model.lora import attach, widest
-from cqa.score.prefix_batch import Forest
-from cqa.score.scorer import run_forest
+from cqa.score.prefix_batch import PrefixBatch
+from cqa.score.scorer import run_prefix_batch
 
 bench_model = BenchModel.told(settings)
 pairs = [(tuple(context), tuple(option)) for context, option in settings["pairs"]]
@@ -34,12 +34,14 @@ def load() -> Decoder:
 def scores(decoder: Decoder) -> list[float]:
     """Return S(option | context) of every pair, in passes of the token budget."""
     found: dict[tuple[tuple[int, ...], tuple[int, ...]], float] = {}
-    forest = Forest()
+    prefixes = PrefixBatch()
     for place, pair in enumerate(pairs):
-        forest.add([pair])
-        if forest.n_rows >= settings["batch_tokens"] or place == len(pairs) - 1:
-            found |= {key: stats.total for key, stats in run_forest(decoder, forest).items()}
-            forest = Forest()
+        prefixes.add([pair])
+        if prefixes.n_rows >= settings["batch_tokens"] or place == len(pairs) - 1:
+            found |= {
+                key: stats.total for key, stats in run_prefix_batch(decoder, prefixes).items()
+            }
+            prefixes = PrefixBatch()
     return [found[pair] for pair in pairs]
 
 
