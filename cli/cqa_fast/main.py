@@ -211,7 +211,7 @@ def prescreen(config: PrescreenConfig, as_json: bool) -> None:
 
 
 @main.command()
-@takes(ScaleConfig)
+@takes(ScaleConfig, PRESETS)
 @_JSON
 def scale(config: ScaleConfig, as_json: bool) -> None:
     """Train on nested subsets of several sizes and seeds, and show how the effect grows.

@@ -64,7 +64,7 @@ FLAGS = {
     ],
     "scale": [
         *TRAIN_DEFAULTS, "--model", "--data", "--out", "--pairs", "--sizes", "--seeds", "--arms",
-        "--scored-epoch", "--config", "--json",
+        "--scored-epoch", "--preset", "--config", "--json",
     ],
 }  # fmt: skip
 
