@@ -319,7 +319,7 @@ REFUSED = {
     "prescreen-bad-line": (3, [*PRESCREEN, "--pairs", "{torn}"], "{torn}:2: expected one JSON"),
     "prescreen-model": (4, changed(PRESCREEN, "--model", "{absent}"), "expected a model folder"),
     "coverage-no-file": (3, ["coverage", "{absent}"], "{absent}: expected a readable"),
-    "coverage-pairs": (3, ["coverage", "{pairs}"], "{pairs}:1: expected one of the keys `prompt`"),
+    "coverage-pairs": (3, ["coverage", "{pairs}"], "{pairs}:1: expected training samples"),
     "coverage-tags": (3, ["coverage", "--by", "tags", "{samples}"], "{samples}:1: expected `tags`"),
     "scale-sizes": (2, [*SCALE, "--sizes", "5,2"], "expected sizes from 1, each larger"),
     "scale-too-many": (2, [*SCALE, "--sizes", "7"], "{samples}: expected sizes up to 6"),
