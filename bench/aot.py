@@ -2,22 +2,27 @@
 
 The ops run on tensors without data; each launch is recorded with its argument types and compiled
 for GPUs that need not be here. Fails where a kernel with matrix products spills registers, where
-shared memory exceeds what the architecture has, or where a 16-bit product uses no matrix unit.
+shared memory exceeds what the architecture has, or where a 16-bit product uses no matrix unit or
+loads less than 16 bytes at a time. Ranks of LoRA decide the code too: 8 to 256 are compiled.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
+import re
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
+import aot_cases
 import torch
 import triton
 from aot_cases import CASES, SHAPES
@@ -25,7 +30,24 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
-SHARED_BYTES = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}  # the most a block can have
+
+@dataclass(frozen=True)
+class Card:
+    """What an architecture has, by NVIDIA's tables of compute capabilities."""
+
+    shared_bytes: int  # the most that a block can have; a multiprocessor has 1 KiB more
+    warps: int  # the most on a multiprocessor
+    multiprocessors: int  # of the largest common card
+
+
+CARDS = {
+    80: Card(163 << 10, 64, 108), 86: Card(99 << 10, 48, 84), 89: Card(99 << 10, 48, 128),
+    90: Card(227 << 10, 64, 132), 100: Card(227 << 10, 64, 148), 120: Card(99 << 10, 48, 170),
+}  # fmt: skip
+INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?!NOP)\S", re.MULTILINE)  # of SASS
+REGISTERS = 65536  # of a multiprocessor
+LOADS = re.compile(r"\b(?:LDG|LDGSTS)\.E(?:\.\w+)*")  # of SASS, from global memory
+WIDTHS = {"128": 16, "64": 8, "U16": 2, "S16": 2, "U8": 1, "S8": 1}  # bytes; 4 where none is said
 MATRIX_UNITS = ("HGMMA", "UTCHMMA", "HMMA")  # in SASS: sm_90, sm_100, sm_80 and later
 TYPES = {
     torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.float64: "fp64",
@@ -42,6 +64,12 @@ class Launch:
     constants: tuple[tuple[int, Any], ...]
     aligned: tuple[int, ...]  # arguments that are multiples of 16
     options: tuple[tuple[str, Any], ...]
+    programs: int = field(compare=False)  # of the first launch like it
+
+    @property
+    def warps(self) -> int:
+        """Warps of a program."""
+        return int(dict(self.options).get("num_warps", 4))
 
     @property
     def name(self) -> str:
@@ -63,7 +91,7 @@ def launches_of(call: Callable[[], None]) -> list[Launch]:
     recorded: list[Launch] = []
 
     def record(self: JITFunction, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
-        recorded.append(_launch(self, args, kwargs))
+        recorded.append(_launch(self, grid, args, kwargs))
 
     run, JITFunction.run = JITFunction.run, record
     try:
@@ -73,7 +101,9 @@ def launches_of(call: Callable[[], None]) -> list[Launch]:
     return list(dict.fromkeys(recorded))
 
 
-def _launch(kernel: JITFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Launch:
+def _launch(
+    kernel: JITFunction, grid: tuple[int, ...], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Launch:
     names = [p.name for p in kernel.params]
     values = dict(zip(names, args, strict=False)) | {n: kwargs[n] for n in names if n in kwargs}
     signature, constants, aligned = [], [], []
@@ -92,8 +122,9 @@ def _launch(kernel: JITFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) 
         signature.append((parameter.name, "constexpr" if constant else _type(value)))
     options = {n: v for n, v in kwargs.items() if n not in names}
     return Launch(
-        kernel, tuple(signature), tuple(constants), tuple(aligned), tuple(options.items())
-    )
+        kernel, tuple(signature), tuple(constants), tuple(aligned), tuple(options.items()),
+        math.prod(grid),
+    )  # fmt: skip
 
 
 def _type(value: Any) -> str:
@@ -112,6 +143,10 @@ class Compiled:
     stack_bytes: int
     shared_bytes: int
     matrix_unit: str
+    load_bytes: int  # the widest load from global memory, by one thread
+    instructions: int  # of the whole kernel, not executed ones
+    resident: int  # programs on a multiprocessor at a time
+    waves: float  # that the grid takes on the card, 1 and a bit being the worst
     problems: tuple[str, ...]
 
 
@@ -140,13 +175,34 @@ def compile_launch(launch: Launch, architecture: int) -> Compiled:
     problems = []
     if stack and launch.multiplies:
         problems.append(f"{stack} bytes of spilled registers")
-    if shared > SHARED_BYTES[architecture]:
-        problems.append(f"shared memory over {SHARED_BYTES[architecture]} bytes")
+    card, registers = CARDS[architecture], int(counts["REG"])
+    if shared > card.shared_bytes:
+        problems.append(f"shared memory over {card.shared_bytes} bytes")
     if launch.multiplies in ("bf16", "fp16") and not unit:
         problems.append("16-bit products without a matrix unit")
     if binary.metadata.global_scratch_size:
         problems.append("needs scratch memory, which nothing gives it")
-    return Compiled(int(counts["REG"]), stack, shared, unit, tuple(problems))
+    widths = [WIDTHS.get(part, 4) for load in LOADS.findall(sass) for part in load.split(".")[2:]]
+    resident = min(
+        32,
+        card.warps // launch.warps,
+        REGISTERS // (launch.warps * 32 * -(-registers // 8) * 8),  # given out by eight
+        (card.shared_bytes + 1024) // (shared + 1024),  # 1 KiB is the system's
+    )
+    widest = max(widths, default=4)
+    if launch.multiplies in ("bf16", "fp16") and widest < 16:
+        problems.append(f"loads of {widest} bytes at most")
+    return Compiled(
+        registers,
+        stack,
+        shared,
+        unit,
+        widest,
+        len(INSTRUCTION.findall(sass)),
+        resident,
+        launch.programs / (card.multiprocessors * resident) if resident else math.inf,
+        tuple(problems),
+    )
 
 
 def _dump(cubin: Path, what: str) -> str:
@@ -155,18 +211,26 @@ def _dump(cubin: Path, what: str) -> str:
 
 
 def compiled_table(
-    shapes: list[str], dtypes: list[torch.dtype], architectures: list[int], *, quick: bool
+    shapes: list[str],
+    dtypes: list[torch.dtype],
+    ranks: list[int],
+    architectures: list[int],
+    *,
+    quick: bool,
 ) -> Iterator[tuple[str, str, int, Compiled]]:
     """Yield kernel, pointer type, architecture and result of every distinct launch."""
     launches: dict[Launch, str] = {}
-    for shape in shapes:
-        for dtype in dtypes:
-            for case in CASES:
-                for launch in launches_of(partial(case, SHAPES[shape], dtype)):
-                    launches.setdefault(launch, TYPES[dtype])
-    if quick:
-        first = {launch.kernel: launch for launch in reversed(launches)}
-        launches = {launch: launches[launch] for launch in first.values()}
+    for shape, dtype, rank in product(shapes, dtypes, ranks):
+        aot_cases.RANK = rank
+        found = {
+            launch: TYPES[dtype]
+            for case in CASES
+            for launch in launches_of(partial(case, SHAPES[shape], dtype))
+        }
+        if quick:
+            first = {launch.kernel: launch for launch in reversed(found)}
+            found = {launch: found[launch] for launch in first.values()}
+        launches = found | launches
     jobs = [(launch, architecture) for launch in launches for architecture in architectures]
     with ThreadPoolExecutor(2) as pool:
         results = pool.map(lambda job: compile_launch(*job), jobs)
@@ -179,25 +243,31 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shape", nargs="+", default=list(SHAPES), choices=list(SHAPES))
     parser.add_argument("--dtype", nargs="+", default=["bf16", "fp32"], choices=["bf16", "fp32"])
-    parser.add_argument("--sm", nargs="+", type=int, default=list(SHARED_BYTES))
-    parser.add_argument("--quick", action="store_true", help="one variant of each kernel")
+    parser.add_argument("--rank", nargs="+", type=int, help="of LoRA (default: 8 to 256, or 32)")
+    parser.add_argument("--sm", nargs="+", type=int, default=list(CARDS), choices=list(CARDS))
+    parser.add_argument("--quick", action="store_true", help="one variant of each kernel and rank")
     parser.add_argument("--out", type=Path, help="also write the table here, as Markdown")
     options = parser.parse_args()
+    ranks = options.rank or ([32] if options.quick else [8, 16, 32, 64, 128, 256])
     by_name = {name: dtype for dtype, name in TYPES.items()}
     lines = [
-        f"Triton {triton.__version__}, shapes {', '.join(options.shape)}.",
+        f"Triton {triton.__version__}, shapes {', '.join(options.shape)}, LoRA ranks "
+        f"{', '.join(map(str, ranks))}, {aot_cases.ROWS} rows. "
+        "Read from machine code; nothing was run.",
         "",
-        "| kernel | dtype | sm | registers | stack, bytes | shared, bytes | matrix unit |",
-        "|---|---|---|---|---|---|---|",
+        "| kernel | dtype | sm | registers | stack, bytes | shared, bytes | matrix unit "
+        "| widest load, bytes | instructions | programs a multiprocessor | waves |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     print("\n".join(lines))
     failures = 0
     dtypes = [by_name[d] for d in options.dtype]
-    table = compiled_table(options.shape, dtypes, options.sm, quick=options.quick)
+    table = compiled_table(options.shape, dtypes, ranks, options.sm, quick=options.quick)
     for name, dtype, architecture, c in table:
         unit = c.matrix_unit or "–"
         line = f"| {name} | {dtype} | {architecture} | {c.registers} | {c.stack_bytes} | "
-        lines.append(f"{line}{c.shared_bytes} | {unit} |")
+        line += f"{c.shared_bytes} | {unit} | {c.load_bytes} | {c.instructions} | "
+        lines.append(f"{line}{c.resident} | {c.waves:.2f} |")
         print(lines[-1], flush=True)
         for problem in c.problems:
             failures += 1

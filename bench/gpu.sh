@@ -98,7 +98,9 @@ measure score-7b 95 "${big[@]}" --levels score --peers --seconds 0.5 --batch-tok
 measure paper-run-7b 100 "${big[@]}" --levels step "${window[@]}" --steps 564 --seconds 0.5
 measure step-0.5b 30 "${small[@]}" --levels step "${window[@]}" --seconds 0.5
 measure step-0.5b-graphs 30 "${small[@]}" --levels step "${window[@]}" --seconds 0.5 --cuda-graphs
-# what the parts above have left over
+# what the parts above have left over; the ops one by one compile hundreds of kernels
+part op-tests 150 "$python" -m pytest -q -m gpu -W default --junitxml "$out/op-tests.xml" \
+    -p no:cacheprovider "${workers[@]}" tests/kernels tests/model/test_triton.py
 measure step-7b-story 50 "${big[@]}" --levels step --window 1884+112,1884+112 --seconds 1
 measure score-0.5b 40 "${small[@]}" --levels score --seconds 0.5 --batch-tokens 8192 \
     --job '40x800+2x100*8' --job 400x20+2x10

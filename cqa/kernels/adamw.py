@@ -195,7 +195,7 @@ def gradient_norm(grad: Tensor, *, backend: Backend | None = None) -> Tensor:
     if backend == "triton":
         return _gradient_norm_triton(grad)
     if backend == "native":
-        return torch.tensor(torch.ops.cqa.norm(grad))
+        return torch.tensor(torch.ops.cqa.norm(grad), device="cpu")
     norm: Tensor = torch.linalg.vector_norm(grad)
     return norm
 

@@ -141,7 +141,7 @@ def gathered(spans: tuple[AttentionSpan, ...], n_rows: int, device: torch.device
 
     def moved(values: list[int], dtype: torch.dtype) -> Tensor:
         # a waiting copy would let the device run dry: the last layer asks in the middle of a pass
-        return torch.tensor(values, dtype=dtype).to(device, non_blocking=True)
+        return torch.tensor(values, dtype=dtype, device="cpu").to(device, non_blocking=True)
 
     def offsets(lengths: list[int]) -> Tensor:
         return moved([0, *accumulate(lengths)], torch.int32)
@@ -201,7 +201,7 @@ class _Attention(torch.autograd.Function):
         spans: tuple[AttentionSpan, ...],
         window: int | None,
     ) -> Tensor:
-        table = torch.tensor([[*s.query, *s.own, *s.prefix] for s in spans])
+        table = torch.tensor([[*s.query, *s.own, *s.prefix] for s in spans], device="cpu")
         out = q.new_empty(q.shape)
         lse = q.new_empty(q.shape[:2])
         scale = q.shape[2] ** -0.5

@@ -11,7 +11,7 @@ import triton.language as tl
 # For kernels of rows: their number differs from pass to pass, and one form does for all of them.
 any_rows = triton.jit(do_not_specialize=["m", "n_rows", "plane"])
 TILE_ROWS = 32  # of a tile of rows and features
-_MOST_RANKS = 64  # of a tile: shared memory then holds it on every GPU, whatever the rank
+_MOST_RANKS = 32  # of a tile: its operands then fit the 99 KiB of the smallest GPUs at any rank
 INTERPRETED: bool = triton.knobs.runtime.interpret
 _TYPES = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.float32: tl.float32}
 

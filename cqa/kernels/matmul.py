@@ -9,10 +9,24 @@ it. Libraries choose their order by the shape of the whole product. Elsewhere it
 
 from __future__ import annotations
 
+import os
+
 import torch
 from torch import Tensor
 
 from cqa.kernels.backend import Backend, choose
+
+
+def keep_sums_whole() -> None:
+    """Leave cuBLAS no room to split a sum, so that a row's bits depend less on the rows beside it.
+
+    Scoring calls this before its first product; where a product has run already in this process,
+    it comes too late. What the user has set stays. Whether a row's bits then depend on the row
+    alone is for a test on the device to say.
+    Source: vLLM's batch-invariant mode sets the same two.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":16:8")
+    os.environ.setdefault("CUBLASLT_WORKSPACE_SIZE", "1")  # KiB
 
 
 def mm_ref(a: Tensor, b: Tensor, start: Tensor | None = None) -> Tensor:

@@ -37,6 +37,7 @@ def _outer_sum_kernel(  # a program: a tile of out
     streams,
     window_rows,
     threshold,
+    ALIGNED: tl.constexpr,
     ROWS: tl.constexpr,
     RANK: tl.constexpr,
     WIDTH: tl.constexpr,
@@ -46,6 +47,9 @@ def _outer_sum_kernel(  # a program: a tile of out
     tile = tiles + tl.program_id(0) * 6
     first, stop = tl.load(tile), tl.load(tile + 1)
     s_column, ranks_left = tl.load(tile + 2), tl.load(tile + 3)
+    if ALIGNED:  # what comes from a table is not known to be; loads are 16 bytes wide with it
+        first, stop = tl.multiple_of(first, 8), tl.multiple_of(stop, 8)
+        s_column, ranks_left = tl.multiple_of(s_column, 8), tl.multiple_of(ranks_left, 8)
     cols, ranks = first + tl.arange(0, WIDTH), tl.arange(0, RANK)
     total = tl.zeros((WIDTH, RANK), tl.float32)
     for start in range(0, m, ROWS):
@@ -97,6 +101,12 @@ def _tiles(
     return torch.tensor(tiles, device="cpu").to(device)
 
 
+def _aligned(sums: tuple[OuterSum, ...], rank: int) -> bool:
+    """Say whether every tile begins and ends at a multiple of 8 columns of x and of s."""
+    places = [place for part in sums for place in (*part.columns, part.s_column)]
+    return all(place % 8 == 0 for place in (*places, rank))
+
+
 def outer_sums(
     x: Tensor,  # (M, K)
     s: Tensor,  # (M, G * R)
@@ -124,6 +134,7 @@ def outer_sums(
         out_column_stride=strides[0],
         out_rank_stride=strides[1],
         scale=scale,
+        ALIGNED=_aligned(sums, rank),
         ROWS=_ROWS,
         RANK=rank_tile(rank),
         WIDTH=_WIDTH,

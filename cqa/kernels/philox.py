@@ -67,7 +67,7 @@ def row_words(seed: int, step: int, stream: int, rows: Tensor, calls: int) -> Wo
     """As `row_words_ref`, by the native op where it is there: the words are the same."""
     if native_problem() is not None:
         return row_words_ref(seed, step, stream, rows, calls)
-    out = torch.empty(rows.shape[0], 4 * calls, dtype=torch.int32)
+    out = torch.empty(rows.shape[0], 4 * calls, dtype=torch.int32, device="cpu")
     torch.ops.cqa.philox_words(signed64(seed), step, stream, rows.cpu().contiguous(), out)
     return out.numpy().view(np.uint32)
 

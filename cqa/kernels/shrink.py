@@ -181,7 +181,7 @@ def expand_tile(  # Σ_g mask_g · (dS_g · A_g) for columns [start, start + WID
     cols = start + tl.arange(0, WIDTH)
     for g in tl.static_range(MEMBERS):
         part = tl.zeros((rows.shape[0], WIDTH), tl.float32)
-        for tile in tl.static_range(RANK_TILES):
+        for tile in tl.range(0, RANK_TILES, num_stages=1):
             ranks = tile * RANK + tl.arange(0, RANK)
             mask = in_range[:, None] & (ranks < rank)[None, :]
             s_at = ds + rows[:, None] * ds_stride + (g * rank + ranks)[None, :]

@@ -17,6 +17,7 @@ from cqa.data.tokenizer import Tokenizer
 from cqa.files import discard, inside, locked, read_json, refuse_held, write_json
 from cqa.identity import code_digest, versions
 from cqa.interrupt import Interrupt
+from cqa.kernels.matmul import keep_sums_whole
 from cqa.model.adapter import read_adapter
 from cqa.model.checkpoint import locate
 from cqa.model.config import read_config
@@ -93,6 +94,7 @@ def score(
     folder, adapters = locate(config.model), find_adapters(config)
     _note_missing_epochs(config, on_event)
     items, n_items = _checked_items(config, folder)
+    keep_sums_whole()
     with memory_reported("the model", "--dtype bf16, or a device with more memory"):
         if base is None:
             columns = widest([adapter.spec for adapter in adapters])

@@ -8,7 +8,7 @@ import pytest
 import torch
 from helpers import ROOT, assert_as_accurate
 
-from cqa.kernels.matmul import mm
+from cqa.kernels.matmul import keep_sums_whole, mm
 
 SHAPES = [
     (1, 1, 1), (1, 300, 33), (7, 64, 5), (12, 128, 32), (13, 129, 31), (48, 200, 512),
@@ -81,6 +81,13 @@ def test_what_is_not_finite_stays_in_its_row_and_column(bad):
     expected = torch.zeros(40, 70, dtype=torch.bool)
     expected[17], expected[:, 66] = True, True
     assert torch.equal(spoiled, expected)
+
+
+def test_cublas_is_left_no_room_to_split_a_sum_unless_the_user_says_so(monkeypatch):
+    monkeypatch.setattr(os, "environ", {"CUBLASLT_WORKSPACE_SIZE": "8"})
+    keep_sums_whole()
+    expected = {"CUBLASLT_WORKSPACE_SIZE": "8", "CUBLAS_WORKSPACE_CONFIG": ":16:8"}
+    assert os.environ == expected
 
 
 def test_empty_products():

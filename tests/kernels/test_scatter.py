@@ -32,7 +32,10 @@ def test_segments_go_scaled_to_their_blocks_and_nowhere_else(dtype):
 
 
 def test_table_without_segments_scatters_nothing():
-    scatter(torch.ones(3), ScatterTable([]))
+    flat, table = torch.arange(3.0), ScatterTable([])
+    scatter(flat, table)
+    assert flat.tolist() == [0, 1, 2]
+    assert (len(table.tiles), len(table.places), len(table.scales)) == (0, 0, 0)
 
 
 @pytest.mark.parametrize("odd", [torch.zeros(2, 2).half(), torch.zeros(2, 4)[:, ::2]])

@@ -17,6 +17,7 @@ from cqa.model.lora import LoraSpec, TrainableLora
 from cqa.model.projection import MODULES
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+pytestmark = [pytest.mark.gpu] if DEVICE.type == "cuda" else []
 SPEC = LoraSpec(4, 8.0, True, MODULES)
 
 
