@@ -31,6 +31,11 @@ def signed(value: float | None, digits: int = 2) -> str:
     return text if text.strip("+-0.") else text[1:]
 
 
+def p_value(p: float) -> str:
+    """Return p with three digits, or that it is below what they show."""
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
 def rank_sum(w_plus: float) -> str:
     """Return a sum of ranks, which are halves at the least, to its last digit."""
     return f"{w_plus:.1f}".removesuffix(".0")

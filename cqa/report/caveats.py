@@ -17,7 +17,6 @@ from cqa.stats.tests import ALPHA, MEDIUM
 
 # At equal nats per token, a tenth more tokens is a tenth of every sum: of the size of the effects.
 UNEVEN = 1.1  # ratio of mean lengths
-# A convention: below one item in twenty, even large differences there hardly move the mean.
 # A convention: where more than one item in ten decides by itself, the items did not choose.
 STABLE = 0.9  # share of left-out items that leave the choice as it is
 NAMED = 3  # items that a caveat names

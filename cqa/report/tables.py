@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar
 
 from cqa.schema.result import Interval
-from cqa.text import rank_sum, signed
+from cqa.text import p_value, rank_sum, signed
 
 Form = Literal[
     "text", "count", "signed", "number", "fine", "fine_number", "p", "share", "w",
@@ -110,9 +110,9 @@ _NUMBERS: dict[Form, Callable[[float], str]] = {
     "number": lambda v: f"{v:.2f}".replace("-", "−"),
     "fine": lambda v: _signed(v, 3),
     "fine_number": lambda v: f"{v:.3f}".replace("-", "−"),
-    "p": lambda v: "< 0.001" if v < 0.001 else f"{v:.3f}",
+    "p": p_value,
     "share": lambda v: f"{100 * v:.0f} %",
-    "w": lambda v: rank_sum(v),
+    "w": rank_sum,
 }
 
 

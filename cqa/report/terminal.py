@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 
 from cqa.schema.comparison import BaseGroup, Comparison, TextChange, TextComparison
 from cqa.schema.summary import ScoreSummary, StratumCounts, Summary
-from cqa.text import aligned, counted, interval, rank_sum, signed
+from cqa.text import aligned, counted, interval, p_value, rank_sum, signed
 
 ITEM_HEADINGS = [
     "model", "dI nats", "sign acc.", "ddI nats", "95 % CI", "d_cond", "d_prior", "W+", "p", "d_z",
@@ -124,11 +124,12 @@ def _texts_table(group: str, models: Mapping[str, TextComparison]) -> str:
 
 
 def _p(value: float) -> str:
-    return "<0.001" if value < 0.001 else f"{value:.3f}"
+    return p_value(value).replace(" ", "")
 
 
 def _equals(value: float) -> str:
-    return "< 0.001" if value < 0.001 else f"= {value:.3f}"
+    text = p_value(value)
+    return text if text.startswith("<") else f"= {text}"
 
 
 def _share(value: float | None) -> str:

@@ -357,6 +357,19 @@ def test_settings_of_the_scoring_run_hold_unless_given_anew(tmp_path):
     json.dumps(with_checksum(row | {"model_key": "x"}))
     for row in make_rows(make_items(1)[:1], [None])
 )
+
+
+def test_groups_are_those_of_the_scoring_run_unless_named_anew(tmp_path):
+    items = [item for item in make_items(2) if item["kind"] == "pair"]
+    folder = make_folder(tmp_path / "scores", items=items, primary="factual", control="literary")
+    own = read_focus(folder, ReportConfig(out=tmp_path))
+    assert (own.primary, own.control) == ("factual", "literary")
+    anew = read_focus(folder, ReportConfig(out=tmp_path, primary="literary", control="factual"))
+    assert (anew.primary, anew.control) == ("literary", "factual")
+    with pytest.raises(ConfigError, match="expected --primary to name a group of pairs"):
+        read_focus(folder, ReportConfig(out=tmp_path, primary="poems"))
+
+
 LEFT_OUT = (
     '{"settings": {}, "models": [{"model_key": "k", "adapter": null}], "versions": {}, '
     '"too_long": %s}'

@@ -12,7 +12,7 @@ from helpers import read_lines, write_lines
 from safetensors.torch import load_file, save_file
 from score.scoring import LITERARY, MODEL, TEXTS, bytes_of, few_of, rows_of
 
-from cqa.errors import DataError, ModelError, NumericsError
+from cqa.errors import ConfigError, DataError, ModelError, NumericsError
 from cqa.kernels.token_logprobs import token_stats
 from cqa.report.terminal import summary_text
 from cqa.score.adapters import find_adapters
@@ -36,6 +36,13 @@ def test_item_longer_than_the_models_positions_is_refused_by_name(data, tmp_path
     with pytest.raises(DataError, match=message):
         score(few_of(data, tmp_path / "out", pairs=(file,)))
     assert not (tmp_path / "out").exists()
+
+
+def test_a_named_group_that_is_not_there_ends_the_run_before_anything_is_scored(data, tmp_path):
+    config = few_of(data, tmp_path / "out", primary="literary", control="news")
+    with pytest.raises(ConfigError, match=r"--control to name a group of pairs"):
+        score(config)
+    assert not (tmp_path / "out" / "scores.jsonl").exists()
 
 
 def test_items_longer_than_the_models_positions_are_left_out_when_asked_for(data, run, tmp_path):
