@@ -54,6 +54,9 @@ class ScoredChoice:
         return self.adapted.prior_nats - self.base.prior_nats if self.adapted else None
 
 
+Items = Column[Placed[ScoredItem]]
+
+
 def scored_items(focus: Focus) -> list[ScoredItem]:
     """Return all items: the primary group first, in each the largest ddI first."""
     base = {row.id: row for row in focus.source.rows(None)}
@@ -112,9 +115,6 @@ def items_table(focus: Focus, found: list[ScoredItem]) -> Table:
     )
     title = f"Every item under {focus.highlighted or 'the base'}"
     return tabulate("items", title, columns, rows, note)
-
-
-Items = Column[Placed[ScoredItem]]
 
 
 def _right(row: ItemRow) -> OptionScore:

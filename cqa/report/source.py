@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +45,8 @@ class Source:
 
     def rows(self, adapter: str | None) -> Iterator[ItemRow]:
         """Yield the rows of the base (None) or of one adapter."""
-        keys = {m["model_key"] for m in self.meta["models"] if m["adapter"] == adapter}
-        return _rows(self.folder / SCORES, keys)
+        names = {k: name for k, name in _names(self.meta).items() if name == adapter}
+        return _rows(self.folder / SCORES, names)
 
     def leaked(self) -> dict[str, Overlap] | None:
         """Return the items whose texts are trained on, whole or in part, if that is known."""
@@ -75,8 +75,7 @@ def read_source(folder: Path, run: Path | None = None) -> Source:
             )
     meta = read_json(folder / META)
     names = _adapters(meta, folder / META)
-    keys = {model["model_key"] for model in meta["models"]}
-    scores = Scores(_rows(folder / SCORES, keys))
+    scores = Scores(_rows(folder / SCORES, _names(meta)))
     items = {text.id: text for text in read_texts(folder / ITEMS)}
     models_of = [set(m) for m in scores.items.values()] + [set(m) for m in scores.texts.values()]
     if not models_of or any(None not in found for found in models_of):
@@ -86,8 +85,16 @@ def read_source(folder: Path, run: Path | None = None) -> Source:
     return source
 
 
-def _rows(path: Path, keys: set[str]) -> Iterator[ItemRow]:
-    return (row for row in read_rows(path) if row.model_key in keys)
+def _names(meta: Row) -> dict[str, str | None]:
+    """Return what the last command called each model, by model key."""
+    return {model["model_key"]: model["adapter"] for model in meta["models"]}
+
+
+def _rows(path: Path, names: Mapping[str, str | None]) -> Iterator[ItemRow]:
+    """Yield the rows of some models under these names: an earlier command may have used others."""
+    for row in read_rows(path):
+        if row.model_key in names:
+            yield replace(row, adapter=names[row.model_key])
 
 
 def _adapters(meta: Row, path: Path) -> list[str | None]:

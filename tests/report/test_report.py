@@ -19,6 +19,7 @@ from cqa.errors import ConfigError, DataError, ResourceError
 from cqa.identity import digest_bytes
 from cqa.report.config import ReportConfig
 from cqa.report.figures import FIGURES
+from cqa.report.item_table import scored_items
 from cqa.report.page import markdown_page
 from cqa.report.pair_tables import domains
 from cqa.report.tables import (
@@ -357,6 +358,22 @@ def test_settings_of_the_scoring_run_hold_unless_given_anew(tmp_path):
     json.dumps(with_checksum(row | {"model_key": "x"}))
     for row in make_rows(make_items(1)[:1], [None])
 )
+
+
+def test_rows_of_an_earlier_name_are_of_the_adapter_as_it_is_called_now(tmp_path):
+    """Two runs' epoch-01, scored one after the other, then both in one command."""
+    items = [item for item in make_items(3) if item["kind"] == "pair"]
+    adapters = [None, "run/epoch-01", "run2/epoch-01"]
+    folder = make_folder(tmp_path / "scores", items=items, adapters=adapters)
+    expected = read_focus(folder, ReportConfig(out=tmp_path))
+    rows = read_lines(folder / "scores.jsonl")
+    for row in rows:
+        del row["row_digest"]
+        row["adapter"] = row["adapter"] and "epoch-01"
+    write_lines(folder / "scores.jsonl", map(with_checksum, rows))
+    focus = read_focus(folder, ReportConfig(out=tmp_path))
+    assert focus.summary == expected.summary
+    assert [s.ddi_nats for s in scored_items(focus)] == [s.ddi_nats for s in scored_items(expected)]
 
 
 def test_groups_are_those_of_the_scoring_run_unless_named_anew(tmp_path):
