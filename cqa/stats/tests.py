@@ -125,10 +125,21 @@ def d_z_interval(d_z: float, n: int, level: float = 1 - ALPHA) -> tuple[float, f
     Source: Cumming & Finch 2001, "A primer on the understanding, use, and calculation of
     confidence intervals that are based on central and noncentral distributions".
     """
-    if d_z < 0:  # the law is computed reliably in its upper half
-        low, high = d_z_interval(-d_z, n, level)
+    low, high = noncentrality_interval(d_z * math.sqrt(n), n - 1, level)
+    return low / math.sqrt(n), high / math.sqrt(n)
+
+
+def noncentrality_interval(t: float, df: int, level: float) -> tuple[float, float]:
+    """Return the interval of the noncentrality behind an observed t.
+
+    Args:
+        t: The observed statistic.
+        df: Its degrees of freedom.
+        level: Coverage, such as 0.95.
+    """
+    if t < 0:  # the law is computed reliably in its upper half
+        low, high = noncentrality_interval(-t, df, level)
         return -high, -low
-    t, df = d_z * math.sqrt(n), n - 1
 
     def noncentrality(tail: float) -> float:
         if t > FAR:  # beyond, the normal part of t is lost beside its spread, and scipy fails
@@ -137,7 +148,7 @@ def d_z_interval(d_z: float, n: int, level: float = 1 - ALPHA) -> tuple[float, f
         return float(optimize.brentq(lambda nc: _nct_cdf(t, df, nc) - tail, t - width, t + width))
 
     tail = (1 - level) / 2
-    return noncentrality(1 - tail) / math.sqrt(n), noncentrality(tail) / math.sqrt(n)
+    return noncentrality(1 - tail), noncentrality(tail)
 
 
 def _nct_cdf(t: float, df: int, nc: float) -> float:

@@ -1,0 +1,94 @@
+"""Choosing one of several adapters, and what the choice is worth.
+
+The number of the adapter that looked best on some items is too good on these items. It is honest
+where the choice saw other sources (cross-fitting), another file, or nothing at all (the last epoch).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from cqa.stats.clusters import Clusters, Values, by_source, source_numbers
+from cqa.stats.deciding import draws_for, drawn_counts
+
+FOLDS = 10
+DRAWS = 2_000
+
+
+@dataclass(frozen=True, slots=True)
+class CrossFitted:
+    """The change of each item under the adapter that the other sources chose."""
+
+    values: tuple[float, ...]  # in the order of the items
+    n_chosen: dict[str, int]  # folds that chose each adapter
+    n_folds: int
+
+
+def choose(clusters: Clusters) -> str:
+    """Return the adapter with the largest studentised mean; the earliest among equals."""
+    return clusters.names[int(_studentised(clusters).argmax())]
+
+
+def _studentised(clusters: Clusters) -> Values:
+    errors = clusters.errors()
+    with np.errstate(divide="ignore", invalid="ignore"):
+        t = clusters.means() / errors
+    return np.where(errors > 0, t, -np.inf)
+
+
+def cross_fit(
+    values: Mapping[str, Sequence[float]], sources: Sequence[str | None], *, seed: int = 0
+) -> CrossFitted | None:
+    """Choose an adapter for each fold of sources on all other folds.
+
+    None with fewer than four sources, too few to leave some out.
+
+    Args:
+        values: One number an item under each adapter, all in the order of `sources`.
+        sources: The source of each item; an item without one is a source of its own.
+        seed: Decides which sources share a fold.
+    """
+    numbers = source_numbers(sources)
+    g = int(numbers.max(initial=-1)) + 1
+    if g < 4:
+        return None
+    n_folds = min(FOLDS, g)
+    fold_of_source = np.random.default_rng((seed, 3)).permutation(np.arange(g) % n_folds)
+    folds = fold_of_source[numbers]
+    table = np.stack([np.asarray(v, dtype=np.float64) for v in values.values()], axis=1)
+    labels = np.array([f"{k}" for k in numbers])
+    found, n_chosen = np.empty(len(numbers)), dict.fromkeys(values, 0)
+    for fold in range(n_folds):
+        others = folds != fold
+        rest = {name: table[others, k] for k, name in enumerate(values)}
+        name = choose(by_source(rest, labels[others].tolist()))
+        n_chosen[name] += 1
+        found[~others] = table[~others, list(values).index(name)]
+    return CrossFitted(tuple(found.tolist()), n_chosen, n_folds)
+
+
+def stability(clusters: Clusters, *, seed: int = 0) -> dict[str, float]:
+    """Return how often each adapter would be chosen if the sources were drawn anew."""
+    g = clusters.n_sources
+    draws = min(DRAWS, draws_for(g))
+    rng = np.random.default_rng((seed, 4))
+    chosen = np.zeros(len(clusters.names))
+    sizes = clusters.sizes[:, None]
+    table = np.concatenate(
+        [clusters.sums, clusters.sums**2, sizes * clusters.sums, sizes, sizes**2], axis=1
+    )
+    step = max(1, 4_000_000 // g)
+    for first in range(0, draws, step):
+        drawn = drawn_counts(rng, min(step, draws - first), g) @ table
+        k = len(clusters.names)
+        total, squared, by_size = (drawn[:, i * k : (i + 1) * k] for i in range(3))
+        mean = total / drawn[:, -2:-1]
+        squares = squared - 2 * mean * by_size + mean**2 * drawn[:, -1:]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            t = total / np.sqrt(squares)
+        best = np.where(squares > 1e-12 * squared, t, -np.inf).argmax(axis=1)
+        chosen += np.bincount(best, minlength=k)
+    return dict(zip(clusters.names, (chosen / draws).tolist(), strict=True))

@@ -1,0 +1,67 @@
+"""Several training runs that differ in their seed only: items and seeds both vary."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+from cqa.stats.clusters import source_numbers
+
+
+@dataclass(frozen=True, slots=True)
+class OverSeeds:
+    """The mean change over items (within sources) and seeds."""
+
+    mean: float
+    error: float
+    df: int  # the smaller of sources and seeds, less one
+    p_greater: float | None
+    ci95: tuple[float, float] | None
+    by_seed: tuple[float, ...]  # mean of each run
+    sd_of_seeds: float
+    n_items: int
+    n_sources: int
+    n_seeds: int
+
+
+def over_seeds(
+    values: Sequence[Sequence[float]], sources: Sequence[str | None]
+) -> OverSeeds | None:
+    """Test the mean change over items and seeds against zero, both taken as samples.
+
+    The variance is two-way cluster-robust (sources and seeds crossed), never below either alone;
+    t has as many degrees of freedom as the scarcer of the two allows. None for fewer than two seeds.
+
+    Source: Cameron, Gelbach & Miller 2011, "Robust inference with multiway clustering".
+
+    Args:
+        values: The items' changes under each run: (seeds, items).
+        sources: The source of each item; an item without one is a source of its own.
+    """
+    table = np.asarray(values, dtype=np.float64)
+    n_seeds, n = table.shape
+    numbers = source_numbers(sources)
+    g = int(numbers.max(initial=-1)) + 1
+    if n_seeds < 2 or g < 2:
+        return None
+    mean = float(table.mean())
+    residuals = table - mean
+    cells = np.stack([np.bincount(numbers, weights=row) for row in residuals])  # (seeds, G)
+    total = table.size**2
+    by_source = (cells.sum(0) ** 2).sum() * g / (g - 1) / total
+    by_seed = (cells.sum(1) ** 2).sum() * n_seeds / (n_seeds - 1) / total
+    by_cell = (cells**2).sum() * (g * n_seeds) / (g * n_seeds - 1) / total
+    error = math.sqrt(max(by_source + by_seed - by_cell, by_source, by_seed))
+    df = min(g, n_seeds) - 1
+    means = table.mean(1)
+    p = ci95 = None
+    if error > 1e-12 * float(np.abs(table).max()):
+        half = float(stats.t.ppf(0.975, df)) * error
+        p, ci95 = float(stats.t.sf(mean / error, df)), (mean - half, mean + half)
+    return OverSeeds(
+        mean, error, df, p, ci95, tuple(means.tolist()), float(means.std(ddof=1)), n, g, n_seeds
+    )
