@@ -1,7 +1,7 @@
 """Choosing one of several adapters, and what the choice is worth.
 
 The number of the adapter that looked best on some items is too good on these items. It is honest
-where the choice saw other sources (cross-fitting), another file, or nothing at all (the last epoch).
+where the choice saw other sources (cross-fitting), another file, or nothing (the last epoch).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from cqa.stats.clusters import Clusters, Values, by_source, source_numbers
-from cqa.stats.deciding import draws_for, drawn_counts
+from cqa.stats.deciding import drawn_counts, draws_for
 
 FOLDS = 10
 DRAWS = 2_000

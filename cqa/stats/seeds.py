@@ -34,7 +34,7 @@ def over_seeds(
     """Test the mean change over items and seeds against zero, both taken as samples.
 
     The variance is two-way cluster-robust (sources and seeds crossed), never below either alone;
-    t has as many degrees of freedom as the scarcer of the two allows. None for fewer than two seeds.
+    t has as many degrees of freedom as the scarcer of the two allows. None for one seed or source.
 
     Source: Cameron, Gelbach & Miller 2011, "Robust inference with multiway clustering".
 
