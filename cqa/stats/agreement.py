@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cqa.stats.clusters import source_numbers, sum_by_source
+from cqa.stats.clusters import Values, source_numbers, sum_by_source
 
 HEAVY_SHARE = 0.1  # of the items, those with the largest changes in size
 
@@ -38,7 +38,7 @@ def _turned(mean: float, rest: float | None) -> bool:
     return rest is not None and np.sign(rest) != np.sign(mean)
 
 
-def weigh(differences: Sequence[float], sources: Sequence[str | None]) -> Weights:
+def weigh(differences: Sequence[float] | Values, sources: Sequence[str | None]) -> Weights:
     """Return what remains of a mean change without the source and the items that weigh most.
 
     The source is the one without which the mean lies lowest, seen in the direction of its sign.

@@ -40,7 +40,7 @@ def _studentised(clusters: Clusters) -> Values:
 
 
 def cross_fit(
-    values: Mapping[str, Sequence[float]], sources: Sequence[str | None], *, seed: int = 0
+    values: Mapping[str, Sequence[float] | Values], sources: Sequence[str | None], *, seed: int = 0
 ) -> CrossFitted | None:
     """Choose an adapter for each fold of sources on all other folds.
 

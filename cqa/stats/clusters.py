@@ -67,7 +67,9 @@ class Clusters:
         return errors
 
 
-def by_source(values: Mapping[str, Sequence[float]], sources: Sequence[str | None]) -> Clusters:
+def by_source(
+    values: Mapping[str, Sequence[float] | Values], sources: Sequence[str | None]
+) -> Clusters:
     """Sum the items of each source.
 
     Args:

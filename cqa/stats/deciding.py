@@ -29,7 +29,7 @@ from cqa.stats.clusters import Clusters, Values
 DRAWS = 9_999
 FEWEST_DRAWS = 999
 DRAWN_NUMBERS = 20_000_000  # draws × sources of one test: draws fall with the sources
-FEWEST_SOURCES = 8  # below, no test is sound enough for "shown"
+FEWEST_SOURCES = 10  # below, left-skewed true nulls are rejected in more than 7 % of cases
 EXACT_SOURCES = 13  # up to here all sign patterns are enumerated
 ROUNDING = 1e-12  # a share of the squares that is no spread
 SEED = 0
@@ -86,11 +86,16 @@ class _Moments:
             t = self.mean / np.sqrt(self.variance)
         return np.where(self.variance > 0, t, 0.0)
 
-    def skewless_t(self) -> Values:
-        """Return t freed of its skewness by Hall's monotone cubic transformation."""
+    def skewless_t(self, n_sources: int) -> Values:
+        """Return t freed of its skewness by Hall's monotone cubic transformation.
+
+        The skewness of few sources is far too small on average, most of all where the tail has not
+        been met yet; it is taken 1 + 12 / G times.
+        """
         t = self.t()
         with np.errstate(divide="ignore", invalid="ignore"):
             a = np.where(self.variance > 0, self.third / self.variance**1.5, 0.0)
+        a *= 1 + 12 / n_sources
         found: Values = t + a * t**2 / 3 + a**2 * t**3 / 27 + a / 6
         return found
 
@@ -166,7 +171,7 @@ def _observed(parts: tuple[_Part, ...]) -> _Moments:
 def _changes(parts: tuple[_Part, ...], draws: int, seed: int) -> Iterator[Change]:
     observed = _observed(parts)
     laws = [
-        _sign_flips(parts, observed.skewless_t(), draws, seed),
+        _sign_flips(parts, observed, draws, seed),
         _bootstrap_t(parts, observed.t(), draws, seed),
     ]
     alone = np.max([law.alone for law in laws], axis=0)
@@ -196,8 +201,13 @@ class _Law:
     quantiles: Values  # (4,): 2.5 and 5 % of the smallest t, 95 and 97.5 % of the largest
 
 
-def _sign_flips(parts: tuple[_Part, ...], observed: Values, draws: int, seed: int) -> _Law:
+def _sign_flips(parts: tuple[_Part, ...], observed: _Moments, draws: int, seed: int) -> _Law:
     """Flip whole sources: the changes themselves, or of a difference what exceeds the means."""
+    fewest = min(part.clusters.n_sources for part in parts)
+
+    def statistic(moments: _Moments) -> Values:
+        return moments.skewless_t(fewest)
+
     tables = [
         _flip_table(p.clusters, p.clusters.sums if len(parts) == 1 else p.clusters.residuals())
         for p in parts
@@ -221,7 +231,7 @@ def _sign_flips(parts: tuple[_Part, ...], observed: Values, draws: int, seed: in
         return functools.reduce(operator.add, found)
 
     n_draws = 2**g if exact else draws + 1
-    return _count(draw, _Moments.skewless_t, observed, n_draws, g, extra=0)
+    return _count(draw, statistic, statistic(observed), n_draws, g, extra=0)
 
 
 def _flip_table(clusters: Clusters, values: Values) -> Values:

@@ -35,7 +35,7 @@ class StandardisedChange:
 
 
 def standardised_change(
-    differences: Sequence[float], sources: Sequence[str | None]
+    differences: Sequence[float] | Values, sources: Sequence[str | None]
 ) -> StandardisedChange:
     """Return d_z = mean / sd over items with its 90 % interval.
 

@@ -23,6 +23,7 @@ def hall(values) -> float:
     n = len(x)
     t = x.mean() / (x.std(ddof=1) / math.sqrt(n))
     a = ((x - x.mean()) ** 3).sum() / ((x - x.mean()) ** 2).sum() ** 1.5 * ((n - 1) / n) ** 1.5
+    a *= 1 + 12 / n
     return t + a * t**2 / 3 + a**2 * t**3 / 27 + a / 6
 
 

@@ -1,0 +1,323 @@
+"""The questions that a verdict answers, each by one rule on the changes of a group's items.
+
+"Shown" needs: at least ten sources, p of the deciding test at most 0.05 after the correction for
+all adapters ever scored on these items, and agreement (of the sign over normalizations and null
+contexts, and without the source or the tenth of items that weigh most).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from cqa.schema.verdict import Finding, Mark, Name
+from cqa.stats.agreement import weigh
+from cqa.stats.clusters import Clusters, Values, by_source
+from cqa.stats.deciding import FEWEST_SOURCES, Change, Family, difference_test, family_test
+from cqa.stats.equivalence import SMALL_D_Z, standardised_change
+
+ALPHA = 0.05
+NO_SPREAD = "the changes have no spread over sources, so nothing can be tested"
+Sources = Sequence[str | None]
+ByAdapter = Mapping[str, Values]  # one number an item
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """How one group's items change under each adapter; all arrays in the order of `sources`."""
+
+    group: str
+    sources: Sources
+    ddi: ByAdapter  # nats: sum over tokens, first null context
+    ddi_null2: ByAdapter  # nats: second null context
+    ddi_per_token: ByAdapter  # nats/token
+    d_cond: ByAdapter  # nats
+    d_prior: ByAdapter  # nats
+    entropy_given: ByAdapter  # change of H(X|Y), nats/token
+    entropy_null: ByAdapter  # change of H(X), nats/token
+    delta_i: ByAdapter  # dI under the adapter, nats
+
+    def clusters(self, values: ByAdapter) -> Clusters:
+        """Sum some of the values by source."""
+        return by_source(values, self.sources)
+
+    def only(self, adapter: str) -> Changes:
+        """Return the changes under one adapter, as if it had been the only one."""
+        kept = {
+            name: {adapter: getattr(self, name)[adapter]}
+            for name in self.__slots__
+            if name not in ("group", "sources")
+        }
+        return Changes(group=self.group, sources=self.sources, **kept)
+
+
+def change(changes: Changes, adapter: str) -> Finding:
+    """Did the model become more sensitive: is the mean ddI above 0?"""
+    family = family_test(changes.clusters(changes.ddi))
+    found = family.changes[adapter]
+    mark, reason = _directed(found, family)
+    problems = _disagreements(changes, adapter) if mark in ("shown", "against") else []
+    if problems:
+        mark, reason = "not shown", f"{reason}, but {'; '.join(problems)}"
+    elif mark == "shown" and changes.delta_i[adapter].mean() < 0:
+        reason += "; dI itself is still below 0: the wrong options stay ahead, by less"
+    return _finding("change", mark, changes.group, adapter, family, reason)
+
+
+def _directed(found: Change, family: Family) -> tuple[Mark, str]:
+    """Return the mark of a mean that is asked to be above 0."""
+    if found.p_greater_corrected is None or found.p_less_corrected is None:
+        return "n/a", NO_SPREAD
+    if family.n_sources < FEWEST_SOURCES:
+        return "not shown", _too_few(family.n_sources)
+    if found.mean > 0 and found.p_greater_corrected <= ALPHA:
+        return "shown", "the mean is above 0"
+    if found.mean < 0 and found.p_less_corrected <= ALPHA / 2:
+        return "against", "the mean is below 0"
+    return "not shown", "the mean cannot be told from 0"
+
+
+def _too_few(n_sources: int) -> str:
+    sources = "1 source" if n_sources == 1 else f"{n_sources} sources"
+    return f"{sources}: fewer than {FEWEST_SOURCES} are too few to show anything"
+
+
+def _disagreements(changes: Changes, adapter: str) -> list[str]:
+    """Return what contradicts the sign of the mean ddI."""
+    ddi = changes.ddi[adapter]
+    mean = float(ddi.mean())
+    problems = []
+    for values, name in (
+        (changes.ddi_per_token, "per token"),
+        (changes.ddi_null2, "with the second null context"),
+    ):
+        other = float(values[adapter].mean())
+        if np.sign(other) != np.sign(mean):
+            problems.append(f"{name} the mean has the other sign ({other:+.3f})")
+    weights = weigh(ddi, changes.sources)
+    if weights.turned_by_source:
+        source = weights.heaviest_source
+        which = f"source {source}" if source is not None else "one item"
+        problems.append(f"without {which} the mean is {weights.without_source:+.2f}")
+    if weights.turned_by_items:
+        problems.append(
+            f"without the {weights.n_items_left_out} items that change most the mean is "
+            f"{weights.without_items:+.2f}"
+        )
+    return problems
+
+
+def selective(primary: Changes, control: Changes, adapter: str) -> Finding:
+    """Does ddI rise more in the primary group than in the control, in sum and per token?"""
+    families = {
+        name: difference_test(primary.clusters(a), control.clusters(b))
+        for name, a, b in (
+            ("in sum", primary.ddi, control.ddi),
+            ("per token", primary.ddi_per_token, control.ddi_per_token),
+        )
+    }
+    family = families["in sum"]
+    found = {name: f.changes[adapter] for name, f in families.items()}
+    p, p_alone = _larger(found.values(), _two_sided), _larger(found.values(), _two_sided_alone)
+    signs = {float(np.sign(c.mean)) for c in found.values()}
+    said = " and ".join(f"{name} {c.mean:+.3f}" for name, c in found.items())
+    mark: Mark = "not shown"
+    if p is None:
+        mark, reason = "n/a", NO_SPREAD
+    elif family.n_sources < FEWEST_SOURCES:
+        reason = _too_few(family.n_sources)
+    elif len(signs) > 1:
+        reason = f"the sign hangs on the unit: {said}"
+    elif p > ALPHA:
+        reason = f"{said}: in both it would have to be told from 0"
+    else:
+        mark, reason = "shown" if signs == {1.0} else "against", f"{said}: both told from 0"
+    return replace(
+        _finding("selective", mark, primary.group, adapter, family, reason),
+        p=p,
+        p_alone=p_alone,
+        test=f"difference of the groups in sum and per token, two-sided; {family.method}",
+    )
+
+
+def _two_sided(found: Change) -> float | None:
+    return _doubled(found.p_greater_corrected, found.p_less_corrected)
+
+
+def _two_sided_alone(found: Change) -> float | None:
+    return _doubled(found.p_greater, found.p_less)
+
+
+def _doubled(p: float | None, q: float | None) -> float | None:
+    return None if p is None or q is None else min(1.0, 2 * min(p, q))
+
+
+def _larger(found: Iterable[Change], p_of: Callable[[Change], float | None]) -> float | None:
+    """Return the larger p: that of a claim which needs several nulls to fall."""
+    largest = 0.0
+    for one in found:
+        p = p_of(one)
+        if p is None:
+            return None
+        largest = max(largest, p)
+    return largest
+
+
+def conditional(changes: Changes, adapter: str) -> Finding:
+    """Is it the conditional that sharpened: does d_cond exceed |d_prior|?
+
+    Since ddI = d_cond - d_prior, that is ddI > 0 and d_cond + d_prior > 0, both shown.
+    """
+    total = _plus(changes.d_cond, changes.d_prior)
+    family = family_test(changes.clusters(changes.ddi))
+    both = [family.changes[adapter], family_test(changes.clusters(total)).changes[adapter]]
+    cond, prior = (float(v[adapter].mean()) for v in (changes.d_cond, changes.d_prior))
+    said = f"d_cond {cond:+.2f}, d_prior {prior:+.2f}"
+    p, p_alone = _larger(both, _greater), _larger(both, _greater_alone)
+    mark: Mark = "not shown"
+    if p is None:
+        mark, reason = "n/a", NO_SPREAD
+    elif family.n_sources < FEWEST_SOURCES:
+        reason = _too_few(family.n_sources)
+    elif p <= ALPHA and min(one.mean for one in both) > 0:
+        mark, reason = "shown", f"{said}: the conditional gained more than the prior moved"
+    elif max(_less(one) for one in both) <= ALPHA / 2 and max(one.mean for one in both) < 0:
+        mark, reason = "against", f"{said}: the conditional lost more than the prior moved"
+    else:
+        reason = f"{said}: d_cond > |d_prior| is not shown"
+    return replace(
+        _finding("conditional", mark, changes.group, adapter, family, reason),
+        estimate=cond,
+        ci95=family_test(changes.clusters(changes.d_cond)).changes[adapter].ci95,
+        p=p,
+        p_alone=p_alone,
+        test=f"ddI > 0 and d_cond + d_prior > 0, the larger p; {family.method}",
+    )
+
+
+def _greater(found: Change) -> float | None:
+    return found.p_greater_corrected
+
+
+def _greater_alone(found: Change) -> float | None:
+    return found.p_greater
+
+
+def _less(found: Change) -> float:
+    return 1.0 if found.p_less_corrected is None else found.p_less_corrected
+
+
+def control_small(control: Changes, adapter: str, margin_nats: float | None) -> Finding:
+    """Is the control's change smaller than a small effect?
+
+    Args:
+        control: The control group's changes.
+        adapter: The adapter that the verdict is about.
+        margin_nats: A margin in nats that was fixed before scoring; without one, d_z = 0.2.
+    """
+    family = family_test(control.only(adapter).clusters(control.only(adapter).ddi))
+    found = family.changes[adapter]
+    standardised = standardised_change(control.ddi[adapter], control.sources)
+    if margin_nats is None:
+        interval, margin, what = standardised.ci90, SMALL_D_Z, "d_z"
+        estimate, unit = standardised.d_z, "d_z"
+    else:
+        interval, margin, what = found.ci90, margin_nats, "ddI"
+        estimate, unit = found.mean, "nats"
+    mark: Mark = "not shown"
+    if interval is None:
+        mark, reason = "n/a", NO_SPREAD
+    elif family.n_sources < FEWEST_SOURCES:
+        reason = _too_few(family.n_sources)
+    else:
+        low, high = interval
+        said = f"90 % interval of {what} [{low:+.2f}, {high:+.2f}], margin ±{margin:.2f}"
+        if max(-low, high) < margin:
+            mark, reason = "shown", f"{said}: within"
+        elif low > margin or high < -margin:
+            mark, reason = "against", f"{said}: beyond"
+        else:
+            reason = f"{said}: no change told from 0 is not the same as no change"
+    return replace(
+        _finding("control_small", mark, control.group, adapter, family, reason),
+        estimate=estimate,
+        unit=unit,
+        ci95=None,
+        p=None,
+        p_alone=None,
+        test=f"two one-sided tests: the 90 % interval of {what} within the margin",
+    )
+
+
+def entropy(changes: Changes, adapter: str) -> Finding:
+    """Did H(X|Y) fall, by more than twice what H(X) moved?"""
+    family = family_test(changes.clusters(changes.entropy_given))
+    bounds = [
+        family_test(
+            changes.clusters(_plus(changes.entropy_given, changes.entropy_null, times))
+        ).changes[adapter]
+        for times in (2.0, -2.0)
+    ]
+    found = family.changes[adapter]
+    given, null = (float(v[adapter].mean()) for v in (changes.entropy_given, changes.entropy_null))
+    said = f"H(X|Y) {given:+.3f}, H(X) {null:+.3f} nats/token"
+    p = max(_less(one) for one in bounds)
+    mark: Mark = "not shown"
+    if found.p_less_corrected is None:
+        mark, reason = "n/a", NO_SPREAD
+    elif family.n_sources < FEWEST_SOURCES:
+        reason = _too_few(family.n_sources)
+    elif p <= ALPHA and max(one.mean for one in bounds) < 0:
+        mark, reason = "shown", f"{said}: it fell, and H(X) moved by less than half as much"
+    elif found.mean > 0 and (found.p_greater_corrected or 0.0) <= ALPHA / 2:
+        mark, reason = "against", f"{said}: the conditional entropy rose"
+    else:
+        reason = f"{said}: a fall of H(X|Y) alone is not shown"
+    return replace(
+        _finding("entropy", mark, changes.group, adapter, family, reason, unit="nats/token"),
+        p=p,
+        p_alone=None,
+        test=f"H(X|Y) ± 2 H(X) both below 0, the larger p; {family.method}",
+    )
+
+
+def mean_above_zero(
+    name: Name, group: str, values: ByAdapter, sources: Sources, adapter: str, unit: str
+) -> Finding:
+    """Ask only whether a mean is above 0: of continuations, or of expert less placebo."""
+    family = family_test(by_source(values, sources))
+    mark, reason = _directed(family.changes[adapter], family)
+    return _finding(name, mark, group, adapter, family, reason, unit)
+
+
+def _plus(a: ByAdapter, b: ByAdapter, times: float = 1.0) -> dict[str, Values]:
+    return {name: a[name] + times * b[name] for name in a}
+
+
+def _finding(
+    name: Name,
+    mark: Mark,
+    group: str,
+    adapter: str,
+    family: Family,
+    reason: str,
+    unit: str = "nats",
+) -> Finding:
+    found = family.changes[adapter]
+    return Finding(
+        name=name,
+        mark=mark,
+        group=group,
+        adapter=adapter,
+        estimate=found.mean,
+        unit=unit,
+        ci95=found.ci95,
+        p=found.p_greater_corrected,
+        p_alone=found.p_greater,
+        test=f"mean above 0, one-sided; {family.method}",
+        n_items=family.n_items,
+        n_sources=family.n_sources,
+        reason=reason,
+    )
