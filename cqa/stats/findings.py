@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -24,7 +25,7 @@ Sources = Sequence[str | None]
 ByAdapter = Mapping[str, Values]  # one number an item
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Changes:
     """How one group's items change under each adapter; all arrays in the order of `sources`."""
 
@@ -43,19 +44,20 @@ class Changes:
         """Sum some of the values by source."""
         return by_source(values, self.sources)
 
-    def only(self, adapter: str) -> Changes:
-        """Return the changes under one adapter, as if it had been the only one."""
-        kept = {
-            name: {adapter: getattr(self, name)[adapter]}
-            for name in self.__slots__
-            if name not in ("group", "sources")
-        }
-        return Changes(group=self.group, sources=self.sources, **kept)
+    @cached_property
+    def ddi_family(self) -> Family:
+        """The test of mean ddI under every adapter."""
+        return family_test(self.clusters(self.ddi))
+
+    @cached_property
+    def d_cond_family(self) -> Family:
+        """The test of mean d_cond under every adapter."""
+        return family_test(self.clusters(self.d_cond))
 
 
 def change(changes: Changes, adapter: str) -> Finding:
     """Did the model become more sensitive: is the mean ddI above 0?"""
-    family = family_test(changes.clusters(changes.ddi))
+    family = changes.ddi_family
     found = family.changes[adapter]
     mark, reason = _directed(found, family)
     problems = _disagreements(changes, adapter) if mark in ("shown", "against") else []
@@ -171,7 +173,7 @@ def conditional(changes: Changes, adapter: str) -> Finding:
     Since ddI = d_cond - d_prior, that is ddI > 0 and d_cond + d_prior > 0, both shown.
     """
     total = _plus(changes.d_cond, changes.d_prior)
-    family = family_test(changes.clusters(changes.ddi))
+    family = changes.ddi_family
     both = [family.changes[adapter], family_test(changes.clusters(total)).changes[adapter]]
     cond, prior = (float(v[adapter].mean()) for v in (changes.d_cond, changes.d_prior))
     said = f"d_cond {cond:+.2f}, d_prior {prior:+.2f}"
@@ -190,7 +192,7 @@ def conditional(changes: Changes, adapter: str) -> Finding:
     return replace(
         _finding("conditional", mark, changes.group, adapter, family, reason),
         estimate=cond,
-        ci95=family_test(changes.clusters(changes.d_cond)).changes[adapter].ci95,
+        ci95=changes.d_cond_family.changes[adapter].ci95,
         p=p,
         p_alone=p_alone,
         test=f"ddI > 0 and d_cond + d_prior > 0, the larger p; {family.method}",
@@ -217,7 +219,7 @@ def control_small(control: Changes, adapter: str, margin_nats: float | None) -> 
         adapter: The adapter that the verdict is about.
         margin_nats: A margin in nats that was fixed before scoring; without one, d_z = 0.2.
     """
-    family = family_test(control.only(adapter).clusters(control.only(adapter).ddi))
+    family = family_test(control.clusters({adapter: control.ddi[adapter]}))
     found = family.changes[adapter]
     standardised = standardised_change(control.ddi[adapter], control.sources)
     if margin_nats is None:
