@@ -1,4 +1,4 @@
-"""How many items a study needs, before any are collected: power of the deciding tests, simulated."""
+"""How many items a study needs, before any are collected: power of the deciding tests."""
 
 from __future__ import annotations
 
