@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 from cqa.config import option, require
 from cqa.stats.strata import read_cutoff
@@ -25,7 +26,13 @@ class AnalysisConfig:
         "counts as none.",
         None,
         group="Statistics",
-        shown="0.2 standard deviations of the base's dI, in each group",
+        shown="d_z of 0.2, in units of the changes' own spread",
+    )
+    choose: Literal["best", "last"] = option(
+        "Adapter that the verdict is about: the one with the largest studentised ddI, for which "
+        "the tests pay, or the last one.",
+        "best",
+        group="Statistics",
     )
     primary: str | None = option(
         "Group of pairs that the question is about.",

@@ -122,7 +122,7 @@ def selective(primary: Changes, control: Changes, adapter: str) -> Finding:
     }
     family = families["in sum"]
     found = {name: f.changes[adapter] for name, f in families.items()}
-    p, p_alone = _larger(found.values(), _two_sided), _larger(found.values(), _two_sided_alone)
+    p, p_alone = _larger(found.values(), two_sided), _larger(found.values(), two_sided_alone)
     signs = {float(np.sign(c.mean)) for c in found.values()}
     said = " and ".join(f"{name} {c.mean:+.3f}" for name, c in found.items())
     mark: Mark = "not shown"
@@ -144,11 +144,13 @@ def selective(primary: Changes, control: Changes, adapter: str) -> Finding:
     )
 
 
-def _two_sided(found: Change) -> float | None:
+def two_sided(found: Change) -> float | None:
+    """Return the corrected two-sided p."""
     return _doubled(found.p_greater_corrected, found.p_less_corrected)
 
 
-def _two_sided_alone(found: Change) -> float | None:
+def two_sided_alone(found: Change) -> float | None:
+    """Return the two-sided p, as if there were no other adapter."""
     return _doubled(found.p_greater, found.p_less)
 
 

@@ -1,0 +1,272 @@
+"""From the scores of items to the verdict: families, the choice of an adapter, the findings."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from cqa.schema.summary import Roles
+from cqa.schema.verdict import (
+    Choice,
+    CrossFitted,
+    FamilyChange,
+    Finding,
+    GroupDifference,
+    GroupFamily,
+    Interaction,
+    Verdict,
+)
+from cqa.stats import findings
+from cqa.stats.choice import choose, cross_fit, stability
+from cqa.stats.clusters import Values, by_source
+from cqa.stats.config import AnalysisConfig
+from cqa.stats.continuations import TextScore
+from cqa.stats.deciding import Change, Family, difference_test, family_test
+from cqa.stats.findings import Changes
+from cqa.stats.items import VARIANTS, ItemFacts, ItemScore
+from cqa.stats.resampling import choose_epoch
+
+NULL2, PER_TOKEN = (list(VARIANTS).index(name) for name in ("null2", "per_token"))
+EPOCH = re.compile(r"epoch-(\d+)$")
+ItemsByModel = Mapping[str | None, Mapping[str, ItemScore]]
+TextsByModel = Mapping[str | None, Mapping[str, TextScore]]
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """Everything that the deciding tests say."""
+
+    verdict: Verdict
+    highlighted: str | None  # the adapter that the verdict is about
+    families: dict[str, GroupFamily]
+    choices: dict[str, Choice]
+    interactions: dict[str, Interaction]
+
+
+def judge(
+    items: Mapping[str, ItemsByModel],
+    texts: Mapping[str, TextsByModel],
+    facts: Mapping[str, ItemFacts],
+    roles: Roles,
+    config: AnalysisConfig,
+    placebos: Collection[str] = (),
+) -> Judgement:
+    """Judge the scores of groups of pairs and continuations.
+
+    Args:
+        items: Scores of pairs and options by group, model (None is the base) and id.
+        texts: Scores of continuations in the same way.
+        facts: What is known of each item.
+        roles: Which group the question is about, and which one it is compared with.
+        config: A margin that was fixed beforehand, and how an adapter is chosen.
+        placebos: Adapters that were trained on dealt responses; never candidates.
+    """
+    changes = {group: changes_of(group, models, facts) for group, models in items.items()}
+    primary, control = (changes.get(name or "") for name in (roles.primary, roles.control))
+    families = {
+        group: _family(found, items[group], placebos) for group, found in changes.items() if found
+    }
+    choices = {
+        group: found
+        for group, one in changes.items()
+        if one and (found := _choice(one, config, placebos))
+    }
+    adapters = [a for models in (*items.values(), *texts.values()) for a in models if a is not None]
+    chosen = choices[roles.primary].chosen if roles.primary in choices else None
+    highlighted = chosen or next((a for a in reversed(adapters) if a not in placebos), None)
+    asked: list[Finding] = []
+    if primary is not None and highlighted is not None and highlighted in primary.ddi:
+        asked = _findings(primary, control, highlighted, config, placebos)
+    if highlighted is not None:
+        asked += _of_texts(texts, highlighted)
+    return Judgement(
+        Verdict(_headline(asked, roles, adapters, highlighted), tuple(asked)),
+        highlighted,
+        families,
+        choices,
+        _interactions(primary, control) if primary and control else {},
+    )
+
+
+def changes_of(group: str, models: ItemsByModel, facts: Mapping[str, ItemFacts]) -> Changes | None:
+    """Return how the items change under every adapter that scored all of them; None if none did."""
+    base = models[None]
+    ids = list(base)
+    complete = {a: m for a, m in models.items() if a is not None and all(i in m for i in ids)}
+    if not complete or not ids:
+        return None
+
+    def moved(value: Callable[[ItemScore], float]) -> dict[str, Values]:
+        before = np.array([value(base[i]) for i in ids])
+        return {a: np.array([value(m[i]) for i in ids]) - before for a, m in complete.items()}
+
+    return Changes(
+        group=group,
+        sources=[facts[i].source_id for i in ids],
+        ddi=moved(lambda s: s.delta_i_nats),
+        ddi_null2=moved(lambda s: s.variants[NULL2]),
+        ddi_per_token=moved(lambda s: s.variants[PER_TOKEN]),
+        d_cond=moved(lambda s: s.conditional_nats),
+        d_prior=moved(lambda s: s.prior_nats),
+        entropy_given=moved(lambda s: s.entropy_given_nats),
+        entropy_null=moved(lambda s: s.entropy_null_nats),
+        delta_i={a: np.array([m[i].delta_i_nats for i in ids]) for a, m in complete.items()},
+    )
+
+
+def _family(changes: Changes, models: ItemsByModel, placebos: Collection[str]) -> GroupFamily:
+    family = changes.ddi_family
+    return GroupFamily(
+        n_items=family.n_items,
+        n_sources=family.n_sources,
+        method=family.method,
+        changes={
+            name: FamilyChange(c.mean, c.ci95, c.p_greater, c.p_greater_corrected)
+            for name, c in family.changes.items()
+        },
+        controls=tuple(name for name in changes.ddi if name in placebos),
+        incomplete={a: len(m) for a, m in models.items() if a is not None and a not in changes.ddi},
+    )
+
+
+def _choice(changes: Changes, config: AnalysisConfig, placebos: Collection[str]) -> Choice | None:
+    """Return which of several adapters the verdict is about; None where there is no choice."""
+    ddi = {name: values for name, values in changes.ddi.items() if name not in placebos}
+    if len(ddi) < 2:
+        return None
+    clusters = changes.clusters(ddi)
+    last = config.choose == "last"
+    return Choice(
+        chosen=list(ddi)[-1] if last else choose(clusters),
+        rule="the last one" if last else "largest studentised mean ddI on these very items",
+        n_adapters=len(ddi),
+        chosen_when_drawn_anew=stability(clusters),
+        cross_fitted=_cross_fitted(ddi, changes.sources),
+        paper_choice=choose_epoch({name: values.tolist() for name, values in ddi.items()}),
+    )
+
+
+def _cross_fitted(ddi: Mapping[str, Values], sources: Sequence[str | None]) -> CrossFitted | None:
+    found = cross_fit(ddi, sources)
+    if found is None:
+        return None
+    test = family_test(by_source({"chosen": found.values}, sources)).changes["chosen"]
+    return CrossFitted(test.mean, test.ci95, test.p_greater, found.n_folds, found.n_chosen)
+
+
+def _findings(
+    primary: Changes,
+    control: Changes | None,
+    adapter: str,
+    config: AnalysisConfig,
+    placebos: Collection[str],
+) -> list[Finding]:
+    found = [findings.change(primary, adapter)]
+    if control is not None and adapter in control.ddi:
+        found.append(findings.selective(primary, control, adapter))
+    found.append(findings.conditional(primary, adapter))
+    if control is not None and adapter in control.ddi:
+        found.append(findings.control_small(control, adapter, config.margin))
+    found += _placebo(primary, adapter, placebos)
+    found.append(findings.entropy(primary, adapter))
+    return found
+
+
+def _placebo(primary: Changes, adapter: str, placebos: Collection[str]) -> list[Finding]:
+    """Compare each adapter with the placebo of its epoch, item by item."""
+    held = [name for name in primary.ddi if name in placebos]
+    if not held:
+        return []
+    pairs = {
+        name: next((p for p in held if _epoch(p) == _epoch(name)), held[-1])
+        for name in primary.ddi
+        if name not in placebos
+    }
+    less = {name: primary.ddi[name] - primary.ddi[placebo] for name, placebo in pairs.items()}
+    return [
+        findings.mean_above_zero("placebo", primary.group, less, primary.sources, adapter, "nats")
+    ]
+
+
+def _epoch(adapter: str) -> str | None:
+    match = EPOCH.search(adapter)
+    return match[1] if match else None
+
+
+def _of_texts(texts: Mapping[str, TextsByModel], adapter: str) -> list[Finding]:
+    """Ask of every group of true continuations whether they became more probable."""
+    found = []
+    for group, models in texts.items():
+        base = models[None]
+        complete = {a: m for a, m in models.items() if a is not None and m.keys() >= base.keys()}
+        if adapter not in complete or not base:
+            continue
+        before = np.array([score.logp_nats / score.n_tokens for score in base.values()])
+        values = {
+            a: np.array([m[i].logp_nats / m[i].n_tokens for i in base]) - before
+            for a, m in complete.items()
+        }
+        sources = [score.source_id for score in base.values()]
+        found.append(
+            findings.mean_above_zero("continuations", group, values, sources, adapter, "nats/token")
+        )
+    return found
+
+
+def _interactions(primary: Changes, control: Changes) -> dict[str, Interaction]:
+    shared = [name for name in primary.ddi if name in control.ddi]
+    if not shared:
+        return {}
+    units = [
+        difference_test(
+            primary.clusters({name: a[name] for name in shared}),
+            control.clusters({name: b[name] for name in shared}),
+        )
+        for a, b in (
+            (primary.ddi, control.ddi), (primary.ddi_per_token, control.ddi_per_token)
+        )
+    ]  # fmt: skip
+    return {name: Interaction(*(_difference(family, name) for family in units)) for name in shared}
+
+
+def _difference(family: Family, name: str) -> GroupDifference:
+    found: Change = family.changes[name]
+    return GroupDifference(
+        found.mean,
+        found.ci95,
+        findings.two_sided_alone(found),
+        findings.two_sided(found),
+    )
+
+
+def _headline(
+    found: Sequence[Finding], roles: Roles, adapters: Sequence[str], highlighted: str | None
+) -> str:
+    """Return one sentence that no finding contradicts."""
+    if not adapters:
+        return "Only the base model was scored, so there is no change to judge."
+    if roles.primary is None:
+        return "No paired items were scored, so sensitivity to quality was not measured."
+    by_name = {finding.name: finding for finding in found}
+    if "change" not in by_name:
+        return f"No adapter was scored on all {roles.primary} items, so there is nothing to judge."
+    mark = by_name["change"].mark
+    if mark == "against":
+        return (
+            f"Under {highlighted} the model became less sensitive to quality in {roles.primary} "
+            f"items."
+        )
+    if mark != "shown":
+        return f"No change of sensitivity to quality in {roles.primary} items is shown."
+    head = f"Under {highlighted} the model is more sensitive to quality in {roles.primary} items"
+    placebo = by_name.get("placebo")
+    if placebo is not None and placebo.mark != "shown":
+        return f"{head}, but not shown to be more so than after training on dealt responses."
+    if "selective" not in by_name:
+        return f"{head}; without a control group nothing is said of others."
+    if by_name["selective"].mark == "shown":
+        return f"{head}, and more so than in {roles.control} items."
+    return f"{head}; that this is particular to them is not shown."
