@@ -63,9 +63,20 @@ def change(changes: Changes, adapter: str) -> Finding:
     problems = _disagreements(changes, adapter) if mark in ("shown", "against") else []
     if problems:
         mark, reason = "not shown", f"{reason}, but {'; '.join(problems)}"
-    elif mark == "shown" and changes.delta_i[adapter].mean() < 0:
-        reason += "; dI itself is still below 0: the wrong options stay ahead, by less"
+    elif mark == "shown":
+        reason += _qualified(changes, adapter)
     return _finding("change", mark, changes.group, adapter, family, reason)
+
+
+def _qualified(changes: Changes, adapter: str) -> str:
+    """Return what a reader of "shown" must not overlook."""
+    said = ""
+    if changes.delta_i[adapter].mean() < 0:
+        said += "; dI itself is still below 0: the wrong options stay ahead, by less"
+    size = standardised_change(changes.ddi[adapter], changes.sources)
+    if size.within(SMALL_D_Z):
+        said += f"; but d_z = {size.d_z:+.2f} is shown to be smaller than a small effect"
+    return said
 
 
 def _directed(found: Change, family: Family) -> tuple[Mark, str]:
