@@ -9,7 +9,8 @@ from typing import Any
 from cqa.report.source import Source
 from cqa.report.tables import Column, Placed
 from cqa.schema.comparison import Change, Comparison, TextChange
-from cqa.schema.summary import Interaction, Selection, Summary
+from cqa.schema.summary import Summary
+from cqa.schema.verdict import Choice, GroupFamily, Interaction
 
 GROUP: Column[Placed[Any]] = Column("group", "group", lambda r: r.group, "text")
 ADAPTER: Column[Placed[Any]] = Column("adapter", "adapter", lambda r: r.adapter, "text")
@@ -46,9 +47,14 @@ class Focus:
         return self.summary.groups.get(group or "", {}).get(self.highlighted or "")
 
     @property
-    def selection(self) -> Selection | None:
+    def selection(self) -> Choice | None:
         """What the choice of the highlighted adapter cost; None where there was none."""
         return self.summary.selection.get(self.primary or "")
+
+    @property
+    def family(self) -> GroupFamily | None:
+        """The deciding test of the primary group."""
+        return self.summary.families.get(self.primary or "")
 
     @property
     def interaction(self) -> Interaction | None:
@@ -68,8 +74,5 @@ class Focus:
 
 
 def make_focus(source: Source, summary: Summary) -> Focus:
-    """Choose what the page puts first: the adapter of the paper's rule, else the last one."""
-    selection = summary.selection.get(summary.roles.primary or "")
-    if selection is not None:
-        return Focus(source, summary, selection.chosen)
-    return Focus(source, summary, source.adapters[-1] if source.adapters else None)
+    """Put first what the verdict is about."""
+    return Focus(source, summary, summary.highlighted)

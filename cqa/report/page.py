@@ -25,7 +25,7 @@ from cqa.report.item_table import (
     shown_options,
 )
 from cqa.report.tables import Line, Table, show, to_markdown
-from cqa.report.verdict import Verdict
+from cqa.report.verdict import Page
 
 TEMPLATES = files("cqa.report") / "templates"
 CAPTIONS = {
@@ -65,11 +65,12 @@ FIXED = (
         "items from its normal approximation",
     ),
     (
-        "p, max-T",
-        "the same question by t, corrected for all adapters by sign flips kept across them",
+        "p, corrected",
+        "the deciding test: mean ddI above 0, by sign flips of whole sources and bootstrap-t, "
+        "whichever gives the larger p, corrected for every adapter scored on these items (max-T)",
     ),
     ("d_z", "mean / standard deviation of ddI over items"),
-    ("TOST", "two one-sided t-tests: is the mean nearer to 0 than the margin?"),
+    ("small", "the 90 % interval of d_z within ±0.2, or of ddI within --margin"),
 )
 
 
@@ -78,7 +79,7 @@ class Report:
     """Everything that a report says, before it is written down."""
 
     focus: Focus
-    verdict: Verdict
+    verdict: Page
     caveats: list[str]
     tables: list[Table]
     figures: dict[str, Drawing]
@@ -250,7 +251,7 @@ def markdown_page(report: Report) -> str:
     """Return the report as Markdown; figures are linked, items and texts are left to the page."""
     verdict = report.verdict
     lines = ["# Report", "", f"**{_plain(verdict.headline)}**", ""]
-    lines += [f"* **{f.mark}**: {_plain(f.question)} {_plain(f.text)}" for f in verdict.findings]
+    lines += [f"* **{f.mark}**: {_plain(f.question)} {_plain(f.text)}" for f in verdict.answers]
     lines += ["", _plain(verdict.evidence_for), "", "Not shown:", ""]
     lines += [f"* {_plain(text)}" for text in verdict.not_shown]
     lines += ["", "## Caveats", "", *(f"* {_plain(text)}" for text in report.caveats), ""]

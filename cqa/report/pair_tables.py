@@ -7,7 +7,8 @@ from collections.abc import Iterable
 from cqa.report.focus import ADAPTER, DOMAIN, GROUP, STRATUM, Focus, N
 from cqa.report.tables import Column, Placed, Table, tabulate
 from cqa.schema.comparison import Accuracy, Change, Comparison, VariantChange
-from cqa.schema.summary import Interaction
+from cqa.schema.result import Interval
+from cqa.schema.verdict import FamilyChange, Interaction
 from cqa.stats.items import VARIANTS
 
 Pairs = Column[Placed[Comparison]]
@@ -25,9 +26,17 @@ D_Z: Pairs = Column("d_z", "d_z", lambda r: r.result.effect.d_z)
 def table_1(focus: Focus) -> Table:
     """Return the paper's Table 1, with what it lacks."""
 
+    def deciding(row: Placed[Comparison]) -> FamilyChange | None:
+        family = focus.summary.families.get(row.group)
+        return family.changes.get(row.adapter or "") if family else None
+
     def p_corrected(row: Placed[Comparison]) -> float | None:
-        selection = focus.summary.selection.get(row.group)
-        return selection.p_corrected.get(row.adapter or "") if selection else None
+        found = deciding(row)
+        return found.p_corrected if found else None
+
+    def simultaneous(row: Placed[Comparison]) -> Interval | None:
+        found = deciding(row)
+        return found.ci95_nats if found else None
 
     columns: tuple[Pairs, ...] = (
         GROUP,
@@ -38,17 +47,19 @@ def table_1(focus: Focus) -> Table:
             "mean_delta_i_nats", "dI adapter, nats", lambda r: r.result.delta_i_nats.after, "number"
         ),
         DDI,
-        CI,
-        W_PLUS,
-        P,
-        Column("p_corrected", "p, max-T", p_corrected, "p"),
+        Column("ci95_simultaneous_nats", "95 % CI, nats", simultaneous, "interval"),
+        Column("p_corrected", "p, corrected", p_corrected, "p"),
+        Column("ci95_nats", "t CI, nats (paper)", lambda r: r.result.delta_i_nats.ci95, "interval"),
+        Column("w_plus", "W+ (paper)", lambda r: r.result.wilcoxon.w_plus, "w"),
+        Column("p", "Wilcoxon p (paper)", lambda r: r.result.wilcoxon.p, "p"),
         D_Z,
         Column("d_z_ci95", "95 % CI of d_z", lambda r: r.result.effect.d_z_ci95, "interval"),
     )
     note = (
-        "ddI = dI under the adapter − dI under the base, mean over items. p: signed-rank test, "
-        "greater; p, max-T: sign-flip test of the mean, corrected for all adapters of the group. "
-        "CI: t, of one adapter alone; of d_z: noncentral t"
+        "ddI = dI under the adapter − dI under the base, mean over items. 95 % CI and p, corrected: "
+        "the deciding test, over sources and simultaneous over all adapters of the group, greater. "
+        "t CI and signed-rank test: as in the paper, of one adapter alone with items as "
+        "independent; CI of d_z: noncentral t"
         + _approximated((row.group, row.result) for row in focus.comparisons())
     )
     title = "Change of conditional mutual information (the paper's Table 1)"
@@ -111,21 +122,41 @@ def more_tests(focus: Focus) -> Table:
 def interaction(focus: Focus) -> Table:
     """Return the tests of the primary group minus the control."""
     primary, control = focus.primary or "", focus.control or ""
+
     columns: tuple[Column[Placed[Interaction]], ...] = (
         ADAPTER,
-        Column("difference", f"{primary} − {control}, nats", lambda r: r.result.welch.difference),
-        Column("ci95", "95 % CI, nats", lambda r: r.result.welch.ci95, "interval"),
-        Column("t", "Welch t", lambda r: r.result.welch.t, "number"),
-        Column("df", "df", lambda r: r.result.welch.df, "number"),
-        Column("p_two_sided", "p, two-sided", lambda r: r.result.welch.p_two_sided, "p"),
-        Column("p_permutation", "p, permutation", lambda r: r.result.p_permutation, "p"),
-        Column("p_corrected", "p, max-T", lambda r: r.result.p_corrected, "p"),
+        Column(
+            "difference_nats",
+            f"{primary} − {control}, nats",
+            lambda r: r.result.sum_nats.difference,
+        ),
+        Column("ci95_nats", "95 % CI, nats", lambda r: r.result.sum_nats.ci95, "interval"),
+        Column("p", "p alone", lambda r: r.result.sum_nats.p_two_sided, "p"),
+        Column("p_corrected", "p, corrected", lambda r: r.result.sum_nats.p_corrected, "p"),
+        Column(
+            "difference_per_token_nats",
+            "per token, nats",
+            lambda r: r.result.per_token_nats.difference,
+            "fine",
+        ),
+        Column(
+            "ci95_per_token_nats",
+            "95 % CI, nats/token",
+            lambda r: r.result.per_token_nats.ci95,
+            "fine_interval",
+        ),
+        Column(
+            "p_corrected_per_token",
+            "p, corrected",
+            lambda r: r.result.per_token_nats.p_corrected,
+            "p",
+        ),
     )
+    title = f"{primary} minus {control}"
     note = (
-        "Welch's t on ddI, and a studentised permutation test, both two-sided and of one row "
-        "alone; p, max-T: the permutation test corrected for all rows, which the verdict uses"
+        "Difference of mean ddI over sources, two-sided, corrected for all rows; a difference "
+        "counts only where both units show it"
     )
-    title = f"{primary[:1].upper()}{primary[1:]} minus {control}"
     rows = [Placed(test, primary, name) for name, test in focus.summary.interaction.items()]
     return tabulate("interaction", title, columns, rows, note)
 

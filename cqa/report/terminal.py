@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from cqa.schema.comparison import BaseGroup, Comparison, TextChange, TextComparison
+from cqa.schema.result import Interval
 from cqa.schema.summary import ScoreSummary, StratumCounts, Summary
+from cqa.schema.verdict import GroupFamily
 from cqa.text import aligned, counted, interval, p_value, rank_sum, signed
 
 ITEM_HEADINGS = [
@@ -18,7 +20,8 @@ def summary_text(scored: ScoreSummary) -> str:
     """Return Table 1 for every group of pairs, and Table 2 for every group of continuations."""
     summary = scored.statistics
     parts = [
-        _items_table(group, summary.base[group], models) for group, models in summary.groups.items()
+        _items_table(group, summary.base[group], models, summary.families.get(group))
+        for group, models in summary.groups.items()
     ]
     parts += [_texts_table(group, models) for group, models in summary.continuations.items()]
     caveats = list(_caveats(scored))
@@ -26,9 +29,9 @@ def summary_text(scored: ScoreSummary) -> str:
         parts.append("\n".join(caveats))
     if any(summary.groups.values()):
         parts.append(
-            "dI = I(good) - I(bad); ddI = dI of the adapter - dI of the base = d_cond - d_prior;\n"
-            f"p is one-sided (greater), signed-rank distribution, {_methods(summary)}; intervals "
-            "are t, 95 %."
+            "dI = I(good) - I(bad); ddI = dI of the adapter - dI of the base = d_cond - d_prior.\n"
+            "95 % CI: of the deciding test, simultaneous over all adapters.\n"
+            f"W+ and p: the paper's signed-rank test, one-sided, {_methods(summary)}."
         )
     return "\n\n".join(parts)
 
@@ -46,10 +49,9 @@ def _methods(summary: Summary) -> str:
 
 
 def _caveats(scored: ScoreSummary) -> Iterator[str]:
-    """Say what the choice of an epoch costs, and whether the groups really differ."""
+    """Say what the deciding tests say, and what a reader should be wary of."""
     summary = scored.statistics
-    yield from _choices(summary)
-    yield from _interactions(summary)
+    yield from _verdict(summary)
     if summary.roles.caveat:
         yield summary.roles.caveat
     if scored.n_too_long:
@@ -62,34 +64,21 @@ def _caveats(scored: ScoreSummary) -> Iterator[str]:
         )
 
 
-def _choices(summary: Summary) -> Iterator[str]:
-    primary = summary.roles.primary
-    for group, selection in summary.selection.items():
-        if primary in summary.selection and group != primary:
-            continue
-        chosen, votes = selection.chosen, selection.chosen_with_one_item_left_out
-        p, corrected = summary.groups[group][chosen].wilcoxon.p, selection.p_corrected[chosen]
-        yield (
-            f"{group}: {chosen} has the smallest p (p {_equals(p)}); corrected for having looked "
-            f"at {selection.n_adapters} adapters, p {_equals(corrected)} (max-T); still chosen in "
-            f"{votes[chosen]} of {summary.base[group].n} when one item is left out"
-        )
+def _verdict(summary: Summary) -> Iterator[str]:
+    yield summary.verdict.headline
+    for finding in summary.verdict.findings:
+        p = "" if finding.p is None else f"p {_equals(finding.p)}; "
+        head = f"{finding.mark:<9}  {finding.name}, {finding.group}"
+        of = f"{finding.n_items} items, {finding.n_sources} sources"
+        yield f"  {head}: {p}{finding.reason} ({of})"
+    for group, family in summary.families.items():
+        for adapter, n in family.incomplete.items():
+            yield f"{group}: {adapter} has {n} of {family.n_items} items; no test is of it"
 
 
-def _interactions(summary: Summary) -> Iterator[str]:
-    roles, several = summary.roles, len(summary.interaction) > 1
-    for name, test in summary.interaction.items():
-        welch = test.welch
-        looked = f", {_p(test.p_corrected)} corrected (max-T)" if several else ""
-        if welch.ci95 is not None and welch.p_two_sided is not None:
-            yield (
-                f"{roles.primary} - {roles.control}, {name}: {signed(welch.difference)} nats "
-                f"{interval(welch.ci95)}, two-sided p {_equals(welch.p_two_sided)} (Welch), "
-                f"{_p(test.p_permutation)} (permutation)" + looked
-            )
-
-
-def _items_table(group: str, base: BaseGroup, models: Mapping[str, Comparison]) -> str:
+def _items_table(
+    group: str, base: BaseGroup, models: Mapping[str, Comparison], family: GroupFamily | None
+) -> str:
     rows = [["base", signed(base.mean_delta_i_nats), _share(base.sign_accuracy)]]
     rows += [
         [
@@ -97,7 +86,7 @@ def _items_table(group: str, base: BaseGroup, models: Mapping[str, Comparison]) 
             signed(entry.delta_i_nats.after),
             _share(entry.signs.sign_accuracy),
             signed(entry.delta_i_nats.change),
-            interval(entry.delta_i_nats.ci95),
+            interval(_simultaneous(family, name)),
             signed(entry.mean_d_cond_nats),
             signed(entry.mean_d_prior_nats),
             rank_sum(entry.wilcoxon.w_plus),
@@ -107,6 +96,12 @@ def _items_table(group: str, base: BaseGroup, models: Mapping[str, Comparison]) 
         for name, entry in models.items()
     ]
     return f"{group}: {counted(base.n, 'item')}\n" + aligned(ITEM_HEADINGS, rows)
+
+
+def _simultaneous(family: GroupFamily | None, adapter: str) -> Interval | None:
+    """Return the interval of the deciding test, if the adapter is part of it."""
+    change = family.changes.get(adapter) if family else None
+    return change.ci95_nats if change else None
 
 
 def _texts_table(group: str, models: Mapping[str, TextComparison]) -> str:

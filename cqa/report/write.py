@@ -17,7 +17,7 @@ from cqa.report.item_table import items_table, scored_items
 from cqa.report.page import Report, html_page, markdown_page
 from cqa.report.source import read_source
 from cqa.report.tables import to_csv, to_latex
-from cqa.report.verdict import make_verdict
+from cqa.report.verdict import make_page
 from cqa.stats.config import AnalysisConfig
 from cqa.stats.summary import summarise
 
@@ -59,7 +59,7 @@ def make_report(scores: Path, config: ReportConfig) -> Report:
     figures = {
         name: FIGURES[name].redraw(rows_to_csv(rows)) for name, rows in figure_rows(focus).items()
     }
-    return Report(focus, make_verdict(focus), caveats(focus), tables, figures, found)
+    return Report(focus, make_page(focus), caveats(focus), tables, figures, found)
 
 
 def read_focus(scores: Path, config: ReportConfig) -> Focus:

@@ -6,35 +6,10 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from cqa.schema.comparison import BaseGroup, Comparison, TextComparison
-from cqa.schema.result import Welch, merged, stored_as, unwritten
+from cqa.schema.result import merged, stored_as, unwritten
+from cqa.schema.verdict import Choice, GroupFamily, Interaction, Verdict
 
 Stratum = Literal["before", "after", "unknown"]
-
-
-@dataclass(frozen=True, slots=True)
-class Selection:
-    """What choosing among the adapters costs: corrected p, and how stable the choice is."""
-
-    chosen: str
-    rule: str
-    p_corrected: dict[str, float]  # by adapter, as the next one
-    p_corrected_d_cond: dict[str, float]
-    method: str
-    chosen_with_one_item_left_out: dict[str, int]
-
-    @property
-    def n_adapters(self) -> int:
-        """How many adapters there were to choose among."""
-        return len(self.p_corrected)
-
-
-@dataclass(frozen=True, slots=True)
-class Interaction:
-    """Whether ddI differs between the primary and the control group under one adapter."""
-
-    welch: Welch = field(metadata=merged())
-    p_permutation: float
-    p_corrected: float  # for all adapters
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +54,10 @@ class Summary:
     unit: str
     variants: dict[str, str] = field(metadata=stored_as("readings"))  # what each of `Variants` is
     results: GroupResults = field(metadata=merged())
-    selection: dict[str, Selection]  # by group, as far as there is a choice
+    verdict: Verdict
+    highlighted: str | None  # the adapter that the verdict is about
+    families: dict[str, GroupFamily]  # by group: the deciding test
+    selection: dict[str, Choice]  # by group, as far as there is a choice
     interaction: dict[str, Interaction]  # by adapter
     cutoff: str | None
     n_by_date: DatedCounts | StratumCounts

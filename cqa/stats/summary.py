@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 from cqa.schema.rows import ItemRow
 from cqa.schema.summary import (
     DatedCounts,
     GroupResults,
-    Interaction,
-    Roles,
-    Selection,
     Stratum,
     StratumCounts,
     Summary,
@@ -19,17 +16,10 @@ from cqa.stats.compare import base_group, compare_items
 from cqa.stats.config import AnalysisConfig
 from cqa.stats.continuations import TextScore, compare_texts, text_score
 from cqa.stats.items import VARIANTS, ItemFacts, ItemScore, item_facts, item_score
-from cqa.stats.resampling import (
-    choose_epoch,
-    leave_one_out_choice,
-    max_t_sign_flip,
-    permutation_welch,
-)
 from cqa.stats.roles import choose_roles
 from cqa.stats.strata import STRATA, read_cutoff, stratum
-from cqa.stats.tests import welch
+from cqa.stats.verdict import judge
 
-MANY_EPOCHS = 2  # more models than base and one adapter: there is something to choose
 ByModel = dict[str | None, dict[str, ItemScore]]
 
 
@@ -79,28 +69,31 @@ class Scores:
         ]
 
 
-def summarise(scores: Scores, config: AnalysisConfig | None = None) -> Summary:
+def summarise(
+    scores: Scores, config: AnalysisConfig | None = None, *, placebos: Collection[str] = ()
+) -> Summary:
     """Return the statistics: every group under the base and under every adapter.
 
     Args:
         scores: The rows of one base and its adapters.
         config: What the statistics leave to the reader; by default nothing is fixed.
+        placebos: Adapters that were trained on dealt responses.
 
     Raises:
         ConfigError: A group that `config` names is not there.
     """
     config = config or AnalysisConfig()
     roles = choose_roles(scores.items, config)
+    judged = judge(scores.items, scores.texts, scores.facts, roles, config, placebos)
     return Summary(
         unit="nats",
         variants=VARIANTS,
         results=_group_results(scores, config.margin),
-        selection={
-            group: _selection(models)
-            for group, models in scores.items.items()
-            if len(models) > MANY_EPOCHS and len(_common(models)) > 1
-        },
-        interaction=_interactions(scores, roles),
+        verdict=judged.verdict,
+        highlighted=judged.highlighted,
+        families=judged.families,
+        selection=judged.choices,
+        interaction=judged.interactions,
         cutoff=config.cutoff,
         n_by_date=_count_dates(scores, config.cutoff),
         strata=_strata(scores, config),
@@ -151,51 +144,3 @@ def _strata(scores: Scores, config: AnalysisConfig) -> dict[Stratum, GroupResult
         return _group_results(scores.part(lambda d: stratum(d, day) == name), config.margin)
 
     return {name: only(name) for name in STRATA}
-
-
-def _common(models: ByModel) -> list[str]:
-    """Return the items that every model scored; a stopped run has not scored all."""
-    return [i for i in models[None] if all(i in by_id for by_id in models.values())]
-
-
-def _differences(
-    models: ByModel, value: Callable[[ItemScore], float] = lambda score: score.delta_i_nats
-) -> dict[str, list[float]]:
-    """Return the change of dI by adapter, over the items that every model scored, in one order."""
-    base, ids = models[None], _common(models)
-    return {
-        name: [value(by_id[i]) - value(base[i]) for i in ids]
-        for name, by_id in models.items()
-        if name is not None
-    }
-
-
-def _selection(models: ByModel) -> Selection:
-    ddi = _differences(models)
-    corrected = max_t_sign_flip(ddi)
-    d_cond = _differences(models, lambda score: score.conditional_nats)
-    return Selection(
-        chosen=choose_epoch(ddi),
-        rule="smallest one-sided Wilcoxon p, then largest d_z; exploratory",
-        p_corrected=corrected.p_corrected,
-        p_corrected_d_cond=max_t_sign_flip(d_cond).p_corrected,
-        method=f"max-T sign-flip, {corrected.method}",
-        chosen_with_one_item_left_out=leave_one_out_choice(ddi),
-    )
-
-
-def _interactions(scores: Scores, roles: Roles) -> dict[str, Interaction]:
-    """Return, per adapter, whether items of the primary group change more than the control's."""
-    if roles.primary is None or roles.control is None:
-        return {}
-    primary, control = (_differences(scores.items[g]) for g in (roles.primary, roles.control))
-    primary = {name: v for name, v in primary.items() if len(v) > 1 < len(control.get(name, ()))}
-    if not primary:
-        return {}
-    permuted = permutation_welch(primary, control)
-    return {
-        name: Interaction(
-            welch(values, control[name]), permuted.p[name], permuted.p_corrected[name]
-        )
-        for name, values in primary.items()
-    }
