@@ -207,8 +207,8 @@ def _scope(focus: Focus) -> Iterator[str]:
         trained = set(run.loss_nats)
         if trained - scored:
             yield (
-                f"{len(trained & scored)} of {len(trained)} trained epochs were scored; the tests pay "
-                f"for these only."
+                f"{len(trained & scored)} of {len(trained)} trained epochs were scored; the tests "
+                f"pay for these only."
             )
     for group, family in focus.summary.families.items():
         for adapter, n in family.incomplete.items():

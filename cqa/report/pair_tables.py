@@ -56,10 +56,10 @@ def table_1(focus: Focus) -> Table:
         Column("d_z_ci95", "95 % CI of d_z", lambda r: r.result.effect.d_z_ci95, "interval"),
     )
     note = (
-        "ddI = dI under the adapter − dI under the base, mean over items. 95 % CI and p, corrected: "
-        "the deciding test, over sources and simultaneous over all adapters of the group, greater. "
-        "t CI and signed-rank test: as in the paper, of one adapter alone with items as "
-        "independent; CI of d_z: noncentral t"
+        "ddI = dI under the adapter − dI under the base, mean over items. 95 % CI and p, "
+        "corrected: the deciding test, over sources and simultaneous over all adapters of the "
+        "group, greater. t CI and signed-rank test: as in the paper, of one adapter alone with "
+        "items as independent; CI of d_z: noncentral t"
         + _approximated((row.group, row.result) for row in focus.comparisons())
     )
     title = "Change of conditional mutual information (the paper's Table 1)"
@@ -152,7 +152,7 @@ def interaction(focus: Focus) -> Table:
             "p",
         ),
     )
-    title = f"{primary} minus {control}"
+    title = f"{primary.capitalize()} minus {control}"
     note = (
         "Difference of mean ddI over sources, two-sided, corrected for all rows; a difference "
         "counts only where both units show it"

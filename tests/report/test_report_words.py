@@ -20,8 +20,7 @@ from cqa.report.item_table import ScoredItem, scored_items, shown_options
 from cqa.report.pair_tables import interaction
 from cqa.report.source import Source, TrainingRun, read_run
 from cqa.report.terminal import summary_text
-from cqa.report.verdict import make_verdict
-from cqa.schema.comparison import EntropyChange
+from cqa.report.verdict import make_page
 from cqa.schema.rows import ItemRow, ItemText
 from cqa.schema.summary import ScoreSummary
 from cqa.stats.config import AnalysisConfig
@@ -96,63 +95,61 @@ def with_primary(focus: Focus, **changed) -> Focus:
 
 
 def marks(focus: Focus) -> list[str]:
-    return [finding.mark for finding in make_verdict(focus).findings]
+    return [answer.mark for answer in make_page(focus).answers]
 
 
 def test_a_change_of_one_group_alone_is_shown_with_all_that_it_needs():
-    focus = focus_of({"mine": {"literary": spread(1.5), "factual": spread(0.0)}})
-    verdict = make_verdict(focus)
-    assert verdict.headline == (
+    focus = focus_of({"mine": {"literary": spread(1.5, 400), "factual": spread(0.0, 400)}})
+    page = make_page(focus)
+    assert page.headline == (
         "Under mine the model is more sensitive to quality in literary items, and more so than in "
         "factual items."
     )
     assert marks(focus)[:4] == ["shown", "shown", "shown", "shown"]
-    assert verdict.tiles[0].value == "+1.50\N{NO-BREAK SPACE}nats"
+    assert page.tiles[0].value == "+1.50\N{NO-BREAK SPACE}nats"
+    assert [answer.text.count("400 items of 400 sources") for answer in page.answers[:1]] == [1]
 
 
 def test_both_groups_changing_is_not_selective():
     focus = focus_of({"mine": {"literary": spread(1.5), "factual": spread(1.4)}})
-    assert marks(focus)[:3] == ["shown", "not shown", "against"]
-    assert make_verdict(focus).headline.endswith("that this is particular to them is not shown.")
-    assert "they did change" in make_verdict(focus).findings[2].text
+    assert marks(focus)[:2] == ["shown", "not shown"]
+    assert marks(focus)[3] == "against"
+    assert make_page(focus).headline.endswith("that this is particular to them is not shown.")
 
 
 def test_a_noisy_null_is_not_taken_for_no_change():
     focus = focus_of({"mine": {"literary": spread(9.58, sd=19), "factual": spread(-3.04, sd=25)}})
-    assert marks(focus)[1:3] == ["not shown", "not shown"]
-    texts = [finding.text for finding in make_verdict(focus).findings]
-    assert "One group changing measurably and the other not would not answer this" in texts[1]
-    assert "No significant change is not the same as no change" in texts[2]
+    assert [marks(focus)[k] for k in (1, 3)] == ["not shown", "not shown"]
+    assert "is not the same as no change" in make_page(focus).answers[3].text
 
 
 def test_a_p_that_only_the_choice_made_small_is_not_shown():
     """Seven unrelated epochs, one of which is significant if looked at alone."""
     rng = np.random.default_rng(5)
     epochs = {f"epoch-{k:02d}": {"literary": rng.normal(0, 1, 20)} for k in range(1, 7)}
-    epochs["epoch-07"] = {"literary": spread(0.42)}
+    epochs["epoch-07"] = {"literary": spread(0.46)}
     focus = focus_of(epochs)
-    selection = focus.summary.selection["literary"]
-    assert focus.highlighted == selection.chosen == "epoch-07"
-    plain = focus.comparison.wilcoxon.p
-    assert plain <= 0.05 < selection.p_corrected["epoch-07"]
-    first = make_verdict(focus).findings[0]
-    assert first.mark == "not shown"
-    assert "corrected for looking at 7 adapters, max-T" in first.text
-    assert "picked because its p is the smallest" in first.text
-    assert make_verdict(focus).headline.startswith("No change of sensitivity")
+    assert focus.highlighted == focus.selection.chosen == "epoch-07"
+    change = focus.family.changes["epoch-07"]
+    assert change.p <= 0.05 < change.p_corrected
+    page = make_page(focus)
+    assert page.answers[0].mark == "not shown"
+    assert "alone p" in page.answers[0].text.replace("\N{NO-BREAK SPACE}", " ")
+    assert page.tiles[1].detail == "corrected for 7 adapters"
+    assert page.headline.startswith("No change of sensitivity")
 
 
 def test_a_fall_is_named_as_one():
     focus = focus_of({"mine": {"literary": spread(-1.5)}})
     assert marks(focus)[0] == "against"
-    assert make_verdict(focus).headline.startswith("Under mine the model became less sensitive")
+    assert make_page(focus).headline.startswith("Under mine the model became less sensitive")
 
 
 def test_without_a_control_group_nothing_is_said_of_selectivity():
     focus = focus_of({"mine": {"poems": spread(1.5)}})
-    verdict = make_verdict(focus)
+    verdict = make_page(focus)
     assert verdict.headline.endswith("without a control group nothing is said of others.")
-    assert not any("factual" in finding.question for finding in verdict.findings)
+    assert not any("factual" in answer.question for answer in verdict.answers)
 
 
 OTHER_NAMES = {"mine": {"poems": spread(1.5), "news": spread(0.0)}}
@@ -161,7 +158,7 @@ OTHER_NAMES = {"mine": {"poems": spread(1.5), "news": spread(0.0)}}
 def test_groups_of_other_names_get_every_test_once_they_are_named():
     focus = focus_of(OTHER_NAMES, primary="poems", control="news")
     named = focus_of({"mine": {"literary": spread(1.5), "factual": spread(0.0)}})
-    verdict, expected = make_verdict(focus), make_verdict(named)
+    verdict, expected = make_page(focus), make_page(named)
     assert marks(focus) == marks(named)
     assert verdict.headline == expected.headline.replace("literary", "poems").replace(
         "factual", "news"
@@ -171,13 +168,13 @@ def test_groups_of_other_names_get_every_test_once_they_are_named():
     assert not said(focus, "--primary")
     assert interaction(focus).title == "Poems minus news"
     assert interaction(focus).columns[1].heading == "poems − news, nats"
-    assert "poems - news, mine: +1.50 nats" in summary_text(scored(focus))
+    assert "selective, poems" in summary_text(scored(focus))
 
 
 def test_the_named_primary_comes_first_wherever_its_items_are():
     focus = focus_of(OTHER_NAMES, primary="news", control="poems")
     assert [row.group for row in figure_rows(focus)["d_by_epoch"]] == ["news", "poems"]
-    assert make_verdict(focus).findings[0].question.endswith("in news items?")
+    assert make_page(focus).answers[0].question.endswith("in news items?")
 
 
 def test_groups_of_other_names_that_nobody_named_are_told_of():
@@ -188,9 +185,7 @@ def test_groups_of_other_names_that_nobody_named_are_told_of():
     )
     assert said(focus, "--primary") == [f"{line}."]
     assert line in summary_text(scored(focus)).splitlines()
-    assert make_verdict(focus).headline.endswith(
-        "without a control group nothing is said of others."
-    )
+    assert make_page(focus).headline.endswith("without a control group nothing is said of others.")
 
 
 def scored(focus: Focus) -> ScoreSummary:
@@ -199,40 +194,17 @@ def scored(focus: Focus) -> ScoreSummary:
 
 def test_a_change_of_the_prior_is_not_taken_for_one_of_the_conditional():
     changes = {"mine": {"literary": spread(1.5)}}
-    questions = {}
+    answers = {}
     for name, prior in (("conditional", 0.0), ("prior", -1.5)):
-        verdict = make_verdict(focus_of(changes, prior=prior))
-        (questions[name],) = [f for f in verdict.findings if "the prior that fell" in f.question]
-    assert questions["conditional"].mark == "shown"
-    assert questions["prior"].mark == "not shown"
-    assert "The change comes from the prior" in questions["prior"].text
-
-
-@pytest.mark.parametrize(
-    ("given", "null", "mark"),
-    [
-        ([-0.1, 0.1], [-0.1, 0.1], "not shown"),
-        ([0.1, 0.3], [-0.1, 0.1], "against"),
-        ([-0.3, -0.1], [-0.09, 0.05], "shown"),
-        ([-0.3, -0.1], [-0.15, 0.05], "not shown"),
-        ([-0.3, -0.1], [-0.3, -0.1], "against"),
-    ],
-)
-def test_entropy_has_to_fall_given_the_context_and_to_stay_without(given, null, mark):
-    focus = focus_of({"mine": {"literary": spread(1.5)}})
-    changes = {
-        name: replace(focus.comparison.entropy_per_token.null, change=sum(ci) / 2, ci95=tuple(ci))
-        for name, ci in (("given_context", given), ("null", null))
-    }
-    focus = with_primary(focus, entropy_per_token=EntropyChange(**changes))
-    (found,) = [f for f in make_verdict(focus).findings if f.question.startswith("Did H(X|Y)")]
-    assert found.mark == mark
+        page = make_page(focus_of(changes, prior=prior))
+        (answers[name],) = [a for a in page.answers if "the prior moved" in a.question]
+    assert answers["conditional"].mark == "shown"
+    assert answers["prior"].mark == "not shown"
+    assert "d_cond +0.00, d_prior -1.50" in answers["prior"].text
 
 
 def test_what_it_is_evidence_for_names_model_items_and_groups():
-    text = make_verdict(
-        focus_of({"mine": {"literary": spread(1), "factual": spread(0)}})
-    ).evidence_for
+    text = make_page(focus_of({"mine": {"literary": spread(1), "factual": spread(0)}})).evidence_for
     assert "models/tiny & <small>" in text
     assert "20 literary, 20 factual items" in text
 
@@ -299,12 +271,10 @@ def test_uneven_options_are_named(tokens, warned):
     assert len(found) == warned
 
 
-def test_clusters_are_named_with_the_interval_that_respects_them():
-    focus = focus_of({"mine": {"literary": spread(1.0, 60)}}, sources=6)
+def test_sources_that_share_items_are_counted():
+    focus = focus_of({"mine": {"literary": spread(1.0, 60)}}, sources=12)
     (text,) = said(focus, "named sources")
-    assert "60 of 60 items come from 6 named sources" in text
-    low = focus.comparison.by_source.bca95_nats[0]
-    assert f"{low:+.2f}" in text
+    assert "60 of 60 items come from 12 named sources" in text
     assert not said(focus_of({"mine": {"literary": spread(1.0, 60)}}, sources=60), "sources")
 
 
@@ -380,49 +350,14 @@ def test_training_texts_count_only_if_the_file_is_the_one_trained_on(tmp_path):
         assert (read_run(run).trained is not None) is is_known
 
 
-def test_a_difference_that_only_the_choice_made_small_is_not_shown():
-    """The chosen epoch differs if looked at alone; among ten it may by chance."""
-    rng = np.random.default_rng(1)
-    epochs = {
-        f"epoch-{k:02d}": {g: rng.normal(0, 1, 20) for g in ("literary", "factual")}
-        for k in range(1, 10)
-    }
-    epochs["epoch-10"] = {"literary": spread(0.45), "factual": spread(-0.25)}
-    focus = focus_of(epochs)
-    assert focus.highlighted == "epoch-10"
-    test = focus.interaction
-    assert test.welch.p_two_sided <= 0.05
-    assert test.p_permutation <= 0.05 < test.p_corrected
-    found = make_verdict(focus).findings[1]
-    assert found.mark == "not shown"
-    assert "corrected for looking at 10 adapters (max-T)" in found.text
-
-
-def test_the_conditional_part_pays_for_the_choice_too():
-    rng = np.random.default_rng(5)
-    epochs = {f"epoch-{k:02d}": {"literary": rng.normal(0, 1, 20)} for k in range(1, 7)}
-    epochs["epoch-07"] = {"literary": spread(0.49)}
-    (found,) = [f for f in make_verdict(focus_of(epochs)).findings if "conditional" in f.question]
-    assert found.mark == "not shown"
-    assert "the correction does not bear it" in found.text
-
-
-def test_a_change_within_the_margin_is_still_named_a_change():
-    focus = focus_of({"mine": {"literary": spread(1.5), "factual": spread(0.3, sd=0.1)}})
-    found = make_verdict(focus).findings[2]
-    assert found.mark == "shown"
-    assert "there is a change, smaller than the margin" in found.text
-
-
-def test_a_choice_that_one_item_turns_is_named():
+def test_an_unstable_choice_is_named_and_what_it_is_worth():
     rng = np.random.default_rng(2)
     epochs = {f"epoch-{k:02d}": {"literary": rng.normal(0.1, 1, 12)} for k in range(1, 8)}
     focus = focus_of(epochs)
-    votes = focus.selection.chosen_with_one_item_left_out
-    assert votes[focus.highlighted] < 0.9 * 12
+    assert focus.selection.chosen_when_drawn_anew[focus.highlighted] < 0.8
     (text,) = said(focus, "The choice is unstable")
-    assert f"it is {focus.highlighted} in {votes[focus.highlighted]} of 12 cases" in text
-    assert said(focus, "exploratory")
+    assert "with the sources drawn anew it is epoch-" in text
+    assert said(focus, "chosen on the other sources each time")
 
 
 def test_epochs_that_were_not_scored_are_counted():
@@ -442,9 +377,17 @@ def test_readings_that_disagree_are_named():
     assert "the mean per token 0.400" in text
 
 
-def test_items_that_an_adapter_lacks_are_counted():
-    focus = focus_of({"mine": {"literary": spread(1.0, 60)}})
-    assert said(with_primary(focus, n=59), "literary: mine has scores for 59 of 60 items only")
+def test_an_adapter_that_lacks_items_is_left_out_by_name():
+    rows = focus_of({"mine": PLAIN, "stopped": PLAIN}).source.scores
+    del rows.items["literary"]["stopped"]["literary-3"]
+    summary = summarise(rows)
+    family = summary.families["literary"]
+    assert list(family.changes) == ["mine"]
+    assert family.incomplete == {"stopped": 59}
+    source = Source(Path("scores"), make_meta([None, "mine"]), {}, rows, ["mine", "stopped"])
+    focus = make_focus(source, summary)
+    assert said(focus, "literary: stopped has scores for 59 of 60 items only")
+    assert "stopped has 59 of 60 items" in summary_text(scored(focus))
 
 
 def item_with_tokens(score_eos: bool) -> ScoredItem:
