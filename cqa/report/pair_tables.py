@@ -152,7 +152,7 @@ def interaction(focus: Focus) -> Table:
             "p",
         ),
     )
-    title = f"{primary.capitalize()} minus {control}"
+    title = f"{primary[:1].upper()}{primary[1:]} minus {control}"
     note = (
         "Difference of mean ddI over sources, two-sided, corrected for all rows; a difference "
         "counts only where both units show it"

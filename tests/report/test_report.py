@@ -109,7 +109,7 @@ def test_table_1_holds_the_summarys_numbers_to_the_last_digit(made, summary):
         assert float(row["mean_ddi_nats"]) == entry["mean_ddi_nats"]
         assert [float(row["ci95_nats_low"]), float(row["ci95_nats_high"])] == entry["ci95_nats"]
         assert float(row["p"]) == entry["wilcoxon"]["p"]
-        corrected = summary["selection"][row["group"]]["p_corrected"][row["adapter"]]
+        corrected = summary["families"][row["group"]]["changes"][row["adapter"]]["p_corrected"]
         assert float(row["p_corrected"]) == corrected
 
 
