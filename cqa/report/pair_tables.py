@@ -151,6 +151,8 @@ def interaction(focus: Focus) -> Table:
             lambda r: r.result.per_token_nats.p_corrected,
             "p",
         ),
+        Column("t_welch", "Welch t (items)", lambda r: r.result.welch.t, "number"),
+        Column("p_welch", "Welch p (items)", lambda r: r.result.welch.p_two_sided, "p"),
     )
     title = f"{primary[:1].upper()}{primary[1:]} minus {control}"
     note = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from cqa.schema.result import Interval
+from cqa.schema.result import Interval, Welch
 
 Mark = Literal["shown", "not shown", "against", "n/a"]
 Name = Literal[
@@ -105,3 +105,4 @@ class Interaction:
 
     sum_nats: GroupDifference
     per_token_nats: GroupDifference
+    welch: Welch  # of the sum, items as independent: as the paper would have it

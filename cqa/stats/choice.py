@@ -13,6 +13,7 @@ import numpy as np
 
 from cqa.stats.clusters import Clusters, Values, by_source, source_numbers
 from cqa.stats.deciding import drawn_counts, draws_for
+from cqa.stats.tests import cohen_d_z, wilcoxon
 
 FOLDS = 10
 DRAWS = 2_000
@@ -37,6 +38,16 @@ def _studentised(clusters: Clusters) -> Values:
     with np.errstate(divide="ignore", invalid="ignore"):
         t = clusters.means() / errors
     return np.where(errors > 0, t, -np.inf)
+
+
+def paper_choice(by_epoch: Mapping[str, Sequence[float]]) -> str:
+    """Return the epoch of the paper's rule: smallest one-sided Wilcoxon p, then largest d_z.
+
+    Such a choice on the items that are then reported is exploratory.
+    """
+    return min(
+        by_epoch, key=lambda name: (wilcoxon(by_epoch[name]).p, -(cohen_d_z(by_epoch[name]) or 0.0))
+    )
 
 
 def cross_fit(

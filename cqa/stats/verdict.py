@@ -20,14 +20,14 @@ from cqa.schema.verdict import (
     Verdict,
 )
 from cqa.stats import findings
-from cqa.stats.choice import choose, cross_fit, stability
+from cqa.stats.choice import choose, cross_fit, paper_choice, stability
 from cqa.stats.clusters import Values, by_source
 from cqa.stats.config import AnalysisConfig
 from cqa.stats.continuations import TextScore
 from cqa.stats.deciding import Change, Family, difference_test, family_test
 from cqa.stats.findings import Changes
 from cqa.stats.items import VARIANTS, ItemFacts, ItemScore
-from cqa.stats.resampling import choose_epoch
+from cqa.stats.tests import welch
 
 NULL2, PER_TOKEN = (list(VARIANTS).index(name) for name in ("null2", "per_token"))
 EPOCH = re.compile(r"epoch-(\d+)$")
@@ -145,7 +145,7 @@ def _choice(changes: Changes, config: AnalysisConfig, placebos: Collection[str])
         n_adapters=len(ddi),
         chosen_when_drawn_anew=stability(clusters),
         cross_fitted=_cross_fitted(ddi, changes.sources),
-        paper_choice=choose_epoch({name: values.tolist() for name, values in ddi.items()}),
+        paper_choice=paper_choice({name: values.tolist() for name, values in ddi.items()}),
     )
 
 
@@ -229,7 +229,14 @@ def _interactions(primary: Changes, control: Changes) -> dict[str, Interaction]:
             (primary.ddi, control.ddi), (primary.ddi_per_token, control.ddi_per_token)
         )
     ]  # fmt: skip
-    return {name: Interaction(*(_difference(family, name) for family in units)) for name in shared}
+    return {
+        name: Interaction(
+            _difference(units[0], name),
+            _difference(units[1], name),
+            welch(primary.ddi[name].tolist(), control.ddi[name].tolist()),
+        )
+        for name in shared
+    }
 
 
 def _difference(family: Family, name: str) -> GroupDifference:

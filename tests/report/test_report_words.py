@@ -213,7 +213,7 @@ def test_adapters_are_of_one_run_only_where_that_is_known(tmp_path):
     def said_of(adapters: list[str], **settings) -> str:
         focus = focus_of({name: {"literary": spread(1)} for name in adapters})
         focus.source.meta["settings"] |= settings
-        return make_verdict(focus).evidence_for
+        return make_page(focus).evidence_for
 
     assert ", one training run, and these" in said_of(["mine"])
     assert ", one training run, and these" in said_of(["a", "b"], run="run", adapter=[])
@@ -221,25 +221,23 @@ def test_adapters_are_of_one_run_only_where_that_is_known(tmp_path):
     assert several in said_of(["a", "b"])
     assert several in said_of(["a", "b"], run="run", adapter=["another"])
     focus = focus_of({"a": PLAIN, "b": PLAIN}, run=read_run(make_run(tmp_path / "run")))
-    text = make_verdict(focus).evidence_for
+    text = make_page(focus).evidence_for
     assert ", one training run, trained on 94 samples, and these" in text
 
 
-@pytest.mark.parametrize(("value", "mark"), [(0.5, "shown"), (-0.5, "not shown")])
-def test_a_change_that_is_the_same_in_all_items_is_not_called_few_items(value, mark):
+@pytest.mark.parametrize("value", [0.5, -0.5])
+def test_a_change_that_is_the_same_in_all_items_cannot_be_tested(value):
     same = [value] * 20
-    verdict = make_verdict(focus_of({"mine": {"literary": same, "factual": same}}))
-    texts = [finding.text for finding in verdict.findings]
-    assert verdict.findings[0].mark == mark
-    assert "The change is the same in all items, so its interval has no width" in texts[0]
-    assert texts[1] == "The change is the same in all items in either group: no test can be made."
-    assert texts[2] == "The change is the same in all items: no test can be made."
+    page = make_page(focus_of({"mine": {"literary": same, "factual": same}}))
+    assert [answer.mark for answer in page.answers[:3]] == ["n/a", "n/a", "n/a"]
+    assert "no spread over sources" in page.answers[0].text
+    assert page.tiles[1].value == "n/a"
 
 
 def test_two_equal_falls_are_no_evidence_of_one():
-    verdict = make_verdict(focus_of({"mine": {"literary": [-0.5, -0.5]}}))
-    assert verdict.findings[0].mark == "not shown"
-    assert verdict.headline == "No change of sensitivity to quality in literary items is shown."
+    page = make_page(focus_of({"mine": {"literary": [-0.5, -0.5]}}))
+    assert page.answers[0].mark == "n/a"
+    assert page.headline == "No change of sensitivity to quality in literary items is shown."
 
 
 PLAIN = {"literary": spread(0.5, 60), "factual": spread(0.0, 60)}

@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from cqa.stats.agreement import weigh
-from cqa.stats.choice import choose, cross_fit, stability
+from cqa.stats.choice import choose, cross_fit, paper_choice, stability
 from cqa.stats.clusters import by_source
 from cqa.stats.equivalence import standardised_change
 from cqa.stats.seeds import over_seeds
@@ -123,3 +123,8 @@ def test_items_alone_decide_where_seeds_agree():
     assert found.error == pytest.approx(stats.sem(x), rel=0.02)
     assert found.sd_of_seeds == pytest.approx(0, abs=1e-12)
     assert over_seeds([x.tolist()], [None] * 40) is None
+
+
+def test_equal_p_is_decided_by_the_larger_d_z():
+    small, large = [1.0, 2.0, 3.0, 4.0], [3.0, 3.1, 3.2, 3.3]
+    assert paper_choice({"small": small, "large": large}) == "large"
