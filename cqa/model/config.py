@@ -189,6 +189,10 @@ def _windows(raw: dict[str, Any], n_layers: int) -> tuple[int | None, ...]:
         return (None,) * n_layers
     window = _window(raw)
     if raw["model_type"] == "mistral":
+        if kinds is not None and (window is None or set(kinds) != {"sliding_attention"}):
+            raise ValueError(
+                f"a Mistral with layer_types {kinds!r:.80}, read in two ways elsewhere"
+            )
         return (window,) * n_layers
     if not flag(raw, "use_sliding_window"):
         window = None

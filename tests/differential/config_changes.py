@@ -51,7 +51,7 @@ VALUES: dict[str, tuple[Any, ...]] = {
     "logit_scale": (0.5,),
     "qk_norm": (True,),
     "transformers_weights": ("model.safetensors", "other.safetensors", "../x.safetensors", 3, None),
-    "quantization_config": (None, {"quant_method": "gptq", "bits": 4}),
+    "quantization_config": ({"quant_method": "gptq", "bits": 4},),
     "per_layer_config": (None, {"0": {"intermediate_size": 24}}),
     "text_config": (None,),
 }

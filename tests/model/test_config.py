@@ -126,6 +126,18 @@ def test_config_of_a_qwen_is_refused(checkpoints, tmp_path, changes, said):
     assert said in refusal(folder)
 
 
+def test_layer_types_of_a_mistral_count_where_all_programs_agree(checkpoints, tmp_path):
+    folder = Path(shutil.copytree(checkpoints["mistral"], tmp_path / "model"))
+    edit_config(folder, sliding_window=8, layer_types=["sliding_attention"])
+    assert read_config(folder).windows == (8,)
+    theirs = AutoModelForCausalLM.from_pretrained(folder)
+    difference = our_logprobs(load(folder).decoder, TEXT) - their_logprobs(theirs, TEXT)
+    assert difference.abs().max() < 1e-5
+    for kinds, window in ((["full_attention"], 8), (["sliding_attention"], None)):
+        edit_config(folder, sliding_window=window, layer_types=kinds)
+        assert "a Mistral with layer_types" in refusal(folder)
+
+
 @pytest.mark.parametrize("kind", ["pipe", "device"])
 def test_config_that_is_no_regular_file_is_refused(model, kind):
     path = model / "config.json"
