@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check soak fuzz aot bench bench-check bench-peers clean
+.PHONY: demo test check soak fuzz oldest aot bench bench-check bench-peers clean
 
 $(READY): pyproject.toml setup.py constraints.txt $(wildcard csrc/*)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "cqa-fast needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
@@ -28,8 +28,15 @@ check: $(READY)  ## format, lint, types
 soak: $(READY)  ## kill training and scoring a hundred times; what is left must be the same bits
 	$(BIN)/python tests/soak.py
 
-fuzz: $(READY)  ## read ten thousand damaged files; none may end in anything but a clean error
+fuzz: $(READY)  ## damaged files, ten thousand, and five thousand folders compared with transformers and PEFT
 	$(BIN)/python tests/fuzz.py
+
+OLDEST := .venv-oldest
+oldest: pyproject.toml constraints-oldest.txt  ## the same comparisons on the oldest releases that pyproject.toml allows
+	test -x $(OLDEST)/bin/python || $(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/python -m pip install --quiet --constraint constraints-oldest.txt setuptools torch
+	$(OLDEST)/bin/python -m pip install --quiet --constraint constraints-oldest.txt --no-build-isolation --editable '.[test]'
+	$(OLDEST)/bin/python -m pytest -q -p no:benchmark tests/differential tests/model
 
 bench-check: $(READY)  ## fail if it got slower or larger than bench/floors.json allows
 	$(BIN)/python -m pytest bench/check_regression.py -q
@@ -47,5 +54,5 @@ bench: $(READY)  ## run the benchmarks
 	$(BIN)/python -m pytest bench --benchmark-only --benchmark-storage=file://bench/results --benchmark-autosave
 
 clean:
-	rm -rf $(VENV) bench/peers/.venv-* build cqa/_C*.so *.egg-info demo-out .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(OLDEST) bench/peers/.venv-* build cqa/_C*.so *.egg-info demo-out .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,11 +1,12 @@
 """Mutated inputs of every kind: each must be taken, or refused with one of our own errors.
 
-    make fuzz                            ten thousand cases
+    make fuzz                            ten thousand cases, and five thousand comparisons
     python tests/fuzz.py --seed 7        others
 
 A case is a sound file, damaged at random: bytes changed, moved, cut, or, for JSON, values replaced
 by others that JSON allows. A traceback, a hang or a demand for gigabytes is a failure, and the
-input that caused it is kept.
+input that caused it is kept. Then whole model folders and adapters are changed and compared with
+transformers and PEFT; see tests/differential/cases.py.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from differential.cases import run_cases
 from helpers import tiny_model, write_lines
 
 from cqa.config import read_settings, resolve
@@ -375,14 +377,18 @@ def main() -> None:
     """Fuzz, say what came of it, and end with 1 if anything failed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cases", type=int, default=10_000)
+    parser.add_argument("--comparisons", type=int, default=5_000)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     resource.setrlimit(resource.RLIMIT_AS, (GIGABYTES << 30, GIGABYTES << 30))
     folder = Path(tempfile.mkdtemp(prefix="cqa-fuzz-"))
     outcomes, failures = fuzz(arguments.cases, arguments.seed, folder)
-    for name, count in sorted(outcomes.items()):
+    compared, differences = run_cases(arguments.comparisons, arguments.seed, folder)
+    failures += differences
+    for name, count in [*sorted(outcomes.items()), *sorted(compared.items())]:
         print(f"{count:>6}  {name}")
-    print(f"{arguments.cases} cases, seed {arguments.seed}: {len(failures)} failures")
+    n_cases = arguments.cases + arguments.comparisons
+    print(f"{n_cases} cases, seed {arguments.seed}: {len(failures)} failures")
     print("\n".join(failures))
     if failures:
         sys.exit(1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,7 +57,7 @@ def find_adapters(config: ScoreConfig) -> list[AdapterFolder]:
     folders = list(config.adapter)
     if config.run is not None:
         folders += _epoch_folders(config.run, config.epochs)
-    resolved = [folder.resolve() for folder in folders]
+    resolved = [Path(os.path.realpath(folder)) for folder in folders]  # of a loop of links too
     found = [adapter_folder(folder) for folder in folders]
     return [
         AdapterFolder(_own_name(path, resolved), folder, read_spec(folder))

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from differential.cases import Folders, run_case
 
-N_BLOCKS, BLOCK = 12, 25
+N_BLOCKS, BLOCK = 8, 25
 
 
 @pytest.fixture(scope="module")

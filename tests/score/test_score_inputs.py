@@ -170,6 +170,19 @@ def test_adapters_that_are_not_there_are_refused(data, run, tmp_path, changes, m
     assert not config.out.exists()
 
 
+def test_adapter_in_a_folder_of_its_own_has_the_name_that_was_given(data, run, tmp_path):
+    shutil.copytree(run / "epoch-01", tmp_path / "mine" / "default")
+    (found,) = find_adapters(few_of(data, Path("unused"), adapter=(tmp_path / "mine",)))
+    assert (found.name, found.folder) == ("mine", tmp_path / "mine" / "default")
+
+
+def test_adapter_that_is_a_loop_of_links_is_refused(data, tmp_path):
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(ModelError) as caught:
+        find_adapters(few_of(data, Path("unused"), adapter=(tmp_path / "loop",)))
+    assert caught.value.exit_code == 4
+
+
 def test_adapter_that_changes_nothing_is_refused(data, run, tmp_path):
     with pytest.raises(ModelError, match="expected an adapter that changes the model"):
         score(few_of(data, tmp_path / "out", adapter=(run / "epoch-01", run / "init")))
