@@ -79,6 +79,8 @@ def test_the_commands_run_in_order(tmp_path, monkeypatch):
     for command in commands(real=False):
         run(command)
     assert Path("run/epoch-12/adapter_model.safetensors").is_file()
+    assert Path("adapter-plain/adapter_model.safetensors").is_file()
+    assert Path("merged/tokenizer.json").is_file()
     assert len(read_lines(Path("points/selected.jsonl"))) == 4
     assert Path("scale/curve.csv").is_file()
     assert any(event["event"] == "dev" for event in read_lines(Path("run-dev/log.jsonl")))
