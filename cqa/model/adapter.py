@@ -189,6 +189,14 @@ def open_adapter(folder: Path) -> AdapterFile:
                 raise ModelError(
                     f"expected {module_name(layer, module)}.lora_{ab}, got none", where=str(path)
                 )
+        rank = config.rank_of(module_name(layer, module))
+        held = (found.shapes[pair["A"]][0], found.shapes[pair["B"]][1])
+        if held != (rank, rank):
+            raise ModelError(
+                f"expected {pair['A']} and its B of rank {rank} as {CONFIG} says, got: "
+                f"{found.shapes[pair['A']]} and {found.shapes[pair['B']]}",
+                where=str(path),
+            )
     return found
 
 

@@ -183,7 +183,7 @@ def _expression(text: str) -> str:
 
 def _pattern(raw: Mapping[str, Any], key: str) -> list[tuple[str, dict[str, Any]]]:
     """Return the expressions of a pattern, each with the whole of it."""
-    value = raw.get(key) or {}
+    value = raw.get(key, {})
     if not isinstance(value, dict):
         raise ValueError(f"{key} {value!r:.120}")
     return [(_expression(name), value) for name in value]

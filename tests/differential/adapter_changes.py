@@ -150,6 +150,6 @@ def change_tensors(rng: random.Random, tensors: dict[str, Tensor]) -> dict[str, 
         case 4:
             return tensors | {name.replace("layers.0", "layers.5"): tensors[name]}
         case 5:
-            return tensors | {name: tensors[name].T}
+            return tensors | {name: tensors[name].movedim(0, -1)}
         case _:
             return tensors | {"base_model.model.model.norm.weight": torch.ones(16)}
