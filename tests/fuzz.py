@@ -26,13 +26,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow
 import torch
 from differential.cases import run_cases
 from helpers import tiny_model, write_lines
+from pyarrow import parquet
 
 from cqa.config import read_settings, resolve
 from cqa.data.items import read_items
-from cqa.data.samples import encode_sample, fit_lengths, read_samples
+from cqa.data.samples import encode_sample, encode_samples, fit_lengths, read_samples
 from cqa.data.tokenizer import Tokenizer
 from cqa.data.unique import each_once, file_line_id
 from cqa.data.validate import report_text, validate_files
@@ -47,7 +49,7 @@ from cqa.report.caveats import caveats
 from cqa.report.config import ReportConfig
 from cqa.report.item_table import items_table, scored_items
 from cqa.report.page import Report, markdown_page
-from cqa.report.verdict import make_verdict
+from cqa.report.verdict import make_page
 from cqa.report.write import read_focus
 from cqa.score.config import ScoreConfig
 from cqa.score.prefix_batch import encode_item
@@ -60,6 +62,9 @@ from cqa.train.plan import make_plan
 
 CPU = torch.device("cpu")
 SECONDS = 20  # no case may take longer
+TEMPLATE = """{%- for m in messages %}{% if loop.first %}{{ bos_token }}{% endif %}
+[{{ m.role }}]{{ m.content | trim }}{{ [m.role, 'x' * 3] | join('-') ~ 7 % 4 }}
+{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"""
 GIGABYTES = 24  # of address space
 ODD: list[Any] = [
     None, True, False, 0, -1, 1.5, -0.0, 1e300, 10**9, 10**30, "", " ", "x", "0", "1e5", "nan",
@@ -156,7 +161,10 @@ class Sound:
         ]
         write_lines(folder / "train.jsonl", samples)
         asked, told = {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}
-        chats = [{"messages": [asked, told]}, {"messages": [told], "id": "z"}]
+        chats = [
+            {"messages": [asked, told, {**told, "weight": 0}]},
+            {"messages": [told], "id": "z"},
+        ]
         write_lines(folder / "chat.jsonl", chats)
         write_lines(
             folder / "alpaca.jsonl",
@@ -175,6 +183,18 @@ class Sound:
                 {"id": "q", "context": "a", "options": ["b", "c"], "answer": 1, "n": [1, {"x": 2}]},
             ],
         )
+        preferences = [
+            {"prompt": "she", "chosen": " waited", "rejected": [" ran", " sat"]},
+            {"chosen": [asked, told], "rejected": [asked, {**told, "content": "c"}], "id": 4},
+        ]
+        write_lines(folder / "preferences.jsonl", preferences)
+        table = 'id,context,good,bad\n7,she," waited, ""long""", ran\n8,a,"b\nc",d\n'
+        (folder / "pairs.csv").write_text(table)
+        (folder / "pairs.tsv").write_text(table.replace(",", "\t"))
+        parquet.write_table(
+            pyarrow.Table.from_pylist(preferences[:1] * 9), folder / "pairs.parquet"
+        )
+        (folder / "chat.jinja").write_text(TEMPLATE)
         write_lines(
             folder / "texts.jsonl", [{"id": "t", "context": "the", "continuation": " door"}]
         )
@@ -228,6 +248,13 @@ class Sound:
             results.close()
         report_text(validate_files([path]))
 
+    def read_template(self, folder: Path) -> None:
+        """Render with a template, to score and to train."""
+        tokenizer = Tokenizer(self.model, template=str(folder / "chat.jinja"))
+        (item, *_) = read_items([folder / "pairs.jsonl"])
+        encode_item(item, tokenizer, "split", score_eos=False, max_positions=200)
+        encode_samples(read_samples(folder / "chat.jsonl"), tokenizer, 99, "refuse")
+
     def read_model(self, folder: Path) -> None:
         """Load a base model."""
         load_model(folder / "model", device=CPU, dtype=torch.float32, rank_columns={"q": 2})
@@ -270,7 +297,7 @@ class Sound:
         focus = read_focus(folder / "scores", config)
         found = scored_items(focus)
         tables = [*all_tables(focus), items_table(focus, found)]
-        markdown_page(Report(focus, make_verdict(focus), caveats(focus), tables, {}, found))
+        markdown_page(Report(focus, make_page(focus), caveats(focus), tables, {}, found))
 
     def read_settings(self, path: Path) -> None:
         """Read settings."""
@@ -287,11 +314,15 @@ class Sound:
         samples, items = (lines, self.read_training_file), (lines, self.read_item_file)
         files = {
             **dict.fromkeys(("train.jsonl", "chat.jsonl", "alpaca.jsonl"), samples),
-            **dict.fromkeys(("pairs.jsonl", "texts.jsonl"), items),
+            **dict.fromkeys(("pairs.jsonl", "texts.jsonl", "preferences.jsonl"), items),
+            **dict.fromkeys(
+                ("pairs.csv", "pairs.tsv", "pairs.parquet"), ((damage_bytes,), self.read_item_file)
+            ),
             "settings.yaml": ((damage_bytes,), self.read_settings),
         }
         return [
             *(Target(f, d, lambda folder, f=f, r=r: r(folder / f)) for f, (d, r) in files.items()),
+            Target("chat.jinja", (damage_bytes,), self.read_template),
             Target("model/config.json", tree, self.read_model),
             Target("model/model.safetensors", tensors, self.read_model),
             Target("model/tokenizer.json", tree, self.read_tokenizer),
