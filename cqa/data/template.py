@@ -65,7 +65,8 @@ class Template:
             self._compiled = self._environment.from_string(tree)
         except TemplateSyntaxError as error:
             raise ConfigError(
-                f"expected a Jinja template, got: {error.message}", where=f"{name}:{error.lineno}"
+                f"expected a Jinja template, got: {str(error.message)[:200]}",
+                where=f"{name}:{error.lineno}",
             ) from None
         except (RecursionError, SyntaxError, ValueError) as error:
             raise ConfigError(
