@@ -115,6 +115,8 @@ def _refuse_learned(record: dict[str, Any], expected: str, where: str) -> None:
 def _preference(record: dict[str, Any], where: str) -> dict[str, Any]:
     """Return {"prompt", "chosen", "rejected"} as a pair; a text may be a conversation's end."""
     context: Any = record.get("prompt")
+    if context is not None and record.get("context") is not None:
+        raise DataError("expected a `prompt` or a `context`, got both", where=where)
     texts: dict[str, Any] = {}
     for key, name in (("chosen", "good"), ("rejected", "bad")):
         value = record.get(key)

@@ -145,7 +145,7 @@ def _environment(lora: TrainableLora) -> dict[str, Any]:
         "device": torch.cuda.get_device_name() if on_cuda else platform.machine(),
         "n_threads": torch.get_num_threads(),
         "versions": versions(),
-        "code_digest": code_digest("train", "data/samples.py"),
+        "code_digest": code_digest("train", "data/samples.py", "data/turns.py"),
     }
 
 
@@ -202,7 +202,7 @@ def save_epoch(plan: Plan, lora: TrainableLora, name: str) -> None:
 def _origin(plan: Plan) -> Origin:
     held = read_json(plan.config.out / RUN)
     made_of = {key: held.get(key) for key in (*DIGESTS, "template_digest")}
-    return {**made_of, "code_digest": code_digest("train", "data/samples.py")}
+    return {**made_of, "code_digest": code_digest("train", "data/samples.py", "data/turns.py")}
 
 
 def saved_step(out: Path, held: dict[str, Any], total_steps: int) -> int:

@@ -212,7 +212,7 @@ def test_answer_that_says_so_is_not_learned(key, file, tokenizer):
         ("Which?\nThe first.\nThink again.\n", False),
         (f"The second.{END}", True),
     ]
-    assert encoded.prompt.stop == encoded.learned.index(True)
+    assert encoded.prompt.stop == encoded.loss_mask.index(True)
 
 
 @pytest.mark.parametrize("key", LEARNED)

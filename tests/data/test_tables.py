@@ -118,6 +118,7 @@ def test_several_columns_are_several_wrong_options(tmp_path):
 
 BAD_PREFERENCES = {
     "two-prompts": ({**PREFERENCES["both"], "prompt": "Who?"}, "got two prompts"),
+    "two-contexts": ({**PREFERENCES["texts"], "context": "a"}, "`prompt` or a `context`, got both"),
     "three-turns": ({**PREFERENCES["turns"], "chosen": [*CHAT, GOOD, *CHAT]}, "one turn of the"),
     "no-rejected": ({"prompt": "a", "chosen": "b"}, "`rejected`, got: no `rejected`"),
     "none-rejected": ({"prompt": "a", "chosen": "b", "rejected": []}, "`bad`"),
