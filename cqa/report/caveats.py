@@ -43,7 +43,7 @@ def _choice(focus: Focus) -> Iterator[str]:
     share = choice.chosen_when_drawn_anew.get(chosen, 0.0)
     fitted = choice.cross_fitted
     yield (
-        f"{chosen} is the {choice.rule}. With the sources drawn anew it is chosen in "
+        f"{chosen} was chosen: {choice.rule}. With the sources drawn anew it is chosen in "
         f"{show(share, 'share')} of cases"
         + (
             f"; chosen on the other sources each time, the change is "
@@ -184,7 +184,8 @@ def _variants(focus: Focus) -> Iterator[str]:
     ]
     if other:
         yield (
-            f"The reading of dI decides: p = {show(p, 'p')} for the sum over tokens, but with "
+            f"The reading of dI decides the paper's test: p = {show(p, 'p')} for the sum over "
+            f"tokens, but with "
             f"{'; '.join(other)} (uncorrected)."
         )
 

@@ -251,7 +251,10 @@ def markdown_page(report: Report) -> str:
     """Return the report as Markdown; figures are linked, items and texts are left to the page."""
     verdict = report.verdict
     lines = ["# Report", "", f"**{_plain(verdict.headline)}**", ""]
-    lines += [f"* **{f.mark}**: {_plain(f.question)} {_plain(f.text)}" for f in verdict.answers]
+    lines += [
+        f"* **{f.mark}**: {_plain(f.question)} {_plain(f.text)} ({_plain(f.test)})"
+        for f in verdict.answers
+    ]
     lines += ["", _plain(verdict.evidence_for), "", "Not shown:", ""]
     lines += [f"* {_plain(text)}" for text in verdict.not_shown]
     lines += ["", "## Caveats", "", *(f"* {_plain(text)}" for text in report.caveats), ""]

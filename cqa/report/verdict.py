@@ -29,6 +29,7 @@ class Answer:
     question: str
     mark: Mark
     text: str
+    test: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +66,7 @@ def make_page(focus: Focus) -> Page:
 
 
 def _answer(focus: Focus, finding: Finding) -> Answer:
-    return Answer(_question(focus, finding), finding.mark, _numbers(finding))
+    return Answer(_question(focus, finding), finding.mark, _numbers(finding), f"{finding.test}.")
 
 
 def _question(focus: Focus, finding: Finding) -> str:
@@ -94,7 +95,7 @@ def _numbers(finding: Finding) -> str:
         if finding.p_alone is not None and show(finding.p_alone, "p") != show(finding.p, "p"):
             parts.append(f"alone {_p(finding.p_alone)}")
     parts.append(f"{finding.n_items:,} items of {finding.n_sources:,} sources")
-    return f"{', '.join(parts)}: {finding.reason}. ({finding.test}.)"
+    return f"{', '.join(parts)}: {finding.reason}."
 
 
 def _p(value: float | None) -> str:

@@ -368,10 +368,10 @@ def test_epochs_that_were_not_scored_are_counted():
 
 def test_readings_that_disagree_are_named():
     focus = focus_of({"mine": {"literary": spread(1.0, 60)}})
-    assert not said(focus, "The reading of dI decides")
+    assert not said(focus, "The reading of dI decides the paper's test")
     named = focus.comparison.variants
     with_primary(focus, variants=replace(named, per_token=replace(named.per_token, p=0.4)))
-    (text,) = said(focus, "The reading of dI decides")
+    (text,) = said(focus, "The reading of dI decides the paper's test")
     assert "the mean per token 0.400" in text
 
 
