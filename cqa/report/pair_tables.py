@@ -164,31 +164,34 @@ def interaction(focus: Focus) -> Table:
 
 
 def equivalence(focus: Focus) -> Table:
-    """Return the tests of whether a change is small."""
+    """Return whether each change is shown to be small."""
     columns: tuple[Pairs, ...] = (
         GROUP,
         ADAPTER,
-        Column("mean", "ddI, nats", lambda r: r.result.delta_i_nats.change),
-        Column("ci90_nats", "90 % CI, nats", lambda r: r.result.equivalence.ci90_nats, "interval"),
+        Column("unit", "of", lambda r: r.result.equivalence.unit, "text"),
+        Column("estimate", "estimate", lambda r: r.result.equivalence.estimate),
+        Column("ci90", "90 % CI", lambda r: r.result.equivalence.ci90, "interval"),
+        Column("margin", "margin ±", lambda r: r.result.equivalence.margin, "number"),
+        Column("within", "shown to be small", _within, "text"),
         Column(
-            "margin_nats", "margin ±, nats", lambda r: r.result.equivalence.margin_nats, "number"
-        ),
-        Column("margin_rule", "margin from", lambda r: r.result.equivalence.margin_rule, "text"),
-        Column("p", "TOST p", lambda r: r.result.equivalence.p, "p"),
-        Column(
-            "smallest_margin_nats",
-            "smallest margin at p = 0.05, nats",
-            lambda r: r.result.equivalence.smallest_margin_nats,
+            "smallest_margin",
+            "smallest margin",
+            lambda r: r.result.equivalence.smallest_margin,
             "number",
         ),
     )
     note = (
-        "A small p shows that the mean change is nearer to 0 than the margin. It is not corrected "
-        "for several adapters: the shown one was not chosen by these tests, and “small under "
-        "every adapter” needs every p to be small"
+        "Small is shown where the 90 % interval, over sources, lies within the margin: d_z of 0.2, "
+        "or --margin in nats. It is not corrected for several adapters: the highlighted one was "
+        "not chosen by these tests, and “small under every adapter” needs each to be so"
     )
     title, rows = "Is a change small?", focus.comparisons()
     return tabulate("equivalence", title, columns, rows, note, adapters=focus.shown)
+
+
+def _within(row: Placed[Comparison]) -> str | None:
+    within = row.result.equivalence.within
+    return None if within is None else ("yes" if within else "no")
 
 
 def parts(focus: Focus) -> Table:

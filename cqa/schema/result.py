@@ -104,13 +104,14 @@ class Welch:
 
 @dataclass(frozen=True, slots=True)
 class Equivalence:
-    """Result of two one-sided t-tests: is the mean nearer to 0 than the margin?"""
+    """Whether a change lies within a margin: that of two one-sided tests at 5 %."""
 
-    margin_nats: float | None
-    margin_rule: str
-    p: float | None
-    ci90_nats: Interval | None
-    smallest_margin_nats: float | None  # the smallest at which p would be ALPHA
+    estimate: float | None
+    unit: Literal["d_z", "nats"]
+    ci90: Interval | None  # over sources
+    margin: float
+    within: bool | None  # None where there is no interval
+    smallest_margin: float | None  # the smallest that the interval would lie within
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,8 +27,9 @@ from cqa.schema.comparison import (
     VariantChange,
     Variants,
 )
-from cqa.schema.result import Correlation, Equivalence
+from cqa.schema.result import Correlation
 from cqa.stats.change import differences, mean, paired_change
+from cqa.stats.equivalence import equivalence
 from cqa.stats.information import entropy
 from cqa.stats.items import LENGTHS, VARIANTS, ItemFacts, ItemScore
 from cqa.stats.resampling import bca_interval
@@ -47,12 +48,9 @@ from cqa.stats.tests import (
     sign_test,
     spread,
     t_interval,
-    tost,
     wilcoxon,
     wilson_interval,
 )
-
-MARGIN_SHARE = SMALL  # of the base's spread, fixed before any adapter is seen
 
 
 def base_group(base: Mapping[str, ItemScore], facts: Mapping[str, ItemFacts]) -> BaseGroup:
@@ -103,7 +101,7 @@ def compare_items(
         base: Scores under model A, by item id.
         adapted: Scores under model B.
         facts: Lengths and sources of the items.
-        margin_nats: Equivalence margin; by default a fifth of the base's sd of dI.
+        margin_nats: Equivalence margin; without one, d_z of 0.2.
     """
     ids = [item_id for item_id in base if item_id in adapted]
     a, b = [base[i] for i in ids], [adapted[i] for i in ids]
@@ -134,7 +132,7 @@ def compare_items(
         t=paired_t(ddi),
         sign_test=sign_test(ddi),
         effect=_effect_sizes(before, after),
-        equivalence=_equivalence(before, ddi, margin_nats),
+        equivalence=equivalence(ddi, [facts[i].source_id for i in ids], margin_nats),
         entropy_per_token=EntropyChange(
             given_context=paired_change(*both(lambda s: s.entropy_given_nats)),
             null=paired_change(*both(lambda s: s.entropy_null_nats)),
@@ -212,19 +210,6 @@ def _effect_sizes(before: Sequence[float], after: Sequence[float]) -> EffectSize
         return EffectSizes(d_z, (low, high), None, None, d_av)
     corrected = (low * correction, high * correction)
     return EffectSizes(d_z, (low, high), d_z * correction, corrected, d_av)
-
-
-def _equivalence(
-    before: Sequence[float], ddi: Sequence[float], margin: float | None
-) -> Equivalence:
-    rule = "given" if margin is not None else f"{MARGIN_SHARE:g} sd of the base's dI"
-    sd = spread(before)
-    if margin is None and sd:
-        margin = MARGIN_SHARE * sd
-    if margin is None:
-        return Equivalence(None, rule, None, None, None)
-    test = tost(ddi, margin)
-    return Equivalence(margin, rule, test.p, test.ci90, test.smallest_margin)
 
 
 def _by_source(ddi: Sequence[float], sources: Sequence[str | None]) -> BySource | None:

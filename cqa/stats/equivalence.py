@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from scipy import stats
 
-from cqa.stats.clusters import Values, source_numbers, sum_by_source
+from cqa.schema.result import Equivalence, Interval
+from cqa.stats.clusters import Values, by_source, source_numbers, sum_by_source
+from cqa.stats.deciding import family_test
 from cqa.stats.tests import noncentrality_interval
 
 SMALL_D_Z = 0.2  # Cohen's "small"; fixed before anything is seen
@@ -28,10 +31,33 @@ class StandardisedChange:
         """Say whether the interval lies within ± a margin, so that equivalence is shown."""
         return self.ci90 is not None and -margin < self.ci90[0] and self.ci90[1] < margin
 
-    @property
-    def smallest_margin(self) -> float | None:
-        """The smallest margin within which the change would be shown to lie."""
-        return None if self.ci90 is None else max(abs(bound) for bound in self.ci90)
+
+def equivalence(
+    differences: Sequence[float] | Values,
+    sources: Sequence[str | None],
+    margin_nats: float | None,
+) -> Equivalence:
+    """Ask whether a mean change is small: d_z within ±0.2, or the mean within a margin.
+
+    Args:
+        differences: One number an item, nats.
+        sources: The source of each item; an item without one is a source of its own.
+        margin_nats: A margin in nats that was fixed before scoring, in place of d_z.
+    """
+    if margin_nats is None:
+        found = standardised_change(differences, sources)
+        return _within(found.d_z, "d_z", found.ci90, SMALL_D_Z)
+    test = family_test(by_source({"": differences}, sources)).changes[""]
+    return _within(test.mean, "nats", test.ci90, margin_nats)
+
+
+def _within(
+    estimate: float | None, unit: Literal["d_z", "nats"], ci90: Interval | None, margin: float
+) -> Equivalence:
+    if ci90 is None:
+        return Equivalence(estimate, unit, None, margin, None, None)
+    smallest = max(abs(bound) for bound in ci90)
+    return Equivalence(estimate, unit, ci90, margin, smallest < margin, smallest)
 
 
 def standardised_change(

@@ -17,7 +17,7 @@ from cqa.schema.verdict import Finding, Mark, Name
 from cqa.stats.agreement import weigh
 from cqa.stats.clusters import Clusters, Values, by_source
 from cqa.stats.deciding import FEWEST_SOURCES, Change, Family, difference_test, family_test
-from cqa.stats.equivalence import SMALL_D_Z, standardised_change
+from cqa.stats.equivalence import SMALL_D_Z, equivalence, standardised_change
 
 ALPHA = 0.05
 NO_SPREAD = "the changes have no spread over sources, so nothing can be tested"
@@ -233,36 +233,30 @@ def control_small(control: Changes, adapter: str, margin_nats: float | None) -> 
         margin_nats: A margin in nats that was fixed before scoring; without one, d_z = 0.2.
     """
     family = family_test(control.clusters({adapter: control.ddi[adapter]}))
-    found = family.changes[adapter]
-    standardised = standardised_change(control.ddi[adapter], control.sources)
-    if margin_nats is None:
-        interval, margin, what = standardised.ci90, SMALL_D_Z, "d_z"
-        estimate, unit = standardised.d_z, "d_z"
-    else:
-        interval, margin, what = found.ci90, margin_nats, "ddI"
-        estimate, unit = found.mean, "nats"
+    found = equivalence(control.ddi[adapter], control.sources, margin_nats)
     mark: Mark = "not shown"
-    if interval is None:
+    if found.ci90 is None:
         mark, reason = "n/a", NO_SPREAD
     elif family.n_sources < FEWEST_SOURCES:
         reason = _too_few(family.n_sources)
     else:
-        low, high = interval
-        said = f"90 % interval of {what} [{low:+.2f}, {high:+.2f}], margin ±{margin:.2f}"
-        if max(-low, high) < margin:
+        low, high = found.ci90
+        said = f"90 % interval of {found.unit if found.unit == 'd_z' else 'ddI'} "
+        said += f"[{low:+.2f}, {high:+.2f}], margin ±{found.margin:.2f}"
+        if found.within:
             mark, reason = "shown", f"{said}: within"
-        elif low > margin or high < -margin:
+        elif low > found.margin or high < -found.margin:
             mark, reason = "against", f"{said}: beyond"
         else:
             reason = f"{said}: no change told from 0 is not the same as no change"
     return replace(
         _finding("control_small", mark, control.group, adapter, family, reason),
-        estimate=estimate,
-        unit=unit,
+        estimate=found.estimate,
+        unit=found.unit,
         ci95=None,
         p=None,
         p_alone=None,
-        test=f"two one-sided tests: the 90 % interval of {what} within the margin",
+        test="two one-sided tests at 5 %: the 90 % interval within the margin",
     )
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -24,16 +23,6 @@ SMALL, MEDIUM, LARGE = 0.2, 0.5, 0.8  # of d_z: Cohen 1988, "Statistical power a
 ROUNDING = 1e-6
 FAR = 5000.0
 EXACT_LIMIT = 1000  # non-zero differences; beyond, the normal approximation, named as such
-
-
-@dataclass(frozen=True, slots=True)
-class Tost:
-    """Result of two one-sided t-tests: is the mean within ± margin?"""
-
-    margin: float
-    p: float | None
-    ci90: Interval | None
-    smallest_margin: float | None  # the smallest at which p would be ALPHA
 
 
 def wilcoxon(differences: Sequence[float], alternative: Alternative = "greater") -> Wilcoxon:
@@ -186,27 +175,6 @@ def sign_test(differences: Sequence[float]) -> SignTest:
     n_nonzero = sum(value != 0 for value in differences)
     p = stats.binomtest(n_positive, n_nonzero, alternative="greater").pvalue if n_nonzero else 1.0
     return SignTest(n_positive, n_nonzero, float(p))
-
-
-def tost(differences: Sequence[float], margin: float) -> Tost:
-    """Test whether the mean difference lies within ± margin, by two one-sided t-tests.
-
-    Null hypothesis: the mean is `margin` or more away from 0. A small p shows that it is nearer;
-    a large p shows nothing.
-
-    Source: Schuirmann 1987; Lakens 2017, "Equivalence tests".
-    """
-    n, sd = len(differences), spread(differences)
-    interval = t_interval(differences, level=1 - 2 * ALPHA)
-    if interval is None or sd is None:
-        return Tost(margin, None, None, None)
-    low, high = interval
-    bound = max(abs(low), abs(high))
-    if sd == 0:
-        return Tost(margin, None, interval, bound)
-    mean, error = float(np.mean(differences)), sd / math.sqrt(n)
-    p = float(stats.t.sf((margin - abs(mean)) / error, n - 1))  # the larger of the two
-    return Tost(margin, p, interval, bound)
 
 
 def power_of_t(d_z: float, n: int, alpha: float = ALPHA) -> float | None:

@@ -350,7 +350,7 @@ def test_settings_of_the_scoring_run_hold_unless_given_anew(tmp_path):
     own = read_focus(folder, ReportConfig(out=tmp_path)).summary
     anew = read_focus(folder, ReportConfig(out=tmp_path, cutoff="2024", margin=9)).summary
     assert (own.cutoff, anew.cutoff) == ("2023", "2024")
-    margins = [s.groups["factual"]["epoch-02"].equivalence.margin_nats for s in (own, anew)]
+    margins = [s.groups["factual"]["epoch-02"].equivalence.margin for s in (own, anew)]
     assert margins == [1.5, 9]
 
 

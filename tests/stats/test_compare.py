@@ -9,7 +9,7 @@ from scipy import stats
 from synthetic import make_items, make_rows, records
 
 from cqa.schema.result import to_json
-from cqa.stats.compare import MARGIN_SHARE, compare_items
+from cqa.stats.compare import compare_items
 from cqa.stats.config import AnalysisConfig
 from cqa.stats.continuations import TextScore, compare_texts
 from cqa.stats.items import VARIANTS, item_facts, item_score
@@ -189,16 +189,15 @@ def test_one_domain_or_none_is_no_part_of_a_group(summary):
     assert summary["groups"]["<i>other</i>"]["epoch-04"]["domains"] == {}
 
 
-def test_equivalence_margin_is_fixed_by_the_base_or_by_the_caller(rows):
+def test_equivalence_is_in_units_of_the_changes_spread_or_of_a_margin_in_nats(rows):
     before, after = pair_of(rows, "factual")
     scores = [{r.id: item_score(r) for r in records(part)} for part in (before, after)]
     facts = {r.id: item_facts(r) for r in records(before)}
-    spread = per_item(before, lambda r: r["delta_i_nats"]).std(ddof=1)
     own, given = (compare_items(*scores, facts, margin).equivalence for margin in (None, 2.5))
-    assert own.margin_nats == pytest.approx(MARGIN_SHARE * spread)
-    assert "sd of the base" in own.margin_rule
-    assert (given.margin_nats, given.margin_rule) == (2.5, "given")
-    assert given.p != own.p
+    assert (own.unit, own.margin) == ("d_z", 0.2)
+    assert (given.unit, given.margin) == ("nats", 2.5)
+    assert given.within == (given.smallest_margin < 2.5)
+    assert given.smallest_margin == max(map(abs, given.ci90))
 
 
 def test_signs_that_turn_are_counted_both_ways(rows, summary):
@@ -285,7 +284,7 @@ def test_one_item_has_means_and_nothing_that_needs_two():
     assert entry["mean_ddi_nats"] is not None
     for key in ("d_z", "hedges_g_z", "ci95_nats", "bca95_nats", "d_z_ci95", "sd_ddi_nats"):
         assert entry[key] is None
-    assert entry["equivalence"]["p"] is None
+    assert entry["equivalence"]["within"] is None
     assert summary["base"]["literary"]["power"]["detectable_d_z_at_80"] is None
     json.dumps(summary, allow_nan=False)
 
