@@ -35,7 +35,7 @@ from cqa.kernels.backend import native_problem
 Words32 = npt.NDArray[np.uint32]
 Words64 = npt.NDArray[np.uint64]
 
-DROPOUT, NEFTUNE, INIT, ORDER, SPLIT = range(5)  # kinds of streams
+DROPOUT, NEFTUNE, INIT, ORDER, SPLIT, DEAL = range(6)  # kinds of streams
 
 _MASK = 0xFFFFFFFF
 _MUL0, _MUL2 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)

@@ -35,20 +35,15 @@ from cqa.model.adapter import write_adapter
 from cqa.model.checkpoint import opened
 from cqa.model.load import dtype_name
 from cqa.model.lora import TrainableLora
-from cqa.model.origin import Origin, write_origin
-from cqa.run_folder import INIT, LOG, RUN, STATE
+from cqa.model.origin import PLACEBO, Origin, write_origin
+from cqa.run_folder import INIT, LOG, RUN, STATE, epoch_of
 from cqa.schema.events import LogLine
 from cqa.schema.record import Record
 from cqa.train.plan import Plan
 
+FREE = {"out", "device", "pass-tokens", "recompute", "cuda-graphs"}  # when a run is resumed
+NO_RECIPE = FREE | {"seed", "dev", "model", "data", "columns", "template"}  # digests say the latter
 DIGESTS = ("model_digest", "tokenizer_digest", "data_digest")
-_FREE = {
-    "out",
-    "device",
-    "pass-tokens",
-    "recompute",
-    "cuda-graphs",
-}  # may differ when a run is resumed
 
 
 def open_run(plan: Plan, *, resume: bool) -> int:
@@ -91,7 +86,7 @@ def _check_same_run(held: dict[str, Any], plan: Plan) -> None:
     if not isinstance(then, dict):
         raise DataError("expected `settings`, got none", where=str(plan.config.out / RUN))
     for key in now:
-        if key not in _FREE and then.get(key) != now[key]:
+        if key not in FREE and then.get(key) != now[key]:
             raise ConfigError(
                 f"expected the settings of the run to resume, got {key} {now[key]} instead of "
                 f"{then.get(key)}",
@@ -196,13 +191,23 @@ def save_epoch(plan: Plan, lora: TrainableLora, name: str) -> None:
     _require_finite(lora.state, ("param",), f"{name} is not written")
     with new_folder(inside(plan.config.out, name)) as folder:
         write_adapter(folder, lora.spec, lora.weights, plan.config.model, plan.config.dropout)
-        write_origin(folder, _origin(plan))
+        write_origin(folder, _origin(plan, name))
 
 
-def _origin(plan: Plan) -> Origin:
+def _origin(plan: Plan, name: str) -> Origin:
+    """Return what one adapter of the run was made of; of placebos, that they are."""
     held = read_json(plan.config.out / RUN)
-    made_of = {key: held.get(key) for key in (*DIGESTS, "template_digest")}
-    return {**made_of, "code_digest": code_digest("train", "data/samples.py", "data/turns.py")}
+    made_of: Origin = {key: held.get(key) for key in (*DIGESTS, "template_digest")}
+    recipe = {key: v for key, v in held["settings"].items() if key not in NO_RECIPE}
+    made_of |= {
+        "recipe_digest": _sha256(json.dumps([recipe, made_of, held["dtype"]], sort_keys=True)),
+        "seed": str(plan.config.seed),
+        "epoch": str(epoch_of(name) or 0),
+        "code_digest": code_digest("train", "data/samples.py", "data/turns.py"),
+    }
+    if plan.config.placebo:
+        made_of[PLACEBO] = f"responses dealt by seed {plan.config.seed}"
+    return made_of
 
 
 def saved_step(out: Path, held: dict[str, Any], total_steps: int) -> int:

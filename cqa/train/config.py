@@ -56,6 +56,12 @@ class TrainConfig:
         "0.1",
         group="Model and data",
     )
+    placebo: bool = option(
+        "Learn the same prompts with the responses dealt to other prompts: a control beside the "
+        "real run, never a candidate.",
+        False,
+        group="Model and data",
+    )
     loss_on: Literal["response", "whole-text"] = option(
         "Which tokens are learned.", "response", group="Text"
     )

@@ -11,6 +11,7 @@ from cqa.model.memory import free_bytes, size_text
 from cqa.schema.record import Record
 from cqa.train.memory import estimate_plan, largest_pass
 from cqa.train.passes import n_labels, n_tokens
+from cqa.train.placebo import PLACEBO_TEXT
 from cqa.train.plan import Plan
 from cqa.train.schedule import warmup_steps
 
@@ -40,6 +41,7 @@ class PlanDescription(Record):
     """A plan as `--json` prints it; token counts are of all samples, once."""
 
     format: str
+    placebo: bool
     n_train: int
     n_validation: int
     too_long_ids: tuple[str, ...]
@@ -68,6 +70,7 @@ def describe_plan(plan: Plan) -> PlanDescription:
     first = plan.train[0]
     return PlanDescription(
         format=plan.format,
+        placebo=config.placebo,
         n_train=len(plan.train),
         n_validation=len(plan.validation),
         too_long_ids=plan.affected_ids,
@@ -110,6 +113,8 @@ def plan_text(plan: Plan, described: PlanDescription) -> str:
         f"logits or gradients {size_text(memory.workspace)}; "
         f"{size_text(d.free_memory_bytes)} free",
     ]
+    if d.placebo:
+        lines.append(f"placebo    {PLACEBO_TEXT}")
     if d.too_long_ids:
         lines.append(f"too long   {plan.config.too_long}: {', '.join(d.too_long_ids)}")
     lines += [f"note       {text}" for text in plan.notes]

@@ -53,6 +53,7 @@ from cqa.train.passes import (
     label_logprobs,
     n_labels,
 )
+from cqa.train.placebo import PLACEBO_TEXT
 from cqa.train.plan import Plan, make_plan
 from cqa.train.step import take_step
 
@@ -140,6 +141,9 @@ def train(
             if last_step:
                 _tell_changes(note_resume(plan, lora, last_step), on_event)
             on_event(_start_event(plan, lora, last_step))
+            if config.placebo and not last_step:
+                log.write(note := Note(step=0, text=f"placebo: {PLACEBO_TEXT}"))
+                on_event(note)
             for event in _steps(plan, lora, last_step, epochs, callback, interrupt):
                 log.write(event)
                 on_event(event)

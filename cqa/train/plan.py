@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from cqa.data.samples import EncodedSample, encode_samples, read_samples
+from cqa.data.samples import EncodedSample, Sample, encode_samples, read_samples
 from cqa.data.spacing import Spacing
 from cqa.data.tokenizer import Tokenizer
 from cqa.errors import DataError
@@ -17,6 +17,7 @@ from cqa.model.checkpoint import locate
 from cqa.model.config import DecoderConfig, read_config
 from cqa.model.lora import LoraSpec
 from cqa.train.config import TARGETS, TrainConfig
+from cqa.train.placebo import deal
 from cqa.train.schedule import learning_rate, warmup_steps
 
 
@@ -100,17 +101,19 @@ def make_plan(config: TrainConfig) -> Plan:
 
     spacing = Spacing()
 
-    def load(path: Path) -> tuple[str, list[EncodedSample], list[str]]:
+    def encode(samples: list[Sample]) -> tuple[list[EncodedSample], list[str]]:
+        whole_text = config.loss_on == "whole-text"
+        return encode_samples(samples, tokenizer, limit, config.too_long, whole_text=whole_text)
+
+    def load(path: Path) -> tuple[list[Sample], list[EncodedSample], list[str]]:
         samples = read_samples(path, config.columns)
         for sample in samples:
             if sample.format == "prompt" and config.template == "plain":
                 question, answer = sample.turns
                 spacing.add(sample.id, question.text, (answer.text,))
-        whole_text = config.loss_on == "whole-text"
-        fitting = encode_samples(samples, tokenizer, limit, config.too_long, whole_text=whole_text)
-        return samples[0].format, *fitting
+        return samples, *encode(samples)
 
-    kind, samples, affected = load(config.data)
+    read, samples, affected = load(config.data)
     digests = [config.data]
     share = config.validation_share
     if share is None:
@@ -120,13 +123,18 @@ def make_plan(config: TrainConfig) -> Plan:
         affected += more
     else:
         train, validation = split(samples, share, config.seed)
+    if config.placebo:
+        kept = {sample.id for sample in train}
+        dealt = deal([s for s in read if s.id in kept], config.seed, str(config.data))
+        train, more = encode(dealt)
+        affected += [name for name in more if name not in affected]
     if not train:
         raise DataError(
             "expected at least one sample to train on, got none", where=str(config.data)
         )
     return Plan(
-        config, folder, shape, tokenizer, kind, tuple(train), tuple(validation), tuple(affected),
-        digest_bytes(digests), tuple(spacing.warnings("prompt", "response")),
+        config, folder, shape, tokenizer, read[0].format, tuple(train), tuple(validation),
+        tuple(affected), digest_bytes(digests), tuple(spacing.warnings("prompt", "response")),
     )  # fmt: skip
 
 
