@@ -1,6 +1,7 @@
 """Shared set-up: no network, no progress bars, and the two real models where they are at hand."""
 
 import os
+import signal
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
@@ -16,6 +17,13 @@ import pytest
 from helpers import DEMO, shared
 
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))  # workers share the cores
+
+
+def pytest_configure() -> None:
+    """Let signals do what they do at a terminal: a shell's `&` and nohup have some ignored."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -31,6 +31,7 @@ def keep_sums_whole() -> None:
 
 def mm_ref(a: Tensor, b: Tensor, start: Tensor | None = None) -> Tensor:
     """The definition."""
+    b = b.to(a.dtype)  # weights may be narrower
     if start is None:
         return a @ b
     if start.dtype == a.dtype:
@@ -71,7 +72,7 @@ def mm(
 
     Args:
         a: Left factor, shape (M, K); rows or columns may be strided.
-        b: Right factor, shape (K, N), likewise, same dtype and device; for the native op it may be
+        b: Right factor, shape (K, N), likewise, same device and dtype; beside an fp32 `a` it may be
             bf16, with the digits of its fp32 copy.
         start: Added to the product, shape (M, N), rows contiguous. It may be one precision wider,
             which the result then has; a product of 16-bit numbers is then not rounded before it.

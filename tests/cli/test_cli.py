@@ -319,7 +319,7 @@ REFUSED = {
     "prescreen-bad-line": (3, [*PRESCREEN, "--pairs", "{torn}"], "{torn}:2: expected one JSON"),
     "prescreen-model": (4, changed(PRESCREEN, "--model", "{absent}"), "expected a model folder"),
     "coverage-no-file": (3, ["coverage", "{absent}"], "{absent}: expected a readable"),
-    "coverage-pairs": (3, ["coverage", "{pairs}"], "{pairs}:1: expected training samples"),
+    "coverage-pairs": (3, ["coverage", "{pairs}"], "{pairs}:1: expected a sample to learn"),
     "coverage-tags": (3, ["coverage", "--by", "tags", "{samples}"], "{samples}:1: expected `tags`"),
     "scale-sizes": (2, [*SCALE, "--sizes", "5,2"], "expected sizes from 1, each larger"),
     "scale-too-many": (2, [*SCALE, "--sizes", "7"], "{samples}: expected sizes up to 6"),
@@ -500,7 +500,7 @@ def test_demo_prints_a_table_of_both_groups_that_agrees_with_its_summary(tmp_pat
         assert " ".join(head.split()) == columns
         entry = summary["groups"][group]["epoch-01"]
         assert base.split()[:2] == ["base", f"{summary['base'][group]['mean_delta_i_nats']:+.2f}"]
-        low, high = entry["ci95_nats"]
+        low, high = summary["families"][group]["changes"]["epoch-01"]["ci95_nats"]
         assert adapter.split() == [
             "epoch-01", f"{entry['mean_delta_i_nats']:+.2f}",
             f"{100 * entry['sign_accuracy']:.0f}", "%", f"{entry['mean_ddi_nats']:+.2f}",

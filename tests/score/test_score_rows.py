@@ -284,7 +284,7 @@ def test_joint_boundary_moves_only_the_options_that_it_flags(data, rows, tmp_pat
 def test_option_that_begins_with_the_null_token_loses_no_token(data, tmp_path):
     item = {**LITERARY[0], "good": "<|endoftext|> She ran."}
     pairs = (write_lines(tmp_path / "null.jsonl", [item]),)
-    config = few_of(data, tmp_path / "out", pairs=pairs, tokens=True)
+    config = few_of(data, tmp_path / "out", pairs=pairs, tokens=True, allow_special=True)
     score(config)
     tokenizer, option = Tokenizer(MODEL), rows_of(config.out)[0]["options"][0]
     assert option["token_ids"] == [*tokenizer.null_ids, *tokenizer.encode_following(" She ran.")]

@@ -146,7 +146,7 @@ def test_sample_that_does_not_fit_alone_ends_the_run_by_name_and_nothing_is_lost
     monkeypatch.undo()
     events: list[TrainEvent] = []
     train(config, resume=True, on_event=events.append)
-    assert events[0].step == 2
+    assert next(event.step for event in events if not isinstance(event, Note)) == 2
     assert_same_up_to_rounding(config.out, finished)
 
 
@@ -163,7 +163,7 @@ def test_run_whose_graphs_do_not_fit_goes_on_without_them_with_one_note(
     config = config_of(inputs, tmp_path / "run", cuda_graphs=True)
     events: list[TrainEvent] = []
     train(config, on_event=events.append)
-    (note,) = (event for event in events if isinstance(event, Note))
+    (note,) = (e for e in events if isinstance(e, Note) and e.step is not None)
     assert note.step == 1
     assert "going on without --cuda-graphs" in note.text
     assert note.to_json() in read_lines(config.out / "log.jsonl")
