@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from cqa.data.items import LABELS, Item
+from cqa.data.items import LABELS, UNGROUPED, Item
 from cqa.data.jsonl import parse_object, read_jsonl
 from cqa.errors import DataError
 from cqa.schema.rows import ItemRow, ItemText
@@ -26,6 +26,22 @@ def digest_json(value: Any) -> str:
 def item_key(item: Item) -> str:
     """Identify an item by texts and labels, so that a changed one is never taken for the old."""
     return digest_json((item.kind, item.context, item.options, item.answer, item.labels))
+
+
+def texts_key(item: Item | ItemText) -> str:
+    """Identify what is scored of an item, whatever its id and labels are."""
+    return digest_json((item.kind, item.context, item.options, item.answer))
+
+
+def copies(items: Iterable[Item | ItemText]) -> dict[str, str]:
+    """Return the ids of items whose texts come again in their group, each with the first's id."""
+    first: dict[tuple[str, str], str] = {}
+    found = {}
+    for item in items:
+        name = first.setdefault((item.group or UNGROUPED, texts_key(item)), item.id)
+        if name != item.id:
+            found[item.id] = name
+    return found
 
 
 def full_key(item: Item) -> str:

@@ -222,7 +222,7 @@ class Sound:
         """Return the settings of the scores in the folder."""
         return ScoreConfig(
             model=str(self.model), pairs=(folder / "pairs.jsonl",), device="cpu",
-            continuations=(folder / "texts.jsonl",), run=folder / "run", epochs=(2,),
+            continuations=(folder / "texts.jsonl",), run=(folder / "run",), epochs=(2,),
             out=folder / "scores",
         )  # fmt: skip
 

@@ -73,7 +73,7 @@ class Jobs:
     def score(self, out: Path) -> None:
         """Score, or go on scoring."""
         config = ScoreConfig(
-            model=str(self.folder / "model"), pairs=(self.folder / "pairs.jsonl",), run=self.run,
+            model=str(self.folder / "model"), pairs=(self.folder / "pairs.jsonl",), run=(self.run,),
             out=out, batch_tokens=100, device="cpu",
         )  # fmt: skip
         score(config)

@@ -127,8 +127,9 @@ def _declared(f: Any, kind: Any) -> Callable[[Command], Command]:
     text = f"{f.metadata['help']}  [{'; '.join(_notes(f, kind))}]"
     if kind is bool:
         return flag(f"{name}/--no-{name[2:]}", f.name, default=None, help=text, group=group)
-    if get_origin(kind) is Literal:
-        return flag(name, f.name, type=click.Choice(get_args(kind)), help=text, group=group)
+    choices = next((k for k in (kind, *get_args(kind)) if get_origin(k) is Literal), None)
+    if choices is not None:
+        return flag(name, f.name, type=click.Choice(get_args(choices)), help=text, group=group)
     repeat = f.metadata["repeat"]
     metavar = _metavar(kind, repeat)
     return flag(name, f.name, multiple=repeat, metavar=metavar, help=text, group=group)

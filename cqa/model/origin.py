@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from cqa.errors import ModelError
 from cqa.reading import read_object
 
 ORIGIN = "origin.json"
-PLACEBO = "placebo"  # of an adapter that learned dealt responses, and only of one
 Origin = dict[
     str, str | None
 ]  # digests: model, tokenizer, template, data, recipe, code; seed, epoch
@@ -36,11 +33,6 @@ def read_origin(folder: Path) -> Origin | None:
     if not all(value is None or isinstance(value, str) for value in origin.values()):
         raise ModelError("expected a JSON object of digests", where=str(path))
     return origin
-
-
-def is_placebo(origin: Mapping[str, Any] | None) -> bool:
-    """Say whether an adapter learned responses that were dealt to other prompts."""
-    return bool((origin or {}).get(PLACEBO))
 
 
 def check_origin(folder: Path, *, model_digest: str, tokenizer_digest: str | None = None) -> None:

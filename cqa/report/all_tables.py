@@ -14,6 +14,7 @@ from cqa.report.pair_tables import (
     table_1,
     variants,
 )
+from cqa.report.run_tables import choice, over_seeds, shrinkage
 from cqa.report.tables import Column, Placed, Table, tabulate
 from cqa.schema.comparison import BaseGroup, TextChange
 from cqa.schema.result import PairedChange
@@ -40,6 +41,9 @@ def all_tables(focus: Focus) -> list[Table]:
         parts(focus),
         _entropy(focus),
         variants(focus),
+        shrinkage(focus),
+        over_seeds(focus),
+        choice(focus),
         accuracy(focus),
         domains(focus),
         table_2(focus),
@@ -185,6 +189,8 @@ def _groups(focus: Focus) -> Table:
         GROUP,
         Column("n", "n", lambda r: r.result.n, "count"),
         Column("n_sources", "named sources", lambda r: r.result.n_sources, "count"),
+        Column("languages", "languages", _languages, "text"),
+        Column("mean_delta_i", "dI base, nats", lambda r: r.result.mean_delta_i_nats, "number"),
         Column("sign_accuracy", "dI > 0, base", lambda r: r.result.sign_accuracy, "share"),
         Column(
             "detectable",
@@ -221,3 +227,7 @@ def _groups(focus: Focus) -> Table:
     note = "Power of the one-sided paired t-test at 5 %; lengths are means over options"
     rows = [Placed(base, group) for group, base in focus.summary.base.items()]
     return tabulate("groups", "The items", columns, rows, note)
+
+
+def _languages(row: Placed[BaseGroup]) -> str:
+    return ", ".join(row.result.languages)

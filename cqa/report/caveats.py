@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 
 from scipy import stats
 
 from cqa.data.overlap import N_WORDS
+from cqa.report.design_caveats import design_caveats
 from cqa.report.focus import Focus
 from cqa.report.tables import show
 from cqa.run_folder import epoch_of
@@ -25,7 +25,7 @@ NAMED = 3  # items that a caveat names
 def caveats(focus: Focus) -> list[str]:
     """Return warnings in the order in which they matter."""
     checks = (
-        _roles, _choice, _few, _left_out, _lengths, _leaks, _clusters, _dates, _languages,
+        _roles, _choice, _few, _left_out, _lengths, _leaks, _clusters, _dates, design_caveats,
         _variants, _merges, _scope,
     )  # fmt: skip
     return [text for check in checks for text in check(focus)]
@@ -158,13 +158,6 @@ def _dates(focus: Focus) -> Iterator[str]:
             f"{counts.after} after it, {counts.unknown} are of unknown date. Every result "
             f"outside the section on time pools them."
         )
-
-
-def _languages(focus: Focus) -> Iterator[str]:
-    languages = Counter(item.lang or "unknown" for item in focus.source.items.values())
-    if len(languages) > 1:
-        counts = ", ".join(f"{n} {name}" for name, n in languages.most_common())
-        yield f"Items of several languages are pooled within a group: {counts}."
 
 
 def _variants(focus: Focus) -> Iterator[str]:

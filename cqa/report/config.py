@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-from cqa.config import option
+from cqa.config import option, same_option
 from cqa.stats.config import AnalysisConfig
 
 
@@ -18,5 +19,8 @@ class ReportConfig(AnalysisConfig):
         None,
         group="Model and data",
         shown="none",
+    )
+    choose: Literal["best", "last"] | None = same_option(  # type: ignore[assignment]
+        AnalysisConfig, "choose", default=None, shown="as scored"
     )
     out: Path = option("Folder for report.html, report.md, tables and figures.", group="Output")

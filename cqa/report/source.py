@@ -13,8 +13,9 @@ from cqa.errors import DataError
 from cqa.files import read_json
 from cqa.identity import digest_bytes
 from cqa.run_folder import RUN, read_losses
-from cqa.schema.rows import ItemRow, ItemText
-from cqa.score_folder import ITEMS, META, SCORES, read_rows, read_texts
+from cqa.schema.provenance import Provenance, provenance
+from cqa.schema.rows import CHOOSERS, ItemRow, ItemText
+from cqa.score_folder import ITEMS, META, SCORES, copies, read_rows, read_texts
 from cqa.stats.summary import Scores
 
 Row = dict[str, Any]
@@ -43,10 +44,20 @@ class Source:
     adapters: list[str] = field(default_factory=list)
     run: TrainingRun | None = None
 
+    @property
+    def made(self) -> dict[str, Provenance]:
+        """What the adapters say of their training."""
+        return {
+            model["adapter"]: provenance(model.get("adapter_origin"))
+            for model in self.meta["models"]
+            if model["adapter"] is not None
+        }
+
     def rows(self, adapter: str | None) -> Iterator[ItemRow]:
-        """Yield the rows of the base (None) or of one adapter."""
+        """Yield the rows of the base (None) or of one adapter, those that are reported."""
         names = {k: name for k, name in _names(self.meta).items() if name == adapter}
-        return _rows(self.folder / SCORES, names)
+        found = _rows(self.folder / SCORES, names)
+        return (r for r in found if r.group != CHOOSERS and r.id not in self.scores.copies)
 
     def leaked(self) -> dict[str, Overlap] | None:
         """Return the items whose texts are trained on, whole or in part, if that is known."""
@@ -75,8 +86,9 @@ def read_source(folder: Path, run: Path | None = None) -> Source:
             )
     meta = read_json(folder / META)
     names = _adapters(meta, folder / META)
-    scores = Scores(_rows(folder / SCORES, _names(meta)))
-    items = {text.id: text for text in read_texts(folder / ITEMS)}
+    texts = list(read_texts(folder / ITEMS))
+    scores = Scores(_rows(folder / SCORES, _names(meta)), again := copies(texts))
+    items = {t.id: t for t in texts if t.group != CHOOSERS and t.id not in again}
     models_of = [set(m) for m in scores.items.values()] + [set(m) for m in scores.texts.values()]
     if not models_of or any(None not in found for found in models_of):
         raise DataError("expected items scored under the base, got none", where=str(folder))
@@ -106,6 +118,8 @@ def _adapters(meta: Row, path: Path) -> list[str | None]:
             raise DataError("expected models to be objects, got another", where=str(path))
         _of(model, "model_key", str, path)
         names.append(_of(model, "adapter", str | None, path))
+        if "adapter_origin" in model:
+            _of(model, "adapter_origin", dict | None, path)
     if None not in names:
         raise DataError("expected the base among the models, got none", where=str(path))
     _of(meta, "versions", dict, path)
@@ -114,7 +128,12 @@ def _adapters(meta: Row, path: Path) -> list[str | None]:
         if not all(isinstance(group, str) for group in left_out.values()):
             raise DataError("expected `too_long` to give the group of each item", where=str(path))
         _of(meta, "max_positions", int, path)
-    for key, kind in (("model", str), ("cutoff", str | None), ("margin", int | float | None)):
+    for key, kind in (
+        ("model", str),
+        ("cutoff", str | None),
+        ("margin", int | float | None),
+        ("choose", str),
+    ):
         if key in settings:
             _of(settings, key, kind, path)
     return names

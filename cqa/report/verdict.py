@@ -14,8 +14,9 @@ from cqa.schema.verdict import Finding, Mark
 
 NOT_SHOWN = [
     "that texts the model writes are better: no text was generated and no reader was asked",
-    "that it holds for another base model, other items or another training seed",
+    "that it holds for another base model or other items",
 ]
+ONE_SEED = "that it holds for another training seed: no runs that differ in --seed only were scored"
 NO_PLACEBO = (
     "that the change comes from what the samples teach: no adapter trained on dealt responses "
     "(train --placebo) was scored beside"
@@ -61,7 +62,7 @@ def make_page(focus: Focus) -> Page:
         answers=[_answer(focus, finding) for finding in verdict.findings],
         tiles=_tiles(focus),
         evidence_for=_evidence(focus),
-        not_shown=[*NOT_SHOWN, *placebo],
+        not_shown=[*NOT_SHOWN, *([] if focus.summary.seeds else [ONE_SEED]), *placebo],
     )
 
 
@@ -157,6 +158,9 @@ def _runs(focus: Focus) -> str:
     run, settings, n = focus.source.run, focus.source.meta["settings"], len(focus.source.adapters)
     if run is not None and "n_train" in run.facts:
         return f"one training run, trained on {run.facts['n_train']} samples"
-    if n == 1 or run is not None or (settings.get("run") and not settings.get("adapter")):
+    runs = () if settings.get("adapter") else settings.get("run") or ()
+    if n == 1 or run is not None or len(runs) == 1:
         return "one training run"
+    if runs:
+        return f"{len(runs)} training runs"
     return f"{n} adapters, of one training run or of several"

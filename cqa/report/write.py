@@ -70,9 +70,10 @@ def read_focus(scores: Path, config: ReportConfig) -> Focus:
         cutoff=config.cutoff or settings.get("cutoff"),
         margin=config.margin or settings.get("margin"),
         primary=config.primary or settings.get("primary"),
+        choose=config.choose or settings.get("choose", "best"),
         control=config.control or settings.get("control"),
     )
-    return make_focus(source, summarise(source.scores, analysis))
+    return make_focus(source, summarise(source.scores, analysis, made=source.made))
 
 
 def _write(path: Path, content: str | bytes) -> Path:

@@ -84,6 +84,7 @@ class BaseGroup:
     power: Power
     lengths: Lengths
     n_boundary_merge: int
+    languages: dict[str, int]  # items of each
     n_sources: int | None  # None where no item names its source
     n_without_source: int
 
@@ -155,6 +156,24 @@ class EffectSizes:
 
 
 @dataclass(frozen=True, slots=True)
+class Shrinkage:
+    """The line of dI_B on dI_A: how much of mean ddI is what dI was before, made smaller."""
+
+    mean_delta_i_base_nats: float
+    slope: float
+    slope_ci95: Interval
+    by_shrinkage_nats: float  # (slope - 1) times the base's mean dI
+    rest_nats: float  # of mean ddI: what an item with dI = 0 gains
+    rest_ci95_nats: Interval
+
+    @property
+    def explains(self) -> bool:
+        """Whether shrinkage makes ddI rise and nothing is shown to come on top."""
+        shrinks, lifts = self.slope_ci95[1] < 1, self.by_shrinkage_nats > 0
+        return shrinks and lifts and self.rest_ci95_nats[0] <= 0
+
+
+@dataclass(frozen=True, slots=True)
 class EntropyChange:
     """Entropy of the next token in nats, averaged over the tokens of all options."""
 
@@ -212,6 +231,7 @@ class Comparison(Change):
     candidates: Candidates
     variants: Variants = field(metadata=stored_as("readings"))
     ddi_against_length_rho: Correlation | None
+    shrinkage: Shrinkage | None  # None where dI of the base has no spread over three sources
 
 
 @dataclass(frozen=True, slots=True)

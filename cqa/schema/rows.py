@@ -11,6 +11,7 @@ Kind = Literal["pair", "options", "continuation"]
 Role = Literal["good", "bad", "right", "wrong", "continuation"]
 # The share of texts with `boundary_merge` from which it is told: one in twenty, since fewer can
 # hardly move a mean over all.
+CHOOSERS = "choose-on"  # group of the items that choose an adapter and are not reported
 MANY_MERGES = 0.05
 
 

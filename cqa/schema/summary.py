@@ -7,7 +7,7 @@ from typing import Literal
 
 from cqa.schema.comparison import BaseGroup, Comparison, TextComparison
 from cqa.schema.result import merged, stored_as, unwritten
-from cqa.schema.verdict import Choice, GroupFamily, Interaction, Verdict
+from cqa.schema.verdict import Choice, GroupFamily, Interaction, SeedEffect, Verdict
 
 Stratum = Literal["before", "after", "unknown"]
 
@@ -59,9 +59,11 @@ class Summary:
     families: dict[str, GroupFamily]  # by group: the deciding test
     selection: dict[str, Choice]  # by group, as far as there is a choice
     interaction: dict[str, Interaction]  # by adapter
+    seeds: dict[str, tuple[SeedEffect, ...]]  # by group, where runs differ in their seed only
     cutoff: str | None
     n_by_date: DatedCounts | StratumCounts
     strata: dict[Stratum, GroupResults]
+    n_copies: dict[str, int]  # items left out, by group, whose texts another item has too
     roles: Roles = field(metadata=unwritten())
 
     @property

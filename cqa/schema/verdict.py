@@ -90,6 +90,24 @@ class Choice:
 
 
 @dataclass(frozen=True, slots=True)
+class SeedEffect:
+    """One epoch of several runs that differ in their seed only, as one adapter."""
+
+    epoch: int
+    placebo: bool
+    adapters: dict[str, str]  # by seed
+    mean_ddi_nats: float  # over items and seeds
+    ci95_nats: Interval | None  # of other items (within sources) and other seeds
+    p: float | None  # one-sided, alone
+    df: int
+    mean_by_seed_nats: dict[str, float]
+    sd_of_seeds_nats: float
+    n_items: int
+    n_sources: int
+    n_seeds: int
+
+
+@dataclass(frozen=True, slots=True)
 class GroupDifference:
     """How much more ddI rises in the primary group than in the control, in one unit."""
 

@@ -55,8 +55,8 @@ def find_adapters(config: ScoreConfig) -> list[AdapterFolder]:
         ModelError: An adapter folder is missing or malformed, or --run holds no such epoch.
     """
     folders = list(config.adapter)
-    if config.run is not None:
-        folders += _epoch_folders(config.run, config.epochs)
+    for run in config.run:
+        folders += _epoch_folders(run, config.epochs)
     resolved = [Path(os.path.realpath(folder)) for folder in folders]  # of a loop of links too
     found = [adapter_folder(folder) for folder in folders]
     return [

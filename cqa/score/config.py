@@ -27,8 +27,13 @@ class ScoreConfig(AnalysisConfig):
         shown="the base alone, if there is no --run either",
         repeat=True,
     )
-    run: Path | None = option(
-        "Training run whose epochs are scored.", None, group="Model and data", shown="none"
+    run: tuple[Path, ...] = option(
+        "Training run whose epochs are scored; runs that differ in --seed only are one adapter "
+        "an epoch, with a seed effect.",
+        (),
+        group="Model and data",
+        shown="none",
+        repeat=True,
     )
     epochs: tuple[int, ...] = option(
         "Epochs of --run, such as 2,3,5 or 1-6,12.",
@@ -46,6 +51,13 @@ class ScoreConfig(AnalysisConfig):
         group="Model and data",
         shown="none; --pairs or --continuations is needed",
         repeat=True,
+    )
+    choose_on: Path | None = option(
+        "Pairs that choose the adapter which the verdict is about and are not reported: the tests "
+        "then pay for this one adapter only.",
+        None,
+        group="Statistics",
+        shown="chosen on the items themselves, for which the tests pay",
     )
     continuations: tuple[Path, ...] = option(
         "Contexts with their true continuation: JSON Lines or a table.",
@@ -119,7 +131,12 @@ class ScoreConfig(AnalysisConfig):
         require(bool(self.pairs or self.continuations), "--pairs or --continuations", "neither")
         require(self.batch_tokens >= 1, "batch-tokens of at least 1", self.batch_tokens)
         parse_columns(self.columns)
-        require(self.run is not None or not self.epochs, "--run with --epochs", "no --run")
+        require(
+            self.choose_on is None or (bool(self.pairs) and self.choose == "best"),
+            "--choose-on with --pairs and --choose best",
+            f"--choose {self.choose}" if self.pairs else "no --pairs",
+        )
+        require(bool(self.run) or not self.epochs, "--run with --epochs", "no --run")
         require(all(e >= 1 for e in self.epochs), "epochs from 1", self.epochs)
         require(len(set(self.epochs)) == len(self.epochs), "each epoch once", self.epochs)
 

@@ -5,17 +5,18 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import replace
 from itertools import filterfalse
 
 from cqa.data.items import Item, read_items
 from cqa.data.spacing import Spacing
 from cqa.data.tokenizer import Tokenizer
-from cqa.data.unique import each_once, file_line_id
+from cqa.data.unique import Fingerprints, each_once, file_line_id
 from cqa.errors import DataError
-from cqa.schema.rows import MANY_MERGES
+from cqa.schema.rows import CHOOSERS, MANY_MERGES
 from cqa.score.config import ScoreConfig
 from cqa.score.prefix_batch import EncodedItem, OverlongError, encode_item
-from cqa.score_folder import META, digest_json, item_key
+from cqa.score_folder import META, digest_json, item_key, texts_key
 
 NAMED = 5  # items or samples left out that a line on the screen names
 
@@ -52,10 +53,20 @@ class Items:
 
     @property
     def _files(self) -> str:
-        return ", ".join(map(str, (*self.config.pairs, *self.config.continuations)))
+        chooser = [self.config.choose_on] if self.config.choose_on else []
+        return ", ".join(map(str, (*self.config.pairs, *chooser, *self.config.continuations)))
 
     def _read(self) -> Iterator[Item]:
-        yield from read_items(self.config.pairs, columns=self.config.columns)
+        for item in read_items(self.config.pairs, columns=self.config.columns):
+            if item.group == CHOOSERS:
+                raise DataError(
+                    f"expected another group than `{CHOOSERS}`, which --choose-on gives its items",
+                    where=item.where,
+                )
+            yield item
+        if self.config.choose_on is not None:
+            for item in read_items([self.config.choose_on], columns=self.config.columns):
+                yield replace(item, labels={**item.labels, "group": CHOOSERS})
         yield from read_items(
             self.config.continuations, continuations=True, columns=self.config.columns
         )
@@ -93,6 +104,7 @@ class Items:
 
     def _counted(self) -> Iterator[Item]:
         self.n_options, self.n_merged, self.spacing = 0, 0, Spacing()
+        reported = Fingerprints()
         for item in self:
             try:
                 encoded = self._encode(item)
@@ -101,8 +113,18 @@ class Items:
                     raise
                 self.overlong[item.id] = item.group
             else:
-                if item.kind != "continuation":
+                if item.group == CHOOSERS:
+                    if texts_key(item) in reported:
+                        raise DataError(
+                            f"expected items that are not reported, got the texts of one that is: "
+                            f"`{item.id}`",
+                            where=item.where,
+                            hint="an adapter that was chosen on an item is not tested on it",
+                        )
+                elif item.kind != "continuation":
                     self.groups.setdefault(item.group)
+                    if self.config.choose_on is not None:
+                        reported.add(texts_key(item))
                 self.spacing.add(item.id, item.context, item.options)
                 self.n_options += len(encoded.options)
                 self.n_merged += sum(option.boundary_merge for option in encoded.options)

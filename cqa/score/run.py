@@ -29,6 +29,7 @@ from cqa.model.origin import check_origin, read_origin
 from cqa.run_folder import missing_epochs, planned_epochs
 from cqa.schema.events import ModelScored, ModelStart, Note, RowsWritten, ScoreEvent, ScoreStart
 from cqa.schema.meta import AnyModel, KnownModels, Meta, ScoredModel
+from cqa.schema.provenance import provenance
 from cqa.schema.result import to_json
 from cqa.schema.summary import ScoreSummary
 from cqa.score.adapters import (
@@ -44,7 +45,7 @@ from cqa.score.config import ScoreConfig
 from cqa.score.encoded import Items
 from cqa.score.results import Results
 from cqa.score.scorer import score_rows
-from cqa.score_folder import META, SUMMARY, digest_json, full_key
+from cqa.score_folder import META, SUMMARY, copies, digest_json, full_key
 from cqa.stats.roles import choose_roles
 from cqa.stats.summary import Scores, summarise
 
@@ -169,9 +170,11 @@ def _summarised(run: _Run, models: Sequence[ScoredModel]) -> ScoreSummary:
     """Read the rows of these models and items again; return their statistics."""
     names = {model.model_key: model.adapter for model in models}
     rows = run.results.rows(set(names), run.items)
-    scores = Scores(replace(row, adapter=names[row.model_key]) for row in rows)
+    made = {model.adapter: provenance(model.adapter_origin) for model in models if model.adapter}
+    renamed = (replace(row, adapter=names[row.model_key]) for row in rows)
+    scores = Scores(renamed, copies(run.items))
     return ScoreSummary(
-        statistics=summarise(scores, run.items.config),
+        statistics=summarise(scores, run.items.config, made=made),
         items_digest=run.items.digest,
         n_too_long=dict(run.items.n_overlong()),
         model_keys={name or "base": key for key, name in names.items()},
@@ -258,12 +261,13 @@ def _write_meta(
 
 
 def _note_missing_epochs(config: ScoreConfig, on_event: Callable[[ScoreEvent], None]) -> None:
-    """Say which epochs of a run are not scored because they are not there."""
-    if config.run is None or config.epochs:
+    """Say which epochs of the runs are not scored because they are not there."""
+    if config.epochs:
         return
-    if gone := missing_epochs(config.run, planned_epochs(config.run)):
-        text = f"{config.run} has no adapter of epoch {', '.join(map(str, gone))}; not scored"
-        on_event(Note(text=text))
+    for run in config.run:
+        if gone := missing_epochs(run, planned_epochs(run)):
+            text = f"{run} has no adapter of epoch {', '.join(map(str, gone))}; not scored"
+            on_event(Note(text=text))
 
 
 def _score_model(run: _Run, model: ScoredModel) -> ScoredModel:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -33,6 +34,7 @@ from cqa.stats.equivalence import equivalence
 from cqa.stats.information import entropy
 from cqa.stats.items import LENGTHS, VARIANTS, ItemFacts, ItemScore
 from cqa.stats.resampling import bca_interval
+from cqa.stats.shrinkage import shrinkage
 from cqa.stats.tests import (
     ALPHA,
     LARGE,
@@ -72,6 +74,7 @@ def base_group(base: Mapping[str, ItemScore], facts: Mapping[str, ItemFacts]) ->
         ),
         lengths=Lengths(*(_balance([facts[i] for i in base], k) for k in range(len(LENGTHS)))),
         n_boundary_merge=sum(facts[i].boundary_merge for i in base),
+        languages=dict(Counter(facts[i].lang or "unknown" for i in base).most_common()),
         n_sources=len({facts[i].source_id for i in base} - {None}) or None,
         n_without_source=sum(facts[i].source_id is None for i in base),
     )
@@ -111,6 +114,7 @@ def compare_items(
 
     before, after = both(lambda s: s.delta_i_nats)
     ddi = differences(before, after)
+    sources = [facts[i].source_id for i in ids]
     d_cond = differences(*both(lambda s: s.conditional_nats))
     d_prior = differences(*both(lambda s: s.prior_nats))
     change = _change(before, after)
@@ -124,7 +128,7 @@ def compare_items(
         ci95_d_cond_nats=t_interval(d_cond),
         ci95_d_prior_nats=t_interval(d_prior),
         bca95_nats=bca_interval(ddi),
-        by_source=_by_source(ddi, [facts[i].source_id for i in ids]),
+        by_source=_by_source(ddi, sources),
         domains=_by_domain(before, after, [facts[i].domain for i in ids]),
         signs=_signs(before, after),
         accuracy_base=_accuracy(a),
@@ -132,7 +136,7 @@ def compare_items(
         t=paired_t(ddi),
         sign_test=sign_test(ddi),
         effect=_effect_sizes(before, after),
-        equivalence=equivalence(ddi, [facts[i].source_id for i in ids], margin_nats),
+        equivalence=equivalence(ddi, sources, margin_nats),
         entropy_per_token=EntropyChange(
             given_context=paired_change(*both(lambda s: s.entropy_given_nats)),
             null=paired_change(*both(lambda s: s.entropy_null_nats)),
@@ -148,6 +152,7 @@ def compare_items(
             )
         ),
         ddi_against_length_rho=_length_rho(ddi, [facts[i] for i in ids]),
+        shrinkage=shrinkage(before, after, sources),
     )
 
 

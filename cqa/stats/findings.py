@@ -7,9 +7,10 @@ contexts, and without the source or the tenth of items that weigh most).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -39,6 +40,15 @@ class Changes:
     entropy_given: ByAdapter  # change of H(X|Y), nats/token
     entropy_null: ByAdapter  # change of H(X), nats/token
     delta_i: ByAdapter  # dI under the adapter, nats
+
+    def only(self, names: Collection[str]) -> Changes:
+        """Return the changes under some of the adapters."""
+        kept: dict[str, Any] = {
+            f.name: {name: v for name, v in value.items() if name in names}
+            for f in fields(self)
+            if isinstance(value := getattr(self, f.name), Mapping)
+        }
+        return replace(self, **kept)
 
     def clusters(self, values: ByAdapter) -> Clusters:
         """Sum some of the values by source."""

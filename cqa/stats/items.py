@@ -46,6 +46,7 @@ class ItemFacts:
     right_lengths: tuple[int, ...]  # in the order of LENGTHS
     wrong_lengths: tuple[float, ...]  # means over the wrong options
     boundary_merge: bool
+    lang: str | None = None
 
 
 def item_score(row: ItemRow) -> ItemScore:
@@ -104,4 +105,5 @@ def item_facts(row: ItemRow) -> ItemFacts:
         _lengths(row.options[row.answer or 0]),
         tuple(float(np.mean(lengths)) for lengths in zip(*wrong, strict=True)),
         any(option.boundary_merge for option in row.options),
+        row.lang,
     )

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy import stats
 
-from cqa.stats.clusters import source_numbers
+from cqa.schema.provenance import Provenance
+from cqa.schema.verdict import SeedEffect
+from cqa.stats.clusters import Values, source_numbers
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,4 +66,45 @@ def over_seeds(
         p, ci95 = float(stats.t.sf(mean / error, df)), (mean - half, mean + half)
     return OverSeeds(
         mean, error, df, p, ci95, tuple(means.tolist()), float(means.std(ddof=1)), n, g, n_seeds
+    )
+
+
+def seed_effects(
+    ddi: Mapping[str, Values], sources: Sequence[str | None], made: Mapping[str, Provenance]
+) -> tuple[SeedEffect, ...]:
+    """Return each epoch of runs that differ in their seed only, over the seeds.
+
+    Args:
+        ddi: The items' changes under each adapter, nats.
+        sources: The source of each item; an item without one is a source of its own.
+        made: What the adapters say of their training; those that say nothing belong to none.
+    """
+    alike: dict[tuple[str, int], dict[str, str]] = {}
+    for name in ddi:
+        known = made.get(name, Provenance())
+        if known.recipe is not None and known.seed is not None and known.epoch is not None:
+            alike.setdefault((known.recipe, known.epoch), {}).setdefault(known.seed, name)
+    effects = []
+    for (_, epoch), adapters in sorted(alike.items(), key=lambda held: held[0][1]):
+        found = over_seeds([ddi[name].tolist() for name in adapters.values()], sources)
+        if found is not None:
+            placebo = made[next(iter(adapters.values()))].placebo
+            effects.append(_effect(epoch, placebo, adapters, found))
+    return tuple(effects)
+
+
+def _effect(epoch: int, placebo: bool, adapters: dict[str, str], found: OverSeeds) -> SeedEffect:
+    return SeedEffect(
+        epoch=epoch,
+        placebo=placebo,
+        adapters=adapters,
+        mean_ddi_nats=found.mean,
+        ci95_nats=found.ci95,
+        p=found.p_greater,
+        df=found.df,
+        mean_by_seed_nats=dict(zip(adapters, found.by_seed, strict=True)),
+        sd_of_seeds_nats=found.sd_of_seeds,
+        n_items=found.n_items,
+        n_sources=found.n_sources,
+        n_seeds=found.n_seeds,
     )

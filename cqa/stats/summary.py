@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping
 
-from cqa.schema.rows import ItemRow
+from cqa.schema.provenance import Provenance
+from cqa.schema.rows import CHOOSERS, ItemRow
 from cqa.schema.summary import (
     DatedCounts,
     GroupResults,
@@ -26,17 +28,31 @@ ByModel = dict[str | None, dict[str, ItemScore]]
 class Scores:
     """Rows sorted by kind, group and adapter; ids join a base row with an adapter's."""
 
-    def __init__(self, rows: Iterable[ItemRow] = ()) -> None:
-        """Read rows; where an id comes twice under one model, the last line counts."""
+    def __init__(self, rows: Iterable[ItemRow] = (), copies: Collection[str] = ()) -> None:
+        """Read rows; where an id comes twice under one model, the last line counts.
+
+        Args:
+            rows: The rows of one base and its adapters.
+            copies: Ids of items that are another's texts again, and are not counted.
+        """
+        self.copies = copies
+        self.n_copies: Counter[str] = Counter()  # by group
         self.items: dict[str, ByModel] = {}
         self.texts: dict[str, dict[str | None, dict[str, TextScore]]] = {}
+        self.choosers: ByModel = {}  # items that choose an adapter and are not reported
         self.facts: dict[str, ItemFacts] = {}
         for row in rows:
+            if row.id in copies:
+                self.n_copies[row.group] += row.adapter is None
+                continue
             if row.kind == "continuation":
                 texts = self.texts.setdefault(row.group, {}).setdefault(row.adapter, {})
                 texts[row.id] = text_score(row)
             else:
-                scores = self.items.setdefault(row.group, {}).setdefault(row.adapter, {})
+                group = (
+                    self.choosers if row.group == CHOOSERS else self.items.setdefault(row.group, {})
+                )
+                scores = group.setdefault(row.adapter, {})
                 scores[row.id] = item_score(row)
                 self.facts[row.id] = item_facts(row)
 
@@ -70,21 +86,24 @@ class Scores:
 
 
 def summarise(
-    scores: Scores, config: AnalysisConfig | None = None, *, placebos: Collection[str] = ()
+    scores: Scores,
+    config: AnalysisConfig | None = None,
+    *,
+    made: Mapping[str, Provenance] | None = None,
 ) -> Summary:
     """Return the statistics: every group under the base and under every adapter.
 
     Args:
         scores: The rows of one base and its adapters.
         config: What the statistics leave to the reader; by default nothing is fixed.
-        placebos: Adapters that were trained on dealt responses.
+        made: What the adapters say of their training.
 
     Raises:
         ConfigError: A group that `config` names is not there.
     """
     config = config or AnalysisConfig()
     roles = choose_roles(scores.items, config)
-    judged = judge(scores.items, scores.texts, scores.facts, roles, config, placebos)
+    judged = judge(scores.items, scores.texts, scores.facts, roles, config, made, scores.choosers)
     return Summary(
         unit="nats",
         variants=VARIANTS,
@@ -94,9 +113,11 @@ def summarise(
         families=judged.families,
         selection=judged.choices,
         interaction=judged.interactions,
+        seeds=judged.seeds,
         cutoff=config.cutoff,
         n_by_date=_count_dates(scores, config.cutoff),
         strata=_strata(scores, config),
+        n_copies=dict(scores.n_copies),
         roles=roles,
     )
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from cqa.schema.provenance import Provenance
+from cqa.schema.rows import CHOOSERS
 from cqa.schema.summary import Roles
 from cqa.schema.verdict import (
     Choice,
@@ -17,6 +19,7 @@ from cqa.schema.verdict import (
     GroupDifference,
     GroupFamily,
     Interaction,
+    SeedEffect,
     Verdict,
 )
 from cqa.stats import findings
@@ -27,6 +30,7 @@ from cqa.stats.continuations import TextScore
 from cqa.stats.deciding import Change, Family, difference_test, family_test
 from cqa.stats.findings import Changes
 from cqa.stats.items import VARIANTS, ItemFacts, ItemScore
+from cqa.stats.seeds import seed_effects
 from cqa.stats.tests import welch
 
 NULL2, PER_TOKEN = (list(VARIANTS).index(name) for name in ("null2", "per_token"))
@@ -44,6 +48,7 @@ class Judgement:
     families: dict[str, GroupFamily]
     choices: dict[str, Choice]
     interactions: dict[str, Interaction]
+    seeds: dict[str, tuple[SeedEffect, ...]]
 
 
 def judge(
@@ -52,7 +57,8 @@ def judge(
     facts: Mapping[str, ItemFacts],
     roles: Roles,
     config: AnalysisConfig,
-    placebos: Collection[str] = (),
+    made: Mapping[str, Provenance] | None = None,
+    choosers: ItemsByModel | None = None,
 ) -> Judgement:
     """Judge the scores of groups of pairs and continuations.
 
@@ -62,9 +68,17 @@ def judge(
         facts: What is known of each item.
         roles: Which group the question is about, and which one it is compared with.
         config: A margin that was fixed beforehand, and how an adapter is chosen.
-        placebos: Adapters that were trained on dealt responses; never candidates.
+        made: What the adapters say of their training; placebos are never candidates.
+        choosers: Scores of the items that choose the adapter; it is then the only candidate.
     """
-    changes = {group: changes_of(group, models, facts) for group, models in items.items()}
+    made = made or {}
+    placebos = frozenset(name for name, known in made.items() if known.placebo)
+    known = {group: changes_of(group, models, facts) for group, models in items.items()}
+    elsewhere = _chosen_elsewhere(choosers, facts, placebos) if choosers else None
+    changes = {
+        group: _candidates(one, placebos, elsewhere) if one else None
+        for group, one in known.items()
+    }
     primary, control = (changes.get(name or "") for name in (roles.primary, roles.control))
     families = {
         group: _family(found, items[group], placebos) for group, found in changes.items() if found
@@ -72,14 +86,15 @@ def judge(
     choices = {
         group: found
         for group, one in changes.items()
-        if one and (found := _choice(one, config, placebos))
+        if one and (found := _choice(one, config, elsewhere))
     }
     adapters = [a for models in (*items.values(), *texts.values()) for a in models if a is not None]
     chosen = choices[roles.primary].chosen if roles.primary in choices else None
     highlighted = chosen or next((a for a in reversed(adapters) if a not in placebos), None)
     asked: list[Finding] = []
     if primary is not None and highlighted is not None and highlighted in primary.ddi:
-        asked = _findings(primary, control, highlighted, config, placebos)
+        asked = _findings(primary, control, highlighted, config)
+        asked += _placebo(known[primary.group], primary, highlighted, placebos)
     if highlighted is not None:
         asked += _of_texts(texts, highlighted)
     return Judgement(
@@ -88,6 +103,11 @@ def judge(
         families,
         choices,
         _interactions(primary, control) if primary and control else {},
+        {
+            group: effects
+            for group, one in known.items()
+            if one and (effects := seed_effects(one.ddi, one.sources, made))
+        },
     )
 
 
@@ -117,8 +137,18 @@ def changes_of(group: str, models: ItemsByModel, facts: Mapping[str, ItemFacts])
     )
 
 
+def _candidates(
+    changes: Changes, placebos: Collection[str], elsewhere: Choice | None
+) -> Changes | None:
+    """Return the changes under the adapters that the tests are of and pay for."""
+    names = [name for name in changes.ddi if name not in placebos]
+    if elsewhere is not None:
+        names = [name for name in names if name == elsewhere.chosen]
+    return changes.only(names) if names else None
+
+
 def _family(changes: Changes, models: ItemsByModel, placebos: Collection[str]) -> GroupFamily:
-    family = changes.ddi_family
+    family, n_items = changes.ddi_family, len(models[None])
     return GroupFamily(
         n_items=family.n_items,
         n_sources=family.n_sources,
@@ -127,14 +157,36 @@ def _family(changes: Changes, models: ItemsByModel, placebos: Collection[str]) -
             name: FamilyChange(c.mean, c.ci95, c.p_greater, c.p_greater_corrected)
             for name, c in family.changes.items()
         },
-        controls=tuple(name for name in changes.ddi if name in placebos),
-        incomplete={a: len(m) for a, m in models.items() if a is not None and a not in changes.ddi},
+        controls=tuple(name for name in models if name is not None and name in placebos),
+        incomplete={a: len(m) for a, m in models.items() if a is not None and len(m) < n_items},
     )
 
 
-def _choice(changes: Changes, config: AnalysisConfig, placebos: Collection[str]) -> Choice | None:
+def _chosen_elsewhere(
+    choosers: ItemsByModel, facts: Mapping[str, ItemFacts], placebos: Collection[str]
+) -> Choice | None:
+    """Choose an adapter on items that nothing else is said of; None where none scored them all."""
+    found = changes_of(CHOOSERS, choosers, facts)
+    changes = _candidates(found, placebos, None) if found else None
+    if changes is None:
+        return None
+    clusters = changes.clusters(changes.ddi)
+    n = f"{clusters.n_items} items of {clusters.n_sources} sources"
+    return Choice(
+        chosen=choose(clusters),
+        rule=f"largest studentised mean ddI on the {n} of --choose-on, which are not reported",
+        n_adapters=len(clusters.names),
+        chosen_when_drawn_anew=stability(clusters),
+        cross_fitted=None,
+        paper_choice=paper_choice({name: v.tolist() for name, v in changes.ddi.items()}),
+    )
+
+
+def _choice(changes: Changes, config: AnalysisConfig, elsewhere: Choice | None) -> Choice | None:
     """Return which of several adapters the verdict is about; None where there is no choice."""
-    ddi = {name: values for name, values in changes.ddi.items() if name not in placebos}
+    if elsewhere is not None:
+        return elsewhere
+    ddi = changes.ddi
     if len(ddi) < 2:
         return None
     clusters = changes.clusters(ddi)
@@ -158,11 +210,7 @@ def _cross_fitted(ddi: Mapping[str, Values], sources: Sequence[str | None]) -> C
 
 
 def _findings(
-    primary: Changes,
-    control: Changes | None,
-    adapter: str,
-    config: AnalysisConfig,
-    placebos: Collection[str],
+    primary: Changes, control: Changes | None, adapter: str, config: AnalysisConfig
 ) -> list[Finding]:
     found = [findings.change(primary, adapter)]
     if control is not None and adapter in control.ddi:
@@ -170,25 +218,25 @@ def _findings(
     found.append(findings.conditional(primary, adapter))
     if control is not None and adapter in control.ddi:
         found.append(findings.control_small(control, adapter, config.margin))
-    found += _placebo(primary, adapter, placebos)
     found.append(findings.entropy(primary, adapter))
     return found
 
 
-def _placebo(primary: Changes, adapter: str, placebos: Collection[str]) -> list[Finding]:
-    """Compare each adapter with the placebo of its epoch, item by item."""
-    held = [name for name in primary.ddi if name in placebos]
-    if not held:
+def _placebo(
+    known: Changes | None, primary: Changes, adapter: str, placebos: Collection[str]
+) -> list[Finding]:
+    """Compare each candidate with the placebo of its epoch, item by item."""
+    held = [name for name in known.ddi if name in placebos] if known else []
+    if known is None or not held:
         return []
     pairs = {
-        name: next((p for p in held if _epoch(p) == _epoch(name)), held[-1])
-        for name in primary.ddi
-        if name not in placebos
+        name: next((p for p in held if _epoch(p) == _epoch(name)), held[-1]) for name in primary.ddi
     }
-    less = {name: primary.ddi[name] - primary.ddi[placebo] for name, placebo in pairs.items()}
-    return [
-        findings.mean_above_zero("placebo", primary.group, less, primary.sources, adapter, "nats")
-    ]
+    less = {name: primary.ddi[name] - known.ddi[placebo] for name, placebo in pairs.items()}
+    found = findings.mean_above_zero(
+        "placebo", primary.group, less, primary.sources, adapter, "nats"
+    )
+    return [replace(found, test=f"ddI less that of {pairs[adapter]}; {found.test}")]
 
 
 def _epoch(adapter: str) -> str | None:

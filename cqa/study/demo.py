@@ -41,7 +41,7 @@ def run_demo(
     result = score(
         ScoreConfig(
             model=model,
-            run=run,
+            run=(run,),
             pairs=(DEMO / "literary.jsonl", DEMO / "factual.jsonl"),
             continuations=(DEMO / "continuations.jsonl",),
             tokens=True,

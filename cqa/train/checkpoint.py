@@ -35,9 +35,10 @@ from cqa.model.adapter import write_adapter
 from cqa.model.checkpoint import opened
 from cqa.model.load import dtype_name
 from cqa.model.lora import TrainableLora
-from cqa.model.origin import PLACEBO, Origin, write_origin
+from cqa.model.origin import Origin, write_origin
 from cqa.run_folder import INIT, LOG, RUN, STATE, epoch_of
 from cqa.schema.events import LogLine
+from cqa.schema.provenance import PLACEBO
 from cqa.schema.record import Record
 from cqa.train.plan import Plan
 

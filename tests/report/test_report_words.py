@@ -216,10 +216,11 @@ def test_adapters_are_of_one_run_only_where_that_is_known(tmp_path):
         return make_page(focus).evidence_for
 
     assert ", one training run, and these" in said_of(["mine"])
-    assert ", one training run, and these" in said_of(["a", "b"], run="run", adapter=[])
+    assert ", one training run, and these" in said_of(["a", "b"], run=["run"], adapter=[])
     several = ", 2 adapters, of one training run or of several, and these"
     assert several in said_of(["a", "b"])
-    assert several in said_of(["a", "b"], run="run", adapter=["another"])
+    assert several in said_of(["a", "b"], run=["run"], adapter=["another"])
+    assert ", 2 training runs, and these" in said_of(["a", "b"], run=["r1", "r2"], adapter=[])
     focus = focus_of({"a": PLAIN, "b": PLAIN}, run=read_run(make_run(tmp_path / "run")))
     text = make_page(focus).evidence_for
     assert ", one training run, trained on 94 samples, and these" in text

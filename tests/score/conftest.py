@@ -56,7 +56,7 @@ def run(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def scored(data, run, tmp_path_factory) -> tuple[ScoreConfig, list[ScoreEvent], dict]:
     """The settings of an uninterrupted run over everything, its events, its summary as JSON."""
-    config = config_of(data, tmp_path_factory.mktemp("scored") / "out", run=run, tokens=True)
+    config = config_of(data, tmp_path_factory.mktemp("scored") / "out", run=(run,), tokens=True)
     events: list[ScoreEvent] = []
     return config, events, score(config, on_event=events.append).to_json()
 

@@ -40,7 +40,7 @@ def inputs(tmp_path_factory) -> Path:
 def config_of(inputs: Path, out: Path, **changes: object) -> ScoreConfig:
     settings = {
         "batch_tokens": 30,
-        "run": inputs / "run",
+        "run": (inputs / "run",),
         "epochs": (2,),
         "tokens": True,
         **changes,
@@ -142,7 +142,7 @@ def test_budget_is_halved_once_for_all_passes_that_follow(inputs, tmp_path, monk
     many = [{**item, "id": f"{item['id']}-{k}", "context": item["context"] + f" {k}"}
             for k in range(20) for item in PAIRS]  # fmt: skip
     pairs = write_lines(tmp_path / "many.jsonl", many)
-    base = config_of(inputs, tmp_path / "scores", run=None, epochs=(), batch_tokens=200)
+    base = config_of(inputs, tmp_path / "scores", run=(), epochs=(), batch_tokens=200)
     score(ScoreConfig(**{**vars(base), "pairs": (pairs,)}))
     assert len(read_lines(tmp_path / "scores" / "scores.jsonl")) == 81
     too_much = [rows for rows in tried if rows > 30]
@@ -151,7 +151,7 @@ def test_budget_is_halved_once_for_all_passes_that_follow(inputs, tmp_path, monk
 
 def test_item_that_does_not_fit_alone_ends_the_run_by_name(inputs, tmp_path, monkeypatch):
     limit_memory(monkeypatch, 14, MemoryError)
-    config = config_of(inputs, tmp_path / "scores", run=None, epochs=())
+    config = config_of(inputs, tmp_path / "scores", run=(), epochs=())
     with pytest.raises(
         ResourceError, match=r"enough memory for item `p2` alone.*\nhint: "
     ) as caught:
@@ -164,7 +164,7 @@ def test_item_that_does_not_fit_alone_ends_the_run_by_name(inputs, tmp_path, mon
 def test_error_that_is_not_about_memory_is_not_taken_for_one(inputs, tmp_path, monkeypatch):
     limit_memory(monkeypatch, 0, lambda: RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
     with pytest.raises(RuntimeError, match="shapes"):
-        score(config_of(inputs, tmp_path / "scores", run=None, epochs=()))
+        score(config_of(inputs, tmp_path / "scores", run=(), epochs=()))
 
 
 def test_model_that_does_not_fit_ends_the_run_before_anything_is_written(

@@ -311,7 +311,7 @@ def test_epoch_that_is_gone_is_told_and_not_passed_over_in_silence(inputs):
     shutil.rmtree(inputs / "run" / "epoch-01")
     notes: list[str] = []
     score(
-        config_of(inputs, run=inputs / "run"),
+        config_of(inputs, run=(inputs / "run",)),
         on_event=lambda e: notes.append(e.text) if e.event == "note" else None,
     )
     assert f"{inputs / 'run'} has no adapter of epoch 1; not scored" in notes

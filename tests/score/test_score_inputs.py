@@ -10,11 +10,13 @@ import pytest
 import torch
 from helpers import read_lines, write_lines
 from safetensors.torch import load_file, save_file
-from score.scoring import LITERARY, MODEL, TEXTS, bytes_of, few_of, rows_of
+from score.scoring import LITERARY, MODEL, TEXTS, bytes_of, config_of, few_of, rows_of
 
 from cqa.errors import ConfigError, DataError, ModelError, NumericsError
 from cqa.kernels.token_logprobs import token_stats
+from cqa.report.config import ReportConfig
 from cqa.report.terminal import summary_text
+from cqa.report.write import make_report
 from cqa.score.adapters import find_adapters
 from cqa.score.run import score
 
@@ -131,9 +133,9 @@ def test_adapters_are_named_by_their_folders(data, run, monkeypatch):
 
 
 def test_epochs_of_a_run_are_all_of_them_or_those_named_in_the_order_named(data, run):
-    assert names_of(data, run=run) == ["epoch-01", "epoch-02"]
-    assert names_of(data, run=run, epochs=(2, 1)) == ["epoch-02", "epoch-01"]
-    assert names_of(data, adapter=(run / "init",), run=run, epochs=(2,)) == ["init", "epoch-02"]
+    assert names_of(data, run=(run,)) == ["epoch-01", "epoch-02"]
+    assert names_of(data, run=(run,), epochs=(2, 1)) == ["epoch-02", "epoch-01"]
+    assert names_of(data, adapter=(run / "init",), run=(run,), epochs=(2,)) == ["init", "epoch-02"]
 
 
 def test_epochs_of_two_runs_get_the_names_of_their_runs(data, run, tmp_path):
@@ -141,7 +143,7 @@ def test_epochs_of_two_runs_get_the_names_of_their_runs(data, run, tmp_path):
         shutil.copytree(run / "epoch-01", tmp_path / name / "epoch-01")
     adapters = (tmp_path / "a" / "epoch-01", tmp_path / "b" / "epoch-01")
     assert names_of(data, adapter=adapters) == ["a/epoch-01", "b/epoch-01"]
-    mixed = names_of(data, adapter=adapters[:1], run=run)
+    mixed = names_of(data, adapter=adapters[:1], run=(run,))
     assert mixed == ["a/epoch-01", "run/epoch-01", "epoch-02"]
 
 
@@ -161,7 +163,7 @@ def test_adapter_named_base_is_told_apart_from_the_base(data, run, tmp_path):
     ids=["missing-epoch", "twice", "missing-folder", "no-run"],
 )
 def test_adapters_that_are_not_there_are_refused(data, run, tmp_path, changes, message):
-    paths = {"run": run / changes.get("run", "")}
+    paths = {"run": (run / changes.get("run", ""),)}
     paths["adapter"] = tuple(run / name for name in changes.get("adapter", ()))
     config = few_of(data, tmp_path / "out", **{**changes, **paths})
     with pytest.raises(ModelError, match=message) as caught:
@@ -187,3 +189,30 @@ def test_adapter_that_changes_nothing_is_refused(data, run, tmp_path):
     with pytest.raises(ModelError, match="expected an adapter that changes the model"):
         score(few_of(data, tmp_path / "out", adapter=(run / "epoch-01", run / "init")))
     assert not (tmp_path / "out").exists()
+
+
+def test_items_that_choose_are_scored_apart_and_may_not_be_reported_too(data, run, tmp_path):
+    choosers = write_lines(tmp_path / "dev.jsonl", LITERARY[3:])
+    pairs = (write_lines(tmp_path / "pairs.jsonl", LITERARY[:3]),)
+    config = config_of(
+        data, tmp_path / "out", pairs=pairs, continuations=(), run=(run,), choose_on=choosers
+    )
+    summary = score(config).to_json()
+    assert summary["base"]["literary"]["n"] == 3
+    assert "choose-on" not in summary["base"]
+    assert summary["selection"]["literary"]["n_adapters"] == 2
+    assert len(summary["families"]["literary"]["changes"]) == 1
+    focus = make_report(config.out, ReportConfig(out=tmp_path / "report")).focus
+    assert focus.summary.selection["literary"].chosen == summary["highlighted"]
+    copies = write_lines(tmp_path / "copies.jsonl", [{**LITERARY[0], "id": "again"}])
+    with pytest.raises(DataError, match="got the texts of one that is"):
+        score(replace(config, out=tmp_path / "none", choose_on=copies))
+    named = write_lines(tmp_path / "named.jsonl", [{**LITERARY[0], "group": "choose-on"}])
+    with pytest.raises(DataError, match="expected another group"):
+        score(replace(config, out=tmp_path / "none", pairs=(named,)))
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_choice_elsewhere_needs_pairs_and_the_best(data, tmp_path):
+    with pytest.raises(ConfigError, match="--choose-on with --pairs and --choose best"):
+        config_of(data, tmp_path, choose_on=tmp_path / "dev.jsonl", choose="last")

@@ -246,7 +246,7 @@ def test_summary_is_written_as_it_is_returned(scored):
 
 def test_statistics_that_one_item_cannot_have_are_null(data, run, tmp_path):
     pairs = (write_lines(tmp_path / "one.jsonl", LITERARY[:1]),)
-    result = score(few_of(data, tmp_path / "out", pairs=pairs, run=run, epochs=(2,)))
+    result = score(few_of(data, tmp_path / "out", pairs=pairs, run=(run,), epochs=(2,)))
     one = result.summary.statistics.groups["literary"]["epoch-02"]
     assert one.n == 1
     assert one.delta_i_nats.change != 0

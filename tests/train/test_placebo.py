@@ -8,7 +8,8 @@ from train.runs import SAMPLES, config_of, log_of
 
 from cqa.data.samples import read_samples
 from cqa.errors import DataError
-from cqa.model.origin import is_placebo, read_origin
+from cqa.model.origin import read_origin
+from cqa.schema.provenance import provenance
 from cqa.train.dry_run import describe_plan, plan_text
 from cqa.train.loop import train
 from cqa.train.placebo import deal
@@ -98,13 +99,12 @@ def test_run_log_and_every_adapter_say_that_they_are_of_a_placebo(data, finished
     train(config)
     assert json.loads((config.out / "run.json").read_text())["settings"]["placebo"] is True
     assert any("placebo" in e.get("text", "") for e in log_of(config.out))
-    assert is_placebo(read_origin(config.out / "epoch-01"))
-    assert is_placebo(read_origin(config.out / "init"))
+    assert all(provenance(read_origin(config.out / name)).placebo for name in ("init", "epoch-01"))
     train(config, resume=True)
     assert sum(e["event"] == "note" for e in log_of(config.out)) == 1
     real = read_origin(finished[0] / "epoch-01")
-    assert not is_placebo(real)
-    assert not is_placebo(None)
+    assert not provenance(real).placebo
+    assert not provenance(None).known
 
 
 def test_an_adapter_says_its_recipe_seed_and_epoch(data, finished, tmp_path):
