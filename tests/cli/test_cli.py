@@ -232,7 +232,9 @@ def test_settings_file_may_name_everything_with_dashes(samples):
 
 
 def test_settings_file_of_score_may_list_several_files(pairs, tmp_path):
-    more = write_lines(tmp_path / "more.jsonl", [{**read_lines(pairs)[0], "id": "c"}])
+    more = write_lines(
+        tmp_path / "more.jsonl", [{**read_lines(pairs)[0], "id": "c", "context": "Then"}]
+    )
     file = tmp_path / "settings.yaml"
     settings = {"model": MODEL, "out": str(tmp_path / "out"), "pairs": [str(pairs), str(more)]}
     file.write_text(yaml.safe_dump({**settings, "batch-tokens": 50}))
