@@ -41,7 +41,8 @@ from cqa.stats.summary import Scores, summarise
 
 TABLES = {
     "table_1", "other_tests", "interaction", "equivalence", "parts", "entropy", "readings",
-    "shrinkage", "choice", "accuracy", "domains", "table_2", "strata", "strata_continuations", "groups", "items",
+    "shrinkage", "choice", "accuracy", "domains", "table_2", "strata", "strata_continuations",
+    "groups", "items",
 }  # fmt: skip
 
 
