@@ -15,7 +15,7 @@ from cqa import __version__
 from cqa.bench.config import BenchConfig
 from cqa.report.config import ReportConfig
 from cqa.score.config import PrescreenConfig, ScoreConfig
-from cqa.study.config import ScaleConfig, ValidateConfig, WatchedTrainConfig
+from cqa.study.config import PowerConfig, ScaleConfig, ValidateConfig, WatchedTrainConfig
 from cqa.train.config import PRESETS
 from cqa_fast.group import ErrorsAsMessages, require_working_directory
 from cqa_fast.options import flag, takes
@@ -188,6 +188,24 @@ def report(config: ReportConfig, scores: Path, as_json: bool) -> None:
 
     written = write_report(scores, config)
     say_json({"files": list(map(str, written))}) if as_json else say(str(written[0]))
+
+
+@main.command()
+@click.argument("scores", required=False, type=click.Path(path_type=Path))
+@takes(PowerConfig)
+@_JSON
+def power(config: PowerConfig, scores: Path | None, as_json: bool) -> None:
+    """Say how many items a study needs, by simulation, before they are collected.
+
+    \b
+    Example:
+      cqa-fast power --effect 0.5 --sd 1.5 --icc 0.1 --items-per-source 4 --epochs-swept 7
+      cqa-fast power pilot-scores --effect 0.5
+    """
+    from cqa.study.power import plan_power, power_text
+
+    result = plan_power(config, scores, on_part=lambda name: tell(f"simulating {name}"))
+    say_json(result.to_json()) if as_json else say(power_text(result))
 
 
 @main.command()

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy import stats
 
 from cqa.stats.clusters import Values, by_source
 from cqa.stats.deciding import FEWEST_SOURCES, difference_test, family_test
@@ -112,7 +113,9 @@ def items_needed(design: Design, question: str, *, goal: float = 0.8, runs: int 
     def enough(n: int) -> bool:
         return power_at(design, n, question, runs=runs) >= goal
 
-    low = high = design.items_per_source * FEWEST_SOURCES
+    low = high = max(design.items_per_source * FEWEST_SOURCES, _at_least(design, question, goal))
+    if high > LARGEST:
+        return Needed(question, None, None, None)
     while not enough(high):
         low, high = high, 2 * high
         if high > LARGEST:
@@ -120,6 +123,20 @@ def items_needed(design: Design, question: str, *, goal: float = 0.8, runs: int 
     n = _between(low, high, enough)
     sources = math.ceil(n / design.items_per_source)
     return Needed(question, n, sources, power_at(design, n, question, runs=runs))
+
+
+def _at_least(design: Design, question: str, goal: float) -> int:
+    """Return items that are too few for most designs, so that few sizes need be simulated."""
+    n_groups, level, effect = {
+        "change": (1, ALPHA, design.d_z),
+        "selective": (2, ALPHA / 2, design.d_z - design.control_d_z),
+        "control_small": (1, ALPHA, SMALL_D_Z - abs(design.control_d_z)),
+    }[question]
+    if effect <= 0:
+        return LARGEST + 1
+    normal = (float(stats.norm.isf(level)) + float(stats.norm.isf(1 - goal))) / effect
+    inflated = 1 + (design.items_per_source - 1) * design.icc
+    return min(LARGEST + 1, math.ceil(0.6 * n_groups * normal**2 * inflated))
 
 
 def _between(low: int, high: int, enough: Callable[[int], bool]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Literal
@@ -72,6 +73,47 @@ class ScaleConfig(TrainConfig):
         if self.scored_epoch is not None:
             known = 1 <= self.scored_epoch <= self.epochs
             require(known, f"scored-epoch from 1 to {self.epochs}", self.scored_epoch)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PowerConfig:
+    """What a planned study is assumed to look like; a pilot fills what is left open."""
+
+    effect: float | None = option(
+        "True mean ddI of the primary group, nats.", None, group="Study",
+        shown="the pilot's, which is too large on average",
+    )  # fmt: skip
+    sd: float | None = option(
+        "Standard deviation of the items' ddI, nats.", None, group="Study", shown="the pilot's"
+    )
+    icc: float | None = option(
+        "Share of that variance that items of one source have in common, 0 to 1.",
+        None,
+        group="Study",
+        shown="the pilot's, else 0",
+    )
+    items_per_source: int | None = option(
+        "Items of each source.", None, group="Study", shown="the pilot's mean, else 1"
+    )
+    epochs_swept: int | None = option(
+        "Adapters that are scored and one of which is chosen, for which the tests pay.",
+        None,
+        group="Study",
+        shown="the pilot's, else 1",
+    )
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range."""
+        if self.effect is not None:
+            require(0 < self.effect < math.inf, "effect above 0 and finite", self.effect)
+        if self.sd is not None:
+            require(0 < self.sd < math.inf, "sd above 0 and finite", self.sd)
+        if self.icc is not None:
+            require(0 <= self.icc <= 1, "icc from 0 to 1", self.icc)
+        for name in ("items_per_source", "epochs_swept"):
+            value = getattr(self, name)
+            expected = f"{name.replace('_', '-')} of at least 1"
+            require(value is None or value >= 1, expected, value)
 
 
 @dataclass(frozen=True, kw_only=True)
