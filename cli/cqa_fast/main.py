@@ -14,7 +14,8 @@ import click
 from cqa import __version__
 from cqa.bench.config import BenchConfig
 from cqa.report.config import ReportConfig
-from cqa.score.config import PrescreenConfig, ScoreConfig
+from cqa.score.config import PlanConfig, PrescreenConfig, ScoreConfig
+from cqa.score.plan import planned_settings
 from cqa.study.config import PowerConfig, ScaleConfig, ValidateConfig, WatchedTrainConfig
 from cqa.train.config import PRESETS
 from cqa_fast.group import ErrorsAsMessages, require_working_directory
@@ -149,7 +150,25 @@ def train(config: WatchedTrainConfig, resume: bool, dry_run: bool, as_json: bool
 
 
 @main.command()
-@takes(ScoreConfig)
+@takes(PlanConfig)
+@_JSON
+def plan(config: PlanConfig, as_json: bool) -> None:
+    """Write down an analysis before anything is scored; score --plan keeps to it.
+
+    \b
+    Example:
+      cqa-fast plan --pairs literary.jsonl --pairs factual.jsonl --epochs 1-12 --out plan.json
+      cqa-fast score --plan plan.json --model DIR --run run --out scores \\
+          --pairs literary.jsonl --pairs factual.jsonl
+    """
+    from cqa.score.plan import write_plan
+
+    written = write_plan(config)
+    say_json(written.to_json()) if as_json else say(str(config.out))
+
+
+@main.command()
+@takes(ScoreConfig, planned=planned_settings)
 @_JSON
 def score(config: ScoreConfig, as_json: bool) -> None:
     """Score pairs and continuations under a base model and its adapters.

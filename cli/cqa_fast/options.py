@@ -84,11 +84,13 @@ def flag(*names: str, **kwargs: Any) -> Callable[[Command], Command]:
 
 
 def takes(
-    cls: type[T], presets: dict[str, dict[str, Any]] | None = None
+    cls: type[T],
+    presets: dict[str, dict[str, Any]] | None = None,
+    planned: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda _: {},
 ) -> Callable[[Callable[..., None]], Command]:
     """Give a command one flag per field of `cls`, and call it with the filled-in config.
 
-    Precedence: default < preset < `--config` file < flag.
+    Precedence: default < preset < what `planned` returns < `--config` file < flag.
     """
 
     def decorate(command: Callable[..., None]) -> Command:
@@ -99,7 +101,8 @@ def takes(
             flags = {n: v for n in names if (v := values.pop(n)) not in (None, ())}
             chosen = (presets or {}).get(preset or "", {})
             settings = read_settings(config_file) if config_file else {}
-            command(resolve(cls, chosen, settings, flags), **values)
+            under = planned({**settings, **flags})
+            command(resolve(cls, chosen, under, settings, flags), **values)
 
         wrapped: Command = run
         hints = get_type_hints(cls)

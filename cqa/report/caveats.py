@@ -9,6 +9,7 @@ from scipy import stats
 from cqa.data.overlap import N_WORDS
 from cqa.report.design_caveats import design_caveats
 from cqa.report.focus import Focus
+from cqa.report.plan_caveats import plan_caveats
 from cqa.report.tables import show
 from cqa.run_folder import epoch_of
 from cqa.schema.rows import MANY_MERGES
@@ -25,8 +26,8 @@ NAMED = 3  # items that a caveat names
 def caveats(focus: Focus) -> list[str]:
     """Return warnings in the order in which they matter."""
     checks = (
-        _roles, _choice, _few, _left_out, _lengths, _leaks, _clusters, _dates, design_caveats,
-        _variants, _merges, _scope,
+        _roles, plan_caveats, _choice, _few, _left_out, _lengths, _leaks, _clusters, _dates,
+        design_caveats, _variants, _merges, _scope,
     )  # fmt: skip
     return [text for check in checks for text in check(focus)]
 

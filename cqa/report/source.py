@@ -16,6 +16,7 @@ from cqa.run_folder import RUN, read_losses
 from cqa.schema.provenance import Provenance, provenance
 from cqa.schema.rows import CHOOSERS, ItemRow, ItemText
 from cqa.score_folder import ITEMS, META, SCORES, copies, read_rows, read_texts
+from cqa.stats.config import AnalysisConfig
 from cqa.stats.summary import Scores
 
 Row = dict[str, Any]
@@ -43,6 +44,7 @@ class Source:
     scores: Scores
     adapters: list[str] = field(default_factory=list)
     run: TrainingRun | None = None
+    analysis: AnalysisConfig | None = None  # what the statistics were told
 
     @property
     def made(self) -> dict[str, Provenance]:

@@ -73,6 +73,7 @@ def read_focus(scores: Path, config: ReportConfig) -> Focus:
         choose=config.choose or settings.get("choose", "best"),
         control=config.control or settings.get("control"),
     )
+    source.analysis = analysis
     return make_focus(source, summarise(source.scores, analysis, made=source.made))
 
 

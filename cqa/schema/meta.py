@@ -52,6 +52,8 @@ class Meta(Record):
     n_boundary_merges: int
     max_positions: int
     too_long: dict[str, str]  # id: group of the items that are left out
+    plan: dict[str, Any] | None  # as it stood in its file, with that file's digest
+    planned_first: bool  # whether the plan was there before any row was
     models: tuple[ScoredModel, ...]
     earlier_models: tuple[dict[str, Any], ...]  # of other rows in the folder, as they stood
 
@@ -69,3 +71,11 @@ class KnownModels(Record):
 
     models: tuple[dict[str, Any], ...] = ()
     earlier_models: tuple[dict[str, Any], ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KnownPlan(Record):
+    """What a folder's meta.json says of an analysis plan."""
+
+    plan: dict[str, Any] | None = None
+    planned_first: bool = False

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -103,6 +103,13 @@ class ScoreConfig(AnalysisConfig):
         group="Text",
     )
     score_eos: bool = option("Score the end token after each option too.", False, group="Text")
+    plan: Path | None = option(
+        "Analysis plan (cqa-fast plan): its settings are taken where none is given here, and its "
+        "digest is kept before anything is scored.",
+        None,
+        group="Statistics",
+        shown="none",
+    )
     tokens: bool = option(
         "Write each token's id, place in the text and log-probability.", False, group="Output"
     )
@@ -139,6 +146,39 @@ class ScoreConfig(AnalysisConfig):
         require(bool(self.run) or not self.epochs, "--run with --epochs", "no --run")
         require(all(e >= 1 for e in self.epochs), "epochs from 1", self.epochs)
         require(len(set(self.epochs)) == len(self.epochs), "each epoch once", self.epochs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanConfig(AnalysisConfig):
+    """An analysis that is fixed before anything is scored."""
+
+    pairs: tuple[Path, ...] = same_option(ScoreConfig, "pairs", default=MISSING, shown=None)
+    continuations: tuple[Path, ...] = same_option(ScoreConfig, "continuations")
+    choose_on: Path | None = same_option(ScoreConfig, "choose_on")
+    epochs: tuple[int, ...] = option(
+        "Epochs of every run that will be scored, such as 2,3,5 or 1-6,12.",
+        (),
+        group="Model and data",
+        shown="none",
+        ranges=True,
+    )
+    adapters: tuple[str, ...] = option(
+        "Names of other adapters that will be scored.", (), group="Model and data", shown="none"
+    )
+    columns: tuple[str, ...] = same_option(ScoreConfig, "columns")
+    boundary: Literal["split", "joint"] = same_option(ScoreConfig, "boundary")
+    null_token: str | None = same_option(ScoreConfig, "null_token")
+    template: str = same_option(ScoreConfig, "template")
+    score_eos: bool = same_option(ScoreConfig, "score_eos")
+    out: Path = option("File to write, such as plan.json.", group="Output")
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range."""
+        super().__post_init__()
+        require(bool(self.pairs), "--pairs", "none")
+        require(bool(self.epochs or self.adapters), "--epochs or --adapters", "neither")
+        require(all(e >= 1 for e in self.epochs), "epochs from 1", self.epochs)
+        parse_columns(self.columns)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,18 +5,18 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import replace
 from itertools import filterfalse
 
-from cqa.data.items import Item, read_items
+from cqa.data.items import Item
 from cqa.data.spacing import Spacing
 from cqa.data.tokenizer import Tokenizer
 from cqa.data.unique import Fingerprints, each_once, file_line_id
 from cqa.errors import DataError
 from cqa.schema.rows import CHOOSERS, MANY_MERGES
 from cqa.score.config import ScoreConfig
+from cqa.score.items import add_to_digest, read_all
 from cqa.score.prefix_batch import EncodedItem, OverlongError, encode_item
-from cqa.score_folder import META, digest_json, item_key, texts_key
+from cqa.score_folder import META, texts_key
 
 NAMED = 5  # items or samples left out that a line on the screen names
 
@@ -39,8 +39,8 @@ class Items:
             DataError: At the end, if they are not those of the first pass.
         """
         total = hashlib.sha256()
-        for item in self._read():
-            total.update(digest_json([item.id, item_key(item)]).encode())
+        for item in read_all(self.config):
+            add_to_digest(total, item)
             if item.id not in self.overlong:
                 yield item
         if self.digest not in (None, total.hexdigest()):
@@ -55,21 +55,6 @@ class Items:
     def _files(self) -> str:
         chooser = [self.config.choose_on] if self.config.choose_on else []
         return ", ".join(map(str, (*self.config.pairs, *chooser, *self.config.continuations)))
-
-    def _read(self) -> Iterator[Item]:
-        for item in read_items(self.config.pairs, columns=self.config.columns):
-            if item.group == CHOOSERS:
-                raise DataError(
-                    f"expected another group than `{CHOOSERS}`, which --choose-on gives its items",
-                    where=item.where,
-                )
-            yield item
-        if self.config.choose_on is not None:
-            for item in read_items([self.config.choose_on], columns=self.config.columns):
-                yield replace(item, labels={**item.labels, "group": CHOOSERS})
-        yield from read_items(
-            self.config.continuations, continuations=True, columns=self.config.columns
-        )
 
     def encoded(self, skip: Callable[[Item], bool] = lambda _: False) -> Iterator[EncodedItem]:
         """Yield the items as token ids, without those to skip."""

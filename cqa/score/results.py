@@ -44,10 +44,11 @@ class Results:
         self._with_tokens = with_tokens
         self._scores = AppendedFile(inside(folder, SCORES))
         self._items = AppendedFile(inside(folder, ITEMS))
+        self.n_held = 0  # rows that were there when this was opened
         try:
             self._scores.cut_partial_line()
             self._items.cut_partial_line()
-            self._n_held = _count_lines(self._scores.path)
+            self.n_held = _count_lines(self._scores.path)
         except BaseException:
             self.close()
             raise
@@ -59,7 +60,7 @@ class Results:
             DataError: A complete line of an earlier run is damaged.
         """
         done = Fingerprints()
-        for row in islice(read_rows(self._scores.path), self._n_held):
+        for row in islice(read_rows(self._scores.path), self.n_held):
             counts = not self._with_tokens or row.options[0].token_ids is not None
             if counts and row.model_key == model_key:
                 done.add(row.full_key)

@@ -28,7 +28,7 @@ from cqa.model.memory import reported as memory_reported
 from cqa.model.origin import check_origin, read_origin
 from cqa.run_folder import missing_epochs, planned_epochs
 from cqa.schema.events import ModelScored, ModelStart, Note, RowsWritten, ScoreEvent, ScoreStart
-from cqa.schema.meta import AnyModel, KnownModels, Meta, ScoredModel
+from cqa.schema.meta import AnyModel, KnownModels, KnownPlan, Meta, ScoredModel
 from cqa.schema.provenance import provenance
 from cqa.schema.result import to_json
 from cqa.schema.summary import ScoreSummary
@@ -43,6 +43,7 @@ from cqa.score.adapters import (
 )
 from cqa.score.config import ScoreConfig
 from cqa.score.encoded import Items
+from cqa.score.plan import kept_plan
 from cqa.score.results import Results
 from cqa.score.scorer import score_rows
 from cqa.score_folder import META, SUMMARY, copies, digest_json, full_key
@@ -92,6 +93,8 @@ def score(
         CqaError: Anything that the user can mend; see cqa.errors.
     """
     refuse_held(config.out)
+    if config.plan is not None:
+        kept_plan(config.plan)  # a file that is no plan ends the run before anything is done
     folder, adapters = locate(config.model), find_adapters(config)
     _note_missing_epochs(config, on_event)
     items, n_items = _checked_items(config, folder)
@@ -154,8 +157,8 @@ def _score_models(
 ) -> None:
     """Append the rows of every model, and write meta.json before the first and after the last."""
     out, timed = run.items.config.out, []
-    earlier = _earlier_models(out, models)
-    _write_meta(run, models, earlier)
+    earlier, plan = _earlier_models(out, models), _plan(run)
+    _write_meta(run, models, earlier, plan)
     for model, adapter in zip(models, (None, *adapters), strict=True):
         run.on_event(ModelStart(adapter=model.adapter))
         run.decoder.detach_adapter()
@@ -163,7 +166,7 @@ def _score_models(
             attach(run.decoder, adapter.unchanged(run.decoder, model.adapter_digest))
         timed.append(_score_model(run, model))
         run.on_event(ModelScored(adapter=model.adapter))
-    _write_meta(run, timed, earlier)
+    _write_meta(run, timed, earlier, plan)
 
 
 def _summarised(run: _Run, models: Sequence[ScoredModel]) -> ScoreSummary:
@@ -240,8 +243,30 @@ def _earlier_models(out: Path, models: Sequence[ScoredModel]) -> tuple[dict[str,
     )
 
 
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """The analysis plan of a folder, and whether it was there before any row was."""
+
+    held: dict[str, Any] | None
+    first: bool
+
+
+def _plan(run: _Run) -> _Plan:
+    """Return the plan that is given, or that an earlier command gave and that so still counts."""
+    config = run.items.config
+    path = inside(config.out, META)
+    held = KnownPlan.from_json(read_json(path), str(path)) if path.exists() else KnownPlan()
+    given = kept_plan(config.plan) if config.plan is not None else held.plan
+    if given == held.plan:
+        return _Plan(given, held.planned_first and given is not None)
+    return _Plan(given, run.results.n_held == 0)
+
+
 def _write_meta(
-    run: _Run, models: Sequence[ScoredModel], earlier: tuple[dict[str, Any], ...]
+    run: _Run,
+    models: Sequence[ScoredModel],
+    earlier: tuple[dict[str, Any], ...],
+    plan: _Plan,
 ) -> None:
     items, device = run.items, run.decoder.device
     meta = Meta(
@@ -256,6 +281,8 @@ def _write_meta(
         too_long=items.overlong,
         models=tuple(models),
         earlier_models=earlier,
+        plan=plan.held,
+        planned_first=plan.first,
     )
     write_json(inside(items.config.out, META), meta.to_json())
 

@@ -1,0 +1,58 @@
+"""The items of a scoring run as its files hold them, and the digest over all of them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Protocol
+
+from cqa.data.items import Item, read_items
+from cqa.errors import DataError
+from cqa.schema.rows import CHOOSERS
+from cqa.score_folder import digest_json, item_key
+
+
+class Files(Protocol):
+    """The settings that name items."""
+
+    @property
+    def pairs(self) -> tuple[Path, ...]:
+        """Files of pairs and several options."""
+
+    @property
+    def choose_on(self) -> Path | None:
+        """The pairs that choose an adapter."""
+
+    @property
+    def continuations(self) -> tuple[Path, ...]:
+        """Files of continuations."""
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Keys and the columns they are read from."""
+
+
+def read_all(files: Files) -> Iterator[Item]:
+    """Yield all items in their order; those that choose an adapter have a group of their own.
+
+    Raises:
+        DataError: An item is malformed, or has the name of that group.
+    """
+    for item in read_items(files.pairs, columns=files.columns):
+        if item.group == CHOOSERS:
+            raise DataError(
+                f"expected another group than `{CHOOSERS}`, which --choose-on gives its items",
+                where=item.where,
+            )
+        yield item
+    if files.choose_on is not None:
+        for item in read_items([files.choose_on], columns=files.columns):
+            yield replace(item, labels={**item.labels, "group": CHOOSERS})
+    yield from read_items(files.continuations, continuations=True, columns=files.columns)
+
+
+def add_to_digest(total: hashlib._Hash, item: Item) -> None:
+    """Add an item's id, texts and labels to a digest."""
+    total.update(digest_json([item.id, item_key(item)]).encode())
