@@ -32,6 +32,7 @@ MAY_IMPORT = {
     "coverage": {"errors", "assets", "text", "data"},
     "doctor": BASE,
     "train": BASE,
+    "convert": BASE,
     "stats": {"errors", "config", "schema"},
     "score": BASE | {"stats"},
     "report": BASE | {"stats"},
@@ -39,7 +40,7 @@ MAY_IMPORT = {
     "bench": BASE | {"train", "score", "stats", "report"},
 }
 PEERS = ROOT / "cqa" / "bench" / "peers"  # they are what they are compared with
-ONLY_IN = {"click": set(), "rich": set(), "transformers": {"data", "model"}}
+ONLY_IN = {"click": set(), "rich": set(), "transformers": {"data", "model", "convert"}}
 MODULES = sorted(p for p in (ROOT / "cqa").rglob("*.py") if p != ROOT / "cqa/__init__.py")
 
 

@@ -324,6 +324,32 @@ def export(
 
 
 @main.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("folder", type=click.Path(path_type=Path))
+@flag(
+    "--dtype",
+    type=click.Choice(["fp32", "bf16"]),
+    default="fp32",
+    show_default=True,
+    help="What weights are written in: fp32 holds all that the file says, bf16 half the bytes.",
+)
+@_JSON
+def convert(file: Path, folder: Path, dtype: Any, as_json: bool) -> None:
+    """Write the model of a GGUF FILE as a new model FOLDER, tokenizer included.
+
+    \b
+    Example:
+      cqa-fast convert SmolLM2-135M-Instruct.Q4_1.gguf smollm2
+      cqa-fast score --model smollm2 --pairs literary.jsonl --out scores
+    """
+    from cqa.convert.run import convert as run_convert
+
+    converted = run_convert(file, folder, dtype=dtype)
+    as_dict = {"out": str(converted.out), "n_tensors": converted.n_tensors}
+    say_json(as_dict | converted.conversion) if as_json else say(str(converted.out))
+
+
+@main.command()
 @takes(BenchConfig)
 @_JSON
 def bench(config: BenchConfig, as_json: bool) -> None:

@@ -1,0 +1,1 @@
+"""Models in other formats, written as folders in Hugging Face format."""
