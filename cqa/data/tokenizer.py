@@ -56,6 +56,7 @@ class Tokenizer:
         null_token: str | None = None,
         template: str = "plain",
         allow_special: bool = False,
+        second_null: bool = True,
     ) -> None:
         """Load the tokenizer of a model folder.
 
@@ -65,6 +66,7 @@ class Tokenizer:
                 else EOS.
             template: `plain`, `chat` for the tokenizer's own chat template, or a Jinja file.
             allow_special: Whether texts may hold control tokens, which then are control tokens.
+            second_null: Whether there is a second null context, the token and a newline.
 
         Raises:
             ModelError: There is no fast tokenizer, it needs remote code, or the token is unknown.
@@ -85,7 +87,8 @@ class Tokenizer:
         self.digest = hashlib.sha256(text.encode()).hexdigest()
         self.end_id = self._end_id()
         self.null_ids = (self._null_id(null_token),)
-        self.null2_ids = self.null_ids + self.encode_following("\n")
+        newline = self.encode_following("\n")
+        self.null2_ids = self.null_ids + newline if second_null else None
         self._n_ids = sys.maxsize
 
     def encode_context(self, text: str) -> tuple[int, ...]:
@@ -137,7 +140,7 @@ class Tokenizer:
             ModelError: The null contexts or the end token have such an id.
         """
         self._n_ids = vocab_size
-        self._refuse_unknown_ids((*self.null2_ids, self.end_id), "")
+        self._refuse_unknown_ids((*(self.null2_ids or self.null_ids), self.end_id), "")
 
     def _refuse_unknown_ids(self, ids: Sequence[int], where: str) -> None:
         if ids and max(ids) >= self._n_ids:

@@ -174,7 +174,7 @@ def _variants(focus: Focus) -> Iterator[str]:
     other = [
         f"{name} {show(variant.p, 'p')}"
         for name, variant in named.items()
-        if (variant.p <= ALPHA) != (p <= ALPHA)
+        if variant is not None and (variant.p <= ALPHA) != (p <= ALPHA)
     ]
     if other:
         yield (

@@ -226,7 +226,10 @@ def provenance(focus: Focus) -> list[tuple[str, str]]:
         ("dtype, device", f"{base.get('dtype')} on {meta.get('device')}"),
         ("prompt template", base.get("template") or "plain: nothing inserted"),
         ("boundary", base.get("boundary")),
-        ("null contexts, ids", f"{base.get('null_ids')} and {base.get('null2_ids')}"),
+        (
+            "null contexts, ids",
+            f"{base.get('null_ids')} and {base.get('null2_ids') or 'no second one'}",
+        ),
         ("end token scored", "yes" if base.get("score_eos") else "no"),
         ("reading of dI", "sum over tokens, nats; several options: right − mean of the wrong"),
         ("choice of an adapter", "smallest one-sided signed-rank p, then largest d_z"),

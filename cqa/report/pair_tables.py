@@ -220,7 +220,7 @@ def variants(focus: Focus) -> Table:
     for row in focus.comparisons():
         entry, named = row.result, row.result.variants
         headline = VariantChange(entry.delta_i_nats, entry.wilcoxon.p, entry.effect.d_z)
-        parts = {
+        parts: dict[str, VariantChange | None] = {
             "sum over tokens, ∅ = null token, nats (headline)": headline,
             VARIANTS["null2"]: named.null2,
             VARIANTS["per_token"]: named.per_token,
@@ -229,14 +229,19 @@ def variants(focus: Focus) -> Table:
             VARIANTS["best_wrong"]: named.best_wrong,
         }
         rows += [Placed(part, row.group, row.adapter, name) for name, part in parts.items()]
-    columns: tuple[Column[Placed[VariantChange]], ...] = (
+    columns: tuple[Column[Placed[VariantChange | None]], ...] = (
         GROUP,
         ADAPTER,
         Column("reading", "reading of dI", lambda r: r.part, "text"),
-        Column("mean_ddi", "ddI", lambda r: r.result.delta_i.change, "fine"),
-        Column("ci95", "95 % CI", lambda r: r.result.delta_i.ci95, "fine_interval"),
-        Column("p", "p, one-sided", lambda r: r.result.p, "p"),
-        Column("d_z", "d_z", lambda r: r.result.d_z),
+        Column("mean_ddi", "ddI", lambda r: r.result.delta_i.change if r.result else None, "fine"),
+        Column(
+            "ci95",
+            "95 % CI",
+            lambda r: r.result.delta_i.ci95 if r.result else None,
+            "fine_interval",
+        ),
+        Column("p", "p, one-sided", lambda r: r.result.p if r.result else None, "p"),
+        Column("d_z", "d_z", lambda r: r.result.d_z if r.result else None),
     )
     note = "The same items read in other ways; a finding that holds in one reading only is weak"
     title = "Other readings of dI"

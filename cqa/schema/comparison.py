@@ -115,7 +115,7 @@ class VariantChange:
 class Variants:
     """The change of dI in other ways than as a sum over tokens after the first null context."""
 
-    null2: VariantChange
+    null2: VariantChange | None  # None where the second null context was not measured
     per_token: VariantChange
     per_byte: VariantChange
     per_char: VariantChange

@@ -18,7 +18,7 @@ class ScoredModel(Record):
     template: str | None
     boundary: str
     null_ids: tuple[int, ...]
-    null2_ids: tuple[int, ...]
+    null2_ids: tuple[int, ...] | None  # None with --nulls 1
     score_eos: bool
     code: str
     model: str

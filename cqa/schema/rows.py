@@ -22,7 +22,7 @@ class OptionScore(Record):
     role: Role
     logp_given_context_nats: float  # S(x|y), summed over the option's tokens
     logp_null_nats: float  # S(x|null)
-    logp_null2_nats: float  # the same after null token and newline
+    logp_null2_nats: float | None  # the same after null token and newline; None: not measured
     pmi_nats: float  # I(x; y) = S(x|y) - S(x|null)
     entropy_given_context_nats: float  # of the next token, summed over the option's tokens
     entropy_null_nats: float

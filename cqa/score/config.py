@@ -118,6 +118,12 @@ class ScoreConfig(AnalysisConfig):
         True,
         group="Output",
     )
+    nulls: int = option(
+        "Null contexts after which each option is scored too: 2, or 1 for a third less work on "
+        "long options; the reading with the second null is then n/a.",
+        2,
+        group="Text",
+    )
     batch_tokens: int = option(
         "Most tokens in one pass; results are bit-identical for every value.",
         4096,
@@ -137,6 +143,7 @@ class ScoreConfig(AnalysisConfig):
         super().__post_init__()
         require(bool(self.pairs or self.continuations), "--pairs or --continuations", "neither")
         require(self.batch_tokens >= 1, "batch-tokens of at least 1", self.batch_tokens)
+        require(self.nulls in (1, 2), "nulls of 1 or 2", self.nulls)
         parse_columns(self.columns)
         require(
             self.choose_on is None or (bool(self.pairs) and self.choose == "best"),

@@ -23,11 +23,12 @@ class EncodedItem:
     options: tuple[Encoded, ...]
 
     def sequences(self, tokenizer: Tokenizer) -> Iterator[tuple[Ids, Ids]]:
-        """Yield every (context, option) to score: given the context, and after both nulls."""
+        """Yield every (context, option) to score: given the context, and after the nulls."""
         for option in self.options:
             yield option.context_ids, option.option_ids
             yield tokenizer.null_ids, option.option_ids
-            yield tokenizer.null2_ids, option.option_ids
+            if tokenizer.null2_ids is not None:
+                yield tokenizer.null2_ids, option.option_ids
 
 
 def encode_item(

@@ -146,6 +146,7 @@ def _checked_items(config: ScoreConfig, model: Path) -> tuple[Items, int]:
         null_token=config.null_token,
         template=config.template,
         allow_special=config.allow_special,
+        second_null=config.nulls == 2,
     )
     tokenizer.limit_ids(shape.vocab_size)
     items = Items(config, tokenizer, shape.max_positions)

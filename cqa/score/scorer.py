@@ -208,12 +208,13 @@ def _option(
     text, ids = encoded.item.options[index], encoded.options[index]
     given = sequences[ids.context_ids, ids.option_ids]
     null = sequences[tokenizer.null_ids, ids.option_ids]
-    null2 = sequences[tokenizer.null2_ids, ids.option_ids]
+    null2_ids = tokenizer.null2_ids
+    null2 = None if null2_ids is None else sequences[null2_ids, ids.option_ids]
     return OptionScore(
         role=encoded.item.role(index),
         logp_given_context_nats=given.total,
         logp_null_nats=null.total,
-        logp_null2_nats=null2.total,
+        logp_null2_nats=None if null2 is None else null2.total,
         pmi_nats=given.total - null.total,
         entropy_given_context_nats=given.total_entropy,
         entropy_null_nats=null.total_entropy,
@@ -236,4 +237,4 @@ def _is_finite(option: OptionScore) -> bool:
         option.entropy_given_context_nats,
         option.entropy_null_nats,
     )
-    return all(map(math.isfinite, sums))
+    return all(total is None or math.isfinite(total) for total in sums)

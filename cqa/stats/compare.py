@@ -32,7 +32,7 @@ from cqa.schema.result import Correlation
 from cqa.stats.change import differences, mean, paired_change
 from cqa.stats.equivalence import equivalence
 from cqa.stats.information import entropy
-from cqa.stats.items import LENGTHS, VARIANTS, ItemFacts, ItemScore
+from cqa.stats.items import LENGTHS, OF_PMI, ItemFacts, ItemScore
 from cqa.stats.resampling import bca_interval
 from cqa.stats.shrinkage import shrinkage
 from cqa.stats.tests import (
@@ -146,10 +146,11 @@ def compare_items(
             null=_candidates([s.p_null for s in a], [s.p_null for s in b]),
         ),
         variants=Variants(
+            _null2([x.delta_i_null2_nats for x in a], [y.delta_i_null2_nats for y in b]),
             *(
                 _variant([x.variants[k] for x in a], [y.variants[k] for y in b])
-                for k in range(len(VARIANTS))
-            )
+                for k in range(len(OF_PMI))
+            ),
         ),
         ddi_against_length_rho=_length_rho(ddi, [facts[i] for i in ids]),
         shrinkage=shrinkage(before, after, sources),
@@ -164,6 +165,11 @@ def _change(before: Sequence[float], after: Sequence[float]) -> Change:
 def _variant(before: Sequence[float], after: Sequence[float]) -> VariantChange:
     ddi = differences(before, after)
     return VariantChange(paired_change(before, after), wilcoxon(ddi).p, cohen_d_z(ddi))
+
+
+def _null2(before: Sequence[float | None], after: Sequence[float | None]) -> VariantChange | None:
+    was, now = ([value for value in values if value is not None] for values in (before, after))
+    return _variant(was, now) if len(was) == len(now) == len(before) else None
 
 
 def _by_domain(

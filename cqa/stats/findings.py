@@ -33,7 +33,7 @@ class Changes:
     group: str
     sources: Sources
     ddi: ByAdapter  # nats: sum over tokens, first null context
-    ddi_null2: ByAdapter  # nats: second null context
+    ddi_null2: ByAdapter | None  # nats: second null context; None: not measured
     ddi_per_token: ByAdapter  # nats/token
     d_cond: ByAdapter  # nats
     d_prior: ByAdapter  # nats
@@ -81,6 +81,8 @@ def change(changes: Changes, adapter: str) -> Finding:
 def _qualified(changes: Changes, adapter: str) -> str:
     """Return what a reader of "shown" must not overlook."""
     said = ""
+    if changes.ddi_null2 is None:
+        said += "; the second null context was not measured"
     if changes.delta_i[adapter].mean() < 0:
         said += "; dI itself is still below 0: the wrong options stay ahead, by less"
     size = standardised_change(changes.ddi[adapter], changes.sources)
@@ -116,6 +118,8 @@ def _disagreements(changes: Changes, adapter: str) -> list[str]:
         (changes.ddi_per_token, "per token"),
         (changes.ddi_null2, "with the second null context"),
     ):
+        if values is None:
+            continue
         other = float(values[adapter].mean())
         if np.sign(other) != np.sign(mean):
             problems.append(f"{name} the mean has the other sign ({other:+.3f})")

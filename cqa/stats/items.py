@@ -18,6 +18,7 @@ VARIANTS = {  # dI in other ways than as the sum over tokens after the first nul
     "per_char": "mean over characters, nats/char",
     "best_wrong": "sum over tokens, against the strongest wrong option, nats",
 }
+OF_PMI = tuple(name for name in VARIANTS if name != "null2")  # of S(x|y) - S(x|null)
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +28,8 @@ class ItemScore:
     delta_i_nats: float
     conditional_nats: float  # S(good|y) - mean S(bad|y)
     prior_nats: float  # the same after the null context
-    variants: tuple[float, ...]  # dI in the order of VARIANTS
+    delta_i_null2_nats: float | None  # after the second null context; None: not measured
+    variants: tuple[float, ...]  # dI in the order of OF_PMI
     entropy_given_nats: float  # per token, over the tokens of all options
     entropy_null_nats: float
     p_given: tuple[float, ...]  # softmax of S(x|y) over the candidates
@@ -68,8 +70,8 @@ def item_score(row: ItemRow) -> ItemScore:
         delta_i_nats=delta_i,
         conditional_nats=contrast(given, answer),
         prior_nats=contrast(null, answer),
+        delta_i_null2_nats=_delta_i_null2(options, answer),
         variants=(
-            contrast([o.logp_given_context_nats - o.logp_null2_nats for o in options], answer),
             *(
                 contrast([i / n for i, n in zip(pmi, lengths, strict=True)], answer)
                 for lengths in zip(*map(_lengths, options), strict=True)
@@ -84,6 +86,15 @@ def item_score(row: ItemRow) -> ItemScore:
         is_first_per_byte=_largest([o.logp_given_context_nats / o.n_bytes for o in options])
         == answer,
     )
+
+
+def _delta_i_null2(options: Sequence[OptionScore], answer: int) -> float | None:
+    pmi = [
+        o.logp_given_context_nats - o.logp_null2_nats
+        for o in options
+        if o.logp_null2_nats is not None
+    ]
+    return contrast(pmi, answer) if len(pmi) == len(options) else None
 
 
 def _lengths(option: OptionScore) -> tuple[int, int, int]:

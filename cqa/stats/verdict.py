@@ -29,11 +29,11 @@ from cqa.stats.config import AnalysisConfig
 from cqa.stats.continuations import TextScore
 from cqa.stats.deciding import Change, Family, difference_test, family_test
 from cqa.stats.findings import Changes
-from cqa.stats.items import VARIANTS, ItemFacts, ItemScore
+from cqa.stats.items import OF_PMI, ItemFacts, ItemScore
 from cqa.stats.seeds import seed_effects
 from cqa.stats.tests import welch
 
-NULL2, PER_TOKEN = (list(VARIANTS).index(name) for name in ("null2", "per_token"))
+PER_TOKEN = OF_PMI.index("per_token")
 EPOCH = re.compile(r"epoch-(\d+)$")
 ItemsByModel = Mapping[str | None, Mapping[str, ItemScore]]
 TextsByModel = Mapping[str | None, Mapping[str, TextScore]]
@@ -119,15 +119,22 @@ def changes_of(group: str, models: ItemsByModel, facts: Mapping[str, ItemFacts])
     if not complete or not ids:
         return None
 
-    def moved(value: Callable[[ItemScore], float]) -> dict[str, Values]:
-        before = np.array([value(base[i]) for i in ids])
-        return {a: np.array([value(m[i]) for i in ids]) - before for a, m in complete.items()}
+    def under(model: Mapping[str, ItemScore], value: Callable[[ItemScore], float | None]) -> Values:
+        return np.array([value(model[i]) for i in ids], dtype=np.float64)
+
+    def moved(value: Callable[[ItemScore], float | None]) -> dict[str, Values]:
+        before = under(base, value)
+        return {a: under(m, value) - before for a, m in complete.items()}
+
+    has_null2 = all(
+        model[i].delta_i_null2_nats is not None for model in (base, *complete.values()) for i in ids
+    )
 
     return Changes(
         group=group,
         sources=[facts[i].source_id for i in ids],
         ddi=moved(lambda s: s.delta_i_nats),
-        ddi_null2=moved(lambda s: s.variants[NULL2]),
+        ddi_null2=moved(lambda s: s.delta_i_null2_nats) if has_null2 else None,
         ddi_per_token=moved(lambda s: s.variants[PER_TOKEN]),
         d_cond=moved(lambda s: s.conditional_nats),
         d_prior=moved(lambda s: s.prior_nats),
