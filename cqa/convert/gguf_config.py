@@ -6,6 +6,7 @@ over some settings that change what a model computes: those are read here, or re
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -78,9 +79,29 @@ def read_hf(file: GgufFile) -> HfReading:
     raw = config.to_diff_dict()
     raw.pop("_model_name_or_path", None)
     raw["architectures"] = [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[config.model_type]]
-    raw["head_dim"] = file.fields.get(f"{file.architecture}.attention.key_length", config.head_dim)
-    raw["rope_parameters"] = _rope(file, dict(config.rope_parameters), int(raw["head_dim"]))
+    per_head = config.hidden_size // config.num_attention_heads
+    head_dim = file.fields.get(f"{file.architecture}.attention.key_length")
+    head_dim = head_dim or getattr(config, "head_dim", None) or per_head
+    if hasattr(config, "head_dim") or head_dim != per_head:
+        raw["head_dim"] = head_dim
+    raw["rope_parameters"] = _rope(file, dict(config.rope_parameters), int(head_dim))
+    _drop_tokens_of_none(tokenizer, file)
     return HfReading(raw, GenerationConfig.from_model_config(config), tokenizer)
+
+
+def _drop_tokens_of_none(tokenizer: Any, file: GgufFile) -> None:
+    """Drop tokens that transformers' classes add to every tokenizer and this model does not have.
+
+    Such as <|endoftext|> of GPT-2, which would get an id beyond the model's vocabulary.
+    """
+    from tokenizers import Tokenizer
+
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    n_tokens = file.fields.get("tokenizer.ggml.tokens", 0)
+    kept = [token for token in state["added_tokens"] if token["id"] < n_tokens]
+    if len(kept) < len(state["added_tokens"]):
+        state["added_tokens"] = kept
+        tokenizer._tokenizer = Tokenizer.from_str(json.dumps(state))
 
 
 @contextmanager
