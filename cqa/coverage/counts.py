@@ -92,14 +92,19 @@ def cover(files: Sequence[Path], *, by: By = "auto", gold: Path = GOLD) -> Row:
     """
     tallies = [(path, *tally_file(path, by)) for path in files]
     errors = measure(gold) if any(used == "words" for _, used, _ in tallies) else None
+    subset_errors = {} if errors is None else measure_subsets(gold)
     return {
         "files": [
-            _entry(path, used, tally, errors if used == "words" else None)
+            _entry(path, used, tally, *((errors, subset_errors) if used == "words" else (None, {})))
             for path, used, tally in tallies
         ],
         "tagger": None
         if errors is None
-        else {"gold": str(gold), "tags": {tag: e.describe() for tag, e in errors.items()}},
+        else {
+            "gold": str(gold),
+            "tags": {tag: e.describe() for tag, e in errors.items()},
+            "subsets": {name: e.describe() for name, e in subset_errors.items()},
+        },
     }
 
 
@@ -151,18 +156,62 @@ def measure(gold: Path) -> dict[str, TagError]:
     pairs = [
         (set(_own_tags(sample)), tags_of(learned_text(sample))) for sample in stream_samples(gold)
     ]
-    errors = {}
-    for tag in TAGS:
-        cells = Counter((tag in truth, tag in found) for truth, found in pairs)
-        errors[tag] = TagError(
-            tp=cells[True, True], fp=cells[False, True],
-            fn=cells[True, False], tn=cells[False, False],
-        )  # fmt: skip
-    return errors
+    return {tag: _tag_error((tag in truth, tag in found) for truth, found in pairs) for tag in TAGS}
 
 
-def _entry(path: Path, used: str, tally: Tally, errors: dict[str, TagError] | None) -> Row:
+def measure_subsets(gold: Path) -> dict[str, TagError]:
+    """Compare, as `measure` does, which of the three types a sample touches, and how many.
+
+    Raises:
+        DataError: The file is malformed, or a sample has no tags.
+    """
+    pairs = [
+        (_types(_own_tags(sample)), _types(tags_of(learned_text(sample))))
+        for sample in stream_samples(gold)
+    ]
+    exact = {
+        subset_name(s): _tag_error((truth == s, found == s) for truth, found in pairs)
+        for s in SUBSETS
+    }
+    number = {
+        f"{k} of 3": _tag_error((len(truth) == k, len(found) == k) for truth, found in pairs)
+        for k in (3, 2, 1, 0)
+    }
+    return number | exact
+
+
+def _types(tags: Iterable[str]) -> tuple[str, ...]:
+    held = set(tags)
+    return tuple(tag for tag in TYPES if tag in held)
+
+
+def subset_name(subset: tuple[str, ...]) -> str:
+    """Return what a subset of the three types is called."""
+    return "+".join(subset) or "none"
+
+
+def _tag_error(pairs: Iterable[tuple[bool, bool]]) -> TagError:
+    """Count (by hand, by word lists)."""
+    cells = Counter(pairs)
+    return TagError(
+        tp=cells[True, True], fp=cells[False, True], fn=cells[True, False], tn=cells[False, False]
+    )
+
+
+def _entry(
+    path: Path,
+    used: str,
+    tally: Tally,
+    errors: dict[str, TagError] | None,
+    subset_errors: dict[str, TagError],
+) -> Row:
     n = tally.n_counted
+
+    def subset(name: str, count: int) -> Row | None:
+        share = _share(count, n)
+        if share is None or name not in subset_errors:
+            return share
+        return {**share, "corrected": corrected_share(count, n, subset_errors[name])}
 
     def single(tag: str) -> Row | None:
         if used == "tags" and tag not in TYPES and not tally.tags[tag]:
@@ -178,8 +227,8 @@ def _entry(path: Path, used: str, tally: Tally, errors: dict[str, TagError] | No
         "by": used,
         "n": tally.n,
         "n_counted": n,
-        "touching": {str(k): _share(count, n) for k, count in touching.items()},
-        "subsets": {"+".join(s) or "none": _share(tally.subsets[s], n) for s in SUBSETS},
+        "touching": {str(k): subset(f"{k} of 3", count) for k, count in touching.items()},
+        "subsets": {subset_name(s): subset(subset_name(s), tally.subsets[s]) for s in SUBSETS},
         "tags": {tag: single(tag) for tag in TAGS},
     }
 
@@ -246,17 +295,25 @@ def _file_text(entry: Row, tagger: Row | None) -> str:
         return f"{head}; none is English and long enough to tell: nothing is counted"
     if left:
         head += f"; {left} not English, or too short to tell: not counted"
-    touching = [[f"{k} of 3", *_cells(share)] for k, share in entry["touching"].items()]
-    subsets = [[name, *_cells(share)] for name, share in entry["subsets"].items()]
     measured = tagger["tags"] if tagger and entry["by"] == "words" else {}
+    exact = tagger["subsets"] if tagger and entry["by"] == "words" else {}
+    touching = [
+        [f"{k} of 3", *_cells(share), *_error_cells(share, exact.get(f"{k} of 3"))]
+        for k, share in entry["touching"].items()
+    ]
+    subsets = [
+        [name, *_cells(share), *_error_cells(share, exact.get(name))]
+        for name, share in entry["subsets"].items()
+    ]
     tags = [
         [tag, *_cells(share), *_error_cells(share, measured.get(tag))]
         for tag, share in entry["tags"].items()
     ]
     counts = ["n", "share", "95 % CI"]
+    of_error = ["corrected", "95 % CI", "precision", "recall"] if measured else []
     tables = [
-        aligned(["touches", *counts], touching + subsets),
-        aligned(["tag", *counts, "corrected", "95 % CI", "precision", "recall"], tags),
+        aligned(["touches", *counts, *of_error], touching + subsets),
+        aligned(["tag", *counts, *of_error], tags),
     ]
     return "\n\n".join([head, *tables])
 
@@ -271,7 +328,9 @@ def _error_cells(share: Row | None, error: Row | None) -> list[str]:
     if error is None:
         return []
     corrected = share["corrected"] if share else None
-    rates = [f"{e['share']:.2f}" if (e := error[key]) else "n/a" for key in ("precision", "recall")]
+    rates = [f"{e['share']:.2f}" if (e := error[key]) else "–" for key in ("precision", "recall")]
+    if corrected is None:
+        return ["–", "–", *rates]
     return [_percent(corrected), _interval(corrected), *rates]
 
 
@@ -291,5 +350,6 @@ def _notes(result: Row) -> Iterator[str]:
         yield (
             f"Word lists are blunt: precision and recall are of {n} samples tagged by hand; "
             f"`corrected` is the\nshare with that error taken out, its interval with that of the "
-            f"error, were it the same on this data."
+            f"error, were it the same on this data. A dash: the samples tagged by hand are too "
+            f"few to tell."
         )

@@ -14,10 +14,13 @@ from cqa.report.pair_tables import (
     table_1,
     variants,
 )
+from cqa.report.robustness import contamination_table, specifications
 from cqa.report.run_tables import choice, over_seeds, shrinkage
 from cqa.report.tables import Column, Placed, Table, tabulate
 from cqa.schema.comparison import BaseGroup, TextChange
 from cqa.schema.result import PairedChange
+from cqa.stats.deciding import Change
+from cqa.stats.text_tests import holm, text_changes
 
 Texts = Column[Placed[TextChange]]
 CHANGE_NATS: Texts = Column(
@@ -44,6 +47,8 @@ def all_tables(focus: Focus) -> list[Table]:
         shrinkage(focus),
         over_seeds(focus),
         choice(focus),
+        specifications(focus),
+        contamination_table(focus),
         accuracy(focus),
         domains(focus),
         table_2(focus),
@@ -85,6 +90,7 @@ def _entropy(focus: Focus) -> Table:
 
 def table_2(focus: Focus) -> Table:
     """Return the paper's Table 2: every domain, and each group combined."""
+    tested, by_holm = _tested(focus)
     columns: tuple[Texts, ...] = (
         GROUP,
         DOMAIN,
@@ -103,7 +109,25 @@ def table_2(focus: Focus) -> Table:
             "fine_number",
         ),
         CHANGE_NATS,
-        CI_NATS,
+        Column(
+            "ci95_simultaneous_nats",
+            "95 % CI, nats/token",
+            lambda r: c.ci95 if (c := tested.get(_key(r))) else None,
+            "fine_interval",
+        ),
+        Column(
+            "p_corrected",
+            "p, corrected",
+            lambda r: c.p_greater_corrected if (c := tested.get(_key(r))) else None,
+            "p",
+        ),
+        Column("p_holm", "p, Holm over domains", lambda r: by_holm.get(_key(r)), "p"),
+        Column(
+            "ci95_nats",
+            "t CI, nats/token (paper)",
+            lambda r: r.result.per_token_nats.ci95,
+            "fine_interval",
+        ),
         Column(
             "mean_dlogp_per_token_bits",
             "change, bits/token",
@@ -129,9 +153,34 @@ def table_2(focus: Focus) -> Table:
             "fine_interval",
         ),
     )
-    note = "Mean log-probability per token of true continuations; intervals are t over texts"
+    note = (
+        "Mean log-probability per token of true continuations. 95 % CI and p, corrected: the "
+        "deciding test, over sources and simultaneous over all adapters, greater; Holm: p, "
+        "corrected also for the domains of the group. t CI, and those in bits: as in the paper, of "
+        "one adapter alone with texts as independent"
+    )
     title, rows = "True continuations (the paper's Table 2)", _text_rows(focus)
     return tabulate("table_2", title, columns, rows, note, adapters=focus.shown)
+
+
+Part = tuple[str, str, str]  # group, adapter, domain or "all"
+
+
+def _key(row: Placed[TextChange]) -> Part:
+    return row.group, row.adapter or "", row.part or ""
+
+
+def _tested(focus: Focus) -> tuple[dict[Part, Change], dict[Part, float | None]]:
+    """Return the deciding test of every row, and Holm's p of the domains of a group."""
+    tested: dict[Part, Change] = {}
+    by_holm: dict[Part, float | None] = {}
+    for group, models in focus.source.scores.texts.items():
+        for adapter, tests in text_changes(models).items():
+            tested |= {(group, adapter, domain or "all"): c for domain, c in tests.items()}
+            domains = [domain for domain in tests if domain is not None]
+            corrected = holm([tests[domain].p_greater_corrected for domain in domains])
+            by_holm |= {(group, adapter, d): p for d, p in zip(domains, corrected, strict=True)}
+    return tested, by_holm
 
 
 def _text_rows(focus: Focus) -> list[Placed[TextChange]]:

@@ -10,6 +10,7 @@ from cqa.data.overlap import N_WORDS
 from cqa.report.design_caveats import design_caveats
 from cqa.report.focus import Focus
 from cqa.report.plan_caveats import plan_caveats
+from cqa.report.robustness import contamination
 from cqa.report.tables import show
 from cqa.run_folder import epoch_of
 from cqa.schema.rows import MANY_MERGES
@@ -27,7 +28,7 @@ def caveats(focus: Focus) -> list[str]:
     """Return warnings in the order in which they matter."""
     checks = (
         _roles, plan_caveats, _choice, _few, _left_out, _lengths, _leaks, _clusters, _dates,
-        design_caveats, _variants, _merges, _scope,
+        _seen, design_caveats, _variants, _merges, _scope,
     )  # fmt: skip
     return [text for check in checks for text in check(focus)]
 
@@ -159,6 +160,31 @@ def _dates(focus: Focus) -> Iterator[str]:
             f"{counts.after} after it, {counts.unknown} are of unknown date. Every result "
             f"outside the section on time pools them."
         )
+
+
+def _seen(focus: Focus) -> Iterator[str]:
+    """Name the items that the base may have been trained on, and the change without them."""
+    checked = contamination(focus)
+    if focus.summary.base and len(checked) < len(focus.summary.base):
+        yield (
+            "Min-K% of the base (was it trained on the items?) is n/a: not all rows hold tokens "
+            "(score --tokens)."
+        )
+    for one in checked:
+        if not one.out:
+            continue
+        ids = sorted(one.out, key=lambda i: -one.out[i].min_k)
+        first = ", ".join(ids[:NAMED]) + (", …" if len(ids) > NAMED else "")
+        text = (
+            f"{one.group}: {len(ids)} of {one.n_items} items stand out by Min-K% of the base, as "
+            f"if it had been trained on them ({first})."
+        )
+        if (rest := one.without) is not None:
+            text += (
+                f" Without them the change is {show(rest.estimate, 'signed')} nats "
+                f"{show(rest.ci95, 'interval')}, p {show(rest.p, 'p')}: {rest.mark}."
+            )
+        yield text
 
 
 def _variants(focus: Focus) -> Iterator[str]:

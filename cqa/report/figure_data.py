@@ -15,6 +15,7 @@ from cqa.report.figure_rows import (
     ItemPoint,
     PartPoint,
     PlotRow,
+    SpecificationPoint,
     TextPoint,
 )
 from cqa.report.focus import Focus
@@ -34,6 +35,7 @@ def figure_rows(focus: Focus) -> dict[str, Sequence[PlotRow]]:
         "overfitting": overfitting(focus),
         "items": items(focus),
         "continuations": continuations(focus),
+        "specifications": specifications(focus),
     }
     return {name: rows for name, rows in found.items() if rows}
 
@@ -161,3 +163,17 @@ def continuations(focus: Focus) -> list[TextPoint]:
                 TextPoint(group, domain, adapter, part.n, change.change, *_ends(change.ci95))
             )
     return rows
+
+
+def specifications(focus: Focus) -> list[SpecificationPoint]:
+    """Return every way of asking the main questions, under the highlighted adapter."""
+    adapter = focus.highlighted
+    if adapter is None:
+        return []
+    return [
+        SpecificationPoint(
+            one.question, one.per, one.null, one.test, adapter, one.estimate, one.p, one.says,
+            one.agrees,
+        )
+        for one in focus.specifications
+    ]  # fmt: skip

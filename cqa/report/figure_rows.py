@@ -92,7 +92,24 @@ class TextPoint:
     high: float | None
 
 
-PlotRow = EffectPoint | PartPoint | CandidateBar | EpochPoint | ItemPoint | TextPoint
+@dataclass(frozen=True, slots=True)
+class SpecificationPoint:
+    """One way of asking the verdict's main questions, and its p."""
+
+    question: str
+    per: str
+    null: str
+    test: str
+    adapter: str
+    estimate: float
+    p: float | None
+    says: str
+    agrees: bool | None
+
+
+PlotRow = (
+    EffectPoint | PartPoint | CandidateBar | EpochPoint | ItemPoint | TextPoint | SpecificationPoint
+)
 T = TypeVar("T", bound=PlotRow)
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Generic, TypedDict, TypeVar
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
@@ -19,6 +20,7 @@ from cqa.report.figure_rows import (
     ItemPoint,
     PartPoint,
     PlotRow,
+    SpecificationPoint,
     TextPoint,
     rows_from_csv,
 )
@@ -320,6 +322,35 @@ def continuations(rows: Sequence[TextPoint], width: float) -> Figure:
     return figure
 
 
+def specifications(rows: Sequence[SpecificationPoint], width: float) -> Figure:
+    """Draw p of every specification, a line each, smallest first."""
+    questions = _groups(row.question for row in rows)
+    tall = 0.7 + 0.19 * len(rows)
+    figure = Figure(figsize=(width, tall))
+    axes = figure.subplots(len(questions), squeeze=False)[:, 0]
+    for ax, question in zip(axes, questions, strict=True):
+        mine = sorted((r for r in rows if r.question == question), key=lambda r: r.p or 0.0)
+        tests = _groups(row.test for row in mine)
+        for k, row in enumerate(mine):
+            look = _look(sorted(tests), row.test)
+            fill = look["color"] if row.agrees else "none"
+            p = [max(value, 1e-5) for value in _gaps([row.p])]
+            ax.plot(p, [k], linestyle="none", markersize=5, markerfacecolor=fill, **look)
+        ax.axvline(0.05, color=MUTED, linewidth=0.9, zorder=1)
+        ax.set_xscale("log")
+        ax.set_xlim(0.8e-5, 1.3)
+        marks = (1e-5, 1e-4, 1e-3, 1e-2, 0.05, 1)
+        ax.set_xticks(marks, [np.format_float_positional(p, trim="-") for p in marks])
+        ax.set_xticks([], minor=True)
+        labels = [f"{row.per}, {row.null}, {row.test}" for row in mine]
+        ax.set_yticks(range(len(mine)), labels, fontsize=7)
+        ax.set_ylim(len(mine) - 0.4, -0.6)
+        ax.grid(axis="y", visible=False)
+        ax.set_title(question)
+    axes[-1].set_xlabel("p; smaller ones than 0.00001 are drawn there")
+    return figure
+
+
 @dataclass(frozen=True, slots=True)
 class FigureKind(Generic[R]):
     """A figure: its title, the rows of its CSV file, and how it is drawn from them."""
@@ -348,4 +379,5 @@ FIGURES: dict[str, FigureKind[Any]] = {
     "overfitting": FigureKind("Losses, effect and spread by epoch", EpochPoint, overfitting),
     "items": FigureKind("Change of every item", ItemPoint, items),
     "continuations": FigureKind("True continuations", TextPoint, continuations),
+    "specifications": FigureKind("Specification curve", SpecificationPoint, specifications),
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from cqa.report.source import Source
@@ -11,6 +12,7 @@ from cqa.report.tables import Column, Placed
 from cqa.schema.comparison import Change, Comparison, TextChange
 from cqa.schema.summary import Summary
 from cqa.schema.verdict import Choice, GroupFamily, Interaction
+from cqa.stats.specification import Specification, specification_curve
 
 GROUP: Column[Placed[Any]] = Column("group", "group", lambda r: r.group, "text")
 ADAPTER: Column[Placed[Any]] = Column("adapter", "adapter", lambda r: r.adapter, "text")
@@ -19,7 +21,7 @@ STRATUM: Column[Placed[Any]] = Column("stratum", "published", lambda r: r.part, 
 N: Column[Placed[Change | TextChange]] = Column("n", "n", lambda r: r.result.n, "count")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Focus:
     """The summary, and which part of it the page puts first."""
 
@@ -65,6 +67,17 @@ class Focus:
     def shown(self) -> tuple[str | None, ...]:
         """What most tables of the page are of: the highlighted adapter, or the base alone."""
         return self.highlighted, "base"
+
+    @cached_property
+    def specifications(self) -> list[Specification]:
+        """The verdict's main questions asked in every way; nothing where they cannot be asked."""
+        items = self.source.scores.items
+        groups = [g for g in (self.primary, self.control) if g is not None]
+        if self.highlighted is None or not groups or self.primary is None:
+            return []
+        return specification_curve(
+            items, self.source.scores.facts, groups, self.highlighted, self.summary.verdict
+        )
 
     def comparisons(self) -> Iterator[Placed[Comparison]]:
         """Yield the statistics of all pairs and options."""

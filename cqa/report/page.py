@@ -40,6 +40,8 @@ CAPTIONS = {
     "leaves d_z where it was.",
     "items": "ddI of every item. A mean that rests on a few items is not a change of the model's "
     "judgement.",
+    "specifications": "p of every way of asking: the unit of dI, the null context and the test. "
+    "Filled: it answers as the verdict does. The line is p = 0.05.",
     "continuations": "Change of the mean log-probability per token of true continuations, with "
     "its 95 % t interval. Filled: all texts of the group.",
 }
@@ -52,7 +54,12 @@ SECTIONS: tuple[tuple[str, str, tuple[str, ...], tuple[str, ...]], ...] = (
     ("continuations", "True continuations", ("continuations",), ("table_2",)),
     ("domains", "By domain", (), ("domains",)),
     ("time", "Before and after the cutoff", (), ("strata", "strata_continuations")),
-    ("readings", "Other readings", (), ("readings", "accuracy")),
+    (
+        "readings",
+        "Other readings",
+        ("specifications",),
+        ("specifications", "readings", "contamination", "accuracy"),
+    ),
     ("items", "The items", ("items",), ("groups",)),
 )
 FIXED = (

@@ -106,13 +106,25 @@ def more_tests(focus: Focus) -> Table:
             lambda r: r.result.signs.sign_accuracy_base,
             "share",
         ),
+        Column(
+            "ddi_against_length_rho",
+            "rho with length",
+            lambda r: c.rho if (c := r.result.ddi_against_length_rho) else None,
+        ),
+        Column(
+            "ddi_against_length_p",
+            "p of rho",
+            lambda r: c.p_two_sided if (c := r.result.ddi_against_length_rho) else None,
+            "p",
+        ),
         Column("sign_accuracy", "dI > 0, adapter", lambda r: r.result.signs.sign_accuracy, "share"),
         Column("n_sign_gained", "gained", lambda r: r.result.signs.n_sign_gained, "count"),
         Column("n_sign_lost", "lost", lambda r: r.result.signs.n_sign_lost, "count"),
     )
     note = (
         "All p are one-sided (greater). By source: whole sources are resampled, or averaged; an "
-        "item without source_id is a cluster of its own"
+        "item without source_id is a cluster of its own. rho with length: Spearman's, of ddI "
+        "against how many tokens longer the right option is"
     )
     title = "Other tests and effect sizes"
     rows = focus.comparisons()
@@ -179,14 +191,22 @@ def equivalence(focus: Focus) -> Table:
             lambda r: r.result.equivalence.smallest_margin,
             "number",
         ),
+        Column("bf01", "Bayes factor, none : effect", _no_effect, "number"),
     )
     note = (
+        "Bayes factor: JZS with a Cauchy prior of scale 0.707 (Rouder et al. 2009), of the means "
+        "of the sources; above 3 it speaks for no effect, below 1/3 for one. "
         "Small is shown where the 90 % interval, over sources, lies within the margin: d_z of 0.2, "
         "or --margin in nats. It is not corrected for several adapters: the highlighted one was "
         "not chosen by these tests, and “small under every adapter” needs each to be so"
     )
     title, rows = "Is a change small?", focus.comparisons()
     return tabulate("equivalence", title, columns, rows, note, adapters=focus.shown)
+
+
+def _no_effect(row: Placed[Comparison]) -> float | None:
+    factor = row.result.bayes_factor_10
+    return 1 / factor if factor else None
 
 
 def _within(row: Placed[Comparison]) -> str | None:

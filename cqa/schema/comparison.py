@@ -227,6 +227,7 @@ class Comparison(Change):
     sign_test: SignTest
     effect: EffectSizes = field(metadata=merged())
     equivalence: Equivalence
+    bayes_factor_10: float | None  # JZS, of source means: an effect against none
     entropy_per_token: EntropyChange
     candidates: Candidates
     variants: Variants = field(metadata=stored_as("readings"))

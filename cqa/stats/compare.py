@@ -29,6 +29,7 @@ from cqa.schema.comparison import (
     Variants,
 )
 from cqa.schema.result import Correlation
+from cqa.stats.bayes import bayes_factor
 from cqa.stats.change import differences, mean, paired_change
 from cqa.stats.equivalence import equivalence
 from cqa.stats.information import entropy
@@ -137,6 +138,7 @@ def compare_items(
         sign_test=sign_test(ddi),
         effect=_effect_sizes(before, after),
         equivalence=equivalence(ddi, sources, margin_nats),
+        bayes_factor_10=bayes_factor(ddi, sources),
         entropy_per_token=EntropyChange(
             given_context=paired_change(*both(lambda s: s.entropy_given_nats)),
             null=paired_change(*both(lambda s: s.entropy_null_nats)),

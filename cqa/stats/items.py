@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from cqa.schema.rows import ItemRow, OptionScore
+from cqa.stats.contamination import min_k_percent
 from cqa.stats.information import contrast, delta_i_best_wrong, softmax
 
 LENGTHS = ("n_tokens", "n_bytes", "n_chars")
@@ -30,12 +31,14 @@ class ItemScore:
     prior_nats: float  # the same after the null context
     delta_i_null2_nats: float | None  # after the second null context; None: not measured
     variants: tuple[float, ...]  # dI in the order of OF_PMI
+    null2_lengths: tuple[float, ...] | None  # the same per unit of LENGTHS
     entropy_given_nats: float  # per token, over the tokens of all options
     entropy_null_nats: float
     p_given: tuple[float, ...]  # softmax of S(x|y) over the candidates
     p_null: tuple[float, ...]
     is_first: bool  # whether the right option has the largest S(x|y), the earliest among equals
     is_first_per_byte: bool  # the same of S(x|y) / bytes of x
+    min_k: float | None  # Min-K% of the right option alone, nats/token; None without --tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +66,7 @@ def item_score(row: ItemRow) -> ItemScore:
     given = [o.logp_given_context_nats for o in options]
     null = [o.logp_null_nats for o in options]
     pmi = [o.pmi_nats for o in options]
+    pmi2 = _pmi_null2(options)
     n_tokens = sum(o.n_tokens for o in options)
     order = [answer, *(k for k in range(len(options)) if k != answer)]
     p_given, p_null = softmax(given), softmax(null)
@@ -70,14 +74,12 @@ def item_score(row: ItemRow) -> ItemScore:
         delta_i_nats=delta_i,
         conditional_nats=contrast(given, answer),
         prior_nats=contrast(null, answer),
-        delta_i_null2_nats=_delta_i_null2(options, answer),
+        delta_i_null2_nats=None if pmi2 is None else contrast(pmi2, answer),
         variants=(
-            *(
-                contrast([i / n for i, n in zip(pmi, lengths, strict=True)], answer)
-                for lengths in zip(*map(_lengths, options), strict=True)
-            ),
+            *_per_length(pmi, options, answer),
             delta_i_best_wrong(pmi, answer),
         ),
+        null2_lengths=None if pmi2 is None else _per_length(pmi2, options, answer),
         entropy_given_nats=sum(o.entropy_given_context_nats for o in options) / n_tokens,
         entropy_null_nats=sum(o.entropy_null_nats for o in options) / n_tokens,
         p_given=tuple(p_given[k] for k in order),
@@ -85,16 +87,28 @@ def item_score(row: ItemRow) -> ItemScore:
         is_first=_largest(given) == answer,
         is_first_per_byte=_largest([o.logp_given_context_nats / o.n_bytes for o in options])
         == answer,
+        min_k=min_k_percent(options[answer].token_logp_null_nats),
     )
 
 
-def _delta_i_null2(options: Sequence[OptionScore], answer: int) -> float | None:
+def _per_length(
+    pmi_nats: Sequence[float], options: Sequence[OptionScore], answer: int
+) -> tuple[float, ...]:
+    """Return dI per unit of LENGTHS."""
+    return tuple(
+        contrast([i / n for i, n in zip(pmi_nats, lengths, strict=True)], answer)
+        for lengths in zip(*map(_lengths, options), strict=True)
+    )
+
+
+def _pmi_null2(options: Sequence[OptionScore]) -> list[float] | None:
+    """Return I(x; y) after the second null context; None where it was not measured."""
     pmi = [
         o.logp_given_context_nats - o.logp_null2_nats
         for o in options
         if o.logp_null2_nats is not None
     ]
-    return contrast(pmi, answer) if len(pmi) == len(options) else None
+    return pmi if len(pmi) == len(options) else None
 
 
 def _lengths(option: OptionScore) -> tuple[int, int, int]:

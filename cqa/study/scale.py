@@ -45,6 +45,7 @@ from cqa.train.plan import Plan, make_plan
 
 Row = dict[str, Any]
 RESULT, CURVE, RUNS = "scale.json", "curve.csv", "runs.csv"
+MOSTLY_SHARED = 0.5  # of two subsets of one size, from which it is told
 _SUBSET = 1  # number of the SPLIT stream that orders samples for subsets; 0 splits off validation
 
 
@@ -80,9 +81,9 @@ def scale(
         on_score: Called with the scoring events.
 
     Returns:
-        {"unit", "runs": a row per arm, size, seed and group, "curve": a row per arm, size, group,
-        "too_long": {"policy", "samples": ids left out or cut, "items": group by id of those left
-        out, "max_positions"}}.
+        {"unit", "n_train", "runs": a row per arm, size, seed and group, "curve": a row per
+        arm, size, group, "too_long": {"policy", "samples": ids left out or cut, "items": group by
+        id of those left out, "max_positions"}}.
 
     Raises:
         CqaError: Anything that the user can mend; see cqa.errors.
@@ -117,7 +118,7 @@ def scale(
         for cell in group_of_cells
         for group, entry in scored[cell].items()
     ]
-    result: Row = {"unit": "nats", "runs": runs, "curve": _curve(runs)}
+    result: Row = {"unit": "nats", "n_train": len(plan.train), "runs": runs, "curve": _curve(runs)}
     result["too_long"] = {
         "policy": config.too_long,
         "samples": list(plan.affected_ids),
@@ -319,8 +320,22 @@ def scale_text(result: Row) -> str:
         "ddI and d_z: means over seeds, which draw subsets and training; the interval is t over\n"
         "seeds and does not hold the chance of the items."
     )
+    parts += _overlap_text(result)
     parts += _overlong_text(result["too_long"])
     return "\n\n".join(parts)
+
+
+def _overlap_text(result: Row) -> Iterator[str]:
+    """Say of which sizes the subsets share most of their samples by construction."""
+    shared = {p["size"]: p["size"] / result["n_train"] for p in result["curve"]}
+    large = [size for size, share in shared.items() if share > MOSTLY_SHARED]
+    if large:
+        sizes = ", ".join(f"{size} ({100 * shared[size]:.0f} %)" for size in sorted(large))
+        yield (
+            f"Subsets are drawn from the same {result['n_train']} samples; two of a size share "
+            f"that share of\ntheir samples on average: {sizes}. There the interval over seeds is "
+            f"too narrow by construction."
+        )
 
 
 def _overlong_text(overlong: Row) -> Iterator[str]:

@@ -15,6 +15,7 @@ from cqa.coverage.counts import (
     cover,
     coverage_text,
     measure,
+    measure_subsets,
 )
 from cqa.coverage.tagger import TAGS, TYPES, is_english, tags_of
 from cqa.errors import DataError
@@ -277,3 +278,15 @@ def test_text_names_what_was_counted_and_how_wrong_it_may_be(tmp_path):
 def test_result_is_json(tmp_path):
     file = write_lines(tmp_path / "t.jsonl", [sample(CRAFT)])
     json.dumps(cover([file]), allow_nan=False)
+
+
+def test_subsets_and_numbers_of_types_have_their_error_beside_them():
+    errors = measure_subsets(GOLD)
+    n_right = sum(e.tp for name, e in errors.items() if not name.endswith("of 3"))
+    assert n_right == 39  # the exact subset, of 60 samples tagged by hand
+    for error in errors.values():
+        assert error.tp + error.fp + error.fn + error.tn == 60
+    text = coverage_text(cover([DEMO / "train.jsonl"], by="words"))
+    (row,) = [line for line in text.splitlines() if line.strip().startswith("3 of 3")]
+    assert f"{errors['3 of 3'].describe()['recall']['share']:.2f}" in row
+    assert "precision  recall" in text.split("\n\n")[1]

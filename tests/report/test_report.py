@@ -43,6 +43,7 @@ TABLES = {
     "table_1", "other_tests", "interaction", "equivalence", "parts", "entropy", "readings",
     "shrinkage", "choice", "accuracy", "domains", "table_2", "strata", "strata_continuations",
     "groups", "items",
+    "specifications",
 }  # fmt: skip
 
 

@@ -250,10 +250,11 @@ def said(focus: Focus, words: str) -> list[str]:
 
 def test_a_clean_result_has_only_the_caveats_that_nothing_was_given_for():
     found = caveats(focus_of({"mine": PLAIN}))
-    assert len(found) == 5
+    assert len(found) == 6
     assert "No plan was given" in " ".join(found)
     assert sum("no item names its source_id" in text for text in found) == 2
     assert "no --cutoff was given" in " ".join(found)
+    assert "Min-K% of the base" in " ".join(found)
     assert "(--run)" in " ".join(found)
 
 
