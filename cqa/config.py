@@ -113,6 +113,19 @@ def resolve(cls: type[T], *layers: Mapping[str, Any]) -> T:
     return cls(**values)
 
 
+def read_keywords(cls: type[T], *layers: Mapping[str, Any]) -> T:
+    """Build a config from keyword arguments, as `resolve` does of flags.
+
+    One value for a setting that may be given several times is a list of it; a path may be text.
+    """
+    repeat = {f.name for f in dataclasses.fields(cls) if f.metadata["repeat"]}  # type: ignore[arg-type]
+
+    def several(key: str, value: Any) -> Any:
+        return (value,) if key in repeat and isinstance(value, (str, Path)) else value
+
+    return resolve(cls, *({k: several(k, v) for k, v in layer.items()} for layer in layers))
+
+
 def _unknown_key(key: str, fields: Mapping[str, Any]) -> ConfigError:
     known = [key_of(name) for name in fields]
     near = get_close_matches(key, known, n=1)

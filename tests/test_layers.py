@@ -37,6 +37,8 @@ MAY_IMPORT = {
     "score": BASE | {"stats"},
     "report": BASE | {"stats"},
     "study": BASE | {"train", "score", "stats", "report"},
+    "bridges": BASE | {"score"},
+    "api": BASE | {"train", "score", "stats", "report", "study"},
     "bench": BASE | {"train", "score", "stats", "report"},
 }
 PEERS = ROOT / "cqa" / "bench" / "peers"  # they are what they are compared with
@@ -76,7 +78,9 @@ def test_every_package_is_listed_in_pyproject():
     assert set(settings["tool"]["setuptools"]["packages"]) == found | {"cqa_fast"}
 
 
-@pytest.mark.parametrize("module", ["cqa", "cqa.train.config", "cqa.score.config", "cqa_fast.main"])
+@pytest.mark.parametrize(
+    "module", ["cqa", "cqa.api", "cqa.train.config", "cqa.score.config", "cqa_fast.main"]
+)
 def test_the_command_line_layer_does_not_import_torch(module):
     code = (
         f"import sys; sys.path.insert(0, 'cli'); import {module}; assert 'torch' not in sys.modules"

@@ -13,6 +13,7 @@ import click
 
 from cqa import __version__
 from cqa.bench.config import BenchConfig
+from cqa.bridges.config import LmEvalConfig
 from cqa.report.config import ReportConfig
 from cqa.score.config import PlanConfig, PrescreenConfig, ScoreConfig
 from cqa.score.plan import planned_settings
@@ -207,6 +208,25 @@ def report(config: ReportConfig, scores: Path, as_json: bool) -> None:
 
     written = write_report(scores, config)
     say_json({"files": list(map(str, written))}) if as_json else say(str(written[0]))
+
+
+@main.command("lm-eval")
+@takes(LmEvalConfig)
+@_JSON
+def lm_eval(config: LmEvalConfig, as_json: bool) -> None:
+    """Evaluate tasks of lm-eval, those that compare or score given texts.
+
+    \b
+    Example:
+      cqa-fast lm-eval --model Qwen/Qwen2.5-7B --adapter run/epoch-05 \\
+          --tasks arc_easy,piqa,hellaswag
+    """
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_DISABLE", "1")  # read when tqdm is imported
+    from cqa.bridges.lm_eval_run import evaluate, results_text
+
+    results = evaluate(config)
+    say_json(results) if as_json else say(results_text(results))
 
 
 @main.command()

@@ -14,6 +14,7 @@ from cqa.report.figure_rows import rows_to_csv
 from cqa.report.figures import FIGURES
 from cqa.report.focus import Focus, make_focus
 from cqa.report.item_table import items_table, scored_items
+from cqa.report.long_table import long_csv
 from cqa.report.page import Report, html_page, markdown_page
 from cqa.report.source import read_source
 from cqa.report.tables import to_csv, to_latex
@@ -44,6 +45,7 @@ def write_report(scores: Path, config: ReportConfig) -> list[Path]:
     for table in report.tables:
         files[f"tables/{table.name}.csv"] = to_csv(table)
         files[f"tables/{table.name}.tex"] = to_latex(table)
+    files["tables/scores_long.csv"] = long_csv(report.focus.source)
     for name, drawing in report.figures.items():
         files[f"figures/{name}.csv"] = drawing.csv
         files[f"figures/{name}.svg"] = drawing.svg

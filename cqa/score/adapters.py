@@ -57,6 +57,15 @@ def find_adapters(config: ScoreConfig) -> list[AdapterFolder]:
     folders = list(config.adapter)
     for run in config.run:
         folders += _epoch_folders(run, config.epochs)
+    return named_adapters(folders)
+
+
+def named_adapters(folders: Sequence[Path]) -> list[AdapterFolder]:
+    """Return adapters, each under as much of its path as tells it from the others.
+
+    Raises:
+        ModelError: A folder is missing or malformed, or comes twice.
+    """
     resolved = [Path(os.path.realpath(folder)) for folder in folders]  # of a loop of links too
     found = [adapter_folder(folder) for folder in folders]
     return [

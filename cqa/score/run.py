@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from cqa.config import describe
-from cqa.data.tokenizer import Tokenizer
+from cqa.data.tokenizer import Boundary, Tokenizer
 from cqa.files import discard, inside, locked, read_json, refuse_held, write_json
 from cqa.identity import code_digest, versions
 from cqa.interrupt import Interrupt
@@ -197,25 +197,15 @@ def identify(
         ModelError: An adapter does not fit, was trained on another base, comes twice, or changes
             no score.
     """
-    shared = {
-        **_conventions(config, items.tokenizer),
-        "model": base.digest,
-        "device": base.decoder.device.type,
-        "dtype": dtype_name(base.decoder.dtype),
-        "backend": base.decoder.backend,
-    }
+    shared = shared_identity(
+        base, items.tokenizer, boundary=config.boundary, score_eos=config.score_eos
+    )
     digests = [adapter_digest(adapter.folder) for adapter in adapters]
     check_distinct([adapter.folder for adapter in adapters], digests)
     models: list[ScoredModel] = []
     n_kept = 0
     for adapter, digest in zip((None, *adapters), (None, *digests), strict=True):
-        identity = {**shared, "adapter_digest": digest}
-        model = ScoredModel(
-            model_key=digest_json(identity),
-            adapter=adapter.name if adapter else None,
-            adapter_origin=read_origin(adapter.folder) if adapter else None,
-            **identity,
-        )
+        model = scored_model(shared, adapter, digest)
         if adapter:
             if not config.other_base:
                 check_origin(
@@ -326,14 +316,33 @@ def _score_model(run: _Run, model: ScoredModel) -> ScoredModel:
     return replace(model, n_tokens=n_tokens, seconds=round(seconds, 6))
 
 
-def _conventions(config: ScoreConfig, tokenizer: Tokenizer) -> dict[str, Any]:
-    """Everything but the weights that decides a score's digits."""
+def shared_identity(
+    base: BaseModel, tokenizer: Tokenizer, *, boundary: Boundary, score_eos: bool
+) -> dict[str, Any]:
+    """Return everything but the adapter that decides a score's digits."""
     return {
         "tokenizer": tokenizer.digest,
         "template": tokenizer.chat_template,
-        "boundary": config.boundary,
+        "boundary": boundary,
         "null_ids": tokenizer.null_ids,
         "null2_ids": tokenizer.null2_ids,
-        "score_eos": config.score_eos,
+        "score_eos": score_eos,
         "code": code_digest(*CODE),
+        "model": base.digest,
+        "device": base.decoder.device.type,
+        "dtype": dtype_name(base.decoder.dtype),
+        "backend": base.decoder.backend,
     }
+
+
+def scored_model(
+    shared: dict[str, Any], adapter: AdapterFolder | None, digest: str | None
+) -> ScoredModel:
+    """Return what identifies the base (None) or an adapter of a digest, its key included."""
+    identity = {**shared, "adapter_digest": digest}
+    return ScoredModel(
+        model_key=digest_json(identity),
+        adapter=adapter.name if adapter else None,
+        adapter_origin=read_origin(adapter.folder) if adapter else None,
+        **identity,
+    )

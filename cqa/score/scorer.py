@@ -34,10 +34,10 @@ from cqa.stats.information import contrast, delta_i_best_wrong, rank_prob
 
 
 class SequenceStats:
-    """Log-probability and entropy of every option token after a context, nats, as floats."""
+    """Of every option token after a context: log-probability and entropy in nats, and rank."""
 
-    def __init__(self, logp: list[float], entropy: list[float]) -> None:
-        self.logp, self.entropy = logp, entropy
+    def __init__(self, logp: list[float], entropy: list[float], rank: list[int]) -> None:
+        self.logp, self.entropy, self.rank = logp, entropy, rank
 
     @property
     def total(self) -> float:
@@ -61,9 +61,9 @@ def run_prefix_batch(decoder: Decoder, prefixes: PrefixBatch) -> SequenceScores:
     batch = batch.to(decoder.device)
     hidden = decoder.hidden_for_scoring(batch)
     stats = token_stats(hidden, decoder.head, batch.target, backend=decoder.backend)
-    logp, entropy = stats.logp.tolist(), stats.entropy.tolist()
+    logp, entropy, rank = stats.logp.tolist(), stats.entropy.tolist(), stats.rank.tolist()
     return {
-        (tree.context, option): SequenceStats(logp[place], entropy[place])
+        (tree.context, option): SequenceStats(logp[place], entropy[place], rank[place])
         for tree, slices in zip(trees, places, strict=True)
         for option, place in zip(tree.options, slices, strict=True)
     }

@@ -23,6 +23,11 @@ class WatchedTrainConfig(TrainConfig):
         group="Model and data",
         shown="none",
     )
+    tensorboard: bool = option(
+        "Write loss, learning rate, norm, eval_loss and the metric of --dev to OUT/tensorboard.",
+        False,
+        group="Output",
+    )
 
 
 ARMS = ("epoch", "step")

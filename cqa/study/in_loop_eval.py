@@ -23,6 +23,7 @@ from cqa.score.prefix_batch import encode_item
 from cqa.score.scorer import score_rows
 from cqa.stats.summary import Scores, summarise
 from cqa.study.config import WatchedTrainConfig
+from cqa.study.tensorboard import TensorBoard
 from cqa.train.config import TrainConfig
 from cqa.train.loop import TrainResult, train
 
@@ -91,6 +92,23 @@ def train_watched(
     resume: bool = False,
     on_event: Callable[[TrainEvent], None] = lambda _: None,
 ) -> TrainResult:
-    """Train as `cqa.train.loop.train` does, logging mean ddI on `config.dev` if one is named."""
+    """Train as `cqa.train.loop.train` does, with what `config` adds.
+
+    That is mean ddI on the pairs of `dev` after every epoch, and curves for TensorBoard.
+
+    Raises:
+        CqaError: Anything that the user can mend; see cqa.errors.
+    """
+    board = TensorBoard(config.out) if config.tensorboard else None
     metric = DevMetric(config, config.dev) if config.dev else None
-    return train(config, resume=resume, callback=metric, on_event=on_event)
+
+    def tell(event: TrainEvent) -> None:
+        if board is not None:
+            board(event)
+        on_event(event)
+
+    try:
+        return train(config, resume=resume, callback=metric, on_event=tell)
+    finally:
+        if board is not None:
+            board.close()

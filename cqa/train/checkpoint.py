@@ -43,7 +43,8 @@ from cqa.schema.provenance import PLACEBO
 from cqa.schema.record import Record
 from cqa.train.plan import Plan
 
-FREE = {"out", "device", "pass-tokens", "recompute", "cuda-graphs"}  # when a run is resumed
+# what may differ when a run is resumed
+FREE = {"out", "device", "pass-tokens", "recompute", "cuda-graphs", "tensorboard"}
 NO_RECIPE = FREE | {"seed", "dev", "model", "data", "columns", "template"}  # digests say the latter
 DIGESTS = ("model_digest", "tokenizer_digest", "data_digest")
 

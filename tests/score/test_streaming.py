@@ -45,7 +45,8 @@ class AnySequence(dict):
     """Stands in for the decoder: some numbers for every sequence."""
 
     def __missing__(self, sequence: tuple[Any, tuple[int, ...]]) -> SequenceStats:
-        return SequenceStats([-1.5] * len(sequence[1]), [0.5] * len(sequence[1]))
+        n = len(sequence[1])
+        return SequenceStats([-1.5] * n, [0.5] * n, [0] * n)
 
 
 @pytest.fixture

@@ -1,0 +1,1 @@
+"""Models of cqa-fast in other programs."""

@@ -1,0 +1,46 @@
+"""Settings of the bridges; nothing heavy is imported, so that `--help` stays instant."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from cqa.config import option, require, same_option
+from cqa.score.config import ScoreConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class LmEvalConfig:
+    """Tasks of lm-eval under a base or an adapter."""
+
+    model: str = same_option(ScoreConfig, "model")
+    adapter: Path | None = option(
+        "PEFT adapter that is evaluated.", None, group="Model and data", shown="the base"
+    )
+    tasks: tuple[str, ...] = option("Tasks of lm-eval, such as arc_easy,piqa.", group="Study")
+    num_fewshot: int | None = option(
+        "Examples in front of each question.", None, group="Study", shown="the task's own"
+    )
+    limit: float | None = option(
+        "Documents of each task, or a share of them below 1.", None, group="Study", shown="all"
+    )
+    include_path: Path | None = option(
+        "Folder of further task files.", None, group="Study", shown="none"
+    )
+    out: Path | None = option(
+        "JSON file for the results.", None, group="Output", shown="none is written"
+    )
+    batch_tokens: int = same_option(ScoreConfig, "batch_tokens")
+    device: Literal["auto", "cpu", "cuda"] = same_option(ScoreConfig, "device")
+    dtype: Literal["auto", "fp32", "bf16"] = same_option(ScoreConfig, "dtype")
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range."""
+        require(bool(self.tasks), "--tasks", "none")
+        require(self.batch_tokens >= 1, "batch-tokens of at least 1", self.batch_tokens)
+        few = self.num_fewshot
+        require(few is None or few >= 0, "num-fewshot of at least 0", few)
+        limit = self.limit
+        usable = limit is None or 0 < limit < 1 or (limit >= 1 and limit.is_integer())
+        require(usable, "limit as a share below 1 or a whole number", limit)

@@ -1,0 +1,287 @@
+"""A model that stays in memory: texts and items scored by calls, adapters swapped in place.
+
+Rows and numbers are those that `cqa-fast score` writes, to the last bit.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any, Literal
+
+from cqa.data.items import Item, parse_continuation, parse_pair
+from cqa.data.tokenizer import Tokenizer
+from cqa.errors import DataError, NumericsError
+from cqa.kernels.matmul import keep_sums_whole
+from cqa.model.checkpoint import locate
+from cqa.model.config import read_config
+from cqa.model.decoder import Decoder
+from cqa.model.load import BaseModel, Device, Dtype, open_model
+from cqa.model.lora import Adapter, attach, widest
+from cqa.model.memory import reported as memory_reported
+from cqa.model.origin import check_origin
+from cqa.schema.rows import ItemRow
+from cqa.score.adapters import AdapterFolder, adapter_digest, check_has_effect, named_adapters
+from cqa.score.prefix_batch import EncodedItem, PrefixBatch, encode_item
+from cqa.score.run import scored_model, shared_identity
+from cqa.score.scorer import run_prefix_batch, score_rows
+
+Items = Iterable[Item | Mapping[str, Any] | tuple[str, str, str]]
+HINT = "--dtype bf16, a shorter text, or a device with more memory"
+
+
+class Current(Enum):
+    """Stands for the adapter that `Model.use` named last."""
+
+    CURRENT = "current"
+
+
+CURRENT = Current.CURRENT
+AdapterChoice = str | Path | None | Literal[Current.CURRENT]
+
+
+@dataclass(slots=True)
+class _Attached:
+    """The adapter in the decoder's weights."""
+
+    path: Path
+    found: AdapterFolder
+    digest: str
+    weights: Adapter | None  # until it is seen to change a score
+
+
+class Model:
+    """A base model in memory with one adapter at a time, or none; made by `cqa.load`.
+
+    Attributes:
+        tokenizer: The tokenizer with its null contexts; `tokenizer.hf` is transformers' own.
+        max_positions: How many tokens context and continuation may have together.
+    """
+
+    def __init__(
+        self,
+        model: str | Path,
+        adapter: str | Path | None = None,
+        *,
+        device: Device = "auto",
+        dtype: Dtype = "auto",
+        null_token: str | None = None,
+        template: str = "plain",
+        allow_special: bool = False,
+    ) -> None:
+        """Load a base, and attach an adapter where one is named; see `cqa.load`."""
+        keep_sums_whole()
+        self._folder, self._device, self._dtype = locate(str(model)), device, dtype
+        shape = read_config(self._folder)
+        self.max_positions = shape.max_positions
+        self.tokenizer = Tokenizer(
+            self._folder, null_token=null_token, template=template, allow_special=allow_special
+        )
+        self.tokenizer.limit_ids(shape.vocab_size)
+        self._attached: _Attached | None = None
+        self._chosen = None if adapter is None else Path(adapter)
+        found = None if adapter is None else _one(Path(adapter))
+        self._base: BaseModel = self._open(widest([found.spec] if found else []))
+        self.use(adapter)
+
+    @property
+    def decoder(self) -> Decoder:
+        """The decoder, with the adapter of the last call in its weights."""
+        return self._base.decoder
+
+    @property
+    def adapter(self) -> Path | None:
+        """The adapter that calls score with unless they name another; None is the base."""
+        return self._chosen
+
+    def use(self, adapter: str | Path | None) -> None:
+        """Score with an adapter from here on, read anew from its folder; None is the base.
+
+        It takes the place of the one before in the resident weights. Only an adapter of more
+        columns than there is room for has the base loaded again, once.
+
+        Args:
+            adapter: A folder in PEFT format.
+
+        Raises:
+            ModelError: It is missing, malformed, does not fit, or was trained on another base.
+            ResourceError: There is not enough memory.
+        """
+        self._detach()
+        self._attach(adapter)
+        self._chosen = None if adapter is None else Path(adapter)
+
+    def logprobs(
+        self, context: str, continuation: str, *, adapter: AdapterChoice = CURRENT
+    ) -> list[float]:
+        """Return ln P of every token of a continuation after its context.
+
+        Both are encoded separately, as `score` does by default, and nothing is put between them,
+        so the continuation brings its own space.
+
+        Args:
+            context: The text before; through the template where `load` was given one.
+            continuation: The text that is scored.
+            adapter: For this call only: a folder, or None for the base.
+
+        Returns:
+            As many floats as the continuation has tokens, in nats, none above 0. `math.fsum` of
+            them is S(x | y).
+
+        Raises:
+            DataError: A text is empty, too long, or has no tokens that decode to it.
+            ModelError: The adapter is none of this base's.
+            NumericsError: A value is not finite.
+            ResourceError: There is not enough memory.
+        """
+        record = {"id": "text", "context": context, "continuation": continuation}
+        (option,) = self._encode(parse_continuation(record, "")).options
+        prefixes, pair = PrefixBatch(), (option.context_ids, option.option_ids)
+        prefixes.add([pair])
+        self._attach(adapter)
+        with memory_reported("scoring", HINT):
+            logp = run_prefix_batch(self.decoder, prefixes)[pair].logp
+        if not all(map(math.isfinite, logp)):
+            raise NumericsError("expected finite log-probabilities, got others")
+        return logp
+
+    def score(
+        self,
+        items: Items,
+        *,
+        adapter: AdapterChoice = CURRENT,
+        tokens: bool = False,
+        batch_tokens: int = 4096,
+    ) -> list[ItemRow]:
+        """Score items under the base or an adapter.
+
+        Args:
+            items: Each a dict with the keys of a line of a file (pairs, options, preferences,
+                continuations), or a tuple (context, good, bad). One without an id is called
+                items-1, items-2 … by its place.
+            adapter: For this call only: a folder, or None for the base.
+            tokens: Whether the rows hold per-token values.
+            batch_tokens: Most tokens in one pass; rows are bit-identical for every value.
+
+        Returns:
+            A row per item, in their order; `row.to_json()` is a line of scores.jsonl without its
+            checksum. Log-probabilities are sums over tokens, in nats.
+
+        Raises:
+            DataError: An item is malformed, too long, or its id comes twice.
+            ModelError: The adapter is none of this base's, or changes no score.
+            NumericsError: A score is not finite.
+            ResourceError: There is not enough memory for one item alone.
+        """
+        encoded = [self._encode(item) for item in parsed_items(items)]
+        self._attach(adapter)
+        attached = self._attached
+        if attached is not None and attached.weights is not None and encoded:
+            check_has_effect(
+                attached.found.folder, attached.weights, self.decoder, encoded, self.tokenizer
+            )
+            attached.weights = None
+        found, digest = (attached.found, attached.digest) if attached else (None, None)
+        shared = shared_identity(self._base, self.tokenizer, boundary="split", score_eos=False)
+        model = scored_model(shared, found, digest)
+        passes = score_rows(
+            self.decoder,
+            encoded,
+            self.tokenizer,
+            batch_tokens=batch_tokens,
+            adapter=model.adapter,
+            model_key=model.model_key,
+            tokens=tokens,
+        )
+        return [row for rows, _ in passes for row in rows]
+
+    def _encode(self, item: Item) -> EncodedItem:
+        return encode_item(
+            item, self.tokenizer, "split", score_eos=False, max_positions=self.max_positions
+        )
+
+    def _open(self, rank_columns: dict[str, int]) -> BaseModel:
+        with memory_reported("the model", HINT):
+            return open_model(self._folder, self._device, self._dtype, rank_columns=rank_columns)
+
+    def _detach(self) -> None:
+        self.decoder.detach_adapter()
+        self._attached = None
+
+    def _attach(self, adapter: AdapterChoice) -> None:
+        """Bring the weights to an adapter, unless it is the one that is there."""
+        wanted = self._chosen if isinstance(adapter, Current) else adapter
+        if wanted is None:
+            self._detach()
+            return
+        path = Path(wanted)
+        if self._attached is not None and self._attached.path == path:
+            return
+        self._detach()
+        found = _one(path)
+        self._make_room(found)
+        digest = adapter_digest(found.folder)
+        check_origin(
+            found.folder, model_digest=self._base.digest, tokenizer_digest=self.tokenizer.digest
+        )
+        with memory_reported("the adapter", HINT):
+            weights = found.unchanged(self.decoder, digest)
+            attach(self.decoder, weights)
+        self._attached = _Attached(path, found, digest, weights)
+
+    def _make_room(self, found: AdapterFolder) -> None:
+        held, needed = self.decoder.rank_columns, widest([found.spec])
+        columns = {name: max(held.get(name, 0), n) for name, n in needed.items()}
+        if columns != {name: held.get(name, 0) for name in columns}:
+            del self._base  # its memory is what the next one takes
+            self._base = self._open(columns)
+
+
+def _one(path: Path) -> AdapterFolder:
+    (found,) = named_adapters([path])
+    return found
+
+
+def parsed_items(items: Items) -> list[Item]:
+    """Check items given in Python by the rules of the files.
+
+    Raises:
+        DataError: One is malformed, or an id comes twice.
+    """
+    parsed: list[Item] = []
+    seen: dict[str, int] = {}
+    for k, given in enumerate(items, start=1):
+        item = _parsed(given, k)
+        if item.id in seen:
+            raise DataError(
+                f"expected each id once, got `{item.id}` twice",
+                where=f"item {k}",
+                hint=f"first seen at item {seen[item.id]}",
+            )
+        seen[item.id] = k
+        parsed.append(item)
+    return parsed
+
+
+def _parsed(given: Any, k: int) -> Item:
+    if isinstance(given, Item):
+        return given
+    where = f"item {k} (from 1)"
+    if isinstance(given, tuple) and len(given) == 3:
+        given = dict(zip(("context", "good", "bad"), given, strict=True))
+    if not isinstance(given, Mapping):
+        raise DataError(
+            f"expected a dict or a tuple (context, good, bad), got: {given!r:.80}", where=where
+        )
+    record = dict(given)
+    if record.get("id") is None:
+        record["id"] = f"items-{k}"
+    pair = "good" in record or "options" in record or "chosen" in record
+    parse = parse_continuation if "continuation" in record and not pair else parse_pair
+    try:
+        return parse(record, where)
+    except TypeError as error:  # an unknown key holds what is not JSON
+        raise DataError(f"expected values as JSON has them, got: {error}", where=where) from None

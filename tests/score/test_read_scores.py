@@ -1,0 +1,85 @@
+"""Every score in tidy form, in the report and as a DataFrame: the same rows."""
+
+import re
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+import pandas
+import pytest
+from helpers import ROOT
+from score.scoring import rows_of
+
+import cqa
+from cqa.errors import ConfigError, DataError
+from cqa.report.long_table import LongRow, long_csv
+from cqa.report.source import read_source
+
+NAMES = [f.name for f in fields(LongRow)]
+
+
+@pytest.fixture(scope="module")
+def folder(scored) -> Path:
+    return scored[0].out
+
+
+def test_a_row_for_each_item_adapter_and_option(folder):
+    table = cqa.read_scores(folder)
+    rows = {(row["id"], row["adapter"] or "base"): row for row in rows_of(folder)}
+    assert list(table.columns) == NAMES
+    assert len(table) == sum(len(row["options"]) for row in rows.values())
+    assert not table.duplicated(["id", "adapter", "option"]).any()
+    assert list(dict.fromkeys(table["adapter"])) == ["base", "epoch-01", "epoch-02"]
+    for found in table.to_dict("records"):
+        row = rows[found["id"], found["adapter"]]
+        option = row["options"][found["option"]]
+        for key in ("role", "logp_given_context_nats", "logp_null2_nats", "pmi_nats", "n_bytes"):
+            assert found[key] == option[key]
+        if row["kind"] != "continuation":
+            assert found["delta_i_nats"] == row["delta_i_nats"]
+
+
+def test_changes_are_against_the_base(folder):
+    table = cqa.read_scores(folder)
+    table = table[table["kind"] != "continuation"]
+    base, after = table[table["adapter"] == "base"], table[table["adapter"] != "base"]
+    changes = ["ddi_nats", "d_cond_nats", "d_prior_nats", "dlogp_per_token_nats"]
+    assert base[changes].isna().all(axis=None)
+    assert (base["delta_i_nats"] == base["delta_i_base_nats"]).all()
+    assert (after["ddi_nats"] == after["delta_i_nats"] - after["delta_i_base_nats"]).all()
+    parts = after["d_cond_nats"] - after["d_prior_nats"]
+    assert after["ddi_nats"].to_numpy() == pytest.approx(parts.to_numpy(), abs=1e-9)
+
+
+def test_continuations_have_no_delta_i(folder):
+    table = cqa.read_scores(folder)
+    texts = table[table["kind"] == "continuation"]
+    assert len(texts)
+    assert texts[NAMES[NAMES.index("delta_i_nats") :]].isna().all(axis=None)
+
+
+def test_the_file_of_the_report_holds_the_same(folder, tmp_path):
+    cqa.report(folder, out=tmp_path)
+    path = tmp_path / "tables" / "scores_long.csv"
+    assert path.read_text(encoding="utf-8") == long_csv(read_source(folder))
+    read = pandas.read_csv(path, float_precision="round_trip")
+    table = cqa.read_scores(folder)
+    pandas.testing.assert_frame_equal(read, table, check_dtype=False, check_exact=True)
+
+
+def test_the_glossary_has_every_column_in_order():
+    text = (ROOT / "docs" / "data-formats.md").read_text(encoding="utf-8")
+    section = text.split("## scores_long.csv")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| (`.*?) \|", section, flags=re.MULTILINE)
+    assert re.findall(r"`(\w+)`", " ".join(rows)) == NAMES
+
+
+def test_without_pandas_one_message(folder, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(ConfigError, match=r"expected pandas.*\n?.*cqa-fast\[pandas\]"):
+        cqa.read_scores(folder)
+
+
+def test_a_folder_without_scores_is_refused(tmp_path):
+    with pytest.raises(DataError, match=r"scores\.jsonl"):
+        cqa.read_scores(str(tmp_path))
