@@ -8,7 +8,6 @@ import shlex
 import subprocess
 import sys
 from dataclasses import fields
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -93,10 +92,10 @@ def test_the_commands_run_in_order(tmp_path, monkeypatch):
     assert {key: settings[key] for key in recipe} == expected
     printed: list[tuple[object, ...]] = []
     for page, kind, body in BLOCKS:
-        if kind == "python" and (page == "README.md" or find_spec("pandas")):
+        if kind == "python":
             exec(compile(body, page, "exec"), {"print": lambda *words: printed.append(words)})
-    assert len(printed) >= 8
-    assert {words[0] for words in printed if len(words) == 3} == {"base", "epoch-05"}
+    names = {words[0] for words in printed if len(words) == 3 and isinstance(words[0], str)}
+    assert names == {"base", "epoch-05"}
 
 
 @pytest.mark.slow
@@ -263,7 +262,7 @@ def test_every_flag_that_is_named_exists():
 def test_every_command_and_exit_code_has_its_row():
     text = PAGES["command-line.md"]
     rows = re.findall(r"^\| (`.*?) \|", text, flags=re.MULTILINE)
-    assert set(re.findall(r"`(\w+)`", " ".join(rows))) == set(main.commands)
+    assert set(re.findall(r"`([\w-]+)`", " ".join(rows))) == set(main.commands)
     codes = {int(code) for code in re.findall(r"^\| (\d) \|", text, flags=re.MULTILINE)}
     assert codes == {0, *(kind.exit_code for kind in CqaError.__subclasses__())} - {1}
 

@@ -136,7 +136,7 @@ def requests(*args: tuple[str, ...]) -> list[SimpleNamespace]:
 
 def evaluate(model, tasks: Path, **settings):
     return lm_eval.simple_evaluate(
-        model=model, tasks=list(TASKS), task_manager=TaskManager(include_path=str(tasks)),
+        model=model, tasks=list(TASKS), task_manager=TaskManager(include_path=str(tasks), include_defaults=False),
         bootstrap_iters=0, **settings,
     )  # fmt: skip
 
