@@ -135,8 +135,9 @@ def requests(*args: tuple[str, ...]) -> list[SimpleNamespace]:
 
 
 def evaluate(model, tasks: Path, **settings):
+    manager = TaskManager(include_path=str(tasks), include_defaults=False)
     return lm_eval.simple_evaluate(
-        model=model, tasks=list(TASKS), task_manager=TaskManager(include_path=str(tasks), include_defaults=False),
+        model=model, tasks=list(TASKS), task_manager=manager,
         bootstrap_iters=0, **settings,
     )  # fmt: skip
 
