@@ -34,7 +34,7 @@ class LongRow:
     role: str
     logp_given_context_nats: float
     logp_null_nats: float
-    logp_null2_nats: float
+    logp_null2_nats: float | None  # None where it was not scored
     pmi_nats: float
     entropy_given_context_nats: float
     entropy_null_nats: float
