@@ -267,7 +267,8 @@ def describe(config: Any) -> dict[str, Any]:
 
     def plain(value: Any) -> Any:
         if isinstance(value, Path):
-            return str(value)
+            text = str(value)
+            return f"hf://{text[4:]}" if text.startswith("hf:/") else text  # a path has one slash
         return [plain(v) for v in value] if isinstance(value, tuple) else value
 
     return {key_of(f.name): plain(getattr(config, f.name)) for f in dataclasses.fields(config)}

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
+from cqa.data.hub import data_files, is_hub, path_text
 from cqa.data.tables import (
     PARQUET_MAGIC,
     is_table,
@@ -64,7 +65,7 @@ def read_records(
         else:
             yield record
     if empty:
-        raise DataError(f"expected at least one {noun}, got an empty file", where=str(path))
+        raise DataError(f"expected at least one {noun}, got an empty file", where=path_text(path))
 
 
 def read_jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -105,6 +106,11 @@ def _renamed_line(line: bytes, where: str, columns: dict[str, list[str]]) -> byt
 
 
 def _lines(path: Path) -> Iterator[tuple[str, bytes]]:
+    if is_hub(path):
+        lines_of_all = (line for file in data_files(path) for _, line in _lines(file))
+        for row, line in enumerate(lines_of_all, start=1):  # of the split, whatever its files
+            yield f"{path_text(path)}:{row}", line
+        return
     try:
         if path.exists() and not (path.is_file() or path.is_dir()):
             raise DataError(

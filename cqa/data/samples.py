@@ -25,6 +25,8 @@ from cqa.data.turns import FLAGS, TURNS, Turn
 from cqa.data.unique import each_once, line_id
 from cqa.errors import DataError
 
+THOUGHTS_END = "</think>"  # what templates take out of earlier answers ends so
+SPARE_CHARS = 4096
 TooLong = Literal["refuse", "drop", "truncate"]
 FORMATS = {  # the key that tells a format, and its name
     "prompt": "prompt",
@@ -167,25 +169,29 @@ def plain_parts(sample: Sample) -> list[tuple[str, bool]]:
 def chat_parts(sample: Sample, tokenizer: Tokenizer) -> list[tuple[str, bool]]:
     """Render a sample by the tokenizer's chat template: (text, learned) parts.
 
+    What comes before the first answer that is learned is its prompt, as the template renders it
+    there, so a template may take the thoughts out of answers that are not learned.
+
     Raises:
-        DataError: The template does not extend its own prefix, so no mask would be right, or
-            leaves out a turn.
+        DataError: The template rewrites what was learned or fed before, so no mask would be right,
+            or leaves out a turn.
     """
     messages = [{"role": turn.role, "content": turn.text} for turn in sample.turns]
     where = sample.where
     parts: list[tuple[str, bool]] = []
     done = ""
+    first = next(k for k, turn in enumerate(sample.turns) if turn.learned)
     for i, turn in enumerate(sample.turns):
-        if turn.role != "assistant":
+        if i < first or turn.role != "assistant":
             continue
         after = tokenizer.render_chat(messages[: i + 1], prompt_only=False, where=where)
-        before = tokenizer.render_prompt(messages[:i], where)
-        if not after.startswith(before):  # such as an answer that brings its own thoughts
-            before = tokenizer.render_chat(messages[:i], prompt_only=True, where=where)
+        before = tokenizer.render_prompt(messages[:i], turn.text, where)
         if not before.startswith(done) or not after.startswith(before):
             raise DataError(
                 "expected a chat template that only appends, got one that rewrites earlier turns",
                 where=where,
+                hint='with "train": false in all answers but the last, that one is learned after '
+                "the others as the template renders them",
             )
         _refuse_left_out(sample.turns[:i], before, tokenizer, where)
         _refuse_left_out([turn], after[len(before) :], tokenizer, where)
@@ -197,7 +203,12 @@ def chat_parts(sample: Sample, tokenizer: Tokenizer) -> list[tuple[str, bool]]:
 def _refuse_left_out(turns: Iterable[Turn], text: str, tokenizer: Tokenizer, where: str) -> None:
     """Refuse a template's text in which a turn does not stand as it was written."""
     for turn in turns:
-        if turn.text.strip() not in text:
+        said = (
+            turn.text
+            if turn.role != "assistant" or turn.learned
+            else turn.text.split(THOUGHTS_END)[-1]
+        )
+        if said.strip() not in text:
             raise DataError(
                 f"expected a template that renders every turn as it stands, got one that leaves "
                 f"out or changes the {turn.role}'s `{turn.text.strip()[:40]}`",
@@ -207,7 +218,11 @@ def _refuse_left_out(turns: Iterable[Turn], text: str, tokenizer: Tokenizer, whe
 
 
 def encode_sample(
-    sample: Sample, tokenizer: Tokenizer, *, whole_text: bool = False
+    sample: Sample,
+    tokenizer: Tokenizer,
+    *,
+    whole_text: bool = False,
+    most_prompt_tokens: int | None = None,
 ) -> EncodedSample:
     """Encode a sample, part by part; plain text gets one learned end token.
 
@@ -215,6 +230,8 @@ def encode_sample(
         sample: The sample.
         tokenizer: Tokenizer of the base model, with its template.
         whole_text: Learn the prompt too.
+        most_prompt_tokens: Encode only that much of the end of the prompt's text that it has more
+            tokens than this, and the last ones are those of the whole.
 
     Raises:
         DataError: No token would be learned, the ids do not decode to the text, or a control token
@@ -231,6 +248,8 @@ def encode_sample(
     parts = (
         plain_parts(sample) if tokenizer.chat_template is None else chat_parts(sample, tokenizer)
     )
+    if most_prompt_tokens is not None:
+        parts = _end_of_prompt(parts, tokenizer, most_prompt_tokens)
     ids: list[int] = []
     flags: list[bool] = []
     first_answer = 0
@@ -254,6 +273,30 @@ def encode_sample(
     return EncodedSample(sample.id, tuple(ids), tuple(flags), prompt, sample.where)
 
 
+def _end_of_prompt(
+    parts: list[tuple[str, bool]], tokenizer: Tokenizer, n_tokens: int
+) -> list[tuple[str, bool]]:
+    """Return the parts without what of the prompt's start is far more than so many tokens.
+
+    Where a text is cut, its first tokens may be others than those in the whole; `SPARE_CHARS` more
+    stand before the last `n_tokens`, and the cut is at a space.
+    """
+    if not (room := tokenizer.most_chars(n_tokens)):
+        return parts
+    room += SPARE_CHARS
+    first = next((k for k, (_, learned) in enumerate(parts) if learned), 0)
+    kept: list[tuple[str, bool]] = []
+    for text, _ in reversed(parts[:first]):
+        if len(text) > room:
+            start = len(text) - room
+            at = text.find(" ", start, start + SPARE_CHARS // 2)
+            kept.append((text[max(at, start) :], False))
+            break
+        kept.append((text, False))
+        room -= len(text)
+    return [*reversed(kept), *parts[first:]]
+
+
 def encode_samples(
     samples: Iterable[Sample],
     tokenizer: Tokenizer,
@@ -264,7 +307,8 @@ def encode_samples(
 ) -> tuple[list[EncodedSample], list[str]]:
     """Encode samples, and apply the policy to those that are too long.
 
-    A text that is too long whatever its tokens are is not encoded, unless it is to be cut.
+    A text that is too long whatever its tokens are is not encoded; where it is to be cut, the end
+    of its prompt is.
 
     Args:
         samples: The samples.
@@ -282,13 +326,17 @@ def encode_samples(
     fitting: list[EncodedSample] = []
     touched: list[str] = []
     for sample in samples:
-        at_least = sum(tokenizer.at_least_tokens(turn.text) for turn in sample.turns)
-        if at_least > max_tokens and policy != "truncate":
-            if policy == "refuse":
+        counted = sample.turns
+        if policy == "truncate":  # what cannot be cut
+            counted = tuple(turn for turn in sample.turns if turn.learned)
+        at_least = sum(tokenizer.at_least_tokens(turn.text) for turn in counted)
+        if at_least > max_tokens:
+            if policy != "drop":
                 raise _too_long(sample, max_tokens, f"at least {at_least}")
             touched.append(sample.id)
             continue
-        encoded = encode_sample(sample, tokenizer, whole_text=whole_text)
+        most = max_tokens if policy == "truncate" else None
+        encoded = encode_sample(sample, tokenizer, whole_text=whole_text, most_prompt_tokens=most)
         kept, cut = fit_lengths([encoded], max_tokens, policy)
         fitting += kept
         touched += cut

@@ -16,7 +16,7 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from cqa.data.template import Message, Template, read_template
 from cqa.data.tokenizer_files import (
@@ -26,11 +26,14 @@ from cqa.data.tokenizer_files import (
     keeping_spaces,
     load_tokenizer,
     most_chars_per_token,
+    one_message,
+    panics_silenced,
     without_prefix_space,
 )
 from cqa.errors import DataError, ModelError
 
 Boundary = Literal["split", "joint"]
+MOST_COMPOSED = 4  # characters that NFC or NFKC make one of, such as ᾂ
 Ids = tuple[int, ...]
 END_OF_TEXT = "<|endoftext|>"
 _MARK = "CqaAnswerStandsHere"  # an answer that shows where a template puts one
@@ -72,32 +75,37 @@ class Tokenizer:
             ModelError: There is no fast tokenizer, it needs remote code, or the token is unknown.
             ConfigError: The template cannot be read.
         """
-        self.hf = load_tokenizer(folder)
-        self._template = self._read_template(template)
-        state = json.loads(self.hf.backend_tokenizer.to_str())
-        following = without_prefix_space(state)
-        self._whole = backend(state)
-        self._following = backend(following)
-        self._normalizer = backend(keeping_spaces(following)).normalizer
-        self._special = None if allow_special else _pattern_of_special(state)
-        self._chars_per_token, self._form = most_chars_per_token(state), form_of(state)
-        self.bos_ids = self._default_bos()
-        made_of = [state, self.bos_ids, self.hf.special_tokens_map]  # the last names the end token
-        text = json.dumps(made_of, sort_keys=True, default=str)
-        self.digest = hashlib.sha256(text.encode()).hexdigest()
-        self.end_id = self._end_id()
-        self.null_ids = (self._null_id(null_token),)
-        newline = self.encode_following("\n")
-        self.null2_ids = self.null_ids + newline if second_null else None
+        with one_message("expected a tokenizer", str(folder)), panics_silenced():
+            self.hf = load_tokenizer(folder)
+            self._template = self._read_template(template)
+            state = json.loads(self.hf.backend_tokenizer.to_str())
+            following = without_prefix_space(state)
+            self._whole = backend(state)
+            self._following = backend(following)
+            self._normalizer = backend(keeping_spaces(following)).normalizer
+            self._special = None if allow_special else _pattern_of_special(state)
+            self._chars_per_token, self._form = most_chars_per_token(state), form_of(state)
+            self.bos_ids = self._default_bos()
+            made_of = [
+                state,
+                self.bos_ids,
+                self.hf.special_tokens_map,
+            ]  # the last names the end token
+            text = json.dumps(made_of, sort_keys=True, default=str)
+            self.digest = hashlib.sha256(text.encode()).hexdigest()
+            self.end_id = self._end_id()
+            self.null_ids = (self._null_id(null_token),)
+            newline = self.encode_following("\n")
+            self.null2_ids = self.null_ids + newline if second_null else None
         self._n_ids = sys.maxsize
 
     def encode_context(self, text: str) -> tuple[int, ...]:
         """Encode text that starts a sequence, BOS in front where the tokenizer adds one."""
-        return self.bos_ids + tuple(self._whole.encode(text, add_special_tokens=False).ids)
+        return self.bos_ids + tuple(_encode(self._whole, text).ids)
 
     def encode_following(self, text: str) -> tuple[int, ...]:
         """Encode text that follows other text: no BOS, no dummy prefix space."""
-        return tuple(self._following.encode(text, add_special_tokens=False).ids)
+        return tuple(_encode(self._following, text).ids)
 
     def encode_pair(
         self, context: str, option: str, boundary: Boundary, where: str = ""
@@ -107,7 +115,7 @@ class Tokenizer:
         Raises:
             DataError: The ids fed do not decode to `context + option`, or the option gets no token.
         """
-        alone = self._following.encode(option, add_special_tokens=False)
+        alone = _encode(self._following, option)
         split = self.encode_context(context), tuple(alone.ids)
         *joint, joint_ends = self._encode_joint(context, option)
         merge = split != tuple(joint)
@@ -176,6 +184,13 @@ class Tokenizer:
             text = unicodedata.normalize(self._form, text)
         return -(-len(text) // self._chars_per_token)
 
+    def most_chars(self, n_tokens: int) -> int | None:
+        """Return a number of characters that always have more than so many tokens, if known."""
+        if not self._chars_per_token:
+            return None
+        composed = MOST_COMPOSED if self._form else 1
+        return (n_tokens + 1) * self._chars_per_token * composed
+
     @property
     def chat_template(self) -> str | None:
         """The source of the template; None for plain text."""
@@ -204,21 +219,34 @@ class Tokenizer:
         text = self._template.render(messages, prompt_only=prompt_only, where=where)
         return text.removeprefix(self.hf.bos_token if self.bos_ids else "")
 
-    def render_prompt(self, messages: Sequence[Message], where: str = "") -> str:
+    def render_prompt(self, messages: Sequence[Message], answer: str, where: str = "") -> str:
         """Return all that the template puts before an answer to messages.
 
         That is what opens the answer, and what it inserts before the answer's text, such as an
-        empty block of thoughts.
+        empty block of thoughts; before an answer that brings its own thoughts it inserts none.
 
         Raises:
             ConfigError: The template does not render the same text every time.
             DataError: It fails on these messages, or opens an answer in two ways.
         """
         opened = self.render_chat(messages, prompt_only=True, where=where)
-        answer = {"role": "assistant", "content": _MARK}
-        whole = self.render_chat([*messages, answer], prompt_only=False, where=where)
-        before, found, _ = whole.partition(_MARK)
-        if not found:  # a template for prompts alone
+
+        def rendered(content: str) -> str:
+            turn = {"role": "assistant", "content": content}
+            return self.render_chat([*messages, turn], prompt_only=False, where=where)
+
+        before, found, _ = rendered(_MARK).partition(_MARK)
+        if not found or before == opened:  # a template for prompts alone, or one that inserts none
+            return opened
+        whole = rendered(answer)
+        if not whole.startswith(before) and whole.startswith(opened):
+            if answer.strip() not in whole[len(opened) :]:
+                raise DataError(
+                    "expected a template that renders an answer as it stands, got one that changes "
+                    f"`{answer.strip()[:40]}`",
+                    where=where,
+                    hint=f"it renders it as {whole[len(opened) :][:80]!r}; write it so",
+                )
             return opened
         if not before.startswith(opened):
             raise DataError(
@@ -229,7 +257,7 @@ class Tokenizer:
             )
         return before
 
-    def render_context(self, text: str, where: str = "") -> str:
+    def render_context(self, text: str, option: str, where: str = "") -> str:
         """Return the text that precedes an option: the context itself, or a chat prompt of it.
 
         Raises:
@@ -237,7 +265,7 @@ class Tokenizer:
         """
         if self._template is None:
             return text
-        prompt = self.render_prompt([{"role": "user", "content": text}], where)
+        prompt = self.render_prompt([{"role": "user", "content": text}], option, where)
         if text.strip() not in prompt:
             raise DataError(
                 "expected a template that renders the context, got a prompt without it",
@@ -248,7 +276,7 @@ class Tokenizer:
 
     def _encode_joint(self, context: str, option: str) -> tuple[Ids, Ids, Ids]:
         """Return the context's ids, the option's ids, and where the option's tokens end in it."""
-        encoding = self._whole.encode(context + option, add_special_tokens=False)
+        encoding = _encode(self._whole, context + option)
         cut = len(context)
         n_context = sum(end <= cut for _, end in encoding.offsets)
         ids = tuple(encoding.ids)
@@ -301,6 +329,16 @@ class Tokenizer:
                 f"expected --null-token to be one token of the vocabulary, got: {named!r}"
             )
         return int(token)
+
+
+def _encode(backend: Any, text: str) -> Any:
+    """Encode a text, nothing added.
+
+    Raises:
+        ModelError: The tokenizer fails, such as one without a token for what it does not know.
+    """
+    with one_message(f"expected a tokenizer that encodes {text[:40]!r}", ""):
+        return backend.encode(text, add_special_tokens=False)
 
 
 def _unrepresentable(where: str) -> DataError:

@@ -11,20 +11,67 @@ builds the tokenizer from `vocab.json` and `merges.txt` or from `tokenizer.model
 from __future__ import annotations
 
 import json
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-from cqa.errors import ModelError
+from cqa.errors import CqaError, ModelError
 
 VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 State = dict[str, Any]  # of a tokenizer, as tokenizer.json holds it
+
+
+@contextmanager
+def one_message(expected: str, where: str) -> Iterator[None]:
+    """Turn whatever a tokenizer's libraries raise into one `ModelError`."""
+    try:
+        yield
+    except CqaError:
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":  # of Rust
+            raise
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError(f"{expected}, got: {reason[:200]}", where=where or None) from error
+
+
+@contextmanager
+def panics_silenced() -> Iterator[None]:
+    """Hold back what is written to stderr, and drop it if Rust panicked, which prints its stack."""
+    try:
+        own = os.dup(2)
+    except OSError:  # it is closed
+        yield
+        return
+    if sys.stderr is not None:
+        sys.stderr.flush()
+    with tempfile.TemporaryFile() as held:
+        os.dup2(held.fileno(), 2)
+        panicked = False
+        try:
+            yield
+        except BaseException as error:
+            panicked = type(error).__name__ == "PanicException"
+            raise
+        finally:
+            os.dup2(own, 2)
+            os.close(own)
+            held.seek(0)
+            said = held.read()
+            if said and not panicked:
+                os.write(2, said)
 
 
 def load_tokenizer(folder: Path) -> Any:
     """Load a fast tokenizer of transformers.
 
     Raises:
-        ModelError: There is none, it is damaged, or it needs remote code.
+        ModelError: There is none, or it needs remote code.
+        BaseException: It is damaged; see `one_message`.
     """
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
     from transformers.utils import logging
@@ -37,18 +84,10 @@ def load_tokenizer(folder: Path) -> Any:
             where=str(folder),
             hint=f"one of {', '.join(VOCABULARIES)} makes one",
         )
-    try:
-        if (folder / "tokenizer.json").is_file():
-            hf = PreTrainedTokenizerFast.from_pretrained(str(folder), local_files_only=True)
-        else:  # mistral-common, where it is installed, would make other ids of the same files
-            hf = AutoTokenizer.from_pretrained(
-                str(folder), local_files_only=True, mistral_format=False
-            )
-    except BaseException as error:
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":  # of Rust
-            raise
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelError(f"expected a tokenizer, got: {reason[:200]}", where=str(folder)) from error
+    if (folder / "tokenizer.json").is_file():
+        hf = PreTrainedTokenizerFast.from_pretrained(str(folder), local_files_only=True)
+    else:  # mistral-common, where it is installed, would make other ids of the same files
+        hf = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, mistral_format=False)
     if not hf.is_fast:
         raise ModelError(
             "expected a fast tokenizer (tokenizer.json), got a slow one", where=str(folder)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from cqa.data.hub import path_text
 from cqa.data.items import Item, parse_continuation, parse_pair
 from cqa.data.jsonl import read_records
 from cqa.data.overlap import TrainedTexts, folded
@@ -66,7 +67,7 @@ def validate_files(
         encoder: Encodes every record, if it is known for which model.
         plain: Whether texts meet as they are, not in a template.
     """
-    reports = [FileReport(str(path)) for path in paths]
+    reports = [FileReport(path_text(path)) for path in paths]
     samples: list[Sample] = []
     seen, repeated = Fingerprints(), Fingerprints()
     for report in reports:

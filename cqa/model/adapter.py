@@ -183,6 +183,7 @@ def open_adapter(folder: Path) -> AdapterFile:
         )
     if not found.pairs:
         raise ModelError("expected an adapter's tensors, got none", where=str(path))
+    config.refuse_endless((module_name(*k) for k in found.pairs), str(folder / CONFIG))
     for (layer, module), pair in found.pairs.items():
         for ab in "AB":
             if ab not in pair:
@@ -266,7 +267,9 @@ def _check_modules(found: AdapterFile, shapes: Mapping[Key, tuple[int, int]]) ->
     Raises:
         ModelError: The base has no such module, or one is named and not there, or the reverse.
     """
-    path = str(found.path)
+    path, settings = str(found.path), str(found.path.with_name(CONFIG))
+    tables = ("model.embed_tokens", "lm_head")
+    found.config.refuse_endless((*tables, *(module_name(*key) for key in shapes)), settings)
     for module in TABLES:
         name = f"model.{module}" if module == "embed_tokens" else module
         if found.config.adapts(name):

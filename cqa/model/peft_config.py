@@ -5,8 +5,11 @@ A module is named as in the base model: `model.layers.0.self_attn.q_proj`.
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Mapping
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,6 +22,7 @@ from cqa.reading import read_object
 MOST_RANK = 100_000
 LARGEST_ALPHA = 1e30
 LONGEST_PATTERN = 2_000
+SECONDS = 10.0  # for all expressions on all modules
 INITS = (True, False, None, "gaussian", "eva", "orthogonal")  # others change the base
 PLAIN = {
     "peft_type": ("LORA",),
@@ -74,9 +78,41 @@ class PeftConfig:
     def _layer_counts(self, module: str) -> bool:
         patterns = self.layers_patterns or (r"[^.]*",)
         for pattern in patterns:
-            if found := re.match(rf"(?:^|.*?\.){pattern}\.(?P<layer>\d+)\.", module):
+            if found := re.match(_of_layers(pattern), module):
                 return self.layers is not None and int(found["layer"]) in self.layers
         return False
+
+    def expressions(self) -> Iterator[tuple[str, str]]:
+        """Yield the expressions that modules are compared with, and the way: a method of `re`."""
+        for names in (self.targets, self.excluded):
+            if isinstance(names, str):
+                yield "fullmatch", names
+        yield from (("match", _of_layers(pattern)) for pattern in self.layers_patterns)
+        yield from (("match", _of_end(p)) for p in (*self.rank_pattern, *self.alpha_pattern))
+
+    def refuse_endless(self, modules: Iterable[str], where: str) -> None:
+        """Refuse expressions that take too long on these modules, since `re` cannot be stopped.
+
+        They are tried in a process of their own.
+
+        Raises:
+            ModelError: They do.
+        """
+        tried = [e for e in self.expressions() if re.search(r"[*+?{]", e[1].replace(_PLAIN, ""))]
+        if not tried:
+            return
+        try:
+            subprocess.run(
+                [sys.executable, "-I", "-S", "-c", _TRY], text=True, capture_output=True,
+                input=json.dumps([tried, list(modules)]), timeout=SECONDS, check=False,
+            )  # fmt: skip
+        except subprocess.TimeoutExpired:
+            raise ModelError(
+                f"expected expressions that match modules at once, got no end after {SECONDS:g} "
+                f"seconds: {tried[0][1]!r:.120}",
+                where=where,
+                hint="a repetition within a repetition takes for ever; name the modules in a list",
+            ) from None
 
     def rank_of(self, module: str) -> int:
         """Return the rank of an adapted module."""
@@ -89,13 +125,31 @@ class PeftConfig:
         return alpha / (rank**0.5 if self.rslora else rank)
 
 
+_PLAIN = r"(.*\.)?("  # which is put before the ends of names
+_TRY = """
+import json, re, sys
+expressions, modules = json.load(sys.stdin)
+for way, expression in expressions:
+    for module in modules:
+        getattr(re, way)(expression, module)
+"""
+
+
+def _of_layers(pattern: str) -> str:
+    return rf"(?:^|.*?\.){pattern}\.(?P<layer>\d+)\."
+
+
+def _of_end(pattern: str) -> str:
+    return rf"{_PLAIN}{pattern})$"
+
+
 def _ends(module: str, ends: tuple[str, ...]) -> bool:
     return any(module == end or module.endswith(f".{end}") for end in ends)
 
 
 def _by_pattern(patterns: Mapping[str, T], module: str, otherwise: T) -> T:
     for pattern, value in patterns.items():
-        if re.match(rf"(.*\.)?({pattern})$", module):
+        if re.match(_of_end(pattern), module):
             return value
     return otherwise
 
@@ -115,7 +169,7 @@ def read_peft_config(folder: Path) -> PeftConfig:
         return _parse(raw)
     except KeyError as error:
         raise ModelError(f"expected `{error.args[0]}`, got none", where=str(path)) from None
-    except (ValueError, re.error) as error:
+    except (ValueError, re.error, OverflowError, RecursionError) as error:
         raise ModelError(f"expected a consistent config, got: {error}", where=str(path)) from None
 
 
@@ -146,7 +200,7 @@ def _parse(raw: Mapping[str, Any]) -> PeftConfig:
         raise ValueError("layers_to_transform beside target_modules that are one expression")
     if patterns and not layers and layers != 0:
         raise ValueError("layers_pattern without layers_to_transform")
-    return PeftConfig(
+    config = PeftConfig(
         rank=rank,
         alpha=float(alpha),
         rslora=flag(rslora, "use_rslora"),
@@ -160,6 +214,9 @@ def _parse(raw: Mapping[str, Any]) -> PeftConfig:
         },
         saved=tuple(_names(settings, "modules_to_save", listed=True)),
     )
+    for _, expression in config.expressions():
+        re.compile(expression)
+    return config
 
 
 def _names(raw: Mapping[str, Any], key: str, *, listed: bool = False) -> str | tuple[str, ...]:

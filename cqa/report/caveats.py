@@ -28,7 +28,7 @@ def caveats(focus: Focus) -> list[str]:
     """Return warnings in the order in which they matter."""
     checks = (
         _roles, plan_caveats, _choice, _few, _left_out, _lengths, _leaks, _clusters, _dates,
-        _seen, design_caveats, _variants, _merges, _scope,
+        _seen, design_caveats, _variants, _merges, _spaces, _scope,
     )  # fmt: skip
     return [text for check in checks for text in check(focus)]
 
@@ -219,6 +219,20 @@ def _merges(focus: Focus) -> Iterator[str]:
                 f"differently if encoded together with its context; score --boundary joint shows "
                 f"whether that matters."
             )
+
+
+def _spaces(focus: Focus) -> Iterator[str]:
+    meta, n = focus.source.meta, len(focus.source.items)
+    if spaced := meta.get("n_contexts_ending_in_space"):
+        yield (
+            f"The context ends in a space in {spaced:,} of {n:,} items: their options begin as no "
+            f"text does, since tokenizers have the space at the start of a word."
+        )
+    if lacking := meta.get("n_options_lacking_space"):
+        yield (
+            f"An option meets its context without a space in {lacking:,} of {n:,} items, and was "
+            f"scored as the end of the word before: nothing is inserted."
+        )
 
 
 def _scope(focus: Focus) -> Iterator[str]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from cqa.data.hub import data_files, is_hub
 from cqa.data.overlap import Overlap, TrainedTexts
 from cqa.data.samples import read_samples
 from cqa.errors import DataError
@@ -130,6 +131,9 @@ def _adapters(meta: Row, path: Path) -> list[str | None]:
         if not all(isinstance(group, str) for group in left_out.values()):
             raise DataError("expected `too_long` to give the group of each item", where=str(path))
         _of(meta, "max_positions", int, path)
+    for key in ("n_contexts_ending_in_space", "n_options_lacking_space"):
+        if key in meta:
+            _of(meta, key, int, path)
     for key, kind in (
         ("model", str),
         ("cutoff", str | None),
@@ -166,8 +170,10 @@ def read_run(folder: Path) -> TrainingRun:
 def _trained(data: Path, settings: Row, facts: Row) -> TrainedTexts | None:
     """Return the texts trained on; None where the file was moved or is another one by now."""
     held_out = Path(str(settings.get("validation", "")))
-    files = [data, held_out] if held_out.is_file() else [data]
     try:
+        files = data_files(data)
+        if held_out.is_file() or is_hub(held_out):
+            files += data_files(held_out)
         same = digest_bytes(files) == facts.get("data_digest")
         return TrainedTexts(read_samples(data, settings.get("columns") or ())) if same else None
     except (DataError, OSError, ValueError):

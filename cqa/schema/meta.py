@@ -50,6 +50,8 @@ class Meta(Record):
     items_digest: str
     n_options: int
     n_boundary_merges: int
+    n_contexts_ending_in_space: int  # items; as is the next
+    n_options_lacking_space: int
     max_positions: int
     too_long: dict[str, str]  # id: group of the items that are left out
     plan: dict[str, Any] | None  # as it stood in its file, with that file's digest

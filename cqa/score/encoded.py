@@ -110,7 +110,8 @@ class Items:
                     self.groups.setdefault(item.group)
                     if self.config.choose_on is not None:
                         reported.add(texts_key(item))
-                self.spacing.add(item.id, item.context, item.options)
+                if self.config.template == "plain":
+                    self.spacing.add(item.id, item.context, item.options)
                 self.n_options += len(encoded.options)
                 self.n_merged += sum(option.boundary_merge for option in encoded.options)
             yield item
@@ -123,8 +124,7 @@ class Items:
         """Say what a user should know of the items before they are scored."""
         if self.overlong:
             yield left_out_text(self.overlong, self.max_positions, META)
-        if self.config.template == "plain":
-            yield from self.spacing.warnings("context", "option")
+        yield from self.spacing.warnings("context", "option")
         if self.n_merged > MANY_MERGES * self.n_options:
             yield (
                 f"{self.n_merged} of {self.n_options} options are other tokens when encoded "

@@ -47,7 +47,14 @@ def encode_item(
         raise _too_long(item, max_positions, f"at least {at_least}")
     for text in item.options:
         tokenizer.refuse_special(item.context + text, item.where)
-    context = tokenizer.render_context(item.context, item.where)
+    context, *others = {tokenizer.render_context(item.context, o, item.where) for o in item.options}
+    if others:
+        raise DataError(
+            "expected options that all bring their own thoughts, or none of them, got some of each",
+            where=item.where,
+            hint="the template puts an empty block of thoughts before an option without; the "
+            "options would stand in different contexts",
+        )
     end = (tokenizer.end_id,) if score_eos else ()
     options = []
     for text in item.options:

@@ -271,6 +271,8 @@ def _write_meta(
         items_digest=items.digest or "",
         n_options=items.n_options,
         n_boundary_merges=items.n_merged,
+        n_contexts_ending_in_space=items.spacing.n_spaced,
+        n_options_lacking_space=items.spacing.n_unspaced,
         max_positions=items.max_positions,
         too_long=items.overlong,
         models=tuple(models),

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from cqa.data.hub import data_files
 from cqa.data.samples import EncodedSample, Sample, encode_samples, read_samples
 from cqa.data.spacing import Spacing
 from cqa.data.tokenizer import Tokenizer
@@ -114,11 +115,11 @@ def make_plan(config: TrainConfig) -> Plan:
         return samples, *encode(samples)
 
     read, samples, affected = load(config.data)
-    digests = [config.data]
+    digests = data_files(config.data)
     share = config.validation_share
     if share is None:
         path = Path(config.validation)
-        digests.append(path)
+        digests += data_files(path)
         train, (_, validation, more) = samples, load(path)
         affected += more
     else:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from helpers import DEMO, shared, tiny_model, write_lines
 
+from cqa.data.items import parse_pair
 from cqa.data.samples import (
     EncodedSample,
     Turn,
@@ -18,6 +19,7 @@ from cqa.data.samples import (
 )
 from cqa.data.tokenizer import Tokenizer
 from cqa.errors import ConfigError, DataError
+from cqa.score.prefix_batch import encode_item
 from cqa.train.config import TrainConfig
 from cqa.train.plan import make_plan
 
@@ -374,7 +376,7 @@ def test_what_a_template_inserts_before_the_answer_is_prompt(file, tmp_path):
     encoded = encode(file, {"messages": TWO[:2]}, tokenizer)
     prompt = f"<user>Which?</>\n<assistant>{BLOCK}"
     assert runs_of(encoded, tokenizer) == [(prompt, False), ("The first.</>\n", True)]
-    assert tokenizer.render_context("Which?") == prompt
+    assert tokenizer.render_context("Which?", "The first.") == prompt
 
 
 def test_thoughts_that_the_answer_brings_itself_are_learned(file, tmp_path):
@@ -385,6 +387,63 @@ def test_thoughts_that_the_answer_brings_itself_are_learned(file, tmp_path):
         ("<user>Which?</>\n<assistant>", False),
         ("<think>Hm.</think> The first.</>\n", True),
     ]
+
+
+# as Qwen3's: an empty block before the last answer, and no thoughts in the answers before it
+LIKE_QWEN3 = """\
+{%- for m in messages %}
+{%- set content = m.content.split('</think>')[-1].lstrip('\\n') %}
+{%- set thoughts = m.content.split('</think>')[0].split('<think>')[-1].strip('\\n') %}
+{{- '<' ~ m.role ~ '>' }}
+{%- if m.role == 'assistant' and loop.last %}
+{{- '<think>\\n' ~ (thoughts if '</think>' in m.content else '') ~ '\\n</think>\\n\\n' }}
+{%- endif %}
+{{- (content if m.role == 'assistant' else m.content) ~ '</>\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ '<assistant>' }}{% endif %}"""
+THOUGHT = "<think>\nHm.\n</think>\n\nThe first."
+
+
+@pytest.mark.parametrize("answer", ["The first.", THOUGHT], ids=["none", "thoughts"])
+def test_an_option_is_scored_after_what_training_puts_before_it(file, tmp_path, answer):
+    tokenizer = chat_tokenizer(tmp_path, LIKE_QWEN3)
+    encoded = encode(file, {"messages": [TWO[0], {**TURN, "content": answer}]}, tokenizer)
+    (prompt, _), (learned, _) = runs_of(encoded, tokenizer)
+    assert learned == f"{answer}</>\n"
+    assert tokenizer.render_context(TWO[0]["content"], answer) == prompt
+    pair = {"context": TWO[0]["content"], "good": answer, "bad": answer.replace("first", "last")}
+    item = encode_item(
+        parse_pair(pair, "p.jsonl:1"), tokenizer, "split", score_eos=False, max_positions=512
+    )
+    assert tokenizer.decode(item.options[0].context_ids) == prompt
+    assert tokenizer.decode(item.options[0].option_ids) == answer
+
+
+@pytest.mark.parametrize(
+    ("good", "message"),
+    [
+        (THOUGHT, "options that all bring their own thoughts, or none of them, got some of each"),
+        ("<think>Hm.</think> Yes.", "an answer as it stands, got one that changes `<think>Hm."),
+    ],
+)
+def test_options_in_two_prompts_or_changed_by_the_template_are_refused(tmp_path, good, message):
+    tokenizer = chat_tokenizer(tmp_path, LIKE_QWEN3)
+    item = parse_pair({"context": "Which?", "good": good, "bad": "No."}, "p.jsonl:1")
+    with pytest.raises(DataError, match=f"^p.jsonl:1: expected .*{message}"):
+        encode_item(item, tokenizer, "split", score_eos=False, max_positions=512)
+
+
+def test_last_answer_is_learned_after_others_as_the_template_renders_them(file, tmp_path):
+    tokenizer = chat_tokenizer(tmp_path, LIKE_QWEN3)
+    first, second = {**TURN, "content": THOUGHT}, {**TURN, "content": "Now the last."}
+    turns = [TWO[0], first, {"role": "user", "content": "Sure?"}, second]
+    with pytest.raises(DataError, match=f"^{file}:1: expected .* only appends") as caught:
+        encode(file, {"messages": turns}, tokenizer)
+    assert '"train": false' in str(caught.value.hint)
+    turns[1] = {**first, "train": False}
+    encoded = encode(file, {"messages": turns}, tokenizer)
+    prompt = f"<user>Which?</>\n<assistant>The first.</>\n<user>Sure?</>\n<assistant>{BLOCK}"
+    assert runs_of(encoded, tokenizer) == [(prompt, False), ("Now the last.</>\n", True)]
 
 
 @pytest.mark.parametrize(
@@ -430,6 +489,39 @@ def test_text_far_too_long_is_refused_or_dropped_without_being_encoded(file, mon
         encode_samples(samples, tokenizer, 9, "refuse")
     kept, touched = encode_samples(samples, tokenizer, 9, "drop")
     assert ([sample.id for sample in kept], touched) == (["line-1"], ["line-2"])
+
+
+@pytest.mark.parametrize("model", ["demo", "nfc", "llama"])
+def test_prompt_far_too_long_is_cut_to_the_same_ids_without_being_encoded_whole(
+    file, tmp_path, monkeypatch, model
+):
+    folder = {
+        "demo": DEMO / "model", "nfc": tiny_model(tmp_path / "nfc"),
+        "llama": shared("models/stories260k"),
+    }[model]  # fmt: skip
+    tokenizer = Tokenizer(folder)
+    prompt = "".join(f"She lit lamp {k}, e\u0301 and went \n on. " for k in range(20_000))
+    (sample,) = read_samples(write_lines(file, [{**PROMPT, "prompt": prompt}]))
+    whole, _ = fit_lengths([encode_sample(sample, tokenizer)], 40, "truncate")
+    encoded = Tokenizer.encode_context
+
+    def watched(self: Tokenizer, text: str) -> tuple[int, ...]:
+        assert len(text) < len(prompt) / 10
+        return encoded(self, text)
+
+    monkeypatch.setattr(Tokenizer, "encode_context", watched)
+    (cut,), touched = encode_samples([sample], tokenizer, 40, "truncate")
+    assert (cut.ids, touched) == (whole[0].ids, [sample.id])
+    assert len(cut.ids) == 40
+
+
+def test_answer_far_too_long_is_not_encoded_to_be_cut(file, monkeypatch):
+    (sample,) = read_samples(write_lines(file, [{**PROMPT, "response": " word" * 100_000}]))
+    monkeypatch.delattr(Tokenizer, "encode_following")
+    tokenizer = Tokenizer.__new__(Tokenizer)
+    monkeypatch.setattr(Tokenizer, "at_least_tokens", lambda _, text: len(text) // 50)
+    with pytest.raises(DataError, match=f"^{file}:1: expected at most 9 tokens, got at least"):
+        encode_samples([sample], tokenizer, 9, "truncate")
 
 
 def test_missing_template_file_is_refused(tmp_path):

@@ -1,6 +1,7 @@
 """Token ids: BOS, null contexts, the boundary between two texts, templates, what is refused."""
 
 import json
+import os
 import shutil
 import unicodedata
 from functools import cache
@@ -14,6 +15,7 @@ from tokenizers import Tokenizer as Backend
 from transformers import AutoTokenizer
 
 from cqa.data.tokenizer import Tokenizer
+from cqa.data.tokenizer_files import panics_silenced
 from cqa.errors import ConfigError, CqaError, DataError, ModelError
 
 END = "<|endoftext|>"
@@ -300,7 +302,7 @@ def test_ids_do_not_depend_on_whether_mistral_common_is_installed(tmp_path, monk
 
 
 def test_plain_template_leaves_a_context_alone(tokenizer):
-    assert tokenizer.render_context("Why?\n") == "Why?\n"
+    assert tokenizer.render_context("Why?\n", "Yes.") == "Why?\n"
 
 
 @pytest.fixture
@@ -313,7 +315,7 @@ def chatml(tmp_path) -> str:
 @pytest.mark.parametrize("boundary", BOUNDARIES)
 def test_jinja_file_makes_a_prompt_of_a_context(chatml, boundary):
     tokenizer = Tokenizer(DEMO / "model", template=chatml)
-    prompt = tokenizer.render_context("Why did she run?")
+    prompt = tokenizer.render_context("Why did she run?", "Yes.")
     assert prompt == "<|im_start|>user\nWhy did she run?<|im_end|>\n<|im_start|>assistant\n"
     encoded = tokenizer.encode_pair(prompt, "Because.", boundary)
     assert tokenizer.decode(encoded.context_ids) == prompt
@@ -323,7 +325,7 @@ def test_jinja_file_makes_a_prompt_of_a_context(chatml, boundary):
 
 def test_chat_template_of_the_tokenizer_itself_is_used():
     tokenizer = Tokenizer(folder_of("qwen2.5-tokenizer"), template="chat")
-    prompt = tokenizer.render_context("为什么？")
+    prompt = tokenizer.render_context("为什么？", "Yes.")
     assert prompt.endswith("<|im_start|>user\n为什么？<|im_end|>\n<|im_start|>assistant\n")
     encoded = tokenizer.encode_pair(prompt, "因为下雨。", "split")
     assert tokenizer.decode(encoded.context_ids + encoded.option_ids) == prompt + "因为下雨。"
@@ -333,7 +335,7 @@ def test_bos_of_a_template_is_not_doubled(tmp_path):
     template = tmp_path / "bos.jinja"
     template.write_text("{{ bos_token }}Q: {{ messages[0].content }}\nA:", encoding="utf-8")
     tokenizer = Tokenizer(folder_of("stories260k"), template=str(template))
-    prompt = tokenizer.render_context("Why?")
+    prompt = tokenizer.render_context("Why?", "Yes.")
     assert prompt == "Q: Why?\nA:"
     assert tokenizer.encode_context(prompt).count(tokenizer.bos_ids[0]) == 1
 
@@ -355,7 +357,7 @@ def test_template_that_does_not_render_is_refused(tmp_path, template):
     path = tmp_path / "bad.jinja"
     path.write_text(template, encoding="utf-8")
     with pytest.raises(CqaError, match="expected "):
-        Tokenizer(DEMO / "model", template=str(path)).render_context("Why?")
+        Tokenizer(DEMO / "model", template=str(path)).render_context("Why?", "Yes.")
 
 
 def model_folder(folder: Path, *files: str, **written: object) -> Path:
@@ -388,14 +390,14 @@ def test_template_that_may_render_another_text_next_time_is_refused(tmp_path, te
     path.write_text(template)
     tokenizer = Tokenizer(DEMO / "model", template=str(path))
     with pytest.raises(ConfigError, match=rf"^{path}:\d: expected .* every time, .* {what}\nhint"):
-        tokenizer.render_context("Why?", "a.jsonl:3")
+        tokenizer.render_context("Why?", "Yes.", "a.jsonl:3")
 
 
 def test_date_that_is_written_into_the_template_is_rendered(tmp_path):
     path = tmp_path / "t.jinja"
     path.write_text("{% set date_string = '26 Jul 2024' %}" + LATER)
     tokenizer = Tokenizer(DEMO / "model", template=str(path))
-    assert tokenizer.render_context("Why?") == "Today: 26 Jul 2024. Why?"
+    assert tokenizer.render_context("Why?", "Yes.") == "Today: 26 Jul 2024. Why?"
 
 
 ENDLESS = {
@@ -425,7 +427,7 @@ def test_template_that_fails_or_finds_no_end_is_stopped_with_one_message(
     path.write_text(template)
     tokenizer = Tokenizer(DEMO / "model", template=str(path))
     with pytest.raises(DataError, match=r"^a\.jsonl:3: expected ") as caught:
-        tokenizer.render_context("Why?", "a.jsonl:3")
+        tokenizer.render_context("Why?", "Yes.", "a.jsonl:3")
     assert len(str(caught.value)) < 800
 
 
@@ -464,7 +466,7 @@ def test_prompt_that_leaves_the_context_out_is_refused(chatml):
     tokenizer = Tokenizer(DEMO / "model", template=chatml)
     message = r"^a\.jsonl:3: expected .* the context, got a prompt without it\nhint: .*`prompt`"
     with pytest.raises(DataError, match=message):
-        tokenizer.render_context("Why?", "a.jsonl:3")
+        tokenizer.render_context("Why?", "Yes.", "a.jsonl:3")
 
 
 BROKEN = {
@@ -515,3 +517,38 @@ def test_digest_tells_tokenizers_apart_and_is_repeatable(demo):
 @pytest.mark.parametrize("text", [" She ran.", "She ran.", "\n", " 在雨里", "\u2003x"])
 def test_ids_that_follow_others_are_decoded_with_the_space_they_begin_with(tokenizer, text):
     assert tokenizer.decode_following(tokenizer.encode_following(text)) == text
+
+
+TEMPLATE_OF_NOTHING = {
+    "type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "q", "type_id": 0}}],
+    "pair": [], "special_tokens": {},
+}  # fmt: skip
+PANICS = {
+    "post": {"post_processor": TEMPLATE_OF_NOTHING},
+    "length": {"pre_tokenizer": {"type": "FixedLength", "length": 0}},
+    "charsmap": {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAA"}},
+}
+
+
+@pytest.mark.parametrize("change", PANICS.values(), ids=PANICS)
+def test_tokenizer_at_which_rust_panics_is_refused_with_one_message(tmp_path, capfd, change):
+    state = json.loads((DEMO / "model" / "tokenizer.json").read_text(encoding="utf-8"))
+    folder = model_folder(tmp_path / "model", "config.json", tokenizer=state | change)
+    with pytest.raises(ModelError, match=f"^{folder}: expected a tokenizer, got: "):
+        Tokenizer(folder)
+    assert capfd.readouterr().err == ""
+
+
+def test_what_others_write_to_stderr_meanwhile_is_kept(capfd):
+    with panics_silenced():
+        os.write(2, b"a warning")
+    assert capfd.readouterr().err == "a warning"
+
+
+def test_tokenizer_without_a_token_for_a_text_is_refused(tmp_path):
+    state = json.loads((DEMO / "model" / "tokenizer.json").read_text(encoding="utf-8"))
+    model = {"type": "Unigram", "unk_id": None, "vocab": [["a", 0.0]], "byte_fallback": False}
+    changed = state | {"model": model, "added_tokens": []}
+    folder = model_folder(tmp_path / "model", "config.json", tokenizer=changed)
+    with pytest.raises(ModelError, match="expected a tokenizer"):
+        Tokenizer(folder)

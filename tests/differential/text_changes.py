@@ -191,8 +191,9 @@ def compare_items(items: Items, model: Path) -> None:
     file = Backend.from_file(str(model / "tokenizer.json"))
     tokenizer = items.tokenizer
     for encoded in items.encoded():
-        prompt = tokenizer.render_context(encoded.item.context)
+        context = encoded.item.context
         for text, option in zip(encoded.item.options, encoded.options, strict=True):
+            prompt = tokenizer.render_context(context, text)
             ids = file.encode(prompt, add_special_tokens=False).ids
             assert option.context_ids == (*tokenizer.bos_ids, *ids)
             if not option.boundary_merge:

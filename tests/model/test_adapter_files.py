@@ -16,7 +16,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from cqa.errors import ModelError
-from cqa.model.adapter import adapter_folder, read_adapter, read_spec
+from cqa.model.adapter import adapter_folder, open_adapter, read_adapter, read_spec
+from cqa.model.adapter_files import CONFIG
 from cqa.model.load import load_model
 from cqa.model.lora import attach, widest
 
@@ -214,3 +215,41 @@ def test_settings_without_effect_are_no_obstacle(base, folder, key, value):
     path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
     expected = load_file(folder.parent / "expected.safetensors")["expected"]
     assert (ours(base, folder) - expected).abs().max() < 2e-5
+
+
+ENDLESS = r"(?:\w+\.?)+!"
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"target_modules": ENDLESS},
+        {"exclude_modules": ENDLESS},
+        {"rank_pattern": {ENDLESS: 2}},
+        {"layers_pattern": [ENDLESS], "layers_to_transform": [0]},
+    ],
+    ids=["targets", "excluded", "ranks", "layers"],
+)
+def test_expression_that_finds_no_end_is_refused(folder, monkeypatch, settings):
+    monkeypatch.setattr("cqa.model.peft_config.SECONDS", 1.0)
+    path = folder / CONFIG
+    path.write_text(json.dumps(json.loads(path.read_text()) | settings))
+    with pytest.raises(ModelError, match=r"expected expressions that .* got no end after 1 sec"):
+        open_adapter(folder)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"target_modules": "a{99999999999}"},
+        {"target_modules": "(" * 900 + ")" * 900},
+        {"rank_pattern": {"(?i)q_proj": 2}},
+        {"layers_pattern": ["("], "layers_to_transform": [0]},
+    ],
+    ids=["overflow", "depth", "flags", "list"],
+)
+def test_expression_that_cannot_be_used_is_refused(folder, settings):
+    path = folder / CONFIG
+    path.write_text(json.dumps(json.loads(path.read_text()) | settings))
+    with pytest.raises(ModelError, match="expected a consistent config, got: "):
+        open_adapter(folder)

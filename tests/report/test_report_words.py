@@ -308,6 +308,18 @@ def test_items_that_were_left_out_are_named():
     assert factual.startswith("factual: 1 items")
 
 
+def test_texts_that_meet_wrongly_are_counted():
+    focus = focus_of({"mine": PLAIN})
+    assert not said(focus, "space")
+    n = len(focus.source.items)
+    focus.source.meta |= {"n_contexts_ending_in_space": 2, "n_options_lacking_space": 0}
+    (text,) = said(focus, "space")
+    assert text.startswith(f"The context ends in a space in 2 of {n} items: ")
+    focus.source.meta |= {"n_contexts_ending_in_space": 0, "n_options_lacking_space": 3}
+    (text,) = said(focus, "space")
+    assert text.startswith(f"An option meets its context without a space in 3 of {n} items, ")
+
+
 def trained_on(*texts: str) -> TrainingRun:
     samples = [
         Sample(f"s{k}", "prompt", (Turn("user", text),), None, f"train.jsonl:{k}")

@@ -40,6 +40,16 @@ def test_item_longer_than_the_models_positions_is_refused_by_name(data, tmp_path
     assert not (tmp_path / "out").exists()
 
 
+def test_texts_that_meet_wrongly_are_counted_in_meta(data, tmp_path):
+    spaced = {**LITERARY[0], "context": "It rained. "}
+    lacking = {**LITERARY[1], "context": "It rained.", "good": "She ran."}
+    file = write_lines(tmp_path / "p.jsonl", [spaced, lacking, LITERARY[2]])
+    config = few_of(data, tmp_path / "out", pairs=(file,))
+    score(config)
+    meta = json.loads((config.out / "meta.json").read_text())
+    assert (meta["n_contexts_ending_in_space"], meta["n_options_lacking_space"]) == (1, 1)
+
+
 def test_a_named_group_that_is_not_there_ends_the_run_before_anything_is_scored(data, tmp_path):
     config = few_of(data, tmp_path / "out", primary="literary", control="news")
     with pytest.raises(ConfigError, match=r"--control to name a group of pairs"):
