@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 from cqa.report.focus import ADAPTER, DOMAIN, GROUP, STRATUM, Focus, N
 from cqa.report.tables import Column, Placed, Table, tabulate
@@ -10,6 +11,7 @@ from cqa.schema.comparison import Accuracy, Change, Comparison, VariantChange
 from cqa.schema.result import Interval
 from cqa.schema.verdict import FamilyChange, Interaction
 from cqa.stats.items import VARIANTS
+from cqa.stats.text_tests import holm
 
 Pairs = Column[Placed[Comparison]]
 Parts = Column[Placed[Change]]
@@ -302,9 +304,24 @@ def strata(focus: Focus) -> Table:
         for group, models in part.groups.items()
         for adapter, entry in models.items()
     ]
-    columns: tuple[Pairs, ...] = (STRATUM, GROUP, ADAPTER, N, DDI, CI, W_PLUS, P, D_Z)
+    columns: tuple[Pairs, ...] = (STRATUM, GROUP, ADAPTER, N, DDI, CI, W_PLUS, P, _holm(rows), D_Z)
+    note = "p, Holm: p corrected for the strata of the row's group and adapter"
     title = f"Pairs before and after {focus.summary.cutoff}"
-    return tabulate("strata", title, columns, rows, adapters=focus.shown)
+    return tabulate("strata", title, columns, rows, note, adapters=focus.shown)
+
+
+def _holm(rows: Sequence[Placed[Any]]) -> Column[Placed[Any]]:
+    """Return the column of Holm's p over the parts of each group under each adapter."""
+    families: dict[tuple[str, str | None], dict[str | None, float]] = {}
+    for row in rows:
+        if row.part != "all":
+            family = families.setdefault((row.group, row.adapter), {})
+            family[row.part] = row.result.wilcoxon.p
+    found: dict[tuple[str, str | None, str | None], float | None] = {}
+    for (group, adapter), family in families.items():
+        corrected = zip(family, holm(list(family.values())), strict=True)
+        found |= {(group, adapter, part): p for part, p in corrected}
+    return Column("p_holm", "p, Holm", lambda r: found.get((r.group, r.adapter, r.part)), "p")
 
 
 def domains(focus: Focus) -> Table:
@@ -314,11 +331,11 @@ def domains(focus: Focus) -> Table:
         if row.result.domains:
             parts = [*row.result.domains.items(), ("all", row.result)]
             rows += [Placed(part, row.group, row.adapter, domain) for domain, part in parts]
-    columns: tuple[Parts, ...] = (GROUP, DOMAIN, ADAPTER, N, DI_BASE, DDI, CI, P)
+    columns: tuple[Parts, ...] = (GROUP, DOMAIN, ADAPTER, N, DI_BASE, DDI, CI, P, _holm(rows))
     note = (
-        "Descriptive: no p here is corrected, neither for the number of domains nor for that of "
-        "adapters, and a difference of two domains is not tested. CI: t; p: signed-rank test, "
-        "greater. Items without a domain are in “all” alone"
+        "CI: t; p: signed-rank test, greater, of one domain alone. p, Holm: corrected for the "
+        "domains of the row's group and adapter, not for the number of adapters; a difference of "
+        "two domains is not tested. Items without a domain are in “all” alone"
         + _approximated((f"{row.group}, {row.part}", row.result) for row in rows)
     )
     return tabulate("domains", "Pairs by domain", columns, rows, note, adapters=focus.shown)

@@ -155,7 +155,7 @@ def test_page_and_markdown_hold_the_shown_adapters_domains_and_what_they_are_not
     assert [row[1] for row in cells] == ["city", "moor", r"sea &amp; \<i\>shore\</i\>", "all"]
     assert {row[2] for row in cells} == {summary["selection"]["literary"]["chosen"]}
     assert [row[6] == ABSENT for row in cells] == [False, True, False, False]
-    said = "Descriptive: no p here is corrected, neither for the number of domains"
+    said = "p, Holm: corrected for the domains of the row"
     page = "".join(Page(made / "report.html").texts)
     assert all(said in t for t in (section, page, (made / "tables/domains.tex").read_text()))
 
