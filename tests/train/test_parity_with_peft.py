@@ -67,7 +67,7 @@ def demo_samples(n: int) -> list[dict]:
 
 def peft_model(adapter: Path, config: TrainConfig) -> PeftModel:
     """The base in fp32 with a trainable adapter: made by PEFT, then given our weights."""
-    base = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32)
+    base = AutoModelForCausalLM.from_pretrained(config.model, dtype=torch.float32)
     lora = LoraConfig(
         r=config.rank,
         lora_alpha=config.alpha,
@@ -86,7 +86,7 @@ class Reference:
     def __init__(self, config: TrainConfig, samples: list[dict], steps: list[dict]) -> None:
         self.config = config
         self.samples = {sample["id"]: sample for sample in samples}
-        self.tokenizer = AutoTokenizer.from_pretrained(MODEL)
+        self.tokenizer = AutoTokenizer.from_pretrained(config.model)
         self.model = peft_model(config.out / "init", config)
         self.steps = [*self._run([step["sample_ids"] for step in steps])]
         self.adapter = {k: v.clone() for k, v in get_peft_model_state_dict(self.model).items()}
