@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 
 REAL := .models/smollm2-135m-instruct
 
-.PHONY: demo real-model real-run real-test test check soak fuzz oldest aot bench bench-check bench-peers clean
+.PHONY: demo real-model real-run real-test test check calibrate soak fuzz oldest aot bench bench-check bench-peers clean
 
 $(READY): pyproject.toml setup.py constraints.txt $(wildcard csrc/*)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "cqa-fast needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
@@ -35,6 +35,9 @@ check: $(READY)  ## format, lint, types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+calibrate: $(READY)  ## how often each finding is wrong, by simulation: docs/calibration.md
+	OMP_NUM_THREADS=1 $(BIN)/python tests/calibrate.py
 
 soak: $(READY)  ## kill training and scoring a hundred times; what is left must be the same bits
 	$(BIN)/python tests/soak.py
