@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
+from cqa.score_folder import read_rows
 from cqa.stats import deciding, findings
 from cqa.stats.clusters import by_source
 from cqa.stats.deciding import family_test
@@ -36,7 +37,7 @@ LAWS: dict[str, Draw] = {
     "left-skewed": lambda rng, n: 1 - rng.exponential(size=n),
     "right-skewed": lambda rng, n: rng.exponential(size=n) - 1,
 }
-REAL = Path(__file__).parent / "golden" / "real_changes.npz"
+REAL = Path(__file__).parent / "golden" / "real_changes.npz"  # written by --real
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,8 @@ def draw(design: Design, rng: np.random.Generator, effect: float = 0.0) -> dict[
 
 def _draw_real(design: Design, rng: np.random.Generator) -> dict[str, Values]:
     with np.load(REAL) as held:
-        table = held[design.law.removeprefix("real, ")]  # (adapters, items), means 0
+        table = held[design.law.removeprefix("real, ")].astype(np.float64)  # (adapters, items)
+    table -= table.mean(axis=1, keepdims=True)
     picks = rng.integers(0, table.shape[1], design.n_items)
     first = rng.integers(0, len(table))
     return {f"a{k}": table[(first + k) % len(table)][picks] for k in range(design.n_adapters)}
@@ -178,6 +180,35 @@ def null_designs() -> Iterator[Design]:
             yield Design(law, n)
 
 
+def keep_real(folder: Path) -> None:
+    """Write the ddI of real items under real and random adapters, centred: what nulls draw from.
+
+    Args:
+        folder: A folder of scores; an adapter whose name begins with `r` has random weights.
+    """
+    scores: dict[tuple[str, str | None], dict[str, float]] = {}
+    for row in read_rows(folder / "scores.jsonl"):
+        if row.delta_i_nats is not None:
+            scores.setdefault((row.group, row.adapter), {})[row.id] = row.delta_i_nats
+    tables: dict[str, list[Values]] = {}
+    for (group, adapter), values in scores.items():
+        base = scores[group, None]
+        shared = sorted(set.intersection(*(set(v) for (g, _), v in scores.items() if g == group)))
+        if adapter is None:
+            continue
+        ddi = np.array([values[k] - base[k] for k in shared])
+        name = "random adapters" if adapter.startswith("r") else group
+        tables.setdefault(name, []).append(ddi - ddi.mean())
+    shortest = {name: min(map(len, rows)) for name, rows in tables.items()}
+    np.savez_compressed(
+        REAL,
+        **{
+            name: np.stack([row[: shortest[name]] for row in rows]).astype(np.float32)
+            for name, rows in tables.items()
+        },
+    )
+
+
 def simulate(
     judge: Callable[[Design, int], dict[str, bool]], design: Design, runs: int
 ) -> dict[str, float]:
@@ -203,7 +234,10 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     arguments.add_argument("--runs", type=int, default=400)
     arguments.add_argument("--out", type=Path, default=Path("docs/calibration.md"))
+    arguments.add_argument("--real", type=Path, help="a folder of scores to take changes from")
     settings = arguments.parse_args()
+    if settings.real:
+        keep_real(settings.real)
     nulls = list(null_designs())
     margins = [Design(law, n) for law in LAWS for n in (150, 350, 1000)]
     margins += [Design(law, 480, 120) for law in LAWS]
