@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cqa.data.items import LABELS, UNGROUPED, Item
-from cqa.data.jsonl import parse_object, read_jsonl
+from cqa.data.jsonl import parse_object, raw_lines
 from cqa.errors import DataError
 from cqa.schema.rows import ItemRow, ItemText
 
@@ -21,6 +21,21 @@ def digest_json(value: Any) -> str:
     """Return a short sha256 of a JSON value: 16 hexadecimal digits."""
     text = json.dumps(value, sort_keys=True, ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+class ItemsDigest:
+    """Which items: the sum of a sha256 of each, modulo 2^256, so in any order."""
+
+    def __init__(self) -> None:
+        self._sum = 0
+
+    def add(self, full_key: str) -> None:
+        """Take an item by what it and its rows are found again by."""
+        self._sum += int.from_bytes(hashlib.sha256(full_key.encode()).digest())
+
+    def hexdigest(self) -> str:
+        """Return 64 hexadecimal digits."""
+        return f"{self._sum % (1 << 256):064x}"
 
 
 def item_key(item: Item) -> str:
@@ -58,10 +73,21 @@ def read_rows(path: Path) -> Iterator[ItemRow]:
     """Yield the rows of scores.jsonl, each checked against its own digest.
 
     Raises:
-        DataError: A line is not as it was written.
+        DataError: A line is not as it was written, or the last one is torn.
     """
-    for where, record in read_jsonl(path):
-        yield _checked(record, where)
+    for where, line in _whole_lines(path):
+        yield parse_row(line, where)
+
+
+def _whole_lines(path: Path) -> Iterator[tuple[str, bytes]]:
+    for where, line in raw_lines(path):
+        if not line.endswith(b"\n"):
+            raise DataError(
+                "expected a whole last line, got a torn one",
+                where=where,
+                hint="scoring goes on or was stopped; the same cqa-fast score command continues it",
+            )
+        yield where, line
 
 
 def parse_row(line: bytes, where: str) -> ItemRow:
@@ -83,10 +109,10 @@ def read_texts(path: Path) -> Iterator[ItemText]:
     """Yield the lines of items.jsonl, each checked against its item key.
 
     Raises:
-        DataError: A line is not as it was written.
+        DataError: A line is not as it was written, or the last one is torn.
     """
-    for where, record in read_jsonl(path):
-        text = ItemText.from_json(record, where)
+    for where, line in _whole_lines(path):
+        text = ItemText.from_json(parse_object(line, where), where)
         if text.item_key != text_key(text):
             raise _damaged("item", where)
         yield text

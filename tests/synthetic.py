@@ -2,6 +2,7 @@
 
 import json
 import math
+import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,9 @@ from typing import Any
 import numpy as np
 from helpers import write_lines
 
+from cqa.model.adapter_files import CONFIG, WEIGHTS, adapter_digest
 from cqa.schema.rows import ItemRow, ItemText
-from cqa.score_folder import text_key, with_checksum
+from cqa.score_folder import ItemsDigest, text_key, with_checksum
 
 Row = dict[str, Any]
 DOMAINS = {  # of the pairs, in turn: several, one of them of a single item, and none; or one alone
@@ -102,7 +104,7 @@ def make_row(item: Row, adapter: str | None, depth: int, rng: np.random.Generato
     delta = None if answer is None else float(pmi[answer] - np.mean(np.delete(pmi, answer)))
     return {
         **{key: item[key] for key in keys},
-        "adapter": adapter, "model_key": key_of(adapter), "item_key": "0" * 16,
+        "adapter": adapter, "model_key": key_of(adapter), "item_key": _keyed(item)["item_key"],
         "options": options, "delta_i_nats": delta, "rank_prob": None,
     }  # fmt: skip
 
@@ -117,21 +119,47 @@ def key_of(adapter: str | None) -> str:
     return f"key-of-{adapter or 'base'}"
 
 
-def make_meta(adapters: list[str | None], **settings: Any) -> Row:
-    """Return meta.json."""
+def make_adapter(folder: Path, name: str) -> Path:
+    """Write files in the place of an adapter's."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in (CONFIG, WEIGHTS):
+        (folder / file).write_text(name)
+    return folder
+
+
+def digest_of(name: str) -> str:
+    """Return the digest of what `make_adapter` writes."""
+    with tempfile.TemporaryDirectory() as folder:
+        return adapter_digest(make_adapter(Path(folder), name))
+
+
+def make_model(adapter: str | None, **changes: Any) -> Row:
+    """Return what meta.json holds of a model."""
     identity = {
         "model": "a" * 64, "tokenizer": "b" * 64, "template": None, "boundary": "split",
         "null_ids": [0], "null2_ids": [0, 1], "score_eos": False, "code": "e" * 64,
-        "device": "cpu", "dtype": "float32", "n_tokens": 1000, "seconds": 0.5,
+        "device": "cpu", "dtype": "float32", "backend": "native", "n_tokens": 1000, "seconds": 0.5,
     }  # fmt: skip
-    models = [
-        {"model_key": key_of(a), "adapter": a, **identity, "adapter_digest": a and "c" * 64}
-        for a in adapters
-    ]
+    digest = None if adapter is None else digest_of(adapter)
+    held = {"model_key": key_of(adapter), "adapter": adapter, **identity, "adapter_digest": digest}
+    return held | changes
+
+
+def make_meta(adapters: list[str | None], items: list[Row], **settings: Any) -> Row:
+    """Return meta.json of a command that scored all these items."""
+    digest = ItemsDigest()
+    for item in items:
+        digest.add(_keyed(item)["item_key"] + item["id"])
     return {
-        "settings": {"model": "models/tiny & <small>", "run": None, "cutoff": None, **settings},
+        "settings": {"model": "models/tiny & <small>", "run": [], "cutoff": None, **settings},
         "device": "x86_64", "n_threads": 1, "versions": {"cqa_fast": "0.1.0", "torch": "2.13.0"},
-        "models": models, "items_digest": "f" * 64,
+        "models": [make_model(a) for a in adapters], "earlier_models": [], "digest": "f" * 16,
+        "plan": None,
+        "planned_first": False, "given_digest": "g" * 64,
+        "items_digest": digest.hexdigest(),
+        "item_lines": [[1, len(items)]] if items else [], "n_options": 1,
+        "n_boundary_merges": 0, "n_contexts_ending_in_space": 0,
+        "n_options_lacking_space": 0, "max_positions": 512, "too_long": {},
     }  # fmt: skip
 
 
@@ -154,7 +182,7 @@ def make_folder(
                 del option[key]
     write_lines(folder / "scores.jsonl", [with_checksum(row) for row in rows])
     write_lines(folder / "items.jsonl", [_keyed(item) for item in items])
-    (folder / "meta.json").write_text(json.dumps(make_meta(adapters, **settings)))
+    (folder / "meta.json").write_text(json.dumps(make_meta(adapters, items, **settings)))
     return folder
 
 
@@ -164,8 +192,9 @@ def _keyed(item: Row) -> Row:
 
 
 def make_run(folder: Path, epochs: int = 6) -> Path:
-    """Write the log of a training run."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write the log and the adapters of a training run."""
+    for epoch in range(1, epochs + 1):
+        make_adapter(folder / f"epoch-{epoch:02d}", f"epoch-{epoch:02d}")
     write_lines(
         folder / "log.jsonl",
         [

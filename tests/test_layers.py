@@ -12,6 +12,7 @@ from helpers import ROOT
 BASE = {
     "assets", "errors", "config", "files", "reading", "identity", "interrupt", "text", "schema",
     "data", "layout", "kernels", "model", "run_folder", "score_folder",
+    "family",
 }  # fmt: skip
 MAY_IMPORT = {
     "errors": set(),
@@ -25,6 +26,7 @@ MAY_IMPORT = {
     "schema": {"errors"},
     "run_folder": {"errors", "files", "schema", "data", "model"},
     "score_folder": {"errors", "schema", "data"},
+    "family": {"errors", "files", "schema", "data", "score_folder"},
     "data": {"errors", "reading", "schema", "text"},
     "layout": {"errors"},
     "kernels": {"errors"},

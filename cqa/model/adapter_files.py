@@ -4,9 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from cqa.model.digest import digest_files
+
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
 def is_adapter(folder: Path) -> bool:
     """Return whether a folder holds both files."""
     return (folder / CONFIG).is_file() and (folder / WEIGHTS).is_file()
+
+
+def adapter_digest(folder: Path) -> str:
+    """Return a sha256 over what an adapter is: its config and its weights."""
+    return digest_files([folder / CONFIG, folder / WEIGHTS])

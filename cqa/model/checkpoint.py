@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -181,12 +180,3 @@ def _by_file(files: Mapping[str, Path]) -> Iterator[tuple[Any, str]]:
         with opened(path) as file:
             for name in sorted(n for n, f in files.items() if f == path):
                 yield file, name
-
-
-def digest_files(paths: list[Path]) -> str:
-    """Return one sha256 over the names and bytes of files."""
-    total = hashlib.sha256()
-    for path in sorted(paths):
-        with path.open("rb") as file:
-            total.update(path.name.encode() + b"\0" + hashlib.file_digest(file, "sha256").digest())
-    return total.hexdigest()

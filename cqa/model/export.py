@@ -28,8 +28,9 @@ from cqa.model.adapter import (
     read_pairs,
 )
 from cqa.model.adapter_files import CONFIG, WEIGHTS
-from cqa.model.checkpoint import digest_files, locate, opened
+from cqa.model.checkpoint import locate, opened
 from cqa.model.config import HEAD, TABLE, read_checkpoint, read_config, tensor_shapes
+from cqa.model.digest import digest_files
 from cqa.model.lora import Key
 from cqa.model.origin import ORIGIN, check_origin
 from cqa.reading import read_object

@@ -15,9 +15,10 @@ from torch import Tensor
 from cqa.errors import ResourceError
 from cqa.kernels.aug_columns import AugColumns
 from cqa.kernels.backend import Backend, compute_dtype, fastest
-from cqa.model.checkpoint import digest_files, stream
+from cqa.model.checkpoint import stream
 from cqa.model.config import HEAD, TABLE, DecoderConfig, read_checkpoint, read_config, tensor_shapes
 from cqa.model.decoder import Decoder, Layer
+from cqa.model.digest import digest_files
 from cqa.model.memory import free_bytes, size_text
 from cqa.model.projection import Projection, row_multiple
 

@@ -12,7 +12,6 @@ from cqa.report.focus import Focus
 from cqa.report.plan_caveats import plan_caveats
 from cqa.report.robustness import contamination
 from cqa.report.tables import show
-from cqa.run_folder import epoch_of
 from cqa.schema.rows import MANY_MERGES
 from cqa.schema.summary import DatedCounts
 from cqa.stats.tests import ALPHA, MEDIUM
@@ -83,13 +82,13 @@ def _few(focus: Focus) -> Iterator[str]:
 
 def _left_out(focus: Focus) -> Iterator[str]:
     groups: dict[str, list[str]] = {}
-    for item_id, group in focus.source.meta.get("too_long", {}).items():
+    for item_id, group in focus.source.meta.too_long.items():
         groups.setdefault(group, []).append(item_id)
     for group, ids in groups.items():
         first = ", ".join(ids[:NAMED]) + (", …" if len(ids) > NAMED else "")
         yield (
             f"{group}: {len(ids)} items are longer than the model's "
-            f"{focus.source.meta['max_positions']} positions and were left out ({first}; meta.json "
+            f"{focus.source.meta.max_positions} positions and were left out ({first}; meta.json "
             f"names all). Results are of shorter texts only."
         )
 
@@ -115,11 +114,12 @@ def _leaks(focus: Focus) -> Iterator[str]:
     found = focus.source.leaked()
     if run is None:
         yield (
-            "Overlap of items and training texts is n/a: no training run was given (--run), or "
-            "see cqa-fast validate."
+            f"Overlap of items and training texts is n/a: "
+            f"{focus.source.run_missing or 'no training run was given'} (--run), or see cqa-fast "
+            f"validate."
         )
     elif found is None:
-        data = run.settings.get("data", "n/a")
+        data = run.data.data
         yield f"Overlap of items and training texts is n/a: {data} is not available as trained on."
     elif found:
         whole = sum(overlap.excerpt is None for overlap in found.values())
@@ -223,12 +223,12 @@ def _merges(focus: Focus) -> Iterator[str]:
 
 def _spaces(focus: Focus) -> Iterator[str]:
     meta, n = focus.source.meta, len(focus.source.items)
-    if spaced := meta.get("n_contexts_ending_in_space"):
+    if spaced := meta.n_contexts_ending_in_space:
         yield (
             f"The context ends in a space in {spaced:,} of {n:,} items: their options begin as no "
             f"text does, since tokenizers have the space at the start of a word."
         )
-    if lacking := meta.get("n_options_lacking_space"):
+    if lacking := meta.n_options_lacking_space:
         yield (
             f"An option meets its context without a space in {lacking:,} of {n:,} items, and was "
             f"scored as the end of the word before: nothing is inserted."
@@ -237,9 +237,8 @@ def _spaces(focus: Focus) -> Iterator[str]:
 
 def _scope(focus: Focus) -> Iterator[str]:
     run = focus.source.run
-    scored = {epoch for a in focus.source.adapters if (epoch := epoch_of(a)) is not None}
-    if run is not None and scored:
-        trained = set(run.loss_nats)
+    if run is not None:
+        trained, scored = set(run.loss_nats), set(run.scored.values())
         if trained - scored:
             yield (
                 f"{len(trained & scored)} of {len(trained)} trained epochs were scored; the tests "
@@ -251,3 +250,8 @@ def _scope(focus: Focus) -> Iterator[str]:
                 f"{group}: {adapter} has scores for {n} of {family.n_items} items only and is left "
                 f"out of the deciding tests."
             )
+    for other in focus.source.not_in_family:
+        yield (
+            f"{other.adapter} was scored on these items with another "
+            f"{', '.join(other.differs_in)} and is not among the adapters that the tests pay for."
+        )

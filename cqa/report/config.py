@@ -18,7 +18,7 @@ class ReportConfig(AnalysisConfig):
         "Training run of the adapters, for eval_loss and its settings.",
         None,
         group="Model and data",
-        shown="none",
+        shown="the one that was scored, if it is there",
     )
     choose: Literal["best", "last"] | None = same_option(  # type: ignore[assignment]
         AnalysisConfig, "choose", default=None, shown="as scored"

@@ -47,8 +47,8 @@ def _template(focus: Focus) -> Iterator[str]:
     """Compare the template that an adapter was trained with and the one it is scored with."""
     made = focus.source.made
     other = []
-    for model in focus.source.meta["models"]:
-        name, template = model["adapter"], model.get("template")
+    for model in focus.source.meta.models:
+        name, template = model.adapter, model.template
         scored = None if template is None else hashlib.sha256(template.encode()).hexdigest()
         if name is not None and made[name].known and made[name].template != scored:
             other.append(name)

@@ -202,7 +202,7 @@ class PageItem:
 
 def _items(report: Report) -> tuple[list[TokenValues], list[PageItem]]:
     """Return the tokens of all options with texts in the page, and the items that point to them."""
-    score_eos = bool(report.focus.source.meta["settings"].get("score-eos"))
+    score_eos = report.focus.source.settings.score_eos
     tokens: list[TokenValues] = []
     items = []
     largest = sorted(report.found, key=lambda s: -abs(s.ddi_nats or 0.0))[:N_TEXTS]
@@ -225,38 +225,37 @@ def _as_json(tokens: TokenValues) -> dict[str, list[int]]:
 def provenance(focus: Focus) -> list[tuple[str, str]]:
     """Return what identifies the result: settings, versions and hashes."""
     meta = focus.source.meta
-    settings, base = meta["settings"], meta["models"][0]
+    base = meta.models[0]
     facts: list[tuple[str, Any]] = [
-        ("base model", settings.get("model")),
-        ("model, sha256", base.get("model")),
-        ("tokenizer, sha256", base.get("tokenizer")),
-        ("dtype, device", f"{base.get('dtype')} on {meta.get('device')}"),
-        ("prompt template", base.get("template") or "plain: nothing inserted"),
-        ("boundary", base.get("boundary")),
+        ("base model", focus.source.settings.model),
+        ("model, sha256", base.model),
+        ("tokenizer, sha256", base.tokenizer),
+        ("dtype, device", f"{base.dtype} on {meta.device}"),
+        ("prompt template", base.template or "plain: nothing inserted"),
+        ("boundary", base.boundary),
         (
             "null contexts, ids",
-            f"{base.get('null_ids')} and {base.get('null2_ids') or 'no second one'}",
+            f"{list(base.null_ids)} and {list(base.null2_ids or ()) or 'no second one'}",
         ),
-        ("end token scored", "yes" if base.get("score_eos") else "no"),
+        ("end token scored", "yes" if base.score_eos else "no"),
         ("reading of dI", "sum over tokens, nats; several options: right − mean of the wrong"),
         ("choice of an adapter", "smallest one-sided signed-rank p, then largest d_z"),
-        ("code of the scorer, sha256", base.get("code")),
-        ("items, sha256", meta.get("items_digest")),
-        ("ops", base.get("backend")),
+        ("code of the scorer, sha256", base.code),
+        ("items, sha256", meta.items_digest),
+        ("ops", base.backend),
     ]
-    if isinstance(conversion := meta.get("conversion"), dict):
+    if (conversion := meta.conversion) is not None:
         facts.insert(2, ("model, converted from", conversion_text(conversion)))
     facts += [
-        (f"adapter {model['adapter']}, sha256", model.get("adapter_digest"))
-        for model in meta["models"]
-        if model["adapter"] is not None
+        (f"adapter {name}, sha256", focus.source.family.digests[name])
+        for name in focus.source.adapters
     ]
     if focus.source.run is not None:
         run = focus.source.run
         for key in ("n_train", "n_validation", "total_steps", "data_digest"):
-            facts.append((f"training: {key}", run.facts.get(key)))
-        facts += [(f"training: {key}", value) for key, value in run.settings.items()]
-    facts += [(f"version of {name}", value) for name, value in meta.get("versions", {}).items()]
+            facts.append((f"training: {key}", getattr(run.facts, key)))
+        facts += [(f"training: {key}", value) for key, value in run.facts.settings.items()]
+    facts += [(f"version of {name}", value) for name, value in meta.versions.items()]
     return [(name, "n/a" if value is None else str(value)) for name, value in facts]
 
 

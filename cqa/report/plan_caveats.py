@@ -15,20 +15,20 @@ AS_SCORED = ("null_token", "boundary", "score_eos", "template", "choose_on")
 def plan_caveats(focus: Focus) -> Iterator[str]:
     """Yield every departure from the plan, or that there is none; a margin after the fact too."""
     source = focus.source
-    settings, analysis = source.meta["settings"], source.analysis
-    if analysis is not None and analysis.margin not in (None, settings.get("margin")):
+    analysis = source.analysis
+    if analysis is not None and analysis.margin not in (None, source.settings.margin):
         yield (
             f"The margin of {analysis.margin:g} nats was given to the report, after scoring: that "
             f"a change is within it is said after the fact."
         )
-    plan = source.meta.get("plan")
+    plan = source.meta.plan
     if plan is None:
         yield (
             "No plan was given (score --plan): that groups, margin, adapters and choice were fixed "
             "before the scores were seen is not on record."
         )
         return
-    if not source.meta.get("planned_first"):
+    if not source.meta.planned_first:
         yield "The plan was given when scores were there already: it is one after the fact."
     found = list(_departures(focus, plan))
     if found:
@@ -36,7 +36,7 @@ def plan_caveats(focus: Focus) -> Iterator[str]:
 
 
 def _departures(focus: Focus, plan: dict[str, Any]) -> Iterator[str]:
-    settings, analysis = focus.source.meta["settings"], focus.source.analysis
+    settings, analysis = focus.source.meta.settings, focus.source.analysis
     used = {key: settings.get(key.replace("_", "-")) for key in (*AS_SCORED, *AS_ANALYSED)}
     if analysis is not None:
         used |= {key: getattr(analysis, key) for key in AS_ANALYSED}
@@ -45,10 +45,10 @@ def _departures(focus: Focus, plan: dict[str, Any]) -> Iterator[str]:
         if plan.get(key) != value:
             yield f"{key.replace('_', '-')} {_shown(value)} instead of {_shown(plan.get(key))}"
     yield from _adapters(focus, plan)
-    if plan.get("items_digest") != focus.source.meta.get("items_digest"):
+    if plan.get("items_digest") != focus.source.meta.given_digest:
         planned = ", ".join(f"{n} {group}" for group, n in plan.get("n_items", {}).items())
         yield f"other items than planned ({planned})"
-    if left_out := focus.source.meta.get("too_long"):
+    if left_out := focus.source.meta.too_long:
         yield f"{len(left_out)} planned items left out as too long"
 
 

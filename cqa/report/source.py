@@ -1,9 +1,9 @@
-"""What a report is made from: the files of a scoring run and, where given, of a training run."""
+"""What a report is made from: the files of a scoring run and, where known, of a training run."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,55 +11,85 @@ from cqa.data.hub import data_files, is_hub
 from cqa.data.overlap import Overlap, TrainedTexts
 from cqa.data.samples import read_samples
 from cqa.errors import DataError
+from cqa.family import Family, read_family
 from cqa.files import read_json
 from cqa.identity import digest_bytes
-from cqa.run_folder import RUN, read_losses
-from cqa.schema.provenance import Provenance, provenance
+from cqa.model.adapter_files import adapter_digest, is_adapter
+from cqa.run_folder import RUN, epoch_folders, read_losses
+from cqa.schema.meta import Meta, ScoreSettings
+from cqa.schema.provenance import Provenance
+from cqa.schema.record import Record
 from cqa.schema.rows import CHOOSERS, ItemRow, ItemText
-from cqa.score_folder import ITEMS, META, SCORES, copies, read_rows, read_texts
+from cqa.schema.summary import NotInFamily
+from cqa.score_folder import ITEMS, META, SCORES, copies
 from cqa.stats.config import AnalysisConfig
 from cqa.stats.summary import Scores
 
-Row = dict[str, Any]
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataSettings(Record):
+    """What of a training run's settings says which texts were learned."""
+
+    data: str
+    validation: str | None
+    columns: tuple[str, ...] = ()
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunFacts(Record):
+    """What a report says of run.json."""
+
+    settings: dict[str, Any]
+    n_train: int | None
+    n_validation: int | None
+    total_steps: int | None
+    data_digest: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class TrainingRun:
     """What run.json and log.jsonl say of the training."""
 
     folder: Path
-    settings: Row
-    facts: Row
+    facts: RunFacts
+    data: DataSettings
     loss_nats: dict[int, float]  # mean training loss by epoch
     eval_loss_nats: dict[int, float]
-    trained: TrainedTexts | None = None  # None where the file is not available as it was
+    scored: dict[str, int]  # epoch by the name of its adapter among the scores
+    trained: TrainedTexts | None  # None where the file is not available as it was
 
 
 @dataclass(slots=True)
 class Source:
     """A folder of scores, read once; rows of single models are read again when they are needed."""
 
-    folder: Path
-    meta: Row
+    family: Family
+    settings: ScoreSettings
     items: dict[str, ItemText]
     scores: Scores
     adapters: list[str] = field(default_factory=list)
     run: TrainingRun | None = None
+    run_missing: str | None = None  # why the run that scoring named is not used
     analysis: AnalysisConfig | None = None  # what the statistics were told
 
     @property
     def made(self) -> dict[str, Provenance]:
         """What the adapters say of their training."""
-        return {
-            model["adapter"]: provenance(model.get("adapter_origin"))
-            for model in self.meta["models"]
-            if model["adapter"] is not None
-        }
+        return self.family.made
+
+    @property
+    def meta(self) -> Meta:
+        """What made the rows."""
+        return self.family.meta
+
+    @property
+    def not_in_family(self) -> tuple[NotInFamily, ...]:
+        """Adapters that were scored on these items in a way that does not compare."""
+        return self.family.not_in_family
 
     def rows(self, adapter: str | None) -> Iterator[ItemRow]:
         """Yield the rows of the base (None) or of one adapter, those that are reported."""
-        names = {k: name for k, name in _names(self.meta).items() if name == adapter}
-        found = _rows(self.folder / SCORES, names)
+        found = (row for row in self.family.rows() if row.adapter == adapter)
         return (r for r in found if r.group != CHOOSERS and r.id not in self.scores.copies)
 
     def leaked(self) -> dict[str, Overlap] | None:
@@ -77,8 +107,12 @@ class Source:
 def read_source(folder: Path, run: Path | None = None) -> Source:
     """Read a folder that `cqa-fast score` wrote.
 
+    Args:
+        folder: The folder.
+        run: The training run whose adapters were scored; by default the one that scoring named.
+
     Raises:
-        DataError: A file is missing or damaged, or holds no scored item.
+        DataError: A file is missing or damaged, holds no scored item, or is of another run.
     """
     for name in (SCORES, ITEMS, META):
         if not (folder / name).is_file():
@@ -87,94 +121,80 @@ def read_source(folder: Path, run: Path | None = None) -> Source:
                 where=str(folder),
                 hint="cqa-fast score writes it; a stopped run is finished by the same command",
             )
-    meta = read_json(folder / META)
-    names = _adapters(meta, folder / META)
-    texts = list(read_texts(folder / ITEMS))
-    scores = Scores(_rows(folder / SCORES, _names(meta)), again := copies(texts))
-    items = {t.id: t for t in texts if t.group != CHOOSERS and t.id not in again}
-    models_of = [set(m) for m in scores.items.values()] + [set(m) for m in scores.texts.values()]
-    if not models_of or any(None not in found for found in models_of):
-        raise DataError("expected items scored under the base, got none", where=str(folder))
-    source = Source(folder, meta, items, scores, [name for name in names if name is not None])
-    source.run = read_run(run) if run else None
+    family = read_family(folder)
+    settings = ScoreSettings.from_json(family.meta.settings, f"{folder / META}: settings")
+    again = copies(family.texts())
+    scores = Scores(family.rows(), again, family.order)
+    items = {t.id: t for t in family.texts() if t.group != CHOOSERS and t.id not in again}
+    of_base = [models.get(None, {}) for models in (*scores.items.values(), scores.choosers)]
+    n_base = sum(map(len, of_base)) + sum(scores.n_copies.values())
+    n_base += sum(len(models.get(None, {})) for models in scores.texts.values())
+    if n_base < family.n_items or not n_base:
+        raise DataError(
+            f"expected {family.n_items} items scored under the base, got {n_base}",
+            where=str(folder),
+            hint="scoring was stopped; the same cqa-fast score command continues it",
+        )
+    adapters = [name for name in family.keys if name is not None]
+    source = Source(family, settings, items, scores, adapters)
+    if run is not None:
+        source.run = read_run(run, family.digests)
+    elif len(settings.run) == 1 and adapters:
+        source.run, source.run_missing = _named_run(Path(settings.run[0]), family.digests)
     return source
 
 
-def _names(meta: Row) -> dict[str, str | None]:
-    """Return what the last command called each model, by model key."""
-    return {model["model_key"]: model["adapter"] for model in meta["models"]}
+def _named_run(folder: Path, digests: Mapping[str, str]) -> tuple[TrainingRun | None, str | None]:
+    """Return the run that scoring named, or why it is not used."""
+    if not (folder / RUN).is_file():
+        return None, f"{folder} is not there"
+    try:
+        return read_run(folder, digests), None
+    except DataError as error:
+        return None, str(error).partition("\n")[0]
 
 
-def _rows(path: Path, names: Mapping[str, str | None]) -> Iterator[ItemRow]:
-    """Yield the rows of some models under these names: an earlier command may have used others."""
-    for row in read_rows(path):
-        if row.model_key in names:
-            yield replace(row, adapter=names[row.model_key])
-
-
-def _adapters(meta: Row, path: Path) -> list[str | None]:
-    """Return what the models of meta.json are called, the base None, all that is used checked."""
-    settings = _of(meta, "settings", dict, path)
-    names: list[str | None] = []
-    for model in _of(meta, "models", list, path):
-        if not isinstance(model, dict):
-            raise DataError("expected models to be objects, got another", where=str(path))
-        _of(model, "model_key", str, path)
-        names.append(_of(model, "adapter", str | None, path))
-        if "adapter_origin" in model:
-            _of(model, "adapter_origin", dict | None, path)
-    if None not in names:
-        raise DataError("expected the base among the models, got none", where=str(path))
-    _of(meta, "versions", dict, path)
-    if "too_long" in meta:
-        left_out = _of(meta, "too_long", dict, path)
-        if not all(isinstance(group, str) for group in left_out.values()):
-            raise DataError("expected `too_long` to give the group of each item", where=str(path))
-        _of(meta, "max_positions", int, path)
-    for key in ("n_contexts_ending_in_space", "n_options_lacking_space"):
-        if key in meta:
-            _of(meta, key, int, path)
-    for key, kind in (
-        ("model", str),
-        ("cutoff", str | None),
-        ("margin", int | float | None),
-        ("choose", str),
-    ):
-        if key in settings:
-            _of(settings, key, kind, path)
-    return names
-
-
-def _of(record: Row, key: str, kind: Any, where: Path | str) -> Any:
-    """Return a field that must be there and of a type."""
-    if key not in record:
-        raise DataError(f"expected `{key}`, got none", where=str(where))
-    if not isinstance(record[key], kind):
-        raise DataError(f"expected another `{key}`, got: {record[key]!r:.80}", where=str(where))
-    return record[key]
-
-
-def read_run(folder: Path) -> TrainingRun:
+def read_run(folder: Path, digests: Mapping[str, str]) -> TrainingRun:
     """Read a training run's settings and losses, and its texts where the file is available.
 
+    Args:
+        folder: The run.
+        digests: Of the scored adapters, by their names; without any the run tells of its texts.
+
     Raises:
-        DataError: run.json or log.jsonl is missing or damaged.
+        DataError: run.json or log.jsonl is missing or damaged, or none of the adapters is its own.
     """
-    facts = read_json(folder / RUN)
-    settings = _of(facts, "settings", dict, folder / RUN)
-    data = Path(_of(settings, "data", str, folder / RUN))
-    losses, trained = read_losses(folder), _trained(data, settings, facts)
-    return TrainingRun(folder, settings, facts, losses.training, losses.held_out, trained)
+    path = folder / RUN
+    facts = RunFacts.from_json(read_json(path), str(path))
+    data = DataSettings.from_json(facts.settings, f"{path}: settings")
+    names = {digest: name for name, digest in digests.items()}
+    scored = {
+        names[digest]: epoch
+        for epoch, paths in epoch_folders(folder).items()
+        for adapter in paths
+        if is_adapter(adapter) and (digest := adapter_digest(adapter)) in names
+    }
+    losses = read_losses(folder)
+    if digests and not scored:
+        raise DataError(
+            "expected the run whose adapters were scored, got one that has none of them",
+            where=str(folder),
+            hint="name the run that score was given, or leave out --run",
+        )
+    trained = _trained(data, facts.data_digest)
+    return TrainingRun(folder, facts, data, losses.training, losses.held_out, scored, trained)
 
 
-def _trained(data: Path, settings: Row, facts: Row) -> TrainedTexts | None:
+def _trained(settings: DataSettings, digest: str | None) -> TrainedTexts | None:
     """Return the texts trained on; None where the file was moved or is another one by now."""
-    held_out = Path(str(settings.get("validation", "")))
+    data, held_out = Path(settings.data), Path(settings.validation or "")
+    if data.exists() and not data.is_file():  # a pipe would be waited for
+        return None
     try:
         files = data_files(data)
         if held_out.is_file() or is_hub(held_out):
             files += data_files(held_out)
-        same = digest_bytes(files) == facts.get("data_digest")
-        return TrainedTexts(read_samples(data, settings.get("columns") or ())) if same else None
+        same = digest_bytes(files) == digest
+        return TrainedTexts(read_samples(data, settings.columns)) if same else None
     except (DataError, OSError, ValueError):
         return None

@@ -146,7 +146,7 @@ def _evidence(focus: Focus) -> str:
     texts = [f"{models['base'].n} {group}" for group, models in summary.continuations.items()]
     parts = [f"{', '.join(sizes)} items"] if sizes else []
     parts += [f"{', '.join(texts)} continuations"] if texts else []
-    model = focus.source.meta["settings"].get("model", "the base model")
+    model = focus.source.settings.model
     trained = f"{_runs(focus)}, " if focus.source.adapters else ""
     return f"This is evidence about one base model ({model}), {trained}and these " + (
         f"{' and '.join(parts)}."
@@ -155,12 +155,15 @@ def _evidence(focus: Focus) -> str:
 
 def _runs(focus: Focus) -> str:
     """Say of how many training runs the adapters are, as far as that is known."""
-    run, settings, n = focus.source.run, focus.source.meta["settings"], len(focus.source.adapters)
-    if run is not None and "n_train" in run.facts:
-        return f"one training run, trained on {run.facts['n_train']} samples"
-    runs = () if settings.get("adapter") else settings.get("run") or ()
-    if n == 1 or run is not None or len(runs) == 1:
+    run, adapters, settings = focus.source.run, focus.source.adapters, focus.source.settings
+    if run is not None and run.scored.keys() >= set(adapters):
+        known = run.facts.n_train
+        return "one training run" + (f", trained on {known} samples" if known is not None else "")
+    last = {model.adapter for model in focus.source.meta.models}
+    runs = settings.run if not settings.adapter and last >= set(adapters) else ()
+    if len(adapters) == 1 or (run is None and len(runs) == 1):
         return "one training run"
     if runs:
         return f"{len(runs)} training runs"
-    return f"{n} adapters, of one training run or of several"
+    several = "several" if run is not None else "one training run or of several"
+    return f"{len(adapters)} adapters, of {several}"

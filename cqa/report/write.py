@@ -67,13 +67,13 @@ def make_report(scores: Path, config: ReportConfig) -> Report:
 def read_focus(scores: Path, config: ReportConfig) -> Focus:
     """Read the files and compute the statistics; what `config` leaves open, scoring has settled."""
     source = read_source(scores, config.run)
-    settings = source.meta["settings"]
+    settings = source.settings
     analysis = AnalysisConfig(
-        cutoff=config.cutoff or settings.get("cutoff"),
-        margin=config.margin or settings.get("margin"),
-        primary=config.primary or settings.get("primary"),
-        choose=config.choose or settings.get("choose", "best"),
-        control=config.control or settings.get("control"),
+        cutoff=config.cutoff or settings.cutoff,
+        margin=config.margin or settings.margin,
+        choose=config.choose or settings.choose,
+        primary=config.primary or settings.primary,
+        control=config.control or settings.control,
     )
     source.analysis = analysis
     return make_focus(source, summarise(source.scores, analysis, made=source.made))

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
-from cqa.schema.record import Record
+from cqa.schema.record import Record, stored_as
+
+SAME_IN_A_FAMILY = (  # all but the adapter that decides a score's digits
+    "model", "tokenizer", "template", "boundary", "null_ids", "null2_ids", "score_eos", "code",
+    "device", "dtype", "backend",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,16 +44,25 @@ class ScoredModel(Record):
             del held["adapter_origin"]
         return held
 
+    def differs_from(self, other: ScoredModel) -> tuple[str, ...]:
+        """Name what of the two is not the same, so that their scores do not compare."""
+        return tuple(
+            name for name in SAME_IN_A_FAMILY if getattr(self, name) != getattr(other, name)
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Meta(Record):
-    """The settings, the items and the models of the run that wrote last."""
+    """The settings, the items and the models of the command that wrote last."""
 
     settings: dict[str, Any]
     device: str
     n_threads: int
     versions: dict[str, str]
-    items_digest: str
+    digest: str  # of settings of the statistics, items and models; in summary.json too
+    given_digest: str  # of all items, in their order, those left out too; as a plan has it
+    items_digest: str  # of the items that are scored, in any order
+    item_lines: tuple[tuple[int, int], ...]  # first and last, from 1: which ones of items.jsonl
     n_options: int
     n_boundary_merges: int
     n_contexts_ending_in_space: int  # items; as is the next
@@ -56,9 +71,39 @@ class Meta(Record):
     too_long: dict[str, str]  # id: group of the items that are left out
     plan: dict[str, Any] | None  # as it stood in its file, with that file's digest
     planned_first: bool  # whether the plan was there before any row was
-    models: tuple[ScoredModel, ...]
+    models: tuple[ScoredModel, ...]  # the base first
     earlier_models: tuple[dict[str, Any], ...]  # of other rows in the folder, as they stood
     conversion: dict[str, Any] | None = None  # what the base was converted from, if it was
+
+    def problem(self) -> str | None:
+        """Say what whoever reads the rows would stumble over."""
+        n_base = sum(model.adapter is None for model in self.models)
+        if n_base != 1 or self.models[0].adapter is not None:
+            return "expected the base first among the models, and once"
+        ends = [end for pair in self.item_lines for end in pair]
+        if ends != sorted(ends) or (ends and ends[0] < 1):
+            return "expected `item_lines` to rise from 1"
+        return None
+
+    def lines(self) -> Iterator[int]:
+        """Yield the number, from 1, of every line of items.jsonl whose item is scored."""
+        for first, last in self.item_lines:
+            yield from range(first, last + 1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoreSettings(Record):
+    """What a report needs of the settings in meta.json."""
+
+    model: str
+    run: tuple[str, ...] = ()
+    adapter: tuple[str, ...] = ()
+    score_eos: bool = stored_as("score-eos", False)
+    cutoff: str | None = None
+    margin: float | None = None
+    choose: Literal["best", "last"] = "best"
+    primary: str | None = None
+    control: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +111,7 @@ class AnyModel(Record):
     """What a model in the meta.json of any version has."""
 
     model_key: str
+    adapter: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

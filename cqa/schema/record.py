@@ -17,9 +17,9 @@ from typing import Any, Literal, NamedTuple, Self, Union, get_args, get_origin, 
 from cqa.errors import DataError
 
 
-def stored_as(key: str) -> Any:
+def stored_as(key: str, default: Any = MISSING) -> Any:
     """Declare a field whose JSON key is not a name in Python."""
-    return field(metadata={"key": key})
+    return field(metadata={"key": key}, default=default)
 
 
 @dataclass(frozen=True, slots=True)

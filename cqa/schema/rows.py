@@ -108,3 +108,8 @@ class ItemText(Record):
     source_id: str | None = None
     published_at: str | None = None
     licence: str | None = None
+
+    @property
+    def full_key(self) -> str:
+        """What the item and its rows are found again by: texts, labels and id."""
+        return self.item_key + self.id

@@ -83,10 +83,20 @@ class Summary:
 
 
 @dataclass(frozen=True, slots=True)
+class NotInFamily:
+    """An adapter that was scored on these items in a way that does not compare."""
+
+    adapter: str
+    differs_in: tuple[str, ...]  # keys of `ScoredModel`
+
+
+@dataclass(frozen=True, slots=True)
 class ScoreSummary:
     """summary.json: the statistics, and what they are of."""
 
     statistics: Summary = field(metadata=merged())
-    items_digest: str | None
+    digest: str  # as in meta.json
+    items_digest: str
     n_too_long: dict[str, int]  # items left out, by group
     model_keys: dict[str, str]  # by adapter, or "base"
+    not_in_family: tuple[NotInFamily, ...]

@@ -10,8 +10,7 @@ from pathlib import Path
 from cqa.data.tokenizer import Tokenizer
 from cqa.errors import ModelError
 from cqa.model.adapter import adapter_folder, read_adapter, read_spec
-from cqa.model.adapter_files import CONFIG, WEIGHTS
-from cqa.model.checkpoint import digest_files
+from cqa.model.adapter_files import adapter_digest
 from cqa.model.decoder import Decoder
 from cqa.model.lora import Adapter, LoraSpec, attach
 from cqa.run_folder import epoch_folders
@@ -103,11 +102,6 @@ def _epoch_folders(run: Path, epochs: tuple[int, ...]) -> list[Path]:
 def host_bytes(adapter: Adapter) -> int:
     """Return how much memory an adapter's tensors take."""
     return sum(a.nbytes + b.nbytes for a, b in adapter.weights.values())
-
-
-def adapter_digest(folder: Path) -> str:
-    """Return a sha256 over what an adapter is: its config and its weights."""
-    return digest_files([folder / CONFIG, folder / WEIGHTS])
 
 
 def check_distinct(folders: Sequence[Path], digests: Sequence[str]) -> None:

@@ -116,10 +116,6 @@ class Items:
                 self.n_merged += sum(option.boundary_merge for option in encoded.options)
             yield item
 
-    def n_overlong(self) -> Counter[str]:
-        """Count the items that are left out, by group."""
-        return Counter(self.overlong.values())
-
     def notes(self) -> Iterator[str]:
         """Say what a user should know of the items before they are scored."""
         if self.overlong:

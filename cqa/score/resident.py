@@ -16,6 +16,7 @@ from cqa.data.items import Item, parse_continuation, parse_pair
 from cqa.data.tokenizer import Tokenizer
 from cqa.errors import DataError, NumericsError
 from cqa.kernels.matmul import keep_sums_whole
+from cqa.model.adapter_files import adapter_digest
 from cqa.model.checkpoint import locate
 from cqa.model.config import read_config
 from cqa.model.decoder import Decoder
@@ -24,7 +25,7 @@ from cqa.model.lora import Adapter, attach, widest
 from cqa.model.memory import reported as memory_reported
 from cqa.model.origin import check_origin
 from cqa.schema.rows import ItemRow
-from cqa.score.adapters import AdapterFolder, adapter_digest, check_has_effect, named_adapters
+from cqa.score.adapters import AdapterFolder, check_has_effect, named_adapters
 from cqa.score.prefix_batch import EncodedItem, PrefixBatch, encode_item
 from cqa.score.run import scored_model, shared_identity
 from cqa.score.scorer import run_prefix_batch, score_rows

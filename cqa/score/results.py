@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,21 @@ from cqa.schema.rows import ItemRow, ItemText
 from cqa.score_folder import (
     ITEMS,
     SCORES,
+    ItemsDigest,
     full_key,
     item_key,
     read_rows,
     read_texts,
     with_checksum,
 )
+
+
+@dataclass(frozen=True, slots=True)
+class ItemsHeld:
+    """The items of a command, as places in items.jsonl."""
+
+    lines: tuple[tuple[int, int], ...]  # first and last of each run of lines, from 1
+    digest: str
 
 
 class Results:
@@ -66,16 +76,32 @@ class Results:
                 done.add(row.full_key)
         return done
 
-    def write_items(self, items: Iterable[Item]) -> None:
+    def write_items(self, items: Iterable[Item]) -> ItemsHeld:
         """Append the texts of items that are not there yet: all of them, or none.
+
+        Returns:
+            Which lines of items.jsonl the items are, in whatever order they come.
 
         Raises:
             DataError: An id is there with another text, or a line of an earlier run is damaged.
         """
+        self._append_items(items)
+        wanted = Fingerprints()
+        for item in items:
+            wanted.add(full_key(item))
+        digest, lines = ItemsDigest(), list[tuple[int, int]]()
+        for number, text in enumerate(read_texts(self._items.path), start=1):
+            if text.full_key in wanted:
+                digest.add(text.full_key)
+                first = lines.pop()[0] if lines and lines[-1][1] == number - 1 else number
+                lines.append((first, number))
+        return ItemsHeld(tuple(lines), digest.hexdigest())
+
+    def _append_items(self, items: Iterable[Item]) -> None:
         ids, keyed = Fingerprints(), Fingerprints()
         for text in read_texts(self._items.path):
             ids.add(text.id)
-            keyed.add(text.item_key + text.id)
+            keyed.add(text.full_key)
         with self._items.whole():
             for item in items:
                 if full_key(item) in keyed:
@@ -89,15 +115,6 @@ class Results:
         """Append the rows of one pass, all of them on disk when this returns."""
         self._scores.append(b"".join(_line(with_checksum(row.to_json())) for row in rows))
         self._scores.sync()
-
-    def rows(self, model_keys: set[str], items: Iterable[Item]) -> Iterator[ItemRow]:
-        """Yield the rows of some models and items, in the order of writing."""
-        wanted = Fingerprints()
-        for item in items:
-            wanted.add(full_key(item))
-        for row in read_rows(self._scores.path):
-            if row.model_key in model_keys and row.full_key in wanted:
-                yield row
 
     def close(self) -> None:
         """Close the files."""

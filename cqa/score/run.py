@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -14,11 +15,13 @@ import torch
 
 from cqa.config import describe
 from cqa.data.tokenizer import Boundary, Tokenizer
+from cqa.family import read_family
 from cqa.files import discard, inside, locked, read_json, refuse_held, write_json
 from cqa.identity import code_digest, versions
 from cqa.interrupt import Interrupt
 from cqa.kernels.matmul import keep_sums_whole
 from cqa.model.adapter import read_adapter
+from cqa.model.adapter_files import adapter_digest
 from cqa.model.checkpoint import locate
 from cqa.model.config import read_config
 from cqa.model.conversion import read_conversion
@@ -30,13 +33,11 @@ from cqa.model.origin import check_origin, read_origin
 from cqa.run_folder import missing_epochs, planned_epochs
 from cqa.schema.events import ModelScored, ModelStart, Note, RowsWritten, ScoreEvent, ScoreStart
 from cqa.schema.meta import AnyModel, KnownModels, KnownPlan, Meta, ScoredModel
-from cqa.schema.provenance import provenance
 from cqa.schema.result import to_json
 from cqa.schema.summary import ScoreSummary
 from cqa.score.adapters import (
     KEPT_BYTES,
     AdapterFolder,
-    adapter_digest,
     check_distinct,
     check_has_effect,
     find_adapters,
@@ -45,9 +46,10 @@ from cqa.score.adapters import (
 from cqa.score.config import ScoreConfig
 from cqa.score.encoded import Items
 from cqa.score.plan import kept_plan
-from cqa.score.results import Results
+from cqa.score.results import ItemsHeld, Results
 from cqa.score.scorer import score_rows
 from cqa.score_folder import META, SUMMARY, copies, digest_json, full_key
+from cqa.stats.config import AnalysisConfig
 from cqa.stats.roles import choose_roles
 from cqa.stats.summary import Scores, summarise
 
@@ -111,17 +113,16 @@ def score(
         Interrupt() as interrupt,
         closing(Results(config.out, with_tokens=config.tokens)) as results,
     ):
-        results.write_items(items)
+        held = results.write_items(items)
         on_event(ScoreStart(n_items=n_items, n_models=len(models)))
         for text in items.notes():
             on_event(Note(text=text))
         conversion = read_conversion(folder)
-        run = _Run(items, results, base.decoder, conversion, interrupt, on_event)
+        run = _Run(items, held, results, base.decoder, conversion, interrupt, on_event)
+        discard(inside(config.out, SUMMARY))  # it would be of another meta.json
         _score_models(run, adapters, models)
-        summary = _summarised(run, models) if config.summary else None
-        if summary is None:
-            discard(inside(config.out, SUMMARY))  # it would be of other rows
-        else:
+        summary = _summarised(config) if config.summary else None
+        if summary is not None:
             write_json(inside(config.out, SUMMARY), to_json(summary))
     return ScoreResult(n_items, len(models), summary)
 
@@ -131,6 +132,7 @@ class _Run:
     """What every model's scoring shares."""
 
     items: Items
+    held: ItemsHeld
     results: Results
     decoder: Decoder
     conversion: dict[str, Any] | None
@@ -173,18 +175,17 @@ def _score_models(
     _write_meta(run, timed, earlier, plan)
 
 
-def _summarised(run: _Run, models: Sequence[ScoredModel]) -> ScoreSummary:
-    """Read the rows of these models and items again; return their statistics."""
-    names = {model.model_key: model.adapter for model in models}
-    rows = run.results.rows(set(names), run.items)
-    made = {model.adapter: provenance(model.adapter_origin) for model in models if model.adapter}
-    renamed = (replace(row, adapter=names[row.model_key]) for row in rows)
-    scores = Scores(renamed, copies(run.items))
+def _summarised(config: ScoreConfig) -> ScoreSummary:
+    """Read the rows of the folder's family again; return their statistics."""
+    family = read_family(config.out)
+    scores = Scores(family.rows(), copies(family.texts()), family.order)
     return ScoreSummary(
-        statistics=summarise(scores, run.items.config, made=made),
-        items_digest=run.items.digest,
-        n_too_long=dict(run.items.n_overlong()),
-        model_keys={name or "base": key for key, name in names.items()},
+        statistics=summarise(scores, config, made=family.made),
+        digest=family.meta.digest,
+        items_digest=family.meta.items_digest,
+        n_too_long=dict(Counter(family.meta.too_long.values())),
+        model_keys={name or "base": key for name, key in family.keys.items()},
+        not_in_family=family.not_in_family,
     )
 
 
@@ -263,12 +264,18 @@ def _write_meta(
     plan: _Plan,
 ) -> None:
     items, device = run.items, run.decoder.device
+    settings = describe(items.config)
+    of_statistics = {key: settings[key] for key in describe(AnalysisConfig())}
+    keys = [model.model_key for model in models]
     meta = Meta(
-        settings=describe(items.config),
+        settings=settings,
         device=torch.cuda.get_device_name() if device.type == "cuda" else platform.machine(),
         n_threads=torch.get_num_threads(),
         versions=versions(),
-        items_digest=items.digest or "",
+        digest=digest_json([of_statistics, run.held.digest, keys]),
+        given_digest=items.digest or "",
+        items_digest=run.held.digest,
+        item_lines=run.held.lines,
         n_options=items.n_options,
         n_boundary_merges=items.n_merged,
         n_contexts_ending_in_space=items.spacing.n_spaced,

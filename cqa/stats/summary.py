@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import TypeVar
 
 from cqa.schema.provenance import Provenance
 from cqa.schema.rows import CHOOSERS, ItemRow
@@ -22,18 +23,25 @@ from cqa.stats.roles import choose_roles
 from cqa.stats.strata import STRATA, read_cutoff, stratum
 from cqa.stats.verdict import judge
 
+T = TypeVar("T")
 ByModel = dict[str | None, dict[str, ItemScore]]
 
 
 class Scores:
     """Rows sorted by kind, group and adapter; ids join a base row with an adapter's."""
 
-    def __init__(self, rows: Iterable[ItemRow] = (), copies: Collection[str] = ()) -> None:
+    def __init__(
+        self,
+        rows: Iterable[ItemRow] = (),
+        copies: Collection[str] = (),
+        order: Sequence[str | None] = (),
+    ) -> None:
         """Read rows; where an id comes twice under one model, the last line counts.
 
         Args:
             rows: The rows of one base and its adapters.
             copies: Ids of items that are another's texts again, and are not counted.
+            order: Names of the models in the order to keep them in; by default that of the rows.
         """
         self.copies = copies
         self.n_copies: Counter[str] = Counter()  # by group
@@ -55,6 +63,10 @@ class Scores:
                 scores = group.setdefault(row.adapter, {})
                 scores[row.id] = item_score(row)
                 self.facts[row.id] = item_facts(row)
+        if order:
+            self.choosers = _sorted(self.choosers, order)
+            self.items = {group: _sorted(models, order) for group, models in self.items.items()}
+            self.texts = {group: _sorted(models, order) for group, models in self.texts.items()}
 
     def part(self, keep: Callable[[str | None], bool]) -> Scores:
         """Return the scores of the items whose `published_at` is to be kept."""
@@ -83,6 +95,10 @@ class Scores:
         return [self.facts[i].published_at for by_id in pairs for i in by_id] + [
             score.published_at for scores in texts for score in scores
         ]
+
+
+def _sorted(models: Mapping[str | None, T], order: Sequence[str | None]) -> dict[str | None, T]:
+    return {name: models[name] for name in order if name in models}
 
 
 def summarise(

@@ -108,8 +108,8 @@ def plan_power(
 
 def _read_pilot(folder: Path) -> _Pilot:
     source = read_source(folder)
-    settings = source.meta["settings"]
-    config = AnalysisConfig(primary=settings.get("primary"), control=settings.get("control"))
+    settings = source.settings
+    config = AnalysisConfig(primary=settings.primary, control=settings.control)
     group = choose_roles(source.scores.items, config).primary
     summary = summarise(source.scores, config, made=source.made)
     found = changes_of(group, source.scores.items[group], source.scores.facts) if group else None

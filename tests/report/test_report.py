@@ -357,7 +357,7 @@ def test_settings_of_the_scoring_run_hold_unless_given_anew(tmp_path):
 
 
 (OF_ANOTHER_MODEL,) = (
-    json.dumps(with_checksum(row | {"model_key": "x"}))
+    json.dumps(with_checksum(row | {"model_key": "x"})) + "\n"
     for row in make_rows(make_items(1)[:1], [None])
 )
 
@@ -389,12 +389,6 @@ def test_groups_are_those_of_the_scoring_run_unless_named_anew(tmp_path):
         read_focus(folder, ReportConfig(out=tmp_path, primary="poems"))
 
 
-LEFT_OUT = (
-    '{"settings": {}, "models": [{"model_key": "k", "adapter": null}], "versions": {}, '
-    '"too_long": %s}'
-)
-
-
 @pytest.mark.parametrize("name", ["scores.jsonl", "items.jsonl", "meta.json"])
 def test_a_folder_without_scores_is_refused(scored, tmp_path, name):
     shutil.copytree(scored, tmp_path / "scores")
@@ -410,26 +404,32 @@ def test_a_folder_without_scores_is_refused(scored, tmp_path, name):
     [
         ("meta.json", "{", r"meta\.json: expected a JSON object"),
         ("meta.json", "{}", r"meta\.json: expected `settings`, got none"),
-        ("meta.json", '{"settings": {}, "models": []}', "expected the base among the models"),
-        ("meta.json", '{"settings": [], "models": []}', r"expected another `settings`, got: \[\]"),
-        ("meta.json", '{"settings": {}, "models": [1]}', "expected models to be objects"),
-        ("meta.json", LEFT_OUT % '"x"', r"expected another `too_long`, got: 'x'"),
-        ("meta.json", LEFT_OUT % '{"p1": 2}', "expected `too_long` to give the group of each item"),
-        ("meta.json", LEFT_OUT % '{"p1": "a"}', "expected `max_positions`, got none"),
+        ("meta.json", {"models": []}, "expected the base first among the models, and once"),
+        ("meta.json", {"settings": []}, r"expected `settings` to be an object, got: \[\]"),
+        ("meta.json", {"models": [1]}, r"expected `models\[0\]` to be an object, got: 1"),
+        ("meta.json", {"too_long": {"p": 2}}, r"expected `too_long\.p` to be text, got: 2"),
+        ("meta.json", {"settings": {}}, r"meta\.json: settings: expected `model`, got none"),
+        ("meta.json", {"item_lines": [[2, 1]]}, "expected `item_lines` to rise from 1"),
+        ("meta.json", {"item_lines": [[1, 3]]}, "expected the items that meta.json stands for"),
+        ("meta.json", {"item_lines": [[1, 300]]}, "expected the items that meta.json stands for"),
         ("items.jsonl", '{"id": "x"}\n', r"items\.jsonl:1: expected `item_key`, got none"),
         (
             "scores.jsonl",
-            json.dumps(with_checksum({})),
+            json.dumps(with_checksum({})) + "\n",
             r"scores\.jsonl:1: expected `id`, got none",
         ),
-        ("scores.jsonl", OF_ANOTHER_MODEL, "expected items scored under the"),
+        ("scores.jsonl", OF_ANOTHER_MODEL, "expected 28 items scored under the base, got 0"),
+        ("scores.jsonl", "{", r"scores\.jsonl:1: expected a whole last line, got a torn one"),
+        ("items.jsonl", "{", r"items\.jsonl:1: expected a whole last line, got a torn one"),
         ("scores.jsonl", "{}\n", r"scores\.jsonl:1: expected the row as it was written, got a dam"),
         ("scores.jsonl", "not json\n", r"scores\.jsonl:1: expected one JSON object"),
     ],
 )
 def test_damaged_files_are_refused_with_their_place(scored, tmp_path, name, text, message):
-    shutil.copytree(scored, tmp_path / "scores")
-    (tmp_path / "scores" / name).write_text(text)
+    path = Path(shutil.copytree(scored, tmp_path / "scores")) / name
+    if isinstance(text, dict):
+        text = json.dumps(json.loads(path.read_text()) | text)
+    path.write_text(text)
     with pytest.raises(DataError, match=message):
         report_on(tmp_path / "scores", tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -438,7 +438,11 @@ def test_damaged_files_are_refused_with_their_place(scored, tmp_path, name, text
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("run.json", '{"settings": {"data": 3}}', "expected another `data`, got: 3"),
+        (
+            "run.json",
+            '{"settings": {"data": 3}}',
+            r"run\.json: settings: expected `data` to be text, got: 3",
+        ),
         (
             "log.jsonl",
             '{"event": "step", "epoch": [], "loss_nats": 1}',

@@ -8,19 +8,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers import write_lines
-from synthetic import key_of, make_items, make_meta, make_row, make_run, records
+from synthetic import digest_of, key_of, make_items, make_meta, make_row, make_run, records
 
 from cqa.data.overlap import TrainedTexts
 from cqa.data.samples import Sample, Turn
+from cqa.data.unique import Fingerprints
+from cqa.family import Family
 from cqa.identity import digest_bytes
 from cqa.report.caveats import caveats
 from cqa.report.figure_data import figure_rows
 from cqa.report.focus import Focus, make_focus
 from cqa.report.item_table import ScoredItem, scored_items, shown_options
 from cqa.report.pair_tables import interaction
-from cqa.report.source import Source, TrainingRun, read_run
+from cqa.report.source import DataSettings, RunFacts, Source, TrainingRun, read_run
 from cqa.report.terminal import summary_text
 from cqa.report.verdict import make_page
+from cqa.schema.meta import Meta, ScoreSettings
+from cqa.schema.provenance import Provenance
 from cqa.schema.rows import ItemRow, ItemText
 from cqa.schema.summary import ScoreSummary
 from cqa.stats.config import AnalysisConfig
@@ -51,12 +55,17 @@ def focus_of(changes: Changes, *, prior: float = 0.0, **facts) -> Focus:
                 moved = 0.0 if adapter is None else float(changes[adapter][group][k])
                 shift = 0.0 if adapter is None or not prior else prior + 0.1 * float(np.sin(3 * k))
                 rows.append(_row(item_id, group, adapter, base + moved + shift, shift, facts))
+    meta = Meta.from_json(make_meta([None, *changes], []), "made up")
+    names = {key_of(name): name for name in (None, *changes)}
+    digests = {name: digest_of(name) for name in changes}
+    made = dict.fromkeys(changes, Provenance())
+    family = Family(Path("scores"), meta, names, digests, made, Fingerprints(), {})
     source = Source(
-        Path("scores"), make_meta([None, *changes]), items, Scores(records(rows)), list(changes),
-        facts.get("run"),
+        family, ScoreSettings.from_json(meta.settings, "made up"), items, Scores(records(rows)),
+        list(changes), facts.get("run"),
     )  # fmt: skip
-    names = ("cutoff", "primary", "control")
-    config = AnalysisConfig(**{name: facts[name] for name in names if name in facts})
+    named = ("cutoff", "primary", "control")
+    config = AnalysisConfig(**{name: facts[name] for name in named if name in facts})
     return make_focus(source, summarise(source.scores, config))
 
 
@@ -189,7 +198,7 @@ def test_groups_of_other_names_that_nobody_named_are_told_of():
 
 
 def scored(focus: Focus) -> ScoreSummary:
-    return ScoreSummary(focus.summary, None, {}, {})
+    return ScoreSummary(focus.summary, "d", "i", {}, {}, ())
 
 
 def test_a_change_of_the_prior_is_not_taken_for_one_of_the_conditional():
@@ -212,18 +221,23 @@ def test_what_it_is_evidence_for_names_model_items_and_groups():
 def test_adapters_are_of_one_run_only_where_that_is_known(tmp_path):
     def said_of(adapters: list[str], **settings) -> str:
         focus = focus_of({name: {"literary": spread(1)} for name in adapters})
-        focus.source.meta["settings"] |= settings
+        focus.source.settings = replace(focus.source.settings, **settings)
         return make_page(focus).evidence_for
 
     assert ", one training run, and these" in said_of(["mine"])
-    assert ", one training run, and these" in said_of(["a", "b"], run=["run"], adapter=[])
+    assert ", one training run, and these" in said_of(["a", "b"], run=("run",))
     several = ", 2 adapters, of one training run or of several, and these"
     assert several in said_of(["a", "b"])
-    assert several in said_of(["a", "b"], run=["run"], adapter=["another"])
-    assert ", 2 training runs, and these" in said_of(["a", "b"], run=["r1", "r2"], adapter=[])
-    focus = focus_of({"a": PLAIN, "b": PLAIN}, run=read_run(make_run(tmp_path / "run")))
-    text = make_page(focus).evidence_for
-    assert ", one training run, trained on 94 samples, and these" in text
+    assert several in said_of(["a", "b"], run=("run",), adapter=("another",))
+    assert ", 2 training runs, and these" in said_of(["a", "b"], run=("r1", "r2"))
+    run = make_run(tmp_path / "run")
+    for adapters, text in (
+        (("epoch-01", "epoch-02"), ", one training run, trained on 94 samples, and these"),
+        (("epoch-01", "other"), ", 2 adapters, of several, and these"),
+    ):
+        digests = {name: digest_of(name) for name in adapters}
+        focus = focus_of(dict.fromkeys(adapters, PLAIN), run=read_run(run, digests))
+        assert text in make_page(focus).evidence_for
 
 
 @pytest.mark.parametrize("value", [0.5, -0.5])
@@ -298,9 +312,8 @@ def test_boundary_merges_are_named():
 def test_items_that_were_left_out_are_named():
     focus = focus_of({"mine": PLAIN})
     assert not said(focus, "left out")
-    focus.source.meta |= {
-        "max_positions": 512, "too_long": {"a": "literary", "b": "factual", "c": "literary"},
-    }  # fmt: skip
+    too_long = {"a": "literary", "b": "factual", "c": "literary"}
+    focus.source.family.meta = replace(focus.source.meta, max_positions=512, too_long=too_long)
     literary, factual = said(focus, "left out")
     assert literary.startswith(
         "literary: 2 items are longer than the model's 512 positions and were left out (a, c; "
@@ -325,7 +338,15 @@ def trained_on(*texts: str) -> TrainingRun:
         Sample(f"s{k}", "prompt", (Turn("user", text),), None, f"train.jsonl:{k}")
         for k, text in enumerate(texts, start=1)
     ]
-    return TrainingRun(Path("run"), {"data": "train.jsonl"}, {}, {}, {}, TrainedTexts(samples))
+    return run_of("train.jsonl", TrainedTexts(samples))
+
+
+def run_of(data: str, trained: TrainedTexts | None) -> TrainingRun:
+    facts = RunFacts(
+        settings={"data": data}, n_train=None, n_validation=None, total_steps=None, data_digest=None
+    )
+    settings = DataSettings(data=data, validation=None)
+    return TrainingRun(Path("run"), facts, settings, {}, {}, {}, trained)
 
 
 ROW = "one two three four five six seven eight nine ten eleven twelve thirteen"
@@ -349,7 +370,7 @@ def test_items_that_are_trained_on_are_named_whole_or_by_their_words():
 
 def test_overlap_is_not_known_without_the_run_or_its_file(tmp_path):
     assert said(focus_of({"mine": PLAIN}), "no training run was given")
-    unknown = TrainingRun(Path("run"), {"data": "gone.jsonl"}, {}, {}, {}, None)
+    unknown = run_of("gone.jsonl", None)
     assert said(focus_of({"mine": PLAIN}, run=unknown), "gone.jsonl is not available as trained on")
 
 
@@ -360,7 +381,7 @@ def test_training_texts_count_only_if_the_file_is_the_one_trained_on(tmp_path):
     facts["settings"] |= {"data": str(data), "validation": "0.1"}
     for digest, is_known in ((digest_bytes([data]), True), ("0" * 64, False)):
         (run / "run.json").write_text(json.dumps(facts | {"data_digest": digest}))
-        assert (read_run(run).trained is not None) is is_known
+        assert (read_run(run, {}).trained is not None) is is_known
 
 
 def test_an_unstable_choice_is_named_and_what_it_is_worth():
@@ -375,8 +396,9 @@ def test_an_unstable_choice_is_named_and_what_it_is_worth():
 
 def test_epochs_that_were_not_scored_are_counted():
     losses = dict.fromkeys(range(1, 13), 3.0)
-    run = TrainingRun(Path("run"), {}, {}, losses, {})
-    epochs = {f"epoch-{k:02d}": PLAIN for k in (2, 5)}
+    scored = {f"epoch-{k:02d}": k for k in (2, 5)}
+    run = replace(run_of("train.jsonl", None), loss_nats=losses, scored=scored)
+    epochs = dict.fromkeys(scored, PLAIN)
     (text,) = said(focus_of(epochs, run=run), "trained epochs were scored")
     assert text.startswith("2 of 12 trained epochs")
 
@@ -391,13 +413,13 @@ def test_readings_that_disagree_are_named():
 
 
 def test_an_adapter_that_lacks_items_is_left_out_by_name():
-    rows = focus_of({"mine": PLAIN, "stopped": PLAIN}).source.scores
+    source = focus_of({"mine": PLAIN, "stopped": PLAIN}).source
+    rows = source.scores
     del rows.items["literary"]["stopped"]["literary-3"]
     summary = summarise(rows)
     family = summary.families["literary"]
     assert list(family.changes) == ["mine"]
     assert family.incomplete == {"stopped": 59}
-    source = Source(Path("scores"), make_meta([None, "mine"]), {}, rows, ["mine", "stopped"])
     focus = make_focus(source, summary)
     assert said(focus, "literary: stopped has scores for 59 of 60 items only")
     assert "stopped has 59 of 60 items" in summary_text(scored(focus))

@@ -56,7 +56,7 @@ def test_a_plan_is_kept_and_kept_to(files, run, tmp_path):
     meta = json.loads((config.out / "meta.json").read_text())
     assert meta["plan"]["file_digest"] == hashlib.sha256(plan.read_bytes()).hexdigest()
     assert meta["planned_first"] is True
-    assert meta["plan"]["items_digest"] == meta["items_digest"]
+    assert meta["plan"]["items_digest"] == meta["given_digest"]
     for words in ("Departures", "No plan", "after the fact"):
         assert not said(config.out, words)
     assert said(config.out, "margin of 0.25 nats was given to the report", margin=0.25)

@@ -1,0 +1,157 @@
+"""What a folder of scores is about: the last command's items, and the models that compare on them.
+
+Summary and report read a folder by this one way. The family of a folder is the base of the last
+command and every adapter that any command scored on that base, in the same way, on the same items:
+an adapter that was looked at once is paid for by the tests from then on.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from cqa.data.unique import Fingerprints
+from cqa.errors import DataError
+from cqa.files import read_json
+from cqa.schema.meta import AnyModel, Meta, ScoredModel
+from cqa.schema.provenance import Provenance, provenance
+from cqa.schema.rows import ItemRow, ItemText
+from cqa.schema.summary import NotInFamily
+from cqa.score_folder import ITEMS, META, SCORES, ItemsDigest, read_rows, read_texts
+
+OTHER_VERSION = ("version of cqa-fast",)
+
+
+@dataclass(slots=True)
+class Family:
+    """The items and models of a folder of scores; kept of an item is an entry of `Fingerprints`."""
+
+    folder: Path
+    meta: Meta
+    names: Mapping[str, str | None]  # by model key: the base, earlier adapters, the last command's
+    digests: Mapping[str, str]  # of every adapter by its name
+    made: dict[str, Provenance]  # what every adapter says of its training
+    _wanted: Fingerprints
+    _others: Mapping[str, NotInFamily]  # by model key
+    _met: set[str] = field(default_factory=set)  # model keys of the rows of these items
+
+    @property
+    def n_items(self) -> int:
+        """How many items the last command scores."""
+        return len(self._wanted)
+
+    def rows(self) -> Iterator[ItemRow]:
+        """Yield the rows of these items and models, each under the one name of its model."""
+        for row in read_rows(self.folder / SCORES):
+            if row.full_key in self._wanted:
+                self._met.add(row.model_key)
+                if row.model_key in self.names:
+                    yield replace(row, adapter=self.names[row.model_key])
+
+    def texts(self) -> Iterator[ItemText]:
+        """Yield the texts of these items."""
+        for text in read_texts(self.folder / ITEMS):
+            if text.full_key in self._wanted:
+                yield text
+
+    @property
+    def order(self) -> tuple[str | None, ...]:
+        """The names in their order."""
+        return tuple(self.names.values())
+
+    @property
+    def keys(self) -> dict[str | None, str]:
+        """Model keys by name, of the models with rows of these items, once `rows` has ended."""
+        return {name: key for key, name in self.names.items() if key in self._met}
+
+    @property
+    def not_in_family(self) -> tuple[NotInFamily, ...]:
+        """Adapters with rows of these items that do not compare, once `rows` has ended."""
+        return tuple(dict.fromkeys(o for key, o in self._others.items() if key in self._met))
+
+
+def read_family(folder: Path) -> Family:
+    """Read meta.json and items.jsonl of a folder that `cqa-fast score` wrote.
+
+    Raises:
+        DataError: A file is damaged, of another version, or they do not belong together.
+    """
+    path = folder / META
+    try:
+        meta = Meta.from_json(read_json(path), str(path))
+    except DataError as error:
+        again = "the same cqa-fast score command writes it anew, and computes nothing again"
+        raise DataError(error.message, where=error.where, hint=again) from None
+    return _sorted(folder, meta, _wanted(folder / ITEMS, meta))
+
+
+def _wanted(path: Path, meta: Meta) -> Fingerprints:
+    """Return the items of the last command."""
+    wanted, digest, lines = Fingerprints(), ItemsDigest(), meta.lines()
+    following = next(lines, None)
+    for number, text in enumerate(read_texts(path), start=1):
+        if number == following:
+            wanted.add(text.full_key)
+            digest.add(text.full_key)
+            following = next(lines, None)
+    if following is not None or digest.hexdigest() != meta.items_digest:
+        raise DataError(
+            f"expected the items that {META} stands for, got others",
+            where=str(path),
+            hint="the same cqa-fast score command writes the missing ones anew",
+        )
+    return wanted
+
+
+def _sorted(folder: Path, meta: Meta, wanted: Fingerprints) -> Family:
+    """Sort the models of all commands into those that compare and the others."""
+    base = meta.models[0]
+    same: list[ScoredModel] = []
+    unlike: dict[str, tuple[str | None, tuple[str, ...]]] = {}
+    for held in meta.earlier_models:
+        any_model = AnyModel.from_json(held, str(folder / META))
+        try:
+            model = ScoredModel.from_json(held, "")
+            differs = model.differs_from(base)
+        except DataError:
+            differs = OTHER_VERSION
+        if differs:
+            unlike[any_model.model_key] = any_model.adapter, differs
+        else:
+            same.append(model)
+    found = [base, *(m for m in same if m.adapter is not None), *meta.models[1:]]
+    named = _names(found, meta.models)
+    names = {model.model_key: named[model.adapter_digest] for model in found}
+    digests = {name: digest for digest, name in named.items() if digest and name}
+    held_digests = {m.get("model_key"): m.get("adapter_digest") for m in meta.earlier_models}
+    others = {
+        key: NotInFamily(adapter, differs)
+        for key, (adapter, differs) in unlike.items()
+        if adapter is not None and held_digests[key] not in named
+    }
+    made = {
+        name: provenance(model.adapter_origin)
+        for model in found
+        if (name := names[model.model_key]) is not None
+    }
+    return Family(folder, meta, names, digests, made, wanted, others)
+
+
+def _names(
+    models: Sequence[ScoredModel], last: Sequence[ScoredModel]
+) -> dict[str | None, str | None]:
+    """Name each adapter by its bytes, no two alike; the last name of the same bytes wins.
+
+    Args:
+        models: In the order of the commands.
+        last: Those of the last command, whose names stay as they are.
+    """
+    called = {model.adapter_digest: model.adapter for model in models}
+    kept = {model.adapter_digest for model in last}
+    n_called = Counter(called.values())
+    return {
+        digest: name if digest in kept or n_called[name] == 1 else f"{name}@{str(digest)[:8]}"
+        for digest, name in called.items()
+    }
