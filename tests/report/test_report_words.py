@@ -325,10 +325,12 @@ def test_texts_that_meet_wrongly_are_counted():
     focus = focus_of({"mine": PLAIN})
     assert not said(focus, "space")
     n = len(focus.source.items)
-    focus.source.meta |= {"n_contexts_ending_in_space": 2, "n_options_lacking_space": 0}
+    counts = {"n_contexts_ending_in_space": 2, "n_options_lacking_space": 0}
+    focus.source.family.meta = replace(focus.source.meta, **counts)
     (text,) = said(focus, "space")
     assert text.startswith(f"The context ends in a space in 2 of {n} items: ")
-    focus.source.meta |= {"n_contexts_ending_in_space": 0, "n_options_lacking_space": 3}
+    counts = {"n_contexts_ending_in_space": 0, "n_options_lacking_space": 3}
+    focus.source.family.meta = replace(focus.source.meta, **counts)
     (text,) = said(focus, "space")
     assert text.startswith(f"An option meets its context without a space in 3 of {n} items, ")
 
