@@ -213,9 +213,12 @@ def simulate(
     judge: Callable[[Design, int], dict[str, bool]], design: Design, runs: int
 ) -> dict[str, float]:
     """Return how often each thing happens in many draws of a design, in percent."""
-    deciding.DRAWS = DRAWS
-    deciding.FEWEST_DRAWS = DRAWS
-    found = [judge(design, run) for run in range(runs)]
+    usual = deciding.DRAWS, deciding.FEWEST_DRAWS
+    deciding.DRAWS = deciding.FEWEST_DRAWS = DRAWS
+    try:
+        found = [judge(design, run) for run in range(runs)]
+    finally:
+        deciding.DRAWS, deciding.FEWEST_DRAWS = usual
     return {name: 100 * sum(one[name] for one in found) / runs for name in found[0]}
 
 

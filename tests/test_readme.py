@@ -42,7 +42,7 @@ SHORTER = {  # what takes long even on little data
         "--window", "9+9", "--job", "2x9+2x9", "--seconds", "0.01", "--device", "cpu",
     ],
 }  # fmt: skip
-OF_OTHERS = {"--no-build-isolation", "--inplace"}  # flags of pip and setup.py
+OF_OTHERS = {"--no-build-isolation", "--inplace", "--repo-type"}  # of pip, setup.py and hf
 
 
 def commands(*, real: bool) -> list[str]:
@@ -74,7 +74,7 @@ def test_the_commands_run_in_order(tmp_path, monkeypatch):
     for _, kind, body in BLOCKS:
         if kind == "yaml":
             Path(body.splitlines()[0].removeprefix("# ")).write_text(body, encoding="utf-8")
-    assert len(commands(real=False)) == 15
+    assert len(commands(real=False)) == 21
     for command in commands(real=False):
         run(command)
     assert Path("run/epoch-12/adapter_model.safetensors").is_file()

@@ -158,7 +158,8 @@ def plan(config: PlanConfig, as_json: bool) -> None:
 
     \b
     Example:
-      cqa-fast plan --pairs literary.jsonl --pairs factual.jsonl --epochs 1-12 --out plan.json
+      cqa-fast plan --pairs literary.jsonl --pairs factual.jsonl \\
+          --epochs 1-12 --out plan.json
       cqa-fast score --plan plan.json --model DIR --run run --out scores \\
           --pairs literary.jsonl --pairs factual.jsonl
     """
@@ -238,7 +239,8 @@ def power(config: PowerConfig, scores: Path | None, as_json: bool) -> None:
 
     \b
     Example:
-      cqa-fast power --effect 0.5 --sd 1.5 --icc 0.1 --items-per-source 4 --epochs-swept 7
+      cqa-fast power --effect 0.5 --sd 1.5 --icc 0.1 \\
+          --items-per-source 4 --epochs-swept 7
       cqa-fast power pilot-scores --effect 0.5
     """
     from cqa.study.power import plan_power, power_text

@@ -217,7 +217,7 @@ def test_settings_without_effect_are_no_obstacle(base, folder, key, value):
     assert (ours(base, folder) - expected).abs().max() < 2e-5
 
 
-ENDLESS = r"(?:\w+\.?)+!"
+ENDLESS = r"(?:(?:\w+\.?)+)+!"
 
 
 @pytest.mark.parametrize(

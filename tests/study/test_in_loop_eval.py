@@ -52,7 +52,7 @@ def adapters(out: Path) -> dict[str, bytes]:
 
 def test_it_is_what_scoring_the_kept_epochs_says(watched, files, tmp_path):
     config = ScoreConfig(
-        model=str(MODEL), run=watched, pairs=(files[1],), out=tmp_path, device="cpu"
+        model=str(MODEL), run=(watched,), pairs=(files[1],), out=tmp_path, device="cpu"
     )
     groups = score(config).to_json()["groups"]
     events = devs(watched)
