@@ -159,7 +159,7 @@ def plan(config: PlanConfig, as_json: bool) -> None:
     \b
     Example:
       cqa-fast plan --pairs literary.jsonl --pairs factual.jsonl \\
-          --epochs 1-12 --out plan.json
+          --epochs 2,3,4,5,6,8,12 --out plan.json
       cqa-fast score --plan plan.json --model DIR --run run --out scores \\
           --pairs literary.jsonl --pairs factual.jsonl
     """
