@@ -31,7 +31,7 @@ class ItemScore:
     prior_nats: float  # the same after the null context
     delta_i_null2_nats: float | None  # after the second null context; None: not measured
     variants: tuple[float, ...]  # dI in the order of OF_PMI
-    null2_lengths: tuple[float, ...] | None  # the same per unit of LENGTHS
+    null2_lengths: tuple[float, ...] | None  # the same per token and per byte
     entropy_given_nats: float  # per token, over the tokens of all options
     entropy_null_nats: float
     p_given: tuple[float, ...]  # softmax of S(x|y) over the candidates
@@ -79,7 +79,7 @@ def item_score(row: ItemRow) -> ItemScore:
             *_per_length(pmi, options, answer),
             delta_i_best_wrong(pmi, answer),
         ),
-        null2_lengths=None if pmi2 is None else _per_length(pmi2, options, answer),
+        null2_lengths=None if pmi2 is None else _per_length(pmi2, options, answer)[:2],
         entropy_given_nats=sum(o.entropy_given_context_nats for o in options) / n_tokens,
         entropy_null_nats=sum(o.entropy_null_nats for o in options) / n_tokens,
         p_given=tuple(p_given[k] for k in order),
