@@ -21,8 +21,8 @@ from cqa.model.decoder import Decoder
 from cqa.model.load import destinations
 from cqa.model.lora import LoraSpec, TrainableLora
 from cqa.model.projection import MODULES
+from cqa.score.decoder_engine import run_prefix_batch
 from cqa.score.prefix_batch import PrefixBatch
-from cqa.score.scorer import run_prefix_batch
 from cqa.train.passes import StepConfig
 from cqa.train.step import take_step
 

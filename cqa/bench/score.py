@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from cqa.layout import pack_trees
 from cqa.model.checkpoint import locate
 from cqa.model.decoder import Decoder
 from cqa.model.lora import Adapter, LoraSpec, adapted_members, attach
+from cqa.score.decoder_engine import run_prefix_batch
 from cqa.score.prefix_batch import EncodedItem, passes
 from cqa.score.scorer import scored_passes
 
@@ -120,12 +122,14 @@ def _runner(
     batch_tokens: int,
     adapters: Sequence[Adapter],
 ) -> Callable[[], None]:
+    score = partial(run_prefix_batch, decoder)
+
     def run() -> None:
         decoder.detach_adapter()
         for adapter in (None, *adapters):
             if adapter is not None:
                 attach(decoder, adapter)
-            for _ in scored_passes(decoder, items, tokenizer, batch_tokens):
+            for _ in scored_passes(score, items, tokenizer, batch_tokens):
                 pass
 
     return run

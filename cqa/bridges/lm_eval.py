@@ -19,9 +19,10 @@ from cqa.data.tokenizer import Ids
 from cqa.errors import ConfigError, DataError, NumericsError, ResourceError
 from cqa.model.load import Device, Dtype
 from cqa.model.memory import give_back, ran_out
+from cqa.score.decoder_engine import run_prefix_batch
+from cqa.score.engine import SequenceScores
 from cqa.score.prefix_batch import PrefixBatch
 from cqa.score.resident import Model
-from cqa.score.scorer import SequenceScores, run_prefix_batch
 
 Pair = tuple[Ids, Ids]  # a context and what follows it
 Request = tuple[Any, list[int], list[int]]  # lm-eval's: its texts or None, and their ids

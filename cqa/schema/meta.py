@@ -10,7 +10,7 @@ from cqa.schema.record import Record, stored_as
 
 SAME_IN_A_FAMILY = (  # all but the adapter that decides a score's digits
     "model", "tokenizer", "template", "boundary", "null_ids", "null2_ids", "score_eos", "code",
-    "device", "dtype", "backend",
+    "engine", "device", "dtype", "backend",
 )  # fmt: skip
 
 
@@ -30,7 +30,9 @@ class ScoredModel(Record):
     model: str
     device: str
     dtype: str
-    backend: str
+    backend: str  # what computes, with its version where it is not this package
+    engine: str = "cqa"  # our decoder
+    batch_invariant: bool = True  # the same to the last bit whatever shares a pass
     adapter_digest: str | None
     adapter_origin: dict[str, str | None] | None  # None where the adapter does not say
     # of this run, when it has ended

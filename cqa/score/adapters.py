@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cqa.data.tokenizer import Tokenizer
 from cqa.errors import ModelError
-from cqa.model.adapter import adapter_folder, read_adapter, read_spec
+from cqa.model.adapter import adapter_folder
 from cqa.model.adapter_files import adapter_digest
-from cqa.model.decoder import Decoder
-from cqa.model.lora import Adapter, LoraSpec, attach
+from cqa.model.lora import Adapter
 from cqa.run_folder import epoch_folders
 from cqa.score.config import ScoreConfig
-from cqa.score.prefix_batch import EncodedItem
-from cqa.score.scorer import SequenceScores, scored_passes
 
 KEPT_BYTES = 1 << 30  # of all adapters on the host from check to turn; the rest is read again
 
@@ -27,24 +23,20 @@ class AdapterFolder:
 
     name: str
     folder: Path
-    spec: LoraSpec
-    kept: Adapter | None = None  # its tensors, once they are read, if there is room for them
+    kept: Adapter | None = None  # its tensors for our decoder, once they are read
 
-    def unchanged(self, decoder: Decoder, digest: str | None) -> Adapter:
-        """Return the tensors of the files that had a digest when the run began.
+    def check_unchanged(self, digest: str | None) -> None:
+        """Check that the files have the digest that they had when the run began.
 
         Raises:
-            ModelError: The files have other bytes by now.
+            ModelError: They have other bytes by now.
         """
-        weights = self.kept or read_adapter(self.folder, decoder)
-        self.kept = None
         if adapter_digest(self.folder) != digest:
             raise ModelError(
                 "expected the adapter as it was at the start, got other bytes",
                 where=str(self.folder),
                 hint="it was written anew during the run; give the same command again",
             )
-        return weights
 
 
 def find_adapters(config: ScoreConfig) -> list[AdapterFolder]:
@@ -63,12 +55,12 @@ def named_adapters(folders: Sequence[Path]) -> list[AdapterFolder]:
     """Return adapters, each under as much of its path as tells it from the others.
 
     Raises:
-        ModelError: A folder is missing or malformed, or comes twice.
+        ModelError: A folder is missing, or comes twice.
     """
     resolved = [Path(os.path.realpath(folder)) for folder in folders]  # of a loop of links too
     found = [adapter_folder(folder) for folder in folders]
     return [
-        AdapterFolder(_own_name(path, resolved), folder, read_spec(folder))
+        AdapterFolder(_own_name(path, resolved), folder)
         for path, folder in zip(resolved, found, strict=True)
     ]
 
@@ -118,36 +110,3 @@ def check_distinct(folders: Sequence[Path], digests: Sequence[str]) -> None:
                 where=str(folder),
             )
         first[digest] = folder
-
-
-def check_has_effect(
-    folder: Path,
-    adapter: Adapter,
-    decoder: Decoder,
-    items: Iterable[EncodedItem],
-    tokenizer: Tokenizer,
-) -> None:
-    """Check that an adapter changes a score: one that is not the base's is enough.
-
-    Leaves the decoder with the adapter attached.
-
-    Raises:
-        ModelError: max |ΔS| over all items is 0.
-    """
-
-    def scored(item: EncodedItem) -> SequenceScores:
-        ((_, sequences, _),) = scored_passes(decoder, [item], tokenizer, 1)
-        return sequences
-
-    for item in items:
-        decoder.detach_adapter()
-        before = scored(item)
-        attach(decoder, adapter)
-        after = scored(item)
-        if any(after[sequence].logp != before[sequence].logp for sequence in before):
-            return
-    raise ModelError(
-        "expected an adapter that changes a score, got one under which all are the base's",
-        where=str(folder),
-        hint="its B·A may be zero or below the rounding of the weights' dtype",
-    )

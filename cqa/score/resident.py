@@ -18,17 +18,17 @@ from cqa.errors import DataError, NumericsError
 from cqa.kernels.matmul import keep_sums_whole
 from cqa.model.adapter_files import adapter_digest
 from cqa.model.checkpoint import locate
-from cqa.model.config import read_config
 from cqa.model.decoder import Decoder
-from cqa.model.load import BaseModel, Device, Dtype, open_model
-from cqa.model.lora import Adapter, attach, widest
+from cqa.model.load import Device, Dtype
 from cqa.model.memory import reported as memory_reported
 from cqa.model.origin import check_origin
 from cqa.schema.rows import ItemRow
-from cqa.score.adapters import AdapterFolder, check_has_effect, named_adapters
+from cqa.score.adapters import AdapterFolder, named_adapters
+from cqa.score.decoder_engine import DecoderEngine
+from cqa.score.effect import check_has_effect
 from cqa.score.prefix_batch import EncodedItem, PrefixBatch, encode_item
 from cqa.score.run import scored_model, shared_identity
-from cqa.score.scorer import run_prefix_batch, score_rows
+from cqa.score.scorer import score_rows
 
 Items = Iterable[Item | Mapping[str, Any] | tuple[str, str, str]]
 HINT = "--dtype bf16, a shorter text, or a device with more memory"
@@ -46,12 +46,12 @@ AdapterChoice = str | Path | None | Literal[Current.CURRENT]
 
 @dataclass(slots=True)
 class _Attached:
-    """The adapter in the decoder's weights."""
+    """The adapter in the engine's weights."""
 
     path: Path
     found: AdapterFolder
     digest: str
-    weights: Adapter | None  # until it is seen to change a score
+    has_effect: bool = False  # once it is seen to change a score
 
 
 class Model:
@@ -75,23 +75,24 @@ class Model:
     ) -> None:
         """Load a base, and attach an adapter where one is named; see `cqa.load`."""
         keep_sums_whole()
-        self._folder, self._device, self._dtype = locate(str(model)), device, dtype
-        shape = read_config(self._folder)
-        self.max_positions = shape.max_positions
+        folder = locate(str(model))
+        found = [] if adapter is None else [_one(Path(adapter))]
+        self._engine = DecoderEngine(folder, found, device=device, dtype=dtype)
+        self.max_positions = self._engine.max_positions
         self.tokenizer = Tokenizer(
-            self._folder, null_token=null_token, template=template, allow_special=allow_special
+            folder, null_token=null_token, template=template, allow_special=allow_special
         )
-        self.tokenizer.limit_ids(shape.vocab_size)
+        self.tokenizer.limit_ids(self._engine.vocab_size)
         self._attached: _Attached | None = None
         self._chosen = None if adapter is None else Path(adapter)
-        found = None if adapter is None else _one(Path(adapter))
-        self._base: BaseModel = self._open(widest([found.spec] if found else []))
+        with memory_reported("the model", HINT):
+            self._identity = self._engine.open()
         self.use(adapter)
 
     @property
     def decoder(self) -> Decoder:
         """The decoder, with the adapter of the last call in its weights."""
-        return self._base.decoder
+        return self._engine.base.decoder
 
     @property
     def adapter(self) -> Path | None:
@@ -144,7 +145,7 @@ class Model:
         prefixes.add([pair])
         self._attach(adapter)
         with memory_reported("scoring", HINT):
-            logp = run_prefix_batch(self.decoder, prefixes)[pair].logp
+            logp = self._engine.run(prefixes)[pair].logp
         if not all(map(math.isfinite, logp)):
             raise NumericsError("expected finite log-probabilities, got others")
         return logp
@@ -180,16 +181,14 @@ class Model:
         encoded = [self._encode(item) for item in parsed_items(items)]
         self._attach(adapter)
         attached = self._attached
-        if attached is not None and attached.weights is not None and encoded:
-            check_has_effect(
-                attached.found.folder, attached.weights, self.decoder, encoded, self.tokenizer
-            )
-            attached.weights = None
+        if attached is not None and not attached.has_effect and encoded:
+            check_has_effect(self._engine, attached.found, encoded, self.tokenizer)
+            attached.found.kept, attached.has_effect = None, True
         found, digest = (attached.found, attached.digest) if attached else (None, None)
-        shared = shared_identity(self._base, self.tokenizer, boundary="split", score_eos=False)
+        shared = shared_identity(self._identity, self.tokenizer, boundary="split", score_eos=False)
         model = scored_model(shared, found, digest)
         passes = score_rows(
-            self.decoder,
+            self._engine.run,
             encoded,
             self.tokenizer,
             batch_tokens=batch_tokens,
@@ -204,12 +203,8 @@ class Model:
             item, self.tokenizer, "split", score_eos=False, max_positions=self.max_positions
         )
 
-    def _open(self, rank_columns: dict[str, int]) -> BaseModel:
-        with memory_reported("the model", HINT):
-            return open_model(self._folder, self._device, self._dtype, rank_columns=rank_columns)
-
     def _detach(self) -> None:
-        self.decoder.detach_adapter()
+        self._engine.use(None)
         self._attached = None
 
     def _attach(self, adapter: AdapterChoice) -> None:
@@ -223,22 +218,16 @@ class Model:
             return
         self._detach()
         found = _one(path)
-        self._make_room(found)
+        with memory_reported("the model", HINT):
+            self._engine.make_room(found)
         digest = adapter_digest(found.folder)
         check_origin(
-            found.folder, model_digest=self._base.digest, tokenizer_digest=self.tokenizer.digest
+            found.folder, model_digest=self._identity.model, tokenizer_digest=self.tokenizer.digest
         )
         with memory_reported("the adapter", HINT):
-            weights = found.unchanged(self.decoder, digest)
-            attach(self.decoder, weights)
-        self._attached = _Attached(path, found, digest, weights)
-
-    def _make_room(self, found: AdapterFolder) -> None:
-        held, needed = self.decoder.rank_columns, widest([found.spec])
-        columns = {name: max(held.get(name, 0), n) for name, n in needed.items()}
-        if columns != {name: held.get(name, 0) for name in columns}:
-            del self._base  # its memory is what the next one takes
-            self._base = self._open(columns)
+            self._engine.use(found)
+            found.check_unchanged(digest)
+        self._attached = _Attached(path, found, digest)
 
 
 def _one(path: Path) -> AdapterFolder:

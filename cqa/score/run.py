@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +20,10 @@ from cqa.files import discard, inside, locked, read_json, refuse_held, write_jso
 from cqa.identity import code_digest, versions
 from cqa.interrupt import Interrupt
 from cqa.kernels.matmul import keep_sums_whole
-from cqa.model.adapter import read_adapter
 from cqa.model.adapter_files import adapter_digest
 from cqa.model.checkpoint import locate
-from cqa.model.config import read_config
 from cqa.model.conversion import read_conversion
-from cqa.model.decoder import Decoder
-from cqa.model.load import BaseModel, dtype_name, open_model
-from cqa.model.lora import attach, widest
+from cqa.model.load import BaseModel
 from cqa.model.memory import reported as memory_reported
 from cqa.model.origin import check_origin, read_origin
 from cqa.run_folder import missing_epochs, planned_epochs
@@ -39,12 +35,14 @@ from cqa.score.adapters import (
     KEPT_BYTES,
     AdapterFolder,
     check_distinct,
-    check_has_effect,
     find_adapters,
     host_bytes,
 )
 from cqa.score.config import ScoreConfig
+from cqa.score.decoder_engine import DecoderEngine
+from cqa.score.effect import check_has_effect
 from cqa.score.encoded import Items
+from cqa.score.engine import Engine, EngineIdentity
 from cqa.score.plan import kept_plan
 from cqa.score.results import ItemsHeld, Results
 from cqa.score.scorer import score_rows
@@ -53,7 +51,10 @@ from cqa.stats.config import AnalysisConfig
 from cqa.stats.roles import choose_roles
 from cqa.stats.summary import Scores, summarise
 
-CODE = ("data/items.py", "score/prefix_batch.py", "score/scorer.py", "stats/information.py")
+CODE = (
+    "data/items.py", "score/prefix_batch.py", "score/scorer.py", "score/engine.py",
+    "score/decoder_engine.py", "stats/information.py",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,14 +101,13 @@ def score(
         kept_plan(config.plan)  # a file that is no plan ends the run before anything is done
     folder, adapters = locate(config.model), find_adapters(config)
     _note_missing_epochs(config, on_event)
-    items, n_items = _checked_items(config, folder)
+    engine = DecoderEngine(folder, adapters, device=config.device, dtype=config.dtype, base=base)
+    items, n_items = _checked_items(config, folder, engine)
     keep_sums_whole()
     with memory_reported("the model", "--dtype bf16, or a device with more memory"):
-        if base is None:
-            columns = widest([adapter.spec for adapter in adapters])
-            base = open_model(folder, config.device, config.dtype, rank_columns=columns)
+        identity = engine.open()
         # a bad adapter ends the run before anything is computed or written
-        models = identify(config, base, adapters, items)
+        models = identify(config, engine, identity, adapters, items)
     with (
         locked(config.out),
         Interrupt() as interrupt,
@@ -118,7 +118,7 @@ def score(
         for text in items.notes():
             on_event(Note(text=text))
         conversion = read_conversion(folder)
-        run = _Run(items, held, results, base.decoder, conversion, interrupt, on_event)
+        run = _Run(items, held, results, engine, conversion, interrupt, on_event)
         discard(inside(config.out, SUMMARY))  # it would be of another meta.json
         _score_models(run, adapters, models)
         summary = _summarised(config) if config.summary else None
@@ -134,15 +134,14 @@ class _Run:
     items: Items
     held: ItemsHeld
     results: Results
-    decoder: Decoder
+    engine: Engine
     conversion: dict[str, Any] | None
     interrupt: Interrupt
     on_event: Callable[[ScoreEvent], None]
 
 
-def _checked_items(config: ScoreConfig, model: Path) -> tuple[Items, int]:
+def _checked_items(config: ScoreConfig, model: Path, engine: Engine) -> tuple[Items, int]:
     """Read every item once; return them, and how many there are to score."""
-    shape = read_config(model)
     tokenizer = Tokenizer(
         model,
         null_token=config.null_token,
@@ -150,8 +149,8 @@ def _checked_items(config: ScoreConfig, model: Path) -> tuple[Items, int]:
         allow_special=config.allow_special,
         second_null=config.nulls == 2,
     )
-    tokenizer.limit_ids(shape.vocab_size)
-    items = Items(config, tokenizer, shape.max_positions)
+    tokenizer.limit_ids(engine.vocab_size)
+    items = Items(config, tokenizer, engine.max_positions)
     n_items = items.check()
     if config.summary:
         choose_roles(items.groups, config)  # a group that is named but not there ends the run here
@@ -167,9 +166,10 @@ def _score_models(
     _write_meta(run, models, earlier, plan)
     for model, adapter in zip(models, (None, *adapters), strict=True):
         run.on_event(ModelStart(adapter=model.adapter))
-        run.decoder.detach_adapter()
+        run.engine.use(adapter)
         if adapter is not None:
-            attach(run.decoder, adapter.unchanged(run.decoder, model.adapter_digest))
+            adapter.kept = None
+            adapter.check_unchanged(model.adapter_digest)
         timed.append(_score_model(run, model))
         run.on_event(ModelScored(adapter=model.adapter))
     _write_meta(run, timed, earlier, plan)
@@ -190,7 +190,11 @@ def _summarised(config: ScoreConfig) -> ScoreSummary:
 
 
 def identify(
-    config: ScoreConfig, base: BaseModel, adapters: Sequence[AdapterFolder], items: Items
+    config: ScoreConfig,
+    engine: Engine,
+    identity: EngineIdentity,
+    adapters: Sequence[AdapterFolder],
+    items: Items,
 ) -> list[ScoredModel]:
     """Return what identifies the base and each adapter, refusing an adapter that cannot be scored.
 
@@ -199,7 +203,7 @@ def identify(
             no score.
     """
     shared = shared_identity(
-        base, items.tokenizer, boundary=config.boundary, score_eos=config.score_eos
+        identity, items.tokenizer, boundary=config.boundary, score_eos=config.score_eos
     )
     digests = [adapter_digest(adapter.folder) for adapter in adapters]
     check_distinct([adapter.folder for adapter in adapters], digests)
@@ -211,15 +215,12 @@ def identify(
             if not config.other_base:
                 check_origin(
                     adapter.folder,
-                    model_digest=base.digest,
+                    model_digest=identity.model,
                     tokenizer_digest=items.tokenizer.digest,
                 )
-            weights = read_adapter(adapter.folder, base.decoder)
-            check_has_effect(
-                adapter.folder, weights, base.decoder, items.encoded(), items.tokenizer
-            )
-            n_kept += host_bytes(weights)
-            adapter.kept = weights if n_kept <= KEPT_BYTES else None
+            check_has_effect(engine, adapter, items.encoded(), items.tokenizer)
+            n_kept += host_bytes(adapter.kept) if adapter.kept else 0
+            adapter.kept = adapter.kept if n_kept <= KEPT_BYTES else None
         models.append(model)
     return models
 
@@ -263,13 +264,13 @@ def _write_meta(
     earlier: tuple[dict[str, Any], ...],
     plan: _Plan,
 ) -> None:
-    items, device = run.items, run.decoder.device
+    items = run.items
     settings = describe(items.config)
     of_statistics = {key: settings[key] for key in describe(AnalysisConfig())}
     keys = [model.model_key for model in models]
     meta = Meta(
         settings=settings,
-        device=torch.cuda.get_device_name() if device.type == "cuda" else platform.machine(),
+        device=torch.cuda.get_device_name() if models[0].device == "cuda" else platform.machine(),
         n_threads=torch.get_num_threads(),
         versions=versions(),
         digest=digest_json([of_statistics, run.held.digest, keys]),
@@ -307,7 +308,7 @@ def _score_model(run: _Run, model: ScoredModel) -> ScoredModel:
     started, n_tokens = time.perf_counter(), 0
     done = run.results.done(model.model_key)
     passes = score_rows(
-        run.decoder,
+        run.engine.run,
         items.encoded(skip=lambda item: full_key(item) in done),
         items.tokenizer,
         batch_tokens=config.batch_tokens,
@@ -326,7 +327,7 @@ def _score_model(run: _Run, model: ScoredModel) -> ScoredModel:
 
 
 def shared_identity(
-    base: BaseModel, tokenizer: Tokenizer, *, boundary: Boundary, score_eos: bool
+    engine: EngineIdentity, tokenizer: Tokenizer, *, boundary: Boundary, score_eos: bool
 ) -> dict[str, Any]:
     """Return everything but the adapter that decides a score's digits."""
     return {
@@ -337,10 +338,7 @@ def shared_identity(
         "null2_ids": tokenizer.null2_ids,
         "score_eos": score_eos,
         "code": code_digest(*CODE),
-        "model": base.digest,
-        "device": base.decoder.device.type,
-        "dtype": dtype_name(base.decoder.dtype),
-        "backend": base.decoder.backend,
+        **asdict(engine),
     }
 
 

@@ -3,15 +3,15 @@
     score_rows           items as token ids -> rows of scores.jsonl, pass by pass
     scored_passes        groups items up to the token budget; halves it where memory runs out
       passes             prefix_batch.py: every context once, every text after it once
-      run_prefix_batch   one pass on the device
+      run_prefix_batch   decoder_engine.py: one pass on the device; other engines have their own
         pack_trees       layout.py: contexts and texts -> rows, segments, targets
         decoder.hidden   model/decoder.py: rows -> the hidden state that predicts each target
         token_stats      kernels/token_logprobs.py: head, log-softmax, entropy, per target
     item_row             sums per text: S(x|y), S(x|null), I(x; y), dI
-      SequenceStats      the exactly rounded sums of what a text's tokens score
+      SequenceStats      engine.py: the exactly rounded sums of what a text's tokens score
 
-A sequence is a text after a context, both as ids; its score does not depend on what else is in the
-pass, so neither order nor budget changes a row.
+A sequence is a text after a context, both as ids; in our decoder its score does not depend on what
+else is in the pass, so neither order nor budget changes a row.
 """
 
 from __future__ import annotations
@@ -19,58 +19,18 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 
-import torch
-
-from cqa.data.tokenizer import Ids, Tokenizer
+from cqa.data.tokenizer import Tokenizer
 from cqa.errors import NumericsError, ResourceError
-from cqa.kernels.token_logprobs import token_stats
-from cqa.layout import pack_trees
-from cqa.model.decoder import Decoder
 from cqa.model.memory import give_back, ran_out
 from cqa.schema.rows import ItemRow, OptionScore
+from cqa.score.engine import Run, SequenceScores
 from cqa.score.prefix_batch import EncodedItem, PrefixBatch, passes
 from cqa.score_folder import item_key
 from cqa.stats.information import contrast, delta_i_best_wrong, rank_prob
 
 
-class SequenceStats:
-    """Of every option token after a context: log-probability and entropy in nats, and rank."""
-
-    def __init__(self, logp: list[float], entropy: list[float], rank: list[int]) -> None:
-        self.logp, self.entropy, self.rank = logp, entropy, rank
-
-    @property
-    def total(self) -> float:
-        """S(x|c): the exactly rounded sum of the tokens' log-probabilities."""
-        return math.fsum(self.logp)
-
-    @property
-    def total_entropy(self) -> float:
-        """The sum of the next-token entropies at the option's tokens."""
-        return math.fsum(self.entropy)
-
-
-SequenceScores = dict[tuple[Ids, Ids], SequenceStats]  # by context and text
-
-
-@torch.no_grad()
-def run_prefix_batch(decoder: Decoder, prefixes: PrefixBatch) -> SequenceScores:
-    """Score every sequence of a prefix batch in one pass; none depends on what else is in it."""
-    trees = prefixes.trees()
-    batch, places = pack_trees(trees)
-    batch = batch.to(decoder.device)
-    hidden = decoder.hidden_for_scoring(batch)
-    stats = token_stats(hidden, decoder.head, batch.target, backend=decoder.backend)
-    logp, entropy, rank = stats.logp.tolist(), stats.entropy.tolist(), stats.rank.tolist()
-    return {
-        (tree.context, option): SequenceStats(logp[place], entropy[place], rank[place])
-        for tree, slices in zip(trees, places, strict=True)
-        for option, place in zip(tree.options, slices, strict=True)
-    }
-
-
 def score_rows(
-    decoder: Decoder,
+    run: Run,
     items: Iterable[EncodedItem],
     tokenizer: Tokenizer,
     *,
@@ -82,10 +42,10 @@ def score_rows(
     """Score items as they come; yield the rows of each pass, and how many tokens it fed.
 
     Args:
-        decoder: The base, with an adapter attached or not.
+        run: What scores a pass, such as `Engine.run`.
         items: The items as token ids.
         tokenizer: What encoded them.
-        batch_tokens: Token budget of one pass; rows are bit-identical whatever it is.
+        batch_tokens: Token budget of one pass; our decoder's rows are bit-identical whatever it is.
         adapter: What the rows call the model; None is the base.
         model_key: What identifies the model in the rows.
         tokens: Whether the rows have per-token values.
@@ -94,7 +54,7 @@ def score_rows(
         NumericsError: A score is not finite.
         ResourceError: There is not enough memory for one item alone.
     """
-    for group, sequences, n_fed in scored_passes(decoder, items, tokenizer, batch_tokens):
+    for group, sequences, n_fed in scored_passes(run, items, tokenizer, batch_tokens):
         rows = [
             item_row(
                 encoded, sequences, tokenizer, adapter=adapter, model_key=model_key, tokens=tokens
@@ -105,11 +65,11 @@ def score_rows(
 
 
 def scored_passes(
-    decoder: Decoder, items: Iterable[EncodedItem], tokenizer: Tokenizer, batch_tokens: int
+    run: Run, items: Iterable[EncodedItem], tokenizer: Tokenizer, batch_tokens: int
 ) -> Iterator[tuple[list[EncodedItem], SequenceScores, int]]:
     """Score items pass by pass; where memory runs out, halve the token budget and go on.
 
-    No result depends on what else is in its pass, so the budget changes none.
+    In our decoder no result depends on what else is in its pass, so the budget changes none.
 
     Yields:
         The items of a pass, the statistics of their sequences, and how many tokens it fed.
@@ -124,7 +84,7 @@ def scored_passes(
             if prefixes.n_rows > batch_tokens and len(group) > 1:  # the budget was lowered since
                 pending += reversed(list(passes(group, tokenizer, batch_tokens)))
                 continue
-            sequences = _run_or_none(decoder, group, prefixes)
+            sequences = _run_or_none(run, group, prefixes)
             if sequences is not None:
                 yield group, sequences, prefixes.n_rows
                 continue
@@ -134,11 +94,11 @@ def scored_passes(
 
 
 def _run_or_none(
-    decoder: Decoder, group: list[EncodedItem], prefixes: PrefixBatch
+    run: Run, group: list[EncodedItem], prefixes: PrefixBatch
 ) -> SequenceScores | None:
     """Score a prefix batch; return None where memory ran out and there are items to divide."""
     try:
-        return run_prefix_batch(decoder, prefixes)
+        return run(prefixes)
     except (RuntimeError, MemoryError) as error:
         if not ran_out(error):
             raise

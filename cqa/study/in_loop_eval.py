@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 from cqa.data.items import read_items
@@ -19,6 +20,7 @@ from cqa.model.decoder import Decoder
 from cqa.schema.events import Dev, TrainEvent
 from cqa.schema.result import to_json
 from cqa.schema.rows import ItemRow
+from cqa.score.decoder_engine import run_prefix_batch
 from cqa.score.prefix_batch import encode_item
 from cqa.score.scorer import score_rows
 from cqa.stats.summary import Scores, summarise
@@ -81,7 +83,11 @@ class DevMetric:
 
     def _rows(self, decoder: Decoder, name: str | None) -> list[ItemRow]:
         passes = score_rows(
-            decoder, self._items, self._tokenizer, batch_tokens=BATCH_TOKENS, adapter=name
+            partial(run_prefix_batch, decoder),
+            self._items,
+            self._tokenizer,
+            batch_tokens=BATCH_TOKENS,
+            adapter=name,
         )
         return [row for rows, _ in passes for row in rows]
 

@@ -12,8 +12,8 @@ from helpers import DEMO, ROOT, read_lines, shared, write_lines
 from score.common import fitting, lm_eval_model, load, load_reference, naive_logps, score_all
 from train.test_parity_with_peft import RECIPE, Reference
 
+from cqa.score.decoder_engine import run_prefix_batch
 from cqa.score.prefix_batch import passes
-from cqa.score.scorer import run_prefix_batch
 from cqa.train.config import TrainConfig
 from cqa.train.loop import train
 

@@ -14,8 +14,9 @@ from cqa.data.tokenizer import Tokenizer
 from cqa.errors import DataError
 from cqa.model.decoder import Decoder
 from cqa.model.load import load_model
+from cqa.score.decoder_engine import run_prefix_batch
+from cqa.score.engine import SequenceStats
 from cqa.score.prefix_batch import EncodedItem, encode_item, passes
-from cqa.score.scorer import SequenceStats, run_prefix_batch
 
 SequenceScores = dict[tuple[tuple[int, ...], tuple[int, ...]], SequenceStats]
 

@@ -15,7 +15,7 @@ from faults import (
 from helpers import read_lines, tiny_run, write_lines
 
 from cqa.errors import ResourceError
-from cqa.score import scorer
+from cqa.score import decoder_engine
 from cqa.score.config import ScoreConfig
 from cqa.score.run import score
 
@@ -103,7 +103,7 @@ ERRORS = {
 def limit_memory(monkeypatch, rows: int, error) -> list[int]:
     """Let passes of more rows run out of memory; return the rows of those that did not."""
     fed: list[int] = []
-    real = scorer.run_prefix_batch
+    real = decoder_engine.run_prefix_batch
 
     def run_prefix_batch(decoder, prefixes):
         if prefixes.n_rows > rows:
@@ -111,7 +111,7 @@ def limit_memory(monkeypatch, rows: int, error) -> list[int]:
         fed.append(prefixes.n_rows)
         return real(decoder, prefixes)
 
-    monkeypatch.setattr(scorer, "run_prefix_batch", run_prefix_batch)
+    monkeypatch.setattr(decoder_engine, "run_prefix_batch", run_prefix_batch)
     return fed
 
 
@@ -130,7 +130,7 @@ def test_pass_that_runs_out_of_memory_is_halved_and_no_byte_changes(
 
 def test_budget_is_halved_once_for_all_passes_that_follow(inputs, tmp_path, monkeypatch):
     tried: list[int] = []
-    real = scorer.run_prefix_batch
+    real = decoder_engine.run_prefix_batch
 
     def run_prefix_batch(decoder, prefixes):
         tried.append(prefixes.n_rows)
@@ -138,7 +138,7 @@ def test_budget_is_halved_once_for_all_passes_that_follow(inputs, tmp_path, monk
             raise MemoryError
         return real(decoder, prefixes)
 
-    monkeypatch.setattr(scorer, "run_prefix_batch", run_prefix_batch)
+    monkeypatch.setattr(decoder_engine, "run_prefix_batch", run_prefix_batch)
     many = [{**item, "id": f"{item['id']}-{k}", "context": item["context"] + f" {k}"}
             for k in range(20) for item in PAIRS]  # fmt: skip
     pairs = write_lines(tmp_path / "many.jsonl", many)

@@ -22,9 +22,9 @@ from cqa.data.items import parse_pair
 from cqa.data.tokenizer import Tokenizer
 from cqa.model.load import BaseModel, load_model
 from cqa.score.config import ScoreConfig
+from cqa.score.engine import SequenceStats
 from cqa.score.prefix_batch import encode_item, passes
 from cqa.score.run import ScoreResult, score
-from cqa.score.scorer import SequenceStats
 from cqa.stats.summary import Scores, summarise
 
 MODEL = DEMO / "model"
@@ -54,7 +54,7 @@ def stubbed(monkeypatch) -> None:
     """No decoder, and a tokenizer that is there already, so that rows alone take memory."""
     tokenizer = Tokenizer(MODEL)
     monkeypatch.setattr(
-        "cqa.score.scorer.run_prefix_batch", lambda decoder, prefixes: AnySequence()
+        "cqa.score.decoder_engine.run_prefix_batch", lambda decoder, prefixes: AnySequence()
     )
     monkeypatch.setattr("cqa.score.run.Tokenizer", lambda folder, **options: tokenizer)
     monkeypatch.setattr("cqa.score.run.versions", dict)  # reads more than a small file's rows

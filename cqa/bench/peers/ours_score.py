@@ -10,8 +10,8 @@ from cqa.model.adapter import read_adapter, read_spec
 from cqa.model.decoder import Decoder
 from cqa.model.load import load_model
 from cqa.model.lora import attach, widest
+from cqa.score.decoder_engine import run_prefix_batch
 from cqa.score.prefix_batch import PrefixBatch
-from cqa.score.scorer import run_prefix_batch
 
 bench_model = BenchModel.told(settings)
 pairs = [(tuple(context), tuple(option)) for context, option in settings["pairs"]]

@@ -1,0 +1,109 @@
+"""Our own decoder as an engine: every context of a pass once, every text after it once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from cqa.kernels.token_logprobs import token_stats
+from cqa.layout import pack_trees
+from cqa.model.adapter import read_adapter, read_spec
+from cqa.model.config import read_config
+from cqa.model.decoder import Decoder
+from cqa.model.load import BaseModel, Device, Dtype, dtype_name, open_model
+from cqa.model.lora import attach, widest
+from cqa.score.adapters import AdapterFolder
+from cqa.score.engine import EngineIdentity, SequenceScores, SequenceStats
+from cqa.score.prefix_batch import PrefixBatch
+
+
+@torch.no_grad()
+def run_prefix_batch(decoder: Decoder, prefixes: PrefixBatch) -> SequenceScores:
+    """Score every sequence of a prefix batch in one pass; none depends on what else is in it."""
+    trees = prefixes.trees()
+    batch, places = pack_trees(trees)
+    batch = batch.to(decoder.device)
+    hidden = decoder.hidden_for_scoring(batch)
+    stats = token_stats(hidden, decoder.head, batch.target, backend=decoder.backend)
+    logp, entropy, rank = stats.logp.tolist(), stats.entropy.tolist(), stats.rank.tolist()
+    return {
+        (tree.context, option): SequenceStats(logp[place], entropy[place], rank[place])
+        for tree, slices in zip(trees, places, strict=True)
+        for option, place in zip(tree.options, slices, strict=True)
+    }
+
+
+class DecoderEngine:
+    """A base model in our decoder, adapters swapped in place."""
+
+    def __init__(
+        self,
+        folder: Path,
+        adapters: Sequence[AdapterFolder],
+        *,
+        device: Device,
+        dtype: Dtype,
+        base: BaseModel | None = None,
+    ) -> None:
+        """Read the shapes of a model and its adapters.
+
+        Args:
+            folder: The base model.
+            adapters: What `use` will be asked for.
+            device: Where to compute.
+            dtype: Dtype of the weights.
+            base: The model if it is loaded already, with room for every adapter; its device and
+                dtype then count.
+        """
+        shape = read_config(folder)
+        self.vocab_size, self.max_positions = shape.vocab_size, shape.max_positions
+        self._columns = widest([read_spec(adapter.folder) for adapter in adapters])
+        self._folder, self._device, self._dtype, self._base = folder, device, dtype, base
+
+    @property
+    def base(self) -> BaseModel:
+        """The model, once it is open."""
+        assert self._base is not None
+        return self._base
+
+    def open(self) -> EngineIdentity:
+        """Load the base, with room for the widest of the adapters; see `Engine.open`."""
+        if self._base is None:
+            self._base = open_model(
+                self._folder, self._device, self._dtype, rank_columns=self._columns
+            )
+        return decoder_identity(self._base)
+
+    def make_room(self, adapter: AdapterFolder) -> None:
+        """Load the base again where an adapter has more columns than there is room for."""
+        held, needed = self.base.decoder.rank_columns, widest([read_spec(adapter.folder)])
+        columns = {name: max(held.get(name, 0), n) for name, n in needed.items()}
+        if columns != {name: held.get(name, 0) for name in columns}:
+            self._base, self._columns = None, columns  # its memory is what the next one takes
+            self.open()
+
+    def use(self, adapter: AdapterFolder | None) -> None:
+        """Write an adapter's tensors into the weights; see `Engine.use`."""
+        decoder = self.base.decoder
+        decoder.detach_adapter()
+        if adapter is not None:
+            adapter.kept = adapter.kept or read_adapter(adapter.folder, decoder)
+            attach(decoder, adapter.kept)
+
+    def run(self, prefixes: PrefixBatch) -> SequenceScores:
+        """Score every sequence of a pass; see `run_prefix_batch`."""
+        return run_prefix_batch(self.base.decoder, prefixes)
+
+
+def decoder_identity(base: BaseModel) -> EngineIdentity:
+    """Return what of a base in our decoder decides a score's digits."""
+    return EngineIdentity(
+        engine="cqa",
+        model=base.digest,
+        device=base.decoder.device.type,
+        dtype=dtype_name(base.decoder.dtype),
+        backend=base.decoder.backend,
+        batch_invariant=True,
+    )

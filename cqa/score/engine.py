@@ -1,0 +1,83 @@
+"""The seam between items and whatever computes log-probabilities.
+
+An engine takes sequences of token ids and returns the statistics of every token: our decoder
+(`decoder_engine.py`), or another program. Encoding, passes, rows, resume and errors are the same
+for all of them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from cqa.data.tokenizer import Ids
+from cqa.score.adapters import AdapterFolder
+from cqa.score.prefix_batch import PrefixBatch
+
+
+class SequenceStats:
+    """Of every option token after a context: log-probability and entropy in nats, and rank."""
+
+    def __init__(self, logp: list[float], entropy: list[float], rank: list[int]) -> None:
+        self.logp, self.entropy, self.rank = logp, entropy, rank
+
+    @property
+    def total(self) -> float:
+        """S(x|c): the exactly rounded sum of the tokens' log-probabilities."""
+        return math.fsum(self.logp)
+
+    @property
+    def total_entropy(self) -> float:
+        """The sum of the next-token entropies at the option's tokens."""
+        return math.fsum(self.entropy)
+
+
+SequenceScores = dict[tuple[Ids, Ids], SequenceStats]  # by context and text
+Run = Callable[[PrefixBatch], SequenceScores]  # every sequence of a pass
+
+
+@dataclass(frozen=True, slots=True)
+class EngineIdentity:
+    """What of an engine decides a score's digits; in meta.json for every model."""
+
+    engine: str
+    model: str  # digest of the base
+    device: str  # cpu, cuda
+    dtype: str
+    backend: str  # what computes, with its version where it is not this package
+    batch_invariant: bool  # whether a score is the same to the last bit whatever shares its pass
+
+
+class Engine(Protocol):
+    """A base model and its adapters, of which one or none is in use at a time.
+
+    Attributes:
+        vocab_size: The token ids that it has; known before it is open.
+        max_positions: Most tokens of context and text together; known before it is open.
+    """
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    @property
+    def max_positions(self) -> int: ...
+
+    def open(self) -> EngineIdentity:
+        """Load the base, with room for its adapters; called once the items have been checked.
+
+        Raises:
+            ModelError: Files are missing or malformed, or do not fit together.
+            ResourceError: There is not enough memory.
+        """
+
+    def use(self, adapter: AdapterFolder | None) -> None:
+        """Score with an adapter from here on, or with the base.
+
+        Raises:
+            ModelError: The adapter is malformed or does not fit the base.
+        """
+
+    def run(self, prefixes: PrefixBatch) -> SequenceScores:
+        """Score every sequence of a pass; memory that runs out is raised as it comes."""
