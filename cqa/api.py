@@ -99,7 +99,7 @@ def train(
 
     Args:
         preset: Named settings to start from, such as paper; what `settings` says wins.
-        resume: Continue the run in `out` from its last state.
+        resume: Continue the run in `out` from its last state, with its settings.
         on_event: Called with every event; see `cqa.schema.events`.
         settings: Those of the command, with underscores: model, data, out, epochs, lr …
 
@@ -112,11 +112,13 @@ def train(
     from cqa.study.config import WatchedTrainConfig
     from cqa.study.in_loop_eval import train_watched
     from cqa.train.config import PRESETS
+    from cqa.train.earlier import taken_over
 
     if preset is not None and preset not in PRESETS:
         raise ConfigError(f"expected preset to be {' | '.join(PRESETS)}, got: {preset}")
     chosen = PRESETS[preset] if preset is not None else {}
-    config = read_keywords(WatchedTrainConfig, chosen, settings)
+    under = taken_over(WatchedTrainConfig, {"resume": resume, **chosen, **settings})
+    config = read_keywords(WatchedTrainConfig, under, chosen, settings)
     return train_watched(config, resume=resume, on_event=on_event)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import reprlib
+import shlex
 import types
 from collections.abc import Mapping
 from difflib import get_close_matches
@@ -272,6 +273,36 @@ def describe(config: Any) -> dict[str, Any]:
         return [plain(v) for v in value] if isinstance(value, tuple) else value
 
     return {key_of(f.name): plain(getattr(config, f.name)) for f in dataclasses.fields(config)}
+
+
+def given_settings(config: Any) -> dict[str, Any]:
+    """Return what of a config is not its default, as `describe` does."""
+    others = {key_of(f.name) for f in dataclasses.fields(config) if _is_default(config, f)}
+    return {key: value for key, value in describe(config).items() if key not in others}
+
+
+def _is_default(config: Any, field: Any) -> bool:
+    return bool(getattr(config, field.name) == field.default)
+
+
+def command_line(cls: type, name: str, settings: Mapping[str, Any]) -> str:
+    """Spell a command with settings as `describe` returns them, ready for a shell."""
+    repeat = {key_of(f.name) for f in dataclasses.fields(cls) if f.metadata["repeat"]}
+    words = ["cqa-fast", name]
+    for key, value in settings.items():
+        several = value if key in repeat else [value]
+        words += [word for one in several for word in flag_words(key, one)]
+    return shlex.join(words)
+
+
+def flag_words(key: str, value: Any) -> list[str]:
+    """Spell one setting as it is typed; None is that it is not given."""
+    if value is None:
+        return []
+    if isinstance(value, bool):
+        return [f"--{key}" if value else f"--no-{key}"]
+    text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+    return [f"--{key}", text]
 
 
 def require(condition: bool, expected: str, got: object) -> None:

@@ -1,7 +1,8 @@
 """The errors a user can cause, one class per exit code.
 
 A message states what was expected and what was got; `where` is a `file:line` and comes first;
-`hint` says what to do and comes last. Anything that is not a `CqaError` is a bug.
+`hint` says what to do and comes last; a `command` that does it is shown whole. Anything that is not
+a `CqaError` is a bug.
 """
 
 
@@ -10,15 +11,26 @@ class CqaError(Exception):
 
     exit_code = 1
 
-    def __init__(self, message: str, *, where: str | None = None, hint: str | None = None) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        where: str | None = None,
+        hint: str | None = None,
+        command: str | None = None,
+    ) -> None:
+        assert hint or not command, "a command is what a hint ends in"
         super().__init__(message)
         self.message = message
         self.where = where
         self.hint = hint
+        self.command = command
 
     def __str__(self) -> str:
         text = f"{self.where}: {self.message}" if self.where else self.message
-        return f"{text}\nhint: {self.hint}" if self.hint else text
+        if not self.hint:
+            return text
+        return f"{text}\nhint: {self.hint}" + (f": {self.command}" if self.command else "")
 
 
 class ConfigError(CqaError):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any, NoReturn
 
@@ -16,6 +18,19 @@ class Interrupted(CqaError):
     def __init__(self, signum: int, message: str) -> None:
         super().__init__(message)
         self.exit_code = 128 + signum
+
+
+@contextmanager
+def continued_by(command: str) -> Iterator[None]:
+    """Say of work that a signal ends in the body which command continues it.
+
+    Of several around each other the outermost counts, which is the one that was typed.
+    """
+    try:
+        yield
+    except Interrupted as stop:
+        stop.hint, stop.command = "continue with", command
+        raise
 
 
 class Interrupt:

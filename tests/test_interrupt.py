@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from cqa.interrupt import Interrupt, Interrupted
+from cqa.interrupt import Interrupt, Interrupted, continued_by
 
 
 @pytest.fixture(autouse=True)
@@ -96,3 +96,12 @@ def test_in_a_thread_signals_are_left_alone():
     thread.start()
     thread.join()
     assert seen == [(True, None)]
+
+
+def test_what_continues_is_the_outermost_command():
+    with (
+        pytest.raises(Interrupted, match=r"^stopped\nhint: continue with: outer$"),
+        continued_by("outer"),
+        continued_by("inner"),
+    ):
+        raise Interrupted(signal.SIGINT, "stopped")

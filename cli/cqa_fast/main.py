@@ -6,6 +6,7 @@ import io
 import os
 import sys
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from cqa.score.config import PlanConfig, PrescreenConfig, ScoreConfig
 from cqa.score.plan import planned_settings
 from cqa.study.config import PowerConfig, ScaleConfig, ValidateConfig, WatchedTrainConfig
 from cqa.train.config import PRESETS
+from cqa.train.earlier import taken_over
 from cqa_fast.group import ErrorsAsMessages, require_working_directory
 from cqa_fast.options import flag, takes
 from cqa_fast.terminal import open_missing_streams, say, say_json, tell
@@ -122,8 +124,12 @@ def validate(config: ValidateConfig, files: tuple[Path, ...], as_json: bool) -> 
 
 
 @main.command()
-@takes(WatchedTrainConfig, PRESETS)
-@flag("--resume", is_flag=True, help="Continue the run in --out from its last state.")
+@takes(WatchedTrainConfig, PRESETS, implied=partial(taken_over, WatchedTrainConfig))
+@flag(
+    "--resume",
+    is_flag=True,
+    help="Continue the run in --out from its last state; it has all other settings.",
+)
 @flag("--dry-run", is_flag=True, help="Show steps, tokens, a sample and memory; train nothing.")
 @_JSON
 def train(config: WatchedTrainConfig, resume: bool, dry_run: bool, as_json: bool) -> None:
@@ -132,6 +138,7 @@ def train(config: WatchedTrainConfig, resume: bool, dry_run: bool, as_json: bool
     \b
     Example:
       cqa-fast train --model Qwen/Qwen2.5-7B --data train.jsonl --out run
+      cqa-fast train --resume --out run
     """
     if dry_run:
         from cqa.train.dry_run import describe_plan, plan_text
@@ -170,7 +177,7 @@ def plan(config: PlanConfig, as_json: bool) -> None:
 
 
 @main.command()
-@takes(ScoreConfig, planned=planned_settings)
+@takes(ScoreConfig, implied=planned_settings)
 @_JSON
 def score(config: ScoreConfig, as_json: bool) -> None:
     """Score pairs and continuations under a base model and its adapters.

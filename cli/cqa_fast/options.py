@@ -86,11 +86,17 @@ def flag(*names: str, **kwargs: Any) -> Callable[[Command], Command]:
 def takes(
     cls: type[T],
     presets: dict[str, dict[str, Any]] | None = None,
-    planned: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda _: {},
+    implied: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda _: {},
 ) -> Callable[[Callable[..., None]], Command]:
     """Give a command one flag per field of `cls`, and call it with the filled-in config.
 
-    Precedence: default < preset < what `planned` returns < `--config` file < flag.
+    Precedence: default < what `implied` returns < preset < `--config` file < flag.
+
+    Args:
+        cls: The config.
+        presets: Named settings to start from.
+        implied: Returns what the command line and the file imply: the settings of a plan that is
+            named there, of a run that is resumed.
     """
 
     def decorate(command: Callable[..., None]) -> Command:
@@ -101,8 +107,8 @@ def takes(
             flags = {n: v for n in names if (v := values.pop(n)) not in (None, ())}
             chosen = (presets or {}).get(preset or "", {})
             settings = read_settings(config_file) if config_file else {}
-            under = planned({**settings, **flags})
-            command(resolve(cls, chosen, under, settings, flags), **values)
+            under = implied({**values, **chosen, **settings, **flags})
+            command(resolve(cls, under, chosen, settings, flags), **values)
 
         wrapped: Command = run
         hints = get_type_hints(cls)

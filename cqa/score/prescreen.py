@@ -24,12 +24,13 @@ from typing import Any
 import numpy as np
 from scipy.special import log_softmax
 
-from cqa.config import describe
+from cqa.config import command_line, describe, given_settings
 from cqa.data.items import Item, read_items
 from cqa.data.jsonl import parse_object, raw_lines, take_id
 from cqa.data.unique import Fingerprints, file_line_id
 from cqa.errors import DataError
 from cqa.files import discard, new_file, read_json, write_json
+from cqa.interrupt import continued_by
 from cqa.schema.events import ScoreEvent
 from cqa.schema.meta import Meta
 from cqa.schema.rows import ItemRow, OptionScore
@@ -71,22 +72,24 @@ def prescreen(
         CqaError: Anything that the user can mend; see cqa.errors.
     """
     ids, experts = _read_experts(config.pairs, config.columns)
-    score(
-        ScoreConfig(
-            model=config.model,
-            out=config.out,
-            pairs=config.pairs,
-            columns=config.columns,
-            template=config.template,
-            allow_special=config.allow_special,
-            too_long=config.too_long,
-            batch_tokens=config.batch_tokens,
-            device=config.device,
-            dtype=config.dtype,
-            summary=False,
-        ),
-        on_event=on_event,
-    )
+    again = command_line(PrescreenConfig, "prescreen", given_settings(config))
+    with continued_by(again):
+        score(
+            ScoreConfig(
+                model=config.model,
+                out=config.out,
+                pairs=config.pairs,
+                columns=config.columns,
+                template=config.template,
+                allow_special=config.allow_special,
+                too_long=config.too_long,
+                batch_tokens=config.batch_tokens,
+                device=config.device,
+                dtype=config.dtype,
+                summary=False,
+            ),
+            on_event=on_event,
+        )
     meta = Meta.from_json(read_json(config.out / META), str(config.out / META))
     model_key = meta.models[0].model_key
 

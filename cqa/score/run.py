@@ -13,12 +13,12 @@ from typing import Any
 
 import torch
 
-from cqa.config import describe
+from cqa.config import command_line, describe, given_settings
 from cqa.data.tokenizer import Boundary, Tokenizer
 from cqa.family import read_family
 from cqa.files import discard, inside, locked, read_json, refuse_held, write_json
 from cqa.identity import code_digest, versions
-from cqa.interrupt import Interrupt
+from cqa.interrupt import Interrupt, continued_by
 from cqa.kernels.matmul import keep_sums_whole
 from cqa.model.adapter_files import adapter_digest
 from cqa.model.checkpoint import locate
@@ -110,6 +110,7 @@ def score(
         models = identify(config, engine, identity, adapters, items)
     with (
         locked(config.out),
+        continued_by(command_line(ScoreConfig, "score", given_settings(config))),
         Interrupt() as interrupt,
         closing(Results(config.out, with_tokens=config.tokens)) as results,
     ):
@@ -321,7 +322,7 @@ def _score_model(run: _Run, model: ScoredModel) -> ScoredModel:
         n_tokens += n_fed
         run.on_event(RowsWritten(n=len(rows), n_tokens=n_fed))
         if run.interrupt.requested:
-            run.interrupt.stop("stopped between two passes; the same command continues")
+            run.interrupt.stop("stopped between two passes")
     seconds = time.perf_counter() - started
     return replace(model, n_tokens=n_tokens, seconds=round(seconds, 6))
 

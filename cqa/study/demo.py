@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
 from cqa.assets import DEMO
+from cqa.interrupt import continued_by
 from cqa.report.config import ReportConfig
 from cqa.report.write import write_report
 from cqa.schema.events import ScoreEvent, TrainEvent
@@ -33,21 +35,23 @@ def run_demo(
     """
     model = str(DEMO / "model")
     run = out / "run"
-    train(
-        TrainConfig(model=model, data=DEMO / "train.jsonl", out=run, epochs=epochs),
-        resume=True,
-        on_event=on_train,
-    )
-    result = score(
-        ScoreConfig(
-            model=model,
-            run=(run,),
-            pairs=(DEMO / "literary.jsonl", DEMO / "factual.jsonl"),
-            continuations=(DEMO / "continuations.jsonl",),
-            tokens=True,
-            out=out / "scores",
-        ),
-        on_event=on_score,
-    )
+    again = shlex.join(["cqa-fast", "demo", "--out", str(out), "--epochs", str(epochs)])
+    with continued_by(again):
+        train(
+            TrainConfig(model=model, data=DEMO / "train.jsonl", out=run, epochs=epochs),
+            resume=True,
+            on_event=on_train,
+        )
+        result = score(
+            ScoreConfig(
+                model=model,
+                run=(run,),
+                pairs=(DEMO / "literary.jsonl", DEMO / "factual.jsonl"),
+                continuations=(DEMO / "continuations.jsonl",),
+                tokens=True,
+                out=out / "scores",
+            ),
+            on_event=on_score,
+        )
     write_report(out / "scores", ReportConfig(run=run, out=out / "report"))
     return result

@@ -21,11 +21,11 @@ from typing import Any
 
 import numpy as np
 
-from cqa.config import describe
+from cqa.config import command_line, describe, given_settings
 from cqa.data.jsonl import raw_lines
 from cqa.errors import ConfigError
 from cqa.files import discard, locked, new_file, write_json
-from cqa.interrupt import Interrupted
+from cqa.interrupt import Interrupted, continued_by
 from cqa.kernels.philox import SPLIT, permutation, stream_of
 from cqa.model.load import BaseModel, open_model
 from cqa.run_folder import STATE, epoch_name
@@ -97,7 +97,8 @@ def scale(
         )
     items = Items(_scoring(config, ()), plan.tokenizer, plan.shape.max_positions)
     items.check()
-    with locked(config.out):
+    again = command_line(ScaleConfig, "scale", given_settings(config))
+    with locked(config.out), continued_by(again):
         validation = _write_subsets(config, plan)
         arms = {arm: _cells(config, arm) for arm in config.arms}
         cells = list(dict.fromkeys(cell for group in arms.values() for cell in group))
@@ -211,9 +212,7 @@ def _train(
     try:
         train(settings, resume=True, base=base, only_epoch=cell.scored_epoch, on_event=on_event)
     except Interrupted as stop:
-        raise Interrupted(
-            stop.exit_code - 128, f"stopped in run {cell.name}; the same command continues"
-        ) from None
+        raise Interrupted(stop.exit_code - 128, f"stopped in run {cell.name}") from None
 
 
 def _scoring(config: ScaleConfig, adapters: tuple[Path, ...]) -> ScoreConfig:

@@ -42,9 +42,8 @@ from cqa.schema.events import LogLine
 from cqa.schema.provenance import PLACEBO
 from cqa.schema.record import Record
 from cqa.train.plan import Plan
+from cqa.train.same_run import FREE, OTHER_RUN, check_same_run, resume_command
 
-# what may differ when a run is resumed
-FREE = {"out", "device", "pass-tokens", "recompute", "cuda-graphs", "tensorboard"}
 NO_RECIPE = FREE | {"seed", "dev", "model", "data", "columns", "template"}  # digests say the latter
 DIGESTS = ("model_digest", "tokenizer_digest", "data_digest")
 
@@ -64,10 +63,10 @@ def open_run(plan: Plan, *, resume: bool) -> int:
     if not resume:
         raise ConfigError(
             "expected a new folder, got one that already holds a run", where=str(out),
-            hint="--resume continues it; or name another --out",
+            hint="name another --out, or continue it with", command=resume_command(out),
         )  # fmt: skip
     held = read_json(out / RUN)
-    _check_same_run(held, plan)
+    check_same_run(held, plan)
     return saved_step(out, held, plan.total_steps)
 
 
@@ -81,24 +80,6 @@ def _refuse_to_replace(out: Path) -> None:
                 where=str(out),
                 hint="nothing is replaced that this run did not make; name another --out",
             )
-
-
-def _check_same_run(held: dict[str, Any], plan: Plan) -> None:
-    now = describe(plan.config)
-    then = held.get("settings")
-    if not isinstance(then, dict):
-        raise DataError("expected `settings`, got none", where=str(plan.config.out / RUN))
-    for key in now:
-        if key not in FREE and then.get(key) != now[key]:
-            raise ConfigError(
-                f"expected the settings of the run to resume, got {key} {now[key]} instead of "
-                f"{then.get(key)}",
-                where=str(plan.config.out),
-            )
-    if held.get("data_digest") != plan.data_digest:
-        raise DataError(
-            "expected the data of the run to resume, got other bytes", where=str(plan.config.data)
-        )
 
 
 def check_same_model(plan: Plan, model_digest: str, dtype: torch.dtype) -> None:
@@ -115,12 +96,14 @@ def check_same_model(plan: Plan, model_digest: str, dtype: torch.dtype) -> None:
             raise ModelError(
                 f"expected the {what} of the run to resume, got other bytes",
                 where=str(plan.folder),
+                hint=OTHER_RUN,
             )
     if held.get("dtype") != dtype_name(dtype):
         raise ConfigError(
             f"expected the dtype of the run to resume, got {dtype_name(dtype)} instead of "
             f"{held.get('dtype')}",
             where=str(plan.config.out),
+            hint=OTHER_RUN,
         )
 
 

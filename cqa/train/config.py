@@ -32,6 +32,14 @@ PRESETS: dict[str, dict[str, Any]] = {  # recipes; what data is held out is no p
 _PAPER = PRESETS["paper"]
 
 
+def share_of(validation: str) -> float | None:
+    """Return the held-out share that a setting names, or None where it names a file."""
+    try:
+        return float(validation)
+    except ValueError:
+        return None
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """One training run."""
@@ -176,10 +184,7 @@ class TrainConfig:
     @property
     def validation_share(self) -> float | None:
         """The held-out share, or None when `validation` names a file."""
-        try:
-            return float(self.validation)
-        except ValueError:
-            return None
+        return share_of(self.validation)
 
     @property
     def global_batch_size(self) -> int:

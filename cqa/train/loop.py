@@ -13,7 +13,7 @@ import torch
 from cqa.data.samples import EncodedSample
 from cqa.errors import NumericsError
 from cqa.files import check_room, locked, refuse_held
-from cqa.interrupt import Interrupt
+from cqa.interrupt import Interrupt, continued_by
 from cqa.model.decoder import Decoder
 from cqa.model.load import BaseModel, dtype_name, open_model, pick_device, pick_dtype
 from cqa.model.lora import TrainableLora
@@ -55,6 +55,7 @@ from cqa.train.passes import (
 )
 from cqa.train.placebo import PLACEBO_TEXT
 from cqa.train.plan import Plan, make_plan
+from cqa.train.same_run import resume_command
 from cqa.train.step import take_step
 
 WITHOUT_NOISE = StepConfig(dropout=0.0, neftune_alpha=0.0)
@@ -107,7 +108,12 @@ def train(
     epochs = (
         range(1, config.epochs + 1) if only_epoch is None else range(only_epoch, only_epoch + 1)
     )
-    with locked(config.out), Interrupt() as interrupt, memory_reported("training", HINT):
+    with (
+        locked(config.out),
+        continued_by(resume_command(config.out)),
+        Interrupt() as interrupt,
+        memory_reported("training", HINT),
+    ):
         last_step = open_run(plan, resume=resume)
         for text in plan.notes:
             on_event(Note(text=text))
@@ -192,7 +198,7 @@ def _steps(
         if interrupt.requested:
             if not plan.ends_epoch(step):
                 save_state(plan, lora, step)
-            interrupt.stop(f"stopped after step {step}; the same command with --resume continues")
+            interrupt.stop(f"stopped after step {step}")
 
 
 def _step(

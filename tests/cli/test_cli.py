@@ -468,7 +468,9 @@ def test_signal_ends_the_real_command_with_its_code_and_it_can_be_resumed(tmp_pa
         stdout, stderr = process.communicate()
     assert process.returncode == 130
     assert stdout == ""
-    assert stderr == "error: stopped between two passes; the same command continues\n"
+    stopped, hint = stderr.splitlines()
+    assert stopped == "error: stopped between two passes"
+    assert hint.startswith("hint: continue with: cqa-fast score --model ")
     assert 0 < len(read_lines(out / "scores.jsonl")) < 40
 
 

@@ -224,19 +224,19 @@ def test_one_seed_has_no_interval(files, tmp_path):
     assert ",,," not in (tmp_path / "out" / "runs.csv").read_text()
 
 
-def test_signal_stops_it_and_says_that_the_same_command_continues(files, tmp_path):
+def test_signal_stops_it_and_says_what_continues(files, tmp_path):
     def stop(event: ScaleEvent) -> None:
         if isinstance(event, Step):
             os.kill(os.getpid(), signal.SIGTERM)
 
-    message = f"^stopped in run {RUNS[0]}; the same command continues$"
+    message = f"^stopped in run {RUNS[0]}\nhint: continue with: cqa-fast scale --model "
     with pytest.raises(Interrupted, match=message) as caught:
         scale(config_of(files, tmp_path / "out"), on_train=stop)
     assert caught.value.exit_code == 143
 
 
 def test_other_settings_for_runs_that_are_there_are_refused(done, files):
-    with pytest.raises(ConfigError, match="settings of the run to resume, got lr "):
+    with pytest.raises(ConfigError, match="run to resume with --lr "):
         scale(config_of(files, done[0].out, lr=0.1))
 
 

@@ -65,7 +65,9 @@ def test_signal_stops_after_the_step_in_hand_and_resuming_gives_the_same_bits(
     finished, config, step, signum
 ):
     handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
-    with pytest.raises(Interrupted, match=f"after step {step}.*--resume") as caught:
+    with pytest.raises(
+        Interrupted, match=f"after step {step}\nhint: continue with: cqa-fast"
+    ) as caught:
         train(config, on_event=at_step(step, lambda: os.kill(os.getpid(), signum)))
     assert caught.value.exit_code == 128 + signum
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
@@ -115,7 +117,9 @@ def test_resuming_a_finished_run_does_nothing(finished, data):
 def test_folder_that_holds_a_run_is_refused_without_resume(finished, data):
     out, _, _ = finished
     before = adapter_bytes(out), log_of(out)
-    with pytest.raises(ConfigError, match="already holds a run\nhint: --resume"):
+    with pytest.raises(
+        ConfigError, match=r"already holds a run\nhint: .*: cqa-fast train --resume --out "
+    ):
         train(config_of(data, out))
     assert (adapter_bytes(out), log_of(out)) == before
 
@@ -137,8 +141,43 @@ def test_folder_that_holds_a_run_is_refused_without_resume(finished, data):
 )
 def test_resuming_with_other_settings_is_refused(finished, data, changes):
     name = next(iter(changes)).replace("_", "-")
-    with pytest.raises(ConfigError, match=f"settings of the run to resume, got {name} "):
+    expected = (
+        rf"expected the run to resume with --{name} .*, got with --{name} .*\nhint: every step"
+    )
+    with pytest.raises(ConfigError, match=expected):
         train(config_of(data, finished[0], **changes), resume=True)
+
+
+def test_files_may_be_named_in_another_way_on_resume(finished, data, tmp_path, monkeypatch):
+    """Their digests say whether they are the same: a folder may have moved."""
+    out = tmp_path / "run"
+    with pytest.raises(Interrupted):
+        train(config_of(data, out), on_event=at_step(2, interrupt))
+    monkeypatch.chdir(data.parent)
+    train(config_of(Path(data.name), out), resume=True)
+    assert_same_run(out, finished[0])
+
+
+@pytest.mark.parametrize(
+    ("settings", "other"),
+    [
+        ({"validation": "FILE"}, {"validation": "0.3"}),
+        ({"template": "plain"}, {"template": "FILE"}),
+    ],
+    ids=["validation", "template"],
+)
+def test_share_is_no_other_name_of_a_file_nor_plain_of_a_template(data, tmp_path, settings, other):
+    def named(values: dict) -> dict:
+        files = {"validation": str(data), "template": str(tmp_path / "turns.jinja")}
+        return {key: files[key] if value == "FILE" else value for key, value in values.items()}
+
+    text = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    (tmp_path / "turns.jinja").write_text(text)
+    config = config_of(data, tmp_path / "run", **named(settings))
+    with pytest.raises(Interrupted):
+        train(config, on_event=at_step(1, interrupt))
+    with pytest.raises(ConfigError, match=f"resume with --{next(iter(other))}"):
+        train(replace(config, **named(other)), resume=True)
 
 
 def test_resuming_with_other_data_is_refused(data, tmp_path):

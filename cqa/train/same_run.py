@@ -1,0 +1,71 @@
+"""A run is resumed as what it began as; what may not change is refused, with what to do instead."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from cqa.config import command_line, describe, flag_words
+from cqa.errors import ConfigError, DataError
+from cqa.run_folder import RUN
+from cqa.train.config import TrainConfig, share_of
+from cqa.train.plan import Plan
+
+# what may differ when a run is resumed
+FREE = {"out", "device", "pass-tokens", "recompute", "cuda-graphs", "tensorboard"}
+OTHER_RUN = (
+    "every step follows from what a run began with; another one is trained into another --out"
+)
+
+
+def resume_command(out: Path) -> str:
+    """Spell the command that continues a run."""
+    return command_line(TrainConfig, "train", {"resume": True, "out": str(out)})
+
+
+def check_same_run(held: dict[str, Any], plan: Plan) -> None:
+    """Refuse to resume a run with other settings or data than it began with.
+
+    Args:
+        held: What its run.json holds.
+        plan: What it is to be resumed with.
+
+    Raises:
+        ConfigError: A setting is another.
+        DataError: The data has other bytes.
+    """
+    now, then = describe(plan.config), held.get("settings")
+    if not isinstance(then, dict):
+        raise DataError("expected `settings`, got none", where=str(plan.config.out / RUN))
+    for key in now:
+        if (
+            key in FREE
+            or then.get(key) == now[key]
+            or _told_by_digest(key, then.get(key), now[key])
+        ):
+            continue
+        raise ConfigError(
+            f"expected the run to resume {_spelt(key, then.get(key))}, got {_spelt(key, now[key])}",
+            where=str(plan.config.out),
+            hint=OTHER_RUN,
+        )
+    if held.get("data_digest") != plan.data_digest:
+        raise DataError(
+            "expected the data of the run to resume, got other bytes",
+            where=str(plan.config.data),
+            hint=OTHER_RUN,
+        )
+
+
+def _spelt(key: str, value: Any) -> str:
+    words = flag_words(key, value)
+    return f"with {' '.join(words)}" if words else f"without --{key}"
+
+
+def _told_by_digest(key: str, then: Any, now: Any) -> bool:
+    """Whether a setting names files, then as now, whose digest tells whether they are the same."""
+    if key in ("model", "data"):
+        return True
+    if key == "template":
+        return not {then, now} & {"plain", "chat"}
+    return key == "validation" and share_of(str(then)) is share_of(now) is None
