@@ -137,11 +137,13 @@ def items(focus: Focus) -> list[ItemPoint]:
         return []
     rows = []
     for group, models in _by_role(focus, focus.source.scores.items):
-        adapted = models.get(adapter, {})
+        if adapter not in models:
+            continue
+        base = models[None].only(models[adapter])
+        ddi = models[adapter].only(base).column("delta_i_nats") - base.column("delta_i_nats")
         rows += [
-            ItemPoint(group, adapter, item_id, adapted[item_id].delta_i_nats - score.delta_i_nats)
-            for item_id, score in models[None].items()
-            if item_id in adapted
+            ItemPoint(group, adapter, item_id, change)
+            for item_id, change in zip(base, ddi.tolist(), strict=True)
         ]
     return rows
 

@@ -81,8 +81,9 @@ def _choice(focus: Focus, row: ItemRow) -> ScoredChoice | None:
         return None
     scores = focus.source.scores
     models = scores.items[row.group]
-    adapted = models.get(focus.highlighted, {}) if focus.highlighted is not None else {}
-    return ScoredChoice(scores.facts[row.id], models[None][row.id], adapted.get(row.id))
+    adapted = models.get(focus.highlighted) if focus.highlighted is not None else None
+    after = None if adapted is None else adapted.get(row.id)
+    return ScoredChoice(scores.facts[row.id], models[None][row.id], after)
 
 
 def items_table(focus: Focus, found: list[ScoredItem]) -> Table:

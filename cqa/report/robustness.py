@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from cqa.report.focus import ADAPTER, GROUP, Focus
 from cqa.report.tables import Column, Placed, Table, show, tabulate
 from cqa.schema.verdict import Finding
@@ -72,16 +74,17 @@ def contamination(focus: Focus) -> list[Contamination]:
     found = []
     scores = focus.source.scores
     for group, models in scores.items.items():
-        standing = standings({i: score.min_k for i, score in models[None].items()})
+        min_k = models[None].column("min_k")
+        if np.isnan(min_k).any():
+            continue
+        standing = standings(dict(zip(models[None], min_k.tolist(), strict=True)))
         if standing is None:
             continue
         out = {i: s for i, s in standing.items() if s.stands_out}
         without = None
         if out and group == focus.primary and focus.highlighted is not None:
-            rest = {
-                name: {i: s for i, s in by_id.items() if i not in out}
-                for name, by_id in models.items()
-            }
+            gone = [scores.facts.numbers[i] for i in out]
+            rest = {name: m.take(~np.isin(m.rows, gone)) for name, m in models.items()}
             changes = changes_of(group, rest, scores.facts)
             if changes is not None and focus.highlighted in changes.ddi:
                 without = findings.change(changes, focus.highlighted)

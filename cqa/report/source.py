@@ -126,8 +126,9 @@ def read_source(folder: Path, run: Path | None = None) -> Source:
     again = copies(family.texts())
     scores = Scores(family.rows(), again, family.order)
     items = {t.id: t for t in family.texts() if t.group != CHOOSERS and t.id not in again}
-    of_base = [models.get(None, {}) for models in (*scores.items.values(), scores.choosers)]
-    n_base = sum(map(len, of_base)) + sum(scores.n_copies.values())
+    groups = (*scores.items.values(), scores.choosers)
+    n_base = sum(len(models[None]) for models in groups if None in models)
+    n_base += sum(scores.n_copies.values())
     n_base += sum(len(models.get(None, {})) for models in scores.texts.values())
     if n_base < family.n_items or not n_base:
         raise DataError(

@@ -23,7 +23,7 @@ DRAWS = 2_000
 class CrossFitted:
     """The change of each item under the adapter that the other sources chose."""
 
-    values: tuple[float, ...]  # in the order of the items
+    values: Values  # in the order of the items
     n_chosen: dict[str, int]  # folds that chose each adapter
     n_folds: int
 
@@ -40,14 +40,17 @@ def _studentised(clusters: Clusters) -> Values:
     return np.where(errors > 0, t, -np.inf)
 
 
-def paper_choice(by_epoch: Mapping[str, Sequence[float]]) -> str:
+def paper_choice(by_epoch: Mapping[str, Sequence[float] | Values]) -> str:
     """Return the epoch of the paper's rule: smallest one-sided Wilcoxon p, then largest d_z.
 
     Such a choice on the items that are then reported is exploratory.
     """
-    return min(
-        by_epoch, key=lambda name: (wilcoxon(by_epoch[name]).p, -(cohen_d_z(by_epoch[name]) or 0.0))
-    )
+
+    def rank(name: str) -> tuple[float, float]:
+        values = by_epoch[name]
+        return wilcoxon(values).p, -(cohen_d_z(values) or 0.0)
+
+    return min(by_epoch, key=rank)
 
 
 def cross_fit(
@@ -69,16 +72,16 @@ def cross_fit(
     n_folds = min(FOLDS, g)
     fold_of_source = np.random.default_rng((seed, 3)).permutation(np.arange(g) % n_folds)
     folds = fold_of_source[numbers]
-    table = np.stack([np.asarray(v, dtype=np.float64) for v in values.values()], axis=1)
-    labels = np.array([f"{k}" for k in numbers])
-    found, n_chosen = np.empty(len(numbers)), dict.fromkeys(values, 0)
+    whole = by_source(values, sources)
+    chosen = []
     for fold in range(n_folds):
-        others = folds != fold
-        rest = {name: table[others, k] for k, name in enumerate(values)}
-        name = choose(by_source(rest, labels[others].tolist()))
-        n_chosen[name] += 1
-        found[~others] = table[~others, list(values).index(name)]
-    return CrossFitted(tuple(found.tolist()), n_chosen, n_folds)
+        others = fold_of_source != fold
+        chosen.append(choose(Clusters(whole.names, whole.sums[others], whole.sizes[others])))
+    found = np.empty(len(numbers))
+    for name in dict.fromkeys(chosen):
+        its = np.isin(folds, [fold for fold, own in enumerate(chosen) if own == name])
+        found[its] = np.asarray(values[name], dtype=np.float64)[its]
+    return CrossFitted(found, {name: chosen.count(name) for name in values}, n_folds)
 
 
 def stability(clusters: Clusters, *, seed: int = 0) -> dict[str, float]:

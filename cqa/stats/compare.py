@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from scipy import stats as scipy_stats
@@ -31,9 +31,11 @@ from cqa.schema.comparison import (
 from cqa.schema.result import Correlation
 from cqa.stats.bayes import bayes_factor
 from cqa.stats.change import differences, mean, paired_change
+from cqa.stats.clusters import Values, source_numbers, sum_by_source
+from cqa.stats.columns import Facts, ItemScores, Numbers
 from cqa.stats.equivalence import equivalence
-from cqa.stats.information import entropy
-from cqa.stats.items import LENGTHS, OF_PMI, ItemFacts, ItemScore
+from cqa.stats.information import entropies
+from cqa.stats.items import LENGTHS, OF_PMI
 from cqa.stats.resampling import bca_interval
 from cqa.stats.shrinkage import shrinkage
 from cqa.stats.tests import (
@@ -56,68 +58,67 @@ from cqa.stats.tests import (
 )
 
 
-def base_group(base: Mapping[str, ItemScore], facts: Mapping[str, ItemFacts]) -> BaseGroup:
+def base_group(base: ItemScores, facts: Facts) -> BaseGroup:
     """Return what a group of at least one item is before any adapter."""
-    values = [score.delta_i_nats for score in base.values()]
-    n, n_right = len(values), sum(value > 0 for value in values)
+    values = base.column("delta_i_nats")
+    n, n_right = len(values), int((values > 0).sum())
+    sources = facts.labels("source_id", base.rows)
+    candidates = np.sum(~np.isnan(base.candidates("p_given")), axis=1)
     return BaseGroup(
         n=n,
         mean_delta_i_nats=float(np.mean(values)),
         sd_delta_i_nats=spread(values),
         sign_accuracy=n_right / n,
         sign_accuracy_ci95=wilson_interval(n_right, n),
-        accuracy=_accuracy(list(base.values())),
-        accuracy_by_chance=float(np.mean([1 / len(score.p_given) for score in base.values()])),
+        accuracy=_accuracy(base),
+        accuracy_by_chance=float(np.mean(1 / candidates)),
         power=Power(
             f"one-sided paired t, alpha {ALPHA:g}",
             detectable_d_z(n),
             PowerAt(*(power_of_t(d_z, n) for d_z in (SMALL, MEDIUM, LARGE))),
         ),
-        lengths=Lengths(*(_balance([facts[i] for i in base], k) for k in range(len(LENGTHS)))),
-        n_boundary_merge=sum(facts[i].boundary_merge for i in base),
-        languages=dict(Counter(facts[i].lang or "unknown" for i in base).most_common()),
-        n_sources=len({facts[i].source_id for i in base} - {None}) or None,
-        n_without_source=sum(facts[i].source_id is None for i in base),
+        lengths=Lengths(*(_balance(facts, base.rows, k) for k in range(len(LENGTHS)))),
+        n_boundary_merge=facts.n_merges(base.rows),
+        languages=dict(
+            Counter(n or "unknown" for n in facts.labels("lang", base.rows)).most_common()
+        ),
+        n_sources=len(set(sources) - {None}) or None,
+        n_without_source=sum(source is None for source in sources),
     )
 
 
-def _balance(facts: Sequence[ItemFacts], k: int) -> LengthBalance:
+def _balance(facts: Facts, rows: Numbers, k: int) -> LengthBalance:
     """Compare right and wrong options in unit k of LENGTHS; a sum favours whatever is shorter."""
-    right = [float(f.right_lengths[k]) for f in facts]
-    wrong = [f.wrong_lengths[k] for f in facts]
+    right, wrong = facts.right_lengths(rows, k), facts.wrong_lengths(rows, k)
     return LengthBalance(
         mean_right=float(np.mean(right)),
         mean_wrong=float(np.mean(wrong)),
-        n_right_longer=sum(a > b for a, b in zip(right, wrong, strict=True)),
-        n_right_shorter=sum(a < b for a, b in zip(right, wrong, strict=True)),
+        n_right_longer=int((right > wrong).sum()),
+        n_right_shorter=int((right < wrong).sum()),
     )
 
 
 def compare_items(
-    base: Mapping[str, ItemScore],
-    adapted: Mapping[str, ItemScore],
-    facts: Mapping[str, ItemFacts],
-    margin_nats: float | None = None,
+    base: ItemScores, adapted: ItemScores, facts: Facts, margin_nats: float | None = None
 ) -> Comparison:
     """Return the statistics of ddI = dI_B - dI_A over the items that both models scored.
 
     Args:
-        base: Scores under model A, by item id.
+        base: Scores under model A.
         adapted: Scores under model B.
         facts: Lengths and sources of the items.
         margin_nats: Equivalence margin; without one, d_z of 0.2.
     """
-    ids = [item_id for item_id in base if item_id in adapted]
-    a, b = [base[i] for i in ids], [adapted[i] for i in ids]
+    a, b = base.only(adapted), adapted.only(base)
 
-    def both(value: Callable[[ItemScore], float]) -> tuple[list[float], list[float]]:
-        return [value(x) for x in a], [value(y) for y in b]
+    def both(name: str, k: int | None = None) -> tuple[Values, Values]:
+        return a.column(name, k), b.column(name, k)
 
-    before, after = both(lambda s: s.delta_i_nats)
+    before, after = both("delta_i_nats")
     ddi = differences(before, after)
-    sources = [facts[i].source_id for i in ids]
-    d_cond = differences(*both(lambda s: s.conditional_nats))
-    d_prior = differences(*both(lambda s: s.prior_nats))
+    sources = facts.labels("source_id", a.rows)
+    d_cond = differences(*both("conditional_nats"))
+    d_prior = differences(*both("prior_nats"))
     change = _change(before, after)
     return Comparison(
         n=change.n,
@@ -130,7 +131,7 @@ def compare_items(
         ci95_d_prior_nats=t_interval(d_prior),
         bca95_nats=bca_interval(ddi),
         by_source=_by_source(ddi, sources),
-        domains=_by_domain(before, after, [facts[i].domain for i in ids]),
+        domains=_by_domain(before, after, facts.labels("domain", a.rows)),
         signs=_signs(before, after),
         accuracy_base=_accuracy(a),
         accuracy=_accuracy(b),
@@ -140,80 +141,76 @@ def compare_items(
         equivalence=equivalence(ddi, sources, margin_nats),
         bayes_factor_10=bayes_factor(ddi, sources),
         entropy_per_token=EntropyChange(
-            given_context=paired_change(*both(lambda s: s.entropy_given_nats)),
-            null=paired_change(*both(lambda s: s.entropy_null_nats)),
+            given_context=paired_change(*both("entropy_given_nats")),
+            null=paired_change(*both("entropy_null_nats")),
         ),
         candidates=Candidates(
-            given_context=_candidates([s.p_given for s in a], [s.p_given for s in b]),
-            null=_candidates([s.p_null for s in a], [s.p_null for s in b]),
+            given_context=_candidates(a.candidates("p_given"), b.candidates("p_given")),
+            null=_candidates(a.candidates("p_null"), b.candidates("p_null")),
         ),
         variants=Variants(
-            _null2([x.delta_i_null2_nats for x in a], [y.delta_i_null2_nats for y in b]),
-            *(
-                _variant([x.variants[k] for x in a], [y.variants[k] for y in b])
-                for k in range(len(OF_PMI))
-            ),
+            _null2(*both("delta_i_null2_nats")),
+            *(_variant(*both("variants", k)) for k in range(len(OF_PMI))),
         ),
-        ddi_against_length_rho=_length_rho(ddi, [facts[i] for i in ids]),
+        ddi_against_length_rho=_length_rho(
+            ddi, facts.right_lengths(a.rows, 0) - facts.wrong_lengths(a.rows, 0)
+        ),
         shrinkage=shrinkage(before, after, sources),
     )
 
 
-def _change(before: Sequence[float], after: Sequence[float]) -> Change:
+def _change(before: Values, after: Values) -> Change:
     """Return the change of dI with its interval and test: of a group, or of a part of one."""
     return Change(len(before), paired_change(before, after), wilcoxon(differences(before, after)))
 
 
-def _variant(before: Sequence[float], after: Sequence[float]) -> VariantChange:
+def _variant(before: Values, after: Values) -> VariantChange:
     ddi = differences(before, after)
     return VariantChange(paired_change(before, after), wilcoxon(ddi).p, cohen_d_z(ddi))
 
 
-def _null2(before: Sequence[float | None], after: Sequence[float | None]) -> VariantChange | None:
-    was, now = ([value for value in values if value is not None] for values in (before, after))
-    return _variant(was, now) if len(was) == len(now) == len(before) else None
+def _null2(before: Values, after: Values) -> VariantChange | None:
+    known = not (np.isnan(before).any() or np.isnan(after).any())
+    return _variant(before, after) if known else None
 
 
-def _by_domain(
-    before: Sequence[float], after: Sequence[float], domains: Sequence[str | None]
-) -> dict[str, Change]:
+def _by_domain(before: Values, after: Values, domains: Sequence[str | None]) -> dict[str, Change]:
     """Return the change by domain; nothing where there are not two, for one is the whole group."""
-    parts: dict[str, tuple[list[float], list[float]]] = {}
-    for x, y, domain in zip(before, after, domains, strict=True):
+    places: dict[str, list[int]] = {}
+    for place, domain in enumerate(domains):
         if domain is not None:
-            was, now = parts.setdefault(domain, ([], []))
-            was.append(x)
-            now.append(y)
-    return {d: _change(*parts[d]) for d in sorted(parts)} if len(parts) > 1 else {}
+            places.setdefault(domain, []).append(place)
+    if len(places) < 2:
+        return {}
+    return {d: _change(before[places[d]], after[places[d]]) for d in sorted(places)}
 
 
-def _signs(before: Sequence[float], after: Sequence[float]) -> Signs:
+def _signs(before: Values, after: Values) -> Signs:
     n = len(before)
-    was, now = ([value > 0 for value in values] for values in (before, after))
-    moved = [(x, y) for x, y in zip(was, now, strict=True) if x != y]
+    was, now = before > 0, after > 0
+    n_was, n_now = int(was.sum()), int(now.sum())
     return Signs(
-        sign_accuracy_base=sum(was) / n if n else None,
-        sign_accuracy=sum(now) / n if n else None,
-        sign_accuracy_base_ci95=wilson_interval(sum(was), n),
-        sign_accuracy_ci95=wilson_interval(sum(now), n),
-        n_sign_gained=sum(y for _, y in moved),
-        n_sign_lost=sum(x for x, _ in moved),
+        sign_accuracy_base=n_was / n if n else None,
+        sign_accuracy=n_now / n if n else None,
+        sign_accuracy_base_ci95=wilson_interval(n_was, n),
+        sign_accuracy_ci95=wilson_interval(n_now, n),
+        n_sign_gained=int((now & ~was).sum()),
+        n_sign_lost=int((was & ~now).sum()),
     )
 
 
-def _accuracy(scores: Sequence[ItemScore]) -> Accuracy:
+def _accuracy(scores: ItemScores) -> Accuracy:
     return Accuracy(
-        sum=_share([score.is_first for score in scores]),
-        per_byte=_share([score.is_first_per_byte for score in scores]),
+        sum=_share(scores.column("is_first")), per_byte=_share(scores.column("is_first_per_byte"))
     )
 
 
-def _share(hits: Sequence[bool]) -> Share:
-    n = len(hits)
-    return Share(sum(hits) / n if n else None, wilson_interval(sum(hits), n))
+def _share(hits: Values) -> Share:
+    n, n_hits = len(hits), int(hits.sum())
+    return Share(n_hits / n if n else None, wilson_interval(n_hits, n))
 
 
-def _effect_sizes(before: Sequence[float], after: Sequence[float]) -> EffectSizes:
+def _effect_sizes(before: Values, after: Values) -> EffectSizes:
     ddi = differences(before, after)
     d_z, d_av, correction = cohen_d_z(ddi), cohen_d_av(before, after), hedges_correction(len(ddi))
     if d_z is None:
@@ -225,44 +222,42 @@ def _effect_sizes(before: Sequence[float], after: Sequence[float]) -> EffectSize
     return EffectSizes(d_z, (low, high), d_z * correction, corrected, d_av)
 
 
-def _by_source(ddi: Sequence[float], sources: Sequence[str | None]) -> BySource | None:
+def _by_source(ddi: Values, sources: Sequence[str | None]) -> BySource | None:
     """Return what remains when items of one source count as one; None where no source is named."""
     if not any(sources):
         return None
     names = [source or f"\0{k}" for k, source in enumerate(sources)]  # unnamed: each its own
-    by_name: dict[str, list[float]] = {}
-    for name, value in zip(names, ddi, strict=True):
-        by_name.setdefault(name, []).append(value)
+    numbers = source_numbers(names)
+    sizes = np.bincount(numbers)
     return BySource(
-        n_sources=len(by_name),
+        n_sources=len(sizes),
         n_unnamed=sum(source is None for source in sources),
         bca95_nats=bca_interval(ddi, clusters=names),
-        wilcoxon_of_source_means=wilcoxon([float(np.mean(v)) for v in by_name.values()]),
+        wilcoxon_of_source_means=wilcoxon(sum_by_source(ddi, numbers) / sizes),
     )
 
 
-def _candidates(
-    before: Sequence[tuple[float, ...]], after: Sequence[tuple[float, ...]]
-) -> CandidateChange:
-    """Return what became of p over each item's candidates, the right one first in each."""
+def _candidates(before: Values, after: Values) -> CandidateChange:
+    """Return what became of p over each item's candidates: (n, candidates), the right one first."""
+    most = max(before.shape[1], after.shape[1])
+    before, after = (
+        np.pad(p, ((0, 0), (0, most - p.shape[1])), constant_values=np.nan) for p in (before, after)
+    )
+    wrong = np.argsort(-before[:, 1:], axis=1, kind="stable") + 1  # no candidate, NaN, comes last
+    order = np.concatenate([np.zeros((len(before), 1), dtype=wrong.dtype), wrong], axis=1)
+    was, now = (np.take_along_axis(p, order, axis=1) for p in (before, after))
     ranks = []
-    for rank in range(max(map(len, before), default=0)):
-        pairs = [_at_rank(p, q, rank) for p, q in zip(before, after, strict=True) if p[rank:]]
-        was, now = [p for p, _ in pairs], [q for _, q in pairs]
-        ranks.append(RankChange(len(pairs), paired_change(was, now)))
-    entropies = ([entropy(p) for p in ps] for ps in (before, after))
-    return CandidateChange(paired_change(*entropies), tuple(ranks))
+    for rank in range(was.shape[1]):
+        there = ~np.isnan(was[:, rank])
+        if there.any():
+            change = paired_change(was[there, rank], now[there, rank])
+            ranks.append(RankChange(int(there.sum()), change))
+    return CandidateChange(paired_change(entropies(before), entropies(after)), tuple(ranks))
 
 
-def _at_rank(p: Sequence[float], q: Sequence[float], rank: int) -> tuple[float, float]:
-    order = [0, *sorted(range(1, len(p)), key=lambda k: -p[k])]
-    return p[order[rank]], q[order[rank]]
-
-
-def _length_rho(ddi: Sequence[float], facts: Sequence[ItemFacts]) -> Correlation | None:
+def _length_rho(ddi: Values, longer: Values) -> Correlation | None:
     """Return Spearman's rho of ddI against how many tokens longer the right option is."""
-    longer = [f.right_lengths[0] - f.wrong_lengths[0] for f in facts]
-    if len(ddi) < 3 or len(set(longer)) == 1 or len(set(ddi)) == 1:
+    if len(ddi) < 3 or np.ptp(longer) == 0 or np.ptp(ddi) == 0:
         return None
     result = scipy_stats.spearmanr(ddi, longer)
     return Correlation(float(result.statistic), float(result.pvalue))

@@ -7,7 +7,7 @@ contexts, and without the source or the tenth of items that weigh most).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any
@@ -24,6 +24,39 @@ ALPHA = 0.05
 NO_SPREAD = "the changes have no spread over sources, so nothing can be tested"
 Sources = Sequence[str | None]
 ByAdapter = Mapping[str, Values]  # one number an item
+
+
+class Moved(Mapping[str, Values]):
+    """Changes under each adapter, computed when they are asked for: of a million items under many
+    adapters only those at hand are held.
+    """
+
+    def __init__(self, of: Mapping[str, Callable[[], Values]]) -> None:
+        """Take what computes the changes under each adapter."""
+        self._of = of
+
+    def only(self, names: Collection[str]) -> Moved:
+        """Return the changes under some of the adapters, in their order."""
+        return Moved({name: self._of[name] for name in names if name in self._of})
+
+    def __getitem__(self, name: str) -> Values:
+        return self._of[name]()
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._of
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._of)
+
+    def __len__(self) -> int:
+        return len(self._of)
+
+
+def only(values: ByAdapter, names: Collection[str]) -> ByAdapter:
+    """Return the changes under some of the adapters, in their order."""
+    if isinstance(values, Moved):
+        return values.only(names)
+    return {name: values[name] for name in names if name in values}
 
 
 @dataclass(frozen=True)
@@ -44,7 +77,7 @@ class Changes:
     def only(self, names: Collection[str]) -> Changes:
         """Return the changes under some of the adapters."""
         kept: dict[str, Any] = {
-            f.name: {name: v for name, v in value.items() if name in names}
+            f.name: only(value, names)
             for f in fields(self)
             if isinstance(value := getattr(self, f.name), Mapping)
         }
@@ -138,8 +171,9 @@ def _disagreements(changes: Changes, adapter: str) -> list[str]:
 
 def selective(primary: Changes, control: Changes, adapter: str) -> Finding:
     """Does ddI rise more in the primary group than in the control, in sum and per token?"""
+    shared = [name for name in primary.ddi if name in control.ddi]
     families = {
-        name: difference_test(primary.clusters(a), control.clusters(b))
+        name: difference_test(primary.clusters(only(a, shared)), control.clusters(only(b, shared)))
         for name, a, b in (
             ("in sum", primary.ddi, control.ddi),
             ("per token", primary.ddi_per_token, control.ddi_per_token),
@@ -315,8 +349,11 @@ def mean_above_zero(
     return _finding(name, mark, group, adapter, family, reason, unit)
 
 
-def _plus(a: ByAdapter, b: ByAdapter, times: float = 1.0) -> dict[str, Values]:
-    return {name: a[name] + times * b[name] for name in a}
+def _plus(a: ByAdapter, b: ByAdapter, times: float = 1.0) -> ByAdapter:
+    def both(name: str) -> Callable[[], Values]:
+        return lambda: a[name] + times * b[name]
+
+    return Moved({name: both(name) for name in a})
 
 
 def _finding(

@@ -10,6 +10,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
+import numpy.typing as npt
+
 
 def contrast(values: Sequence[float], answer: int) -> float:
     """Return the right option's value minus the wrong ones' mean: dI, for values of I(x; y)."""
@@ -33,6 +36,15 @@ def softmax(values: Sequence[float]) -> list[float]:
 def entropy(probabilities: Sequence[float]) -> float:
     """Return -sum p ln p in nats; what is impossible adds nothing."""
     return -math.fsum(p * math.log(p) for p in probabilities if p > 0)
+
+
+def entropies(table: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Return the entropy of each row of probabilities; NaN stands for no candidate."""
+    logs = [math.log(p) if p > 0 else 0.0 for p in table.ravel().tolist()]
+    terms = np.nan_to_num(table * np.array(logs, dtype=np.float64).reshape(table.shape))
+    if table.shape[1] == 2:
+        return np.asarray(-(terms[:, 0] + terms[:, 1]))
+    return np.array([-math.fsum(row) for row in terms.tolist()], dtype=np.float64)
 
 
 def rank_prob(logp_nats: Sequence[float], n_bytes: Sequence[int], answer: int) -> float:

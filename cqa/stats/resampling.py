@@ -8,13 +8,13 @@ import numpy as np
 import numpy.typing as npt
 from scipy import special
 
-from cqa.stats.tests import ALPHA, spread
+from cqa.stats.tests import ALPHA, Floats, spread
 
 Values = npt.NDArray[np.float64]
 
 
 def bca_interval(
-    values: Sequence[float],
+    values: Floats,
     *,
     clusters: Sequence[str] | None = None,
     level: float = 1 - ALPHA,

@@ -31,7 +31,7 @@ class OverSeeds:
 
 
 def over_seeds(
-    values: Sequence[Sequence[float]], sources: Sequence[str | None]
+    values: Sequence[Sequence[float] | Values], sources: Sequence[str | None]
 ) -> OverSeeds | None:
     """Test the mean change over items and seeds against zero, both taken as samples.
 
@@ -86,7 +86,7 @@ def seed_effects(
             alike.setdefault((known.recipe, known.epoch), {}).setdefault(known.seed, name)
     effects = []
     for (_, epoch), adapters in sorted(alike.items(), key=lambda held: held[0][1]):
-        found = over_seeds([ddi[name].tolist() for name in adapters.values()], sources)
+        found = over_seeds([ddi[name] for name in adapters.values()], sources)
         if found is not None:
             placebo = made[next(iter(adapters.values()))].placebo
             effects.append(_effect(epoch, placebo, adapters, found))

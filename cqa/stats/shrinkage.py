@@ -14,11 +14,10 @@ from scipy import stats
 
 from cqa.schema.comparison import Shrinkage
 from cqa.stats.clusters import source_numbers
+from cqa.stats.tests import Floats
 
 
-def shrinkage(
-    before: Sequence[float], after: Sequence[float], sources: Sequence[str | None]
-) -> Shrinkage | None:
+def shrinkage(before: Floats, after: Floats, sources: Sequence[str | None]) -> Shrinkage | None:
     """Return the least-squares line of dI_B on dI_A with intervals that allow for sources.
 
     None with fewer than three sources, or where dI_A has no spread.

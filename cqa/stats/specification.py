@@ -5,7 +5,7 @@ Source: Simonsohn, Simmons & Nelson 2020, "Specification curve analysis".
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,8 +14,9 @@ from scipy import stats
 
 from cqa.schema.verdict import Mark, Verdict
 from cqa.stats.clusters import Values, by_source
+from cqa.stats.columns import Facts, ItemScores
 from cqa.stats.deciding import FEWEST_SOURCES, Change, difference_test, family_test
-from cqa.stats.items import LENGTHS, OF_PMI, ItemFacts, ItemScore
+from cqa.stats.items import LENGTHS, OF_PMI
 from cqa.stats.tests import ALPHA, paired_t, welch, wilcoxon
 
 Question = Literal["change", "selective"]
@@ -49,8 +50,8 @@ class _Group:
 
 
 def specification_curve(
-    items: Mapping[str, Mapping[str | None, Mapping[str, ItemScore]]],
-    facts: Mapping[str, ItemFacts],
+    items: Mapping[str, Mapping[str | None, ItemScores]],
+    facts: Facts,
     groups: Sequence[str],
     adapter: str,
     verdict: Verdict,
@@ -78,32 +79,29 @@ def specification_curve(
     return sorted(found, key=lambda one: one.question)
 
 
-def _reading(per: str, null: str) -> Callable[[ItemScore], float | None]:
+def _reading(per: str, null: str) -> tuple[str, int | None]:
+    """Return the column of `ItemScores` that a reading is in."""
     if per == "sum":
-        return lambda s: s.delta_i_nats if null == "null" else s.delta_i_null2_nats
+        return ("delta_i_nats" if null == "null" else "delta_i_null2_nats"), None
     if null == "null":
-        return lambda s: s.variants[OF_PMI.index(f"per_{per}")]
-    unit = LENGTHS.index(f"n_{per}s")
-    return lambda s: None if s.null2_lengths is None else s.null2_lengths[unit]
+        return "variants", OF_PMI.index(f"per_{per}")
+    return "null2_lengths", LENGTHS.index(f"n_{per}s")
 
 
 def _read(
-    models: Mapping[str | None, Mapping[str, ItemScore]],
-    facts: Mapping[str, ItemFacts],
-    value: Callable[[ItemScore], float | None],
+    models: Mapping[str | None, ItemScores], facts: Facts, column: tuple[str, int | None]
 ) -> _Group | None:
     """Return the changes in one reading; None where it was not measured."""
     base = models[None]
-    read = {
-        name: [value(scores[i]) for i in base]
+    before = base.column(*column)
+    ddi = {
+        name: scores.only(base).column(*column) - before
         for name, scores in models.items()
-        if scores.keys() >= base.keys()
+        if name is not None and scores.covers(base)
     }
-    if any(number is None for numbers in read.values() for number in numbers):
+    if np.isnan(before).any() or any(np.isnan(values).any() for values in ddi.values()):
         return None
-    values = {name: np.array(numbers, dtype=np.float64) for name, numbers in read.items()}
-    ddi = {name: own - values[None] for name, own in values.items() if name is not None}
-    return _Group(ddi, [facts[i].source_id for i in base])
+    return _Group(ddi, facts.labels("source_id", base.rows))
 
 
 Answered = tuple[float, dict[str, tuple[Tail, bool]]]  # estimate; by test, and whether it may say
@@ -112,8 +110,8 @@ Answered = tuple[float, dict[str, tuple[Tail, bool]]]  # estimate; by test, and 
 def _change_tails(group: _Group, adapter: str) -> Answered:
     ddi = group.ddi[adapter]
     family = family_test(by_source(group.ddi, group.sources))
-    below, above = (wilcoxon(ddi.tolist(), side).p for side in ("less", "greater"))
-    p_t = paired_t(ddi.tolist()).p_one_sided
+    below, above = (wilcoxon(ddi, side).p for side in ("less", "greater"))
+    p_t = paired_t(ddi).p_one_sided
     return float(ddi.mean()), {
         "Wilcoxon (paper)": ((above, below), True),
         "t": ((p_t, None if p_t is None else 1 - p_t), True),
@@ -131,7 +129,7 @@ def _difference_tails(primary: _Group, control: _Group, adapter: str) -> Answere
     above, below = (
         float(stats.mannwhitneyu(a, b, alternative=side).pvalue) for side in ("greater", "less")
     )
-    two = welch(a.tolist(), b.tolist())
+    two = welch(a, b)
     tail: Tail = (None, None)
     if two.p_two_sided is not None and two.t is not None:
         half = two.p_two_sided / 2

@@ -6,6 +6,9 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import TypeVar
 
+import numpy as np
+import numpy.typing as npt
+
 from cqa.schema.provenance import Provenance
 from cqa.schema.rows import CHOOSERS, ItemRow
 from cqa.schema.summary import (
@@ -15,16 +18,17 @@ from cqa.schema.summary import (
     StratumCounts,
     Summary,
 )
+from cqa.stats.columns import Facts, ItemScores
 from cqa.stats.compare import base_group, compare_items
 from cqa.stats.config import AnalysisConfig
 from cqa.stats.continuations import TextScore, compare_texts, text_score
-from cqa.stats.items import VARIANTS, ItemFacts, ItemScore, item_facts, item_score
+from cqa.stats.items import VARIANTS, item_score
 from cqa.stats.roles import choose_roles
 from cqa.stats.strata import STRATA, read_cutoff, stratum
 from cqa.stats.verdict import judge
 
 T = TypeVar("T")
-ByModel = dict[str | None, dict[str, ItemScore]]
+ByModel = dict[str | None, ItemScores]
 
 
 class Scores:
@@ -48,35 +52,53 @@ class Scores:
         self.items: dict[str, ByModel] = {}
         self.texts: dict[str, dict[str | None, dict[str, TextScore]]] = {}
         self.choosers: ByModel = {}  # items that choose an adapter and are not reported
-        self.facts: dict[str, ItemFacts] = {}
+        self.facts = Facts()
         for row in rows:
             if row.id in copies:
                 self.n_copies[row.group] += row.adapter is None
-                continue
-            if row.kind == "continuation":
+            elif row.kind == "continuation":
                 texts = self.texts.setdefault(row.group, {}).setdefault(row.adapter, {})
                 texts[row.id] = text_score(row)
             else:
-                group = (
-                    self.choosers if row.group == CHOOSERS else self.items.setdefault(row.group, {})
-                )
-                scores = group.setdefault(row.adapter, {})
-                scores[row.id] = item_score(row)
-                self.facts[row.id] = item_facts(row)
+                self._add(row)
+        self._settle()
         if order:
             self.choosers = _sorted(self.choosers, order)
             self.items = {group: _sorted(models, order) for group, models in self.items.items()}
             self.texts = {group: _sorted(models, order) for group, models in self.texts.items()}
+
+    def _add(self, row: ItemRow) -> None:
+        group = self.choosers if row.group == CHOOSERS else self.items.setdefault(row.group, {})
+        if row.adapter not in group:
+            group[row.adapter] = ItemScores(self.facts.numbers)
+        group[row.adapter].add(self.facts.number(row), item_score(row))
+
+    def _settle(self) -> None:
+        """Put the items of every model into the order of the base."""
+        groups = [*self.items.values(), self.choosers]
+        first = [models[None].first_met() for models in groups if None in models]
+        moved = None
+        if any(np.any(np.diff(numbers) < 0) for numbers in first):
+            numbers = np.concatenate([*first, np.arange(len(self.facts))])
+            _, once = np.unique(numbers, return_index=True)
+            order = numbers[np.sort(once)].astype(np.int32)
+            self.facts.reorder(order)
+            moved = np.argsort(order).astype(np.int32)
+        del first  # views of what is about to be taken over
+        for models in groups:
+            for scores in models.values():
+                scores.settle(moved)
+                if None in models:
+                    scores.share_rows(models[None])
 
     def part(self, keep: Callable[[str | None], bool]) -> Scores:
         """Return the scores of the items whose `published_at` is to be kept."""
         found = Scores()
         found.facts = self.facts
         for group, models in self.items.items():
-            kept = {
-                name: {i: s for i, s in by_id.items() if keep(self.facts[i].published_at)}
-                for name, by_id in models.items()
-            }
+            kept = {name: scores.take(self._kept(scores, keep)) for name, scores in models.items()}
+            for scores in kept.values():
+                scores.share_rows(kept[None])
             if kept[None]:
                 found.items[group] = kept
         for group, text_models in self.texts.items():
@@ -88,13 +110,22 @@ class Scores:
                 found.texts[group] = texts
         return found
 
+    def _kept(
+        self, scores: ItemScores, keep: Callable[[str | None], bool]
+    ) -> npt.NDArray[np.bool_]:
+        return np.array(
+            [keep(date) for date in self.facts.labels("published_at", scores.rows)], dtype=bool
+        )
+
     def dates(self) -> list[str | None]:
         """Return `published_at` of every item and continuation."""
-        texts = [models[None].values() for models in self.texts.values()]
-        pairs = [models[None] for models in self.items.values()]
-        return [self.facts[i].published_at for by_id in pairs for i in by_id] + [
-            score.published_at for scores in texts for score in scores
+        found = [
+            d
+            for models in self.items.values()
+            for d in self.facts.labels("published_at", models[None].rows)
         ]
+        texts = [models[None].values() for models in self.texts.values()]
+        return found + [score.published_at for scores in texts for score in scores]
 
 
 def _sorted(models: Mapping[str | None, T], order: Sequence[str | None]) -> dict[str | None, T]:

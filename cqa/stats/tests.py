@@ -17,6 +17,7 @@ from scipy import optimize, special, stats
 from cqa.schema.result import Alternative, Interval, PairedT, SignTest, Welch, Wilcoxon
 
 Law = npt.NDArray[np.float64]
+Floats = Sequence[float] | npt.NDArray[np.float64]
 ALPHA = 0.05  # level of every test; intervals hold 1 - ALPHA
 SMALL, MEDIUM, LARGE = 0.2, 0.5, 0.8  # of d_z: Cohen 1988, "Statistical power analysis", chapter 2
 # Scores are sums of numbers of 24 bits: a spread below a millionth of what spreads is rounding.
@@ -25,7 +26,7 @@ FAR = 5000.0
 EXACT_LIMIT = 1000  # non-zero differences; beyond, the normal approximation, named as such
 
 
-def wilcoxon(differences: Sequence[float], alternative: Alternative = "greater") -> Wilcoxon:
+def wilcoxon(differences: Floats, alternative: Alternative = "greater") -> Wilcoxon:
     """Test whether differences are symmetric about zero by their signed ranks.
 
     Null hypothesis: each difference is as likely positive as negative, given its size. Zeros are
@@ -80,7 +81,7 @@ def _normal_tails(ranks: npt.NDArray[np.float64], w_plus: float) -> tuple[float,
     return float(special.ndtr(-z)), float(special.ndtr(z))
 
 
-def paired_t(differences: Sequence[float]) -> PairedT:
+def paired_t(differences: Floats) -> PairedT:
     """Test the mean difference against 0; the one-sided p asks for a positive mean."""
     n = len(differences)
     d_z = cohen_d_z(differences)
@@ -91,7 +92,7 @@ def paired_t(differences: Sequence[float]) -> PairedT:
     return PairedT(t, n - 1, upper, 2 * min(upper, 1 - upper))
 
 
-def spread(values: Sequence[float] | npt.NDArray[np.float64]) -> float | None:
+def spread(values: Floats) -> float | None:
     """Return the standard deviation (ddof = 1), None below two values.
 
     Values that are equal up to rounding have none at all: it is 0.
@@ -102,7 +103,7 @@ def spread(values: Sequence[float] | npt.NDArray[np.float64]) -> float | None:
     return sd if sd > ROUNDING * float(np.max(np.abs(values))) else 0.0
 
 
-def cohen_d_z(differences: Sequence[float]) -> float | None:
+def cohen_d_z(differences: Floats) -> float | None:
     """Return mean / sd (ddof = 1) of the differences, or None without spread."""
     sd = spread(differences)
     return float(np.mean(differences)) / sd if sd else None
@@ -157,7 +158,7 @@ def hedges_correction(n: int) -> float | None:
     return math.exp(math.lgamma(df / 2) - math.lgamma((df - 1) / 2)) / math.sqrt(df / 2)
 
 
-def cohen_d_av(before: Sequence[float], after: Sequence[float]) -> float | None:
+def cohen_d_av(before: Floats, after: Floats) -> float | None:
     """Return the mean difference over the mean of the two standard deviations (Cumming 2012)."""
     sd = [spread(values) for values in (before, after)]
     if sd[0] is None or sd[1] is None or sd[0] + sd[1] == 0:
@@ -165,14 +166,14 @@ def cohen_d_av(before: Sequence[float], after: Sequence[float]) -> float | None:
     return float(np.mean(after) - np.mean(before)) / ((sd[0] + sd[1]) / 2)
 
 
-def sign_test(differences: Sequence[float]) -> SignTest:
+def sign_test(differences: Floats) -> SignTest:
     """Test, exactly and one-sided, whether positive differences outnumber negative ones.
 
     Null hypothesis: a difference that is not zero is as likely positive as negative; zeros are
     dropped.
     """
-    n_positive = sum(value > 0 for value in differences)
-    n_nonzero = sum(value != 0 for value in differences)
+    values = np.asarray(differences, dtype=np.float64)
+    n_positive, n_nonzero = int((values > 0).sum()), int((values != 0).sum())
     p = stats.binomtest(n_positive, n_nonzero, alternative="greater").pvalue if n_nonzero else 1.0
     return SignTest(n_positive, n_nonzero, float(p))
 
@@ -210,7 +211,7 @@ def wilson_interval(n_hits: int, n: int, level: float = 1 - ALPHA) -> Interval |
     return float(interval.low), float(interval.high)
 
 
-def welch(a: Sequence[float], b: Sequence[float]) -> Welch:
+def welch(a: Floats, b: Floats) -> Welch:
     """Test mean(a) = mean(b) by Welch's t, with the interval of mean(a) - mean(b)."""
     difference = float(np.mean(a) - np.mean(b))
     if min(len(a), len(b)) < 2:
@@ -227,7 +228,7 @@ def welch(a: Sequence[float], b: Sequence[float]) -> Welch:
     return Welch(difference, t, df, p, (difference - half, difference + half))
 
 
-def t_interval(values: Sequence[float], level: float = 1 - ALPHA) -> Interval | None:
+def t_interval(values: Floats, level: float = 1 - ALPHA) -> Interval | None:
     """Return the t interval of a mean, n - 1 degrees of freedom; None for fewer than two values.
 
     Without spread it has no width, and says nothing of what other items would show.

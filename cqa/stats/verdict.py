@@ -25,17 +25,18 @@ from cqa.schema.verdict import (
 from cqa.stats import findings
 from cqa.stats.choice import choose, cross_fit, paper_choice, stability
 from cqa.stats.clusters import Values, by_source
+from cqa.stats.columns import Facts, ItemScores
 from cqa.stats.config import AnalysisConfig
 from cqa.stats.continuations import TextScore
 from cqa.stats.deciding import Change, Family, difference_test, family_test
-from cqa.stats.findings import Changes
-from cqa.stats.items import OF_PMI, ItemFacts, ItemScore
+from cqa.stats.findings import Changes, Moved, only
+from cqa.stats.items import OF_PMI
 from cqa.stats.seeds import seed_effects
 from cqa.stats.tests import welch
 
 PER_TOKEN = OF_PMI.index("per_token")
 EPOCH = re.compile(r"epoch-(\d+)$")
-ItemsByModel = Mapping[str | None, Mapping[str, ItemScore]]
+ByModel = Mapping[str | None, ItemScores]
 TextsByModel = Mapping[str | None, Mapping[str, TextScore]]
 
 
@@ -52,13 +53,13 @@ class Judgement:
 
 
 def judge(
-    items: Mapping[str, ItemsByModel],
+    items: Mapping[str, ByModel],
     texts: Mapping[str, TextsByModel],
-    facts: Mapping[str, ItemFacts],
+    facts: Facts,
     roles: Roles,
     config: AnalysisConfig,
     made: Mapping[str, Provenance] | None = None,
-    choosers: ItemsByModel | None = None,
+    choosers: ByModel | None = None,
 ) -> Judgement:
     """Judge the scores of groups of pairs and continuations.
 
@@ -111,36 +112,34 @@ def judge(
     )
 
 
-def changes_of(group: str, models: ItemsByModel, facts: Mapping[str, ItemFacts]) -> Changes | None:
+def changes_of(group: str, models: ByModel, facts: Facts) -> Changes | None:
     """Return how the items change under every adapter that scored all of them; None if none did."""
     base = models[None]
-    ids = list(base)
-    complete = {a: m for a, m in models.items() if a is not None and all(i in m for i in ids)}
-    if not complete or not ids:
+    complete = {a: m.only(base) for a, m in models.items() if a is not None and m.covers(base)}
+    if not complete or not base:
         return None
 
-    def under(model: Mapping[str, ItemScore], value: Callable[[ItemScore], float | None]) -> Values:
-        return np.array([value(model[i]) for i in ids], dtype=np.float64)
+    def one(adapted: ItemScores, name: str, k: int | None, *, less: bool) -> Callable[[], Values]:
+        if not less:
+            return lambda: adapted.column(name, k)
+        return lambda: adapted.column(name, k) - base.column(name, k)
 
-    def moved(value: Callable[[ItemScore], float | None]) -> dict[str, Values]:
-        before = under(base, value)
-        return {a: under(m, value) - before for a, m in complete.items()}
+    def moved(name: str, k: int | None = None, *, less: bool = True) -> Moved:
+        return Moved({a: one(m, name, k, less=less) for a, m in complete.items()})
 
-    has_null2 = all(
-        model[i].delta_i_null2_nats is not None for model in (base, *complete.values()) for i in ids
-    )
-
+    null2 = (model.column("delta_i_null2_nats") for model in (base, *complete.values()))
+    has_null2 = not any(np.isnan(values).any() for values in null2)
     return Changes(
         group=group,
-        sources=[facts[i].source_id for i in ids],
-        ddi=moved(lambda s: s.delta_i_nats),
-        ddi_null2=moved(lambda s: s.delta_i_null2_nats) if has_null2 else None,
-        ddi_per_token=moved(lambda s: s.variants[PER_TOKEN]),
-        d_cond=moved(lambda s: s.conditional_nats),
-        d_prior=moved(lambda s: s.prior_nats),
-        entropy_given=moved(lambda s: s.entropy_given_nats),
-        entropy_null=moved(lambda s: s.entropy_null_nats),
-        delta_i={a: np.array([m[i].delta_i_nats for i in ids]) for a, m in complete.items()},
+        sources=facts.labels("source_id", base.rows),
+        ddi=moved("delta_i_nats"),
+        ddi_null2=moved("delta_i_null2_nats") if has_null2 else None,
+        ddi_per_token=moved("variants", PER_TOKEN),
+        d_cond=moved("conditional_nats"),
+        d_prior=moved("prior_nats"),
+        entropy_given=moved("entropy_given_nats"),
+        entropy_null=moved("entropy_null_nats"),
+        delta_i=moved("delta_i_nats", less=False),
     )
 
 
@@ -154,7 +153,7 @@ def _candidates(
     return changes.only(names) if names else None
 
 
-def _family(changes: Changes, models: ItemsByModel, placebos: Collection[str]) -> GroupFamily:
+def _family(changes: Changes, models: ByModel, placebos: Collection[str]) -> GroupFamily:
     family, n_items = changes.ddi_family, len(models[None])
     return GroupFamily(
         n_items=family.n_items,
@@ -169,9 +168,7 @@ def _family(changes: Changes, models: ItemsByModel, placebos: Collection[str]) -
     )
 
 
-def _chosen_elsewhere(
-    choosers: ItemsByModel, facts: Mapping[str, ItemFacts], placebos: Collection[str]
-) -> Choice | None:
+def _chosen_elsewhere(choosers: ByModel, facts: Facts, placebos: Collection[str]) -> Choice | None:
     """Choose an adapter on items that nothing else is said of; None where none scored them all."""
     found = changes_of(CHOOSERS, choosers, facts)
     changes = _candidates(found, placebos, None) if found else None
@@ -185,7 +182,7 @@ def _chosen_elsewhere(
         n_adapters=len(clusters.names),
         chosen_when_drawn_anew=stability(clusters),
         cross_fitted=None,
-        paper_choice=paper_choice({name: v.tolist() for name, v in changes.ddi.items()}),
+        paper_choice=paper_choice(changes.ddi),
     )
 
 
@@ -204,7 +201,7 @@ def _choice(changes: Changes, config: AnalysisConfig, elsewhere: Choice | None) 
         n_adapters=len(ddi),
         chosen_when_drawn_anew=stability(clusters),
         cross_fitted=_cross_fitted(ddi, changes.sources),
-        paper_choice=paper_choice({name: values.tolist() for name, values in ddi.items()}),
+        paper_choice=paper_choice(ddi),
     )
 
 
@@ -239,7 +236,11 @@ def _placebo(
     pairs = {
         name: next((p for p in held if _epoch(p) == _epoch(name)), held[-1]) for name in primary.ddi
     }
-    less = {name: primary.ddi[name] - known.ddi[placebo] for name, placebo in pairs.items()}
+
+    def less_of(name: str, placebo: str) -> Callable[[], Values]:
+        return lambda: primary.ddi[name] - known.ddi[placebo]
+
+    less = Moved({name: less_of(name, placebo) for name, placebo in pairs.items()})
     found = findings.mean_above_zero(
         "placebo", primary.group, less, primary.sources, adapter, "nats"
     )
@@ -277,8 +278,8 @@ def _interactions(primary: Changes, control: Changes) -> dict[str, Interaction]:
         return {}
     units = [
         difference_test(
-            primary.clusters({name: a[name] for name in shared}),
-            control.clusters({name: b[name] for name in shared}),
+            primary.clusters(only(a, shared)),
+            control.clusters(only(b, shared)),
         )
         for a, b in (
             (primary.ddi, control.ddi), (primary.ddi_per_token, control.ddi_per_token)
@@ -288,7 +289,7 @@ def _interactions(primary: Changes, control: Changes) -> dict[str, Interaction]:
         name: Interaction(
             _difference(units[0], name),
             _difference(units[1], name),
-            welch(primary.ddi[name].tolist(), control.ddi[name].tolist()),
+            welch(primary.ddi[name], control.ddi[name]),
         )
         for name in shared
     }

@@ -12,7 +12,7 @@ from cqa.schema.result import to_json
 from cqa.stats.compare import compare_items
 from cqa.stats.config import AnalysisConfig
 from cqa.stats.continuations import TextScore, compare_texts
-from cqa.stats.items import VARIANTS, item_facts, item_score
+from cqa.stats.items import VARIANTS
 from cqa.stats.summary import Scores, summarise
 from cqa.text import interval, signed
 
@@ -151,10 +151,9 @@ def test_source_means_are_tested_and_unnamed_items_stand_alone(rows):
     before, after = pair_of(rows, "literary")
     for part in (before, after):
         part[0] = part[0] | {"source_id": None}
-    entry = compare_items(
-        *({r.id: item_score(r) for r in records(part)} for part in (before, after)),
-        {r.id: item_facts(r) for r in records(before)},
-    )
+    scores = Scores(records([*before, *after]))
+    models = scores.items["literary"]
+    entry = compare_items(models[None], models["epoch-04"], scores.facts)
     ddi = per_item(after, lambda r: r["delta_i_nats"]) - per_item(
         before, lambda r: r["delta_i_nats"]
     )
@@ -191,9 +190,9 @@ def test_one_domain_or_none_is_no_part_of_a_group(summary):
 
 def test_equivalence_is_in_units_of_the_changes_spread_or_of_a_margin_in_nats(rows):
     before, after = pair_of(rows, "factual")
-    scores = [{r.id: item_score(r) for r in records(part)} for part in (before, after)]
-    facts = {r.id: item_facts(r) for r in records(before)}
-    own, given = (compare_items(*scores, facts, margin).equivalence for margin in (None, 2.5))
+    scores = Scores(records([*before, *after]))
+    two = [scores.items["factual"][name] for name in (None, "epoch-04")]
+    own, given = (compare_items(*two, scores.facts, margin).equivalence for margin in (None, 2.5))
     assert (own.unit, own.margin) == ("d_z", 0.2)
     assert (given.unit, given.margin) == ("nats", 2.5)
     assert given.within == (given.smallest_margin < 2.5)
