@@ -1,9 +1,12 @@
 """The errors a user can cause, one class per exit code.
 
 A message states what was expected and what was got; `where` is a `file:line` and comes first;
-`hint` says what to do and comes last; a `command` that does it is shown whole. Anything that is not
-a `CqaError` is a bug.
+`hint` says what to do and comes last; a `command` that does it is shown whole. Of the others each
+is cut at 300 characters, since what it quotes can be a whole file. Anything that is not a
+`CqaError` is a bug.
 """
+
+from cqa.text import shortened
 
 
 class CqaError(Exception):
@@ -20,10 +23,10 @@ class CqaError(Exception):
         command: str | None = None,
     ) -> None:
         assert hint or not command, "a command is what a hint ends in"
-        super().__init__(message)
-        self.message = message
-        self.where = where
-        self.hint = hint
+        self.message = shortened(message)
+        self.where = where and shortened(where)
+        self.hint = hint and shortened(hint)
+        super().__init__(self.message)
         self.command = command
 
     def __str__(self) -> str:

@@ -4,10 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from cqa.escape import for_terminal
+
+LONGEST_MESSAGE = 300  # characters; what a user gave can be megabytes long
+LONGEST_CELL = 80
+
+
+def shortened(text: str, limit: int = LONGEST_MESSAGE) -> str:
+    """Return text of at most `limit` characters, without its middle if it is longer."""
+    if len(text) <= limit:
+        return text
+    head, tail = limit * 2 // 3, limit // 3 - 3
+    return f"{text[:head]} … {text[-tail:]}"
+
+
+def named(text: str) -> str:
+    """Return a name that a user gave as a terminal shows it: on one line, and not without end."""
+    return shortened(for_terminal(shortened(text, LONGEST_CELL)), LONGEST_CELL)
+
 
 def aligned(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Lay cells out in columns, the first to the left; columns without a cell are left out."""
-    filled = [[*row, *[""] * (len(head) - len(row))] for row in rows]
+    filled = [[*map(named, row), *[""] * (len(head) - len(row))] for row in rows]
     used = [k for k in range(len(head)) if any(row[k] for row in filled)]
     lines = [[head[k] for k in used], *([row[k] for k in used] for row in filled)]
     widths = [max(len(line[k]) for line in lines) for k in range(len(used))]

@@ -10,18 +10,20 @@ import pytest
 from helpers import ROOT
 
 BASE = {
-    "assets", "errors", "config", "files", "reading", "identity", "interrupt", "text", "schema",
+    "assets", "errors", "config", "escape", "files", "reading", "identity", "interrupt", "text",
+    "schema",
     "data", "layout", "kernels", "model", "run_folder", "score_folder",
     "family",
 }  # fmt: skip
 MAY_IMPORT = {
-    "errors": set(),
+    "errors": {"text"},
     "config": {"errors"},
     "files": {"errors", "reading"},
     "reading": {"errors"},
     "identity": {"errors"},
     "interrupt": {"errors"},
-    "text": set(),
+    "escape": set(),
+    "text": {"escape"},
     "assets": set(),
     "schema": {"errors"},
     "run_folder": {"errors", "files", "schema", "data", "model"},

@@ -5,63 +5,31 @@ from __future__ import annotations
 import json
 import os
 import sys
-import unicodedata
-from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
 import click
 
 from cqa.errors import CqaError
-
-LONGEST_MESSAGE = 300  # characters; what a user gave can be megabytes long
-_HIDDEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}  # categories that steer a terminal or cannot be seen
-_JOINERS = "\u200c\u200d"  # part of Persian and Indic words, and of emoji
-
-
-def _escape(character: str) -> str:
-    return character.encode("unicode_escape").decode("ascii")
-
-
-def plain(text: str, *, keep: str = "", escape: Callable[[str], str] = _escape) -> str:
-    """Return text with every character that steers a terminal written as an escape.
-
-    Args:
-        text: May hold what stood in a file: ids, groups, paths.
-        keep: Control characters that stay, such as the line ends of a table.
-        escape: Writes one character.
-    """
-    if text.isascii() and text.isprintable():
-        return text
-    kept = keep + _JOINERS
-    return "".join(
-        c if c in kept or unicodedata.category(c) not in _HIDDEN else escape(c) for c in text
-    )
-
-
-def shortened(text: str) -> str:
-    """Return text of at most `LONGEST_MESSAGE` characters, without its middle if it is longer."""
-    if len(text) <= LONGEST_MESSAGE:
-        return text
-    head, tail = LONGEST_MESSAGE * 2 // 3, LONGEST_MESSAGE // 3 - 3
-    return f"{text[:head]} … {text[-tail:]}"
+from cqa.escape import for_terminal
+from cqa.text import shortened
 
 
 def message(text: str) -> str:
     """Return what a line on standard error shows of a text."""
-    return shortened(plain(shortened(text)))
+    return shortened(for_terminal(shortened(text)))
 
 
 def say(text: str) -> None:
     """Print a result as text on standard output."""
-    click.echo(plain(text, keep="\n\t"))
+    click.echo(for_terminal(text, keep="\n\t"))
 
 
 def say_json(value: Any) -> None:
     """Print a result as one JSON object on standard output, whatever its encoding."""
     everywhere = (sys.stdout.encoding or "").lower() != "utf-8"
     text = json.dumps(value, indent=2, ensure_ascii=everywhere, allow_nan=False)
-    click.echo(plain(text, keep="\n", escape=lambda c: json.dumps(c)[1:-1]))
+    click.echo(for_terminal(text, keep="\n", escape=lambda c: json.dumps(c)[1:-1]))
 
 
 def show(error: CqaError) -> None:

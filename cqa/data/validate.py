@@ -20,7 +20,7 @@ from cqa.data.samples import Sample, detect_format, parse_sample, plain_parts
 from cqa.data.spacing import Spacing
 from cqa.data.unique import Fingerprints, each_once, file_line_id, fingerprint, line_id
 from cqa.errors import DataError
-from cqa.text import counted
+from cqa.text import counted, named
 
 IMBALANCE = 1.2  # longest over shortest option, in characters, from which a warning is due
 
@@ -220,7 +220,7 @@ def report_text(reports: list[FileReport]) -> str:
 
 
 def _lines(report: FileReport) -> list[str]:
-    groups = ", ".join(f"{n} {group}" for group, n in report.groups.items())
+    groups = ", ".join(f"{n} {named(str(group))}" for group, n in report.groups.items())
     nouns = {"": "record", "pairs": "item", "continuations": "continuation"}
     noun = nouns.get(report.kind, f"{report.kind} sample")
     what = counted(report.n_records, f"good {noun}" if report.errors else noun)

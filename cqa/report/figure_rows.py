@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, TypeVar, get_args, get_type_hints
 
+from cqa.escape import from_csv
 from cqa.report.tables import ABSENT, csv_text, plain
 
 
@@ -134,4 +135,4 @@ def _value(hint: Any, cell: str) -> Any:
         return None
     if bool in kinds:
         return cell == "True"
-    return int(cell) if int in kinds else float(cell) if float in kinds else cell
+    return int(cell) if int in kinds else float(cell) if float in kinds else from_csv(cell)

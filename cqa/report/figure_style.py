@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import io
 import re
 import warnings
@@ -14,6 +13,8 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.figure import Figure
 from matplotlib.font_manager import get_font_names
+
+from cqa.escape import for_html
 
 WIDE, NARROW = 6.8, 3.5  # inches
 INK, MUTED, GRID, BASE = "#1c2430", "#667085", "#e4e7ec", "#98a2b3"
@@ -104,8 +105,8 @@ def inline_svg(text: str, prefix: str, label: str) -> str:
     for colour, value in _IN_PAGE.items():
         text = text.replace(colour, value)
     view = re.search(r'viewBox="[^"]*"', text)
-    head = f'<svg {view and view[0]} role="img" aria-label="{html.escape(label)}">'
-    return re.sub(r"<svg\b[^>]*>", head, text, count=1).strip()
+    head = f'<svg {view and view[0]} role="img" aria-label="{for_html(label)}">'
+    return re.sub(r"<svg\b[^>]*>", lambda _: head, text, count=1).strip()
 
 
 _IN_PAGE = {

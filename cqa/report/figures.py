@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
+from cqa.escape import for_svg
 from cqa.report.figure_rows import (
     CandidateBar,
     EffectPoint,
@@ -84,7 +85,10 @@ def _label_axis(ax: Axes, places: dict[str, float], by_epoch: bool) -> None:
 
 
 def _short(name: str, limit: int = 22) -> str:
-    return name if len(name) <= limit else f"…{name[1 - limit :]}"
+    """Return a name that a user gave as it is drawn: in a line, its end if it is too long."""
+    line = for_svg(name[-500:])
+    line = line if len(line) <= limit else f"…{line[1 - limit :]}"
+    return f" {line}" if line.startswith("_") else line  # matplotlib hides labels that begin so
 
 
 def _zero(ax: Axes) -> None:
@@ -117,7 +121,7 @@ def d_by_epoch(rows: Sequence[EffectPoint], width: float) -> Figure:
         x = [places[row.adapter] + shift for row in mine]
         look = _look(groups, group)
         _band(ax, x, [(row.d_z, row.low, row.high) for row in mine], look)
-        ax.lines[-1].set_label(f"{group}, n = {mine[0].n:,}")
+        ax.lines[-1].set_label(f"{_short(group, 40)}, n = {mine[0].n:,}")
         for place, row in zip(x, mine, strict=True):
             if row.shown and row.d_z is not None:
                 ax.plot(
@@ -182,13 +186,13 @@ def collapse(rows: Sequence[CandidateBar], width: float) -> Figure:
         mine = [row for row in rows if row.group == group and row.where == where]
         ranks = [row.rank for row in mine]
         colour = _look(groups, group)["color"]
-        for shift, p, shade, label in (
-            (-0.2, [row.p_base for row in mine], BASE, "base"),
-            (0.2, [row.p_adapter for row in mine], colour, mine[0].adapter),
+        for shift, p, shade in (
+            (-0.2, [row.p_base for row in mine], BASE),
+            (0.2, [row.p_adapter for row in mine], colour),
         ):
             y = _gaps(p)
             x = [rank + shift for rank in ranks]
-            ax.bar(x, y, 0.36, color=shade, label=label)
+            ax.bar(x, y, 0.36, color=shade)
             for place, height in zip(x, y, strict=True):
                 ax.annotate(
                     f"{height:.2f}", (place, height), (0, 2), textcoords="offset points",
@@ -247,7 +251,7 @@ def overfitting(rows: Sequence[EpochPoint], width: float) -> Figure:
                 x = [row.epoch for row in mine]
                 bounded = [(row.value, row.low, row.high) for row in mine]
                 _band(ax, x, bounded, _look(groups, group))
-                ax.lines[-1].set_label(group)
+                ax.lines[-1].set_label(_short(group, 40))
         if name in ("mean_ddi", "d_z"):
             _zero(ax)
         ax.set_title(titles[name])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from importlib.resources import files
 from typing import Any
@@ -13,6 +14,7 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
 from cqa import __version__
+from cqa.escape import for_html, for_markdown
 from cqa.model.conversion import conversion_text
 from cqa.report.figure_style import Drawing, inline_svg
 from cqa.report.figures import FIGURES
@@ -27,7 +29,9 @@ from cqa.report.item_table import (
 )
 from cqa.report.tables import Line, Table, show, to_markdown
 from cqa.report.verdict import Page
+from cqa.text import shortened
 
+LONGEST_FACT = 1000  # characters of a setting that the page shows; run.json holds it whole
 TEMPLATES = files("cqa.report") / "templates"
 CAPTIONS = {
     "d_by_epoch": "d_z of ddI with its 95 % interval (noncentral t). The ring marks the "
@@ -103,6 +107,7 @@ def html_page(report: Report) -> str:
     """Return the page: style, script, figures and texts are all inside."""
     environment = Environment(
         autoescape=True,
+        finalize=for_html,
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=StrictUndefined,
@@ -256,20 +261,20 @@ def provenance(focus: Focus) -> list[tuple[str, str]]:
             facts.append((f"training: {key}", getattr(run.facts, key)))
         facts += [(f"training: {key}", value) for key, value in run.facts.settings.items()]
     facts += [(f"version of {name}", value) for name, value in meta.versions.items()]
-    return [(name, "n/a" if value is None else str(value)) for name, value in facts]
+    return [(n, "n/a" if v is None else shortened(str(v), LONGEST_FACT)) for n, v in facts]
 
 
 def markdown_page(report: Report) -> str:
     """Return the report as Markdown; figures are linked, items and texts are left to the page."""
     verdict = report.verdict
-    lines = ["# Report", "", f"**{_plain(verdict.headline)}**", ""]
+    lines = ["# Report", "", f"**{for_markdown(verdict.headline)}**", ""]
     lines += [
-        f"* **{f.mark}**: {_plain(f.question)} {_plain(f.text)} ({_plain(f.test)})"
+        f"* **{f.mark}**: {for_markdown(f'{f.question} {f.text} ({f.test})')}"
         for f in verdict.answers
     ]
-    lines += ["", _plain(verdict.evidence_for), "", "Not shown:", ""]
-    lines += [f"* {_plain(text)}" for text in verdict.not_shown]
-    lines += ["", "## Caveats", "", *(f"* {_plain(text)}" for text in report.caveats), ""]
+    lines += ["", for_markdown(verdict.evidence_for), "", "Not shown:", ""]
+    lines += [f"* {for_markdown(text)}" for text in verdict.not_shown]
+    lines += ["", "## Caveats", "", *(f"* {for_markdown(text)}" for text in report.caveats), ""]
     for name, title, figures, tables in SECTIONS:
         drawn = [f for f in figures if f in report.figures]
         held = [report.by_name[t] for t in tables if t in report.by_name]
@@ -279,23 +284,18 @@ def markdown_page(report: Report) -> str:
         for figure in drawn:
             lines += [f"![{FIGURES[figure].title}](figures/{figure}.svg)", "", CAPTIONS[figure], ""]
         for table in held:
-            lines += [f"### {table.title}", "", to_markdown(table), ""]
+            lines += [f"### {for_markdown(table.title)}", "", to_markdown(table), ""]
             left_out = f" All adapters: tables/{table.name}.csv." if table.n_left_out else ""
             if table.note or left_out:
                 note = f"{table.note}." if table.note else ""
-                lines += [_plain((note + left_out).strip()), ""]
+                lines += [for_markdown((note + left_out).strip()), ""]
         if name == "items":
             lines += ["Every item: tables/items.csv; with texts and tokens: report.html.", ""]
     lines += ["## How it was made", "", "| | |", "|---|---|"]
-    lines += [f"| {_plain(key)} | {_plain(value)} |" for key, value in provenance(report.focus)]
-    lines += ["", "| name | meaning |", "|---|---|"]
-    lines += [f"| {_plain(key)} | {_plain(value)} |" for key, value in FIXED]
+    lines += _facts(provenance(report.focus))
+    lines += ["", "| name | meaning |", "|---|---|", *_facts(FIXED)]
     return "\n".join([*lines, "", f"Written by cqa-fast {__version__}.", ""])
 
 
-def _plain(text: str) -> str:
-    """Escape what Markdown would take for markup."""
-    flat = " ".join(text.split())
-    for sign in "\\`*_<>[]|$":
-        flat = flat.replace(sign, f"\\{sign}")
-    return flat
+def _facts(facts: Iterable[tuple[str, str]]) -> list[str]:
+    return [f"| {for_markdown(name)} | {for_markdown(value)} |" for name, value in facts]

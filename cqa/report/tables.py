@@ -9,10 +9,11 @@ import csv
 import io
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, TextIO, TypeVar
 
+from cqa.escape import for_csv, for_latex, for_markdown
 from cqa.schema.result import Interval
-from cqa.text import p_value, rank_sum, signed
+from cqa.text import p_value, rank_sum, shortened, signed
 
 Form = Literal[
     "text", "count", "signed", "number", "fine", "fine_number", "p", "share", "w",
@@ -22,6 +23,7 @@ Cell = str | float | int | bool | Interval | None
 T_co = TypeVar("T_co", covariant=True)
 R_contra = TypeVar("R_contra", contravariant=True)
 ABSENT = "n/a"
+LONGEST_CELL = 200  # characters of a name that a page shows; CSV files hold it whole
 INTERVALS = ("interval", "fine_interval", "shares")
 
 
@@ -99,7 +101,7 @@ def show(value: Cell, form: Form) -> str:
     if value is None:
         return ABSENT
     if isinstance(value, str):
-        return value
+        return shortened(value, LONGEST_CELL)
     return _show_interval(value, form) if isinstance(value, tuple) else _NUMBERS[form](value)
 
 
@@ -150,26 +152,43 @@ def to_csv(table: Table) -> str:
 def csv_text(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     """Return rows of text as CSV, lines ending in a newline alone."""
     file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(head)
-    writer.writerows(lines)
+    write_csv(file, head, lines)
     return file.getvalue()
 
 
+class _EndedByNewline:
+    """Takes lines that end in a return and a newline: with these, csv quotes either in a cell."""
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+
+    def write(self, line: str) -> int:
+        return self._file.write(f"{line[:-2]}\n")
+
+
+def write_csv(file: TextIO, head: Sequence[str], lines: Iterable[Sequence[object]]) -> None:
+    """Write rows as CSV, lines ending in a newline alone; text has been through `for_csv`."""
+    writer = csv.writer(_EndedByNewline(file), lineterminator="\r\n")
+    writer.writerow(head)
+    writer.writerows(lines)
+
+
 def plain(value: Cell) -> str:
-    """Return a raw value for a CSV cell: floats to the last digit."""
+    """Return a raw value for a CSV cell: floats to the last digit, text never a formula."""
     if value is None:
         return ABSENT
+    if isinstance(value, str):
+        return for_csv(value)
     return repr(float(value)) if isinstance(value, float) else str(value)
 
 
 def to_markdown(table: Table) -> str:
     """Return the shown rows as a Markdown table."""
     lines = [
-        [_markdown_cell(column.heading) for column in table.columns],
+        [for_markdown(column.heading) for column in table.columns],
         ["---" if column.form == "text" else "---:" for column in table.columns],
     ]
-    lines += [[_markdown_cell(text) for text in _texts(table, line)] for line in table.shown_lines]
+    lines += [[for_markdown(text) for text in _texts(table, line)] for line in table.shown_lines]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
@@ -177,19 +196,12 @@ def _texts(table: Table, line: Line) -> list[str]:
     return [show(v, c.form) for c, v in zip(table.columns, line.cells, strict=True)]
 
 
-def _markdown_cell(text: str) -> str:
-    flat = " ".join(text.split())
-    for sign in "\\`*_<>[]|$":
-        flat = flat.replace(sign, f"\\{sign}")
-    return flat.replace("&", "&amp;")
-
-
 def to_latex(table: Table) -> str:
     """Return a table as a booktabs `tabular` with its caption in a comment."""
     form = "".join("l" if column.form == "text" else "r" for column in table.columns)
-    head = " & ".join(latex(column.heading) for column in table.columns)
-    body = [" & ".join(map(latex, _texts(table, line))) + r" \\" for line in table.lines]
-    caption = latex(f"{table.title}. {table.note}" if table.note else table.title)
+    head = " & ".join(for_latex(column.heading) for column in table.columns)
+    body = [" & ".join(map(for_latex, _texts(table, line))) + r" \\" for line in table.lines]
+    caption = for_latex(f"{table.title}. {table.note}" if table.note else table.title)
     lines = [
         "% needs \\usepackage{booktabs}",
         f"% {caption}",
@@ -202,17 +214,3 @@ def to_latex(table: Table) -> str:
         r"\end{tabular}",
     ]
     return "\n".join(lines) + "\n"
-
-
-_LATEX = {
-    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_",
-    "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
-    "−": "$-$", "<": "$<$", ">": "$>$", "∅": r"$\emptyset$", "Δ": r"$\Delta$", "±": r"$\pm$",
-    "≥": r"$\geq$", "→": r"$\to$", "|": "$|$", "\n": " ", "·": r"$\cdot$", "×": r"$\times$",
-    "₊": "$_+$", "–": "--", "\"": "''", "\N{NO-BREAK SPACE}": "~",
-}  # fmt: skip
-
-
-def latex(text: str) -> str:
-    """Escape text for LaTeX."""
-    return "".join(_LATEX.get(sign, sign) for sign in text)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+from cqa.escape import for_terminal
 from cqa.schema.comparison import BaseGroup, Comparison, TextChange, TextComparison
 from cqa.schema.result import Interval
 from cqa.schema.summary import ScoreSummary, StratumCounts, Summary
 from cqa.schema.verdict import GroupFamily
-from cqa.text import aligned, counted, interval, p_value, rank_sum, signed
+from cqa.text import aligned, counted, interval, named, p_value, rank_sum, signed
 
 ITEM_HEADINGS = [
     "model", "dI nats", "sign acc.", "ddI nats", "95 % CI", "d_cond", "d_prior", "W+", "p", "d_z",
@@ -26,7 +27,7 @@ def summary_text(scored: ScoreSummary) -> str:
     parts += [_texts_table(group, models) for group, models in summary.continuations.items()]
     caveats = list(_caveats(scored))
     if caveats:
-        parts.append("\n".join(caveats))
+        parts.append("\n".join(map(for_terminal, caveats)))
     if any(summary.groups.values()):
         parts.append(
             "dI = I(good) - I(bad); ddI = dI of the adapter - dI of the base = d_cond - d_prior.\n"
@@ -95,7 +96,7 @@ def _items_table(
         ]
         for name, entry in models.items()
     ]
-    return f"{group}: {counted(base.n, 'item')}\n" + aligned(ITEM_HEADINGS, rows)
+    return f"{named(group)}: {counted(base.n, 'item')}\n" + aligned(ITEM_HEADINGS, rows)
 
 
 def _simultaneous(family: GroupFamily | None, adapter: str) -> Interval | None:
@@ -115,7 +116,7 @@ def _texts_table(group: str, models: Mapping[str, TextComparison]) -> str:
             moved = ["", ""] if name == "base" else [signed(nats.change), interval(nats.ci95)]
             cells = [name, domain, str(part.n), _number(nats.after), *moved]
             rows.append([*cells, _number(bits.after and -bits.after)])
-    return f"{group}: continuations\n" + aligned(TEXT_HEADINGS, rows)
+    return f"{named(group)}: continuations\n" + aligned(TEXT_HEADINGS, rows)
 
 
 def _p(value: float) -> str:

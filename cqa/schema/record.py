@@ -88,6 +88,12 @@ class _Reader(NamedTuple):
     expected: str  # such as "a whole number"
     fits: Callable[[object], bool]  # whether a value is of the type, its parts not looked at
     take: Callable[[Any, str], Any]  # a value that fits, and its path in the record
+    as_it_is: frozenset[type] = frozenset()  # types of which every value is taken unchanged
+
+    def leaves(self, value: object) -> bool:
+        """Whether a value is read as it is: what most are, told without a call for each part."""
+        kind = type(value)
+        return kind in self.as_it_is and (kind is not float or math.isfinite(value))  # type: ignore[arg-type]
 
     def read(self, value: object, path: str) -> Any:
         if not self.fits(value):
@@ -108,15 +114,17 @@ def _fields_of(cls: type[Record]) -> tuple[_Field, ...]:
 def _take_record(cls: type[Record], value: Mapping[str, object], path: str) -> Record:
     values = {}
     for name, key, reader, default in _fields_of(cls):
-        inner = f"{path}.{key}" if path else key
         if key in value:
-            values[name] = reader.read(value[key], inner)
+            held = value[key]
+            if not reader.leaves(held):
+                held = reader.read(held, f"{path}.{key}" if path else key)
+            values[name] = held
         elif default is not MISSING:
             values[name] = default
         elif reader.fits(None):
             values[name] = None
         else:
-            raise _UnfitError(f"expected `{inner}`, got none")
+            raise _UnfitError(f"expected `{f'{path}.{key}' if path else key}`, got none")
     record = cls(**values)
     if problem := record.problem():
         raise _UnfitError(f"{problem} in `{path}`" if path else problem)
@@ -157,10 +165,12 @@ def _union(readers: list[_Reader]) -> _Reader:
     def take(value: object, path: str) -> Any:
         return next(reader for reader in readers if reader.fits(value)).take(value, path)
 
+    as_it_is = frozenset[type]().union(*(reader.as_it_is for reader in readers))
     return _Reader(
         " or ".join(reader.expected for reader in readers),
         lambda value: any(reader.fits(value) for reader in readers),
         take,
+        as_it_is - {int} if float in as_it_is else as_it_is,
     )
 
 
@@ -177,6 +187,8 @@ def _pair(readers: list[_Reader]) -> _Reader:
 
 def _each(reader: _Reader) -> Callable[[list[object], str], tuple[Any, ...]]:
     def take(value: list[object], path: str) -> tuple[Any, ...]:
+        if all(map(reader.leaves, value)):
+            return tuple(value)
         return tuple(reader.read(part, f"{path}[{k}]") for k, part in enumerate(value))
 
     return take
@@ -206,9 +218,11 @@ def _as_it_is(value: Any, _: str) -> Any:
 _FIELDS: dict[type[Record], tuple[_Field, ...]] = {}
 _READERS: dict[Any, _Reader] = {
     Any: _Reader("anything", lambda _: True, _as_it_is),
-    type(None): _Reader("null", lambda value: value is None, _as_it_is),
-    str: _Reader("text", _is(str), _as_it_is),
-    bool: _Reader("true or false", _is(bool), _as_it_is),
-    int: _Reader("a whole number", lambda value: type(value) is int, _as_it_is),
-    float: _Reader("a finite number", _is_number, lambda value, _: float(value)),
+    type(None): _Reader("null", lambda value: value is None, _as_it_is, frozenset({type(None)})),
+    str: _Reader("text", _is(str), _as_it_is, frozenset({str})),
+    bool: _Reader("true or false", _is(bool), _as_it_is, frozenset({bool})),
+    int: _Reader("a whole number", lambda value: type(value) is int, _as_it_is, frozenset({int})),
+    float: _Reader(
+        "a finite number", _is_number, lambda value, _: float(value), frozenset({float})
+    ),
 }

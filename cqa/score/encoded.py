@@ -17,6 +17,7 @@ from cqa.score.config import ScoreConfig
 from cqa.score.items import add_to_digest, read_all
 from cqa.score.prefix_batch import EncodedItem, OverlongError, encode_item
 from cqa.score_folder import META, texts_key
+from cqa.text import named
 
 NAMED = 5  # items or samples left out that a line on the screen names
 
@@ -136,12 +137,12 @@ def left_out_text(overlong: Mapping[str, str], max_positions: int, file: str) ->
         max_positions: Tokens that the model has room for.
         file: Name of the file that holds all ids.
     """
-    counts = ", ".join(f"{n} {group}" for group, n in Counter(overlong.values()).items())
+    counts = ", ".join(f"{n} {named(group)}" for group, n in Counter(overlong.values()).items())
     named = first_named(overlong, file)
     return f"left out, over the model's {max_positions} positions: {counts} {named}"
 
 
 def first_named(ids: Collection[str], file: str) -> str:
     """Return the first ids in brackets, and the name of the file that holds all of them."""
-    names = ", ".join(list(ids)[:NAMED]) + (", …" if len(ids) > NAMED else "")
+    names = ", ".join(map(named, list(ids)[:NAMED])) + (", …" if len(ids) > NAMED else "")
     return f"({names}; {file} names all)"

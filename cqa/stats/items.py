@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from cqa.schema.rows import ItemRow, OptionScore
 from cqa.stats.contamination import min_k_percent
 from cqa.stats.information import contrast, delta_i_best_wrong, softmax
@@ -128,7 +126,7 @@ def item_facts(row: ItemRow) -> ItemFacts:
         row.source_id,
         row.published_at,
         _lengths(row.options[row.answer or 0]),
-        tuple(float(np.mean(lengths)) for lengths in zip(*wrong, strict=True)),
+        tuple(sum(lengths) / len(lengths) for lengths in zip(*wrong, strict=True)),
         any(option.boundary_merge for option in row.options),
         row.lang,
     )

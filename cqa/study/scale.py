@@ -12,7 +12,6 @@ training, not that of the items, which are the same for all.
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
@@ -28,6 +27,8 @@ from cqa.files import discard, locked, new_file, write_json
 from cqa.interrupt import Interrupted, continued_by
 from cqa.kernels.philox import SPLIT, permutation, stream_of
 from cqa.model.load import BaseModel, open_model
+from cqa.report.tables import plain
+from cqa.report.tables import write_csv as to_csv
 from cqa.run_folder import STATE, epoch_name
 from cqa.schema.comparison import Comparison
 from cqa.schema.events import ScaleEvent, ScaleRun, ScoreEvent, TrainEvent
@@ -37,7 +38,7 @@ from cqa.score.encoded import Items, first_named, left_out_text
 from cqa.score.run import score
 from cqa.stats.tests import t_interval
 from cqa.study.config import ScaleConfig
-from cqa.text import aligned, counted, interval, signed
+from cqa.text import aligned, counted, interval, named, signed
 from cqa.train.checkpoint import check_same_model, open_run
 from cqa.train.config import TrainConfig
 from cqa.train.loop import train
@@ -295,10 +296,9 @@ def _curve(runs: Sequence[Row]) -> list[Row]:
 
 def write_csv(path: Path, rows: Sequence[Row]) -> None:
     """Write rows of one shape; what does not exist is an empty cell."""
+    cells = [["" if v is None else plain(v) for v in row.values()] for row in rows]
     with new_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+        to_csv(file, list(rows[0]), cells)
 
 
 def scale_text(result: Row) -> str:
@@ -314,7 +314,9 @@ def scale_text(result: Row) -> str:
             ]
             for p in points
         ]  # fmt: skip
-        parts.append(f"{group}: {counted(points[0]['n_items'], 'item')}\n" + aligned(head, rows))
+        parts.append(
+            f"{named(group)}: {counted(points[0]['n_items'], 'item')}\n" + aligned(head, rows)
+        )
     parts.append(
         "ddI and d_z: means over seeds, which draw subsets and training; the interval is t over\n"
         "seeds and does not hold the chance of the items."

@@ -12,12 +12,14 @@ import pytest
 from click.testing import CliRunner, Result
 from cqa_fast.main import main
 from cqa_fast.progress import ScoreProgress
-from cqa_fast.terminal import LONGEST_MESSAGE, message, plain, say_json, show
+from cqa_fast.terminal import message, say_json, show
 from helpers import DEMO, ROOT, write_lines
 
 from cqa.config import GROUPS
 from cqa.errors import DataError
+from cqa.escape import for_terminal
 from cqa.schema.events import ModelScored, ModelStart, RowsWritten, ScoreStart
+from cqa.text import LONGEST_MESSAGE
 
 MODEL = str(DEMO / "model")
 ENVIRONMENT = {**os.environ, "PYTHONPATH": f"{ROOT / 'cli'}{os.pathsep}{ROOT}"}
@@ -112,8 +114,8 @@ def test_epochs_may_be_given_as_ranges(tmp_path):
     ids=ascii,
 )
 def test_what_steers_a_terminal_is_written_as_an_escape(text, shown):
-    assert plain(text) == shown
-    assert plain(text, keep=text) == text
+    assert for_terminal(text) == shown
+    assert for_terminal(text, keep=text) == text
 
 
 def test_messages_keep_both_ends_of_what_is_too_long():
