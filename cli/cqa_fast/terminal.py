@@ -37,7 +37,8 @@ def show(error: CqaError) -> None:
     place = f"{message(error.where)}: " if error.where else ""
     tell(f"{click.style('error', fg='red', bold=True)}: {place}{message(error.message)}")
     if error.hint:
-        command = f": {plain(error.command)}" if error.command else ""  # cut, it would not run
+        # cut, it would not run
+        command = f": {for_terminal(error.command)}" if error.command else ""
         tell(f"{click.style('hint', fg='cyan', bold=True)}: {message(error.hint)}{command}")
 
 
