@@ -87,13 +87,15 @@ class Bench:
 def ops_of(bench: Bench) -> Iterator[Op]:
     """Yield every op of a training step and of scoring, in the order in which they run."""
     layer = bench.decoder.layers[0]
-    yield _norm(bench, "norm+qkv shrink", layer.qkv, layer.input_norm)
+    if layer.input_norm is not None:
+        yield _norm(bench, "norm+qkv shrink", layer.qkv, layer.input_norm)
     yield _product(bench, "qkv", layer.qkv)
     yield _rope(bench)
     yield _attention(bench)
     yield _copy(bench, layer.o)
     yield _product(bench, "o", layer.o)
-    yield _norm(bench, "norm+gate_up shrink", layer.gate_up, layer.post_norm)
+    if layer.post_norm is not None:
+        yield _norm(bench, "norm+gate_up shrink", layer.gate_up, layer.post_norm)
     yield _product(bench, "gate_up", layer.gate_up)
     yield _swiglu(bench, layer.down)
     yield _product(bench, "down", layer.down)

@@ -1,6 +1,6 @@
 """Token embedding, with NEFTune's noise in training.
 
-    hidden[i] = table[id_i] + alpha / sqrt(L_i · D) · u,    u uniform in [-1, 1)
+    hidden[i] = scale · table[id_i] + alpha / sqrt(L_i · D) · u,    u uniform in [-1, 1)
 
 L_i is the unpadded length of row i's own sample, so packing does not change the law.
 Source: NEFTune, arXiv:2310.05914, section 2.
@@ -59,6 +59,7 @@ def _embed_noisy_kernel(  # a program: a row
     stream,
     n_cols,
     alpha,
+    scale,
     WIDTH: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
@@ -72,11 +73,12 @@ def _embed_noisy_kernel(  # a program: a row
         words = tl.reshape(tl.join(tl.join(w0, w2), tl.join(w1, w3)), (WIDTH,))
         u = (words >> 8).to(tl.float32) * 1.1920928955078125e-07 - 1.0  # 2^-23
         cols = start + tl.arange(0, WIDTH)
-        hidden = tl.load(source + cols, mask=cols < n_cols, other=0.0).to(tl.float32)
+        hidden = tl.load(source + cols, mask=cols < n_cols, other=0.0).to(tl.float32) * scale
+        hidden = hidden.to(out.dtype.element_ty).to(tl.float32)
         tl.store(out + row * n_cols + cols, hidden + magnitude * u, mask=cols < n_cols)
 
 
-def _embed_noisy_triton(ids: Tensor, table: Tensor, noise: Noise) -> Tensor:
+def _embed_noisy_triton(ids: Tensor, table: Tensor, noise: Noise, scale: float) -> Tensor:
     out = table.new_empty(ids.shape[0], table.shape[1])
     launch(
         _embed_noisy_kernel,
@@ -90,6 +92,7 @@ def _embed_noisy_triton(ids: Tensor, table: Tensor, noise: Noise) -> Tensor:
         stream=stream_of(NEFTUNE),
         n_cols=table.shape[1],
         alpha=noise.alpha,
+        scale=scale,
         WIDTH=1024,
     )
     return out
@@ -100,11 +103,22 @@ def embed(
     table: Tensor,  # (V, D)
     noise: Noise | None = None,
     *,
+    scale: float = 1.0,
     backend: Backend | None = None,
 ) -> Tensor:  # (M, D)
-    """Look up embeddings and add noise; the table is frozen, so there is no gradient."""
+    """Look up embeddings, scale them and add noise; the table is frozen: there is no gradient.
+
+    Args:
+        ids: Tokens, shape (M,), int64.
+        table: Embeddings, shape (V, D).
+        noise: NEFTune noise, on what is scaled already.
+        scale: A factor that the table's dtype holds exactly; the product is rounded to that dtype.
+        backend: See cqa.kernels.backend.
+    """
     backend = choose(backend, table.device, table.dtype)
     if noise is not None and backend == "triton":
-        return _embed_noisy_triton(ids, table, noise)
+        return _embed_noisy_triton(ids, table, noise, scale)
     hidden = table[ids].to(compute_dtype(backend, table.dtype))
+    if scale != 1.0:
+        hidden = hidden * scale
     return hidden if noise is None else add_noise_ref(hidden, noise)

@@ -184,9 +184,9 @@ def _norm_triton(
         **columns.bounds,
         LORA=group.members > 0,
         ROWS=TILE_ROWS,
-        WIDTH=tile_width(weight.dtype),
+        WIDTH=tile_width(x_aug.dtype),
         SUM=accumulator(x.dtype),
-        DOT=dot_type(weight.dtype),
+        DOT=dot_type(x_aug.dtype),
         **group.arguments,
         num_warps=4,
         num_stages=2,  # a third spills at 16 ranks on sm_90
@@ -213,7 +213,7 @@ def _norm_backward_triton(
         x_stride=x.stride(0),
         eps=eps,
         ROWS=_BACKWARD_ROWS,
-        WIDTH=tile_width(weight.dtype),
+        WIDTH=tile_width(dy.dtype),
         SUM=accumulator(x.dtype),
         num_warps=4,
     )
@@ -256,6 +256,7 @@ def norm_shrink(
     columns: AugColumns,
     shrink: Shrink | None,
     *,
+    dtype: torch.dtype | None = None,
     backend: Backend | None = None,
 ) -> Tensor:  # (M, columns.total)
     """Normalise, and append the constant and low-rank columns of the projections that follow.
@@ -267,13 +268,14 @@ def norm_shrink(
         eps: Added to the mean square.
         columns: Layout of the result.
         shrink: LoRA's A and dropout; None gives the base part [X | 1] alone.
+        dtype: That of the result, where the weight is kept in a wider one.
         backend: See cqa.kernels.backend.
 
     Returns:
         [X | 1 | S], shape (M, columns.total), or (M, columns.base) without `shrink`.
     """
-    backend = choose(backend, weight.device, weight.dtype)
-    dtype = compute_dtype(backend, weight.dtype)
+    backend = choose(backend, weight.device, dtype or weight.dtype)
+    dtype = compute_dtype(backend, dtype or weight.dtype)
     return augment(_NORM, x, columns, shrink, weight, eps, dtype=dtype, backend=backend)
 
 
@@ -282,9 +284,11 @@ def rms_norm(
     weight: Tensor,  # (K,)
     eps: float,
     *,
+    dtype: torch.dtype | None = None,
     backend: Backend | None = None,
 ) -> Tensor:  # (..., K)
     """Normalise the last dimension; arguments as for `norm_shrink`."""
     columns = AugColumns(weight.shape[0], False, 0, 1)
     rows = x.reshape(-1, x.shape[-1])
-    return norm_shrink(rows, weight, eps, columns, None, backend=backend).view(x.shape)
+    out = norm_shrink(rows, weight, eps, columns, None, dtype=dtype, backend=backend)
+    return out.view(x.shape)

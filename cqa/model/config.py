@@ -6,26 +6,34 @@ headers of the weights before anything is allocated.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from cqa.errors import ModelError
 from cqa.model.adapter_files import CONFIG as ADAPTER_CONFIG
+from cqa.model.architectures import (
+    ARCHITECTURES,
+    BEFORE,
+    MOST_HEADS,
+    MOST_POSITIONS,
+    Rotation,
+    check_pad_id,
+    read_head_dim,
+    read_kv_heads,
+    read_rotations,
+    read_windows,
+)
 from cqa.model.checkpoint import headers, tensor_files
 from cqa.model.numbers import count, flag, number
-from cqa.model.rope_settings import read_rope
 from cqa.reading import read_object
 
-ARCHITECTURES = ("qwen2", "qwen3", "llama", "mistral")
-MOST_LAYERS, MOST_HEADS, MOST_HEAD_DIM = 10_000, 10_000, 10_000
+MOST_LAYERS = 10_000
 MOST_FEATURES, MOST_TOKENS = 1_000_000, 10_000_000  # products of these fit 64 bits
-MOST_POSITIONS = 2**31 - 1
-KV_HEADS = {"qwen2": 32, "qwen3": 32, "mistral": 8}  # where a config does not say; Llama's: all
-LAYER_TYPES = ("full_attention", "sliding_attention")
 FLOATS = {"F64", "F32", "F16", "BF16"}  # as safetensors calls them
 TABLE, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+OTHER_ENGINE = "score --engine transformers scores what transformers itself loads, without training"
 ELSEWHERE = {  # settings that give the model another shape than the rest of the file says
     "auto_map": "an architecture of its own, got one that wants remote code",
     "quantization_config": "plain weights, got a quantised checkpoint",
@@ -53,9 +61,16 @@ class DecoderConfig:
     qkv_bias: bool
     o_bias: bool
     mlp_bias: bool
-    qk_norm: bool
+    qk_norm: Literal["head", "row"] | None  # what a norm of q and of k goes over
     windows: tuple[int | None, ...]  # sliding window of each layer
     rope: dict[str, Any]  # rope_type, rope_theta and the type's own parameters
+    local_rope: dict[str, Any] | None  # that of layers with a window, where they have their own
+    rotations: tuple[Rotation | None, ...]  # of each layer; None is a layer without positions
+    norms: Mapping[str, str]  # of a layer: our name, and the checkpoint's
+    one_plus: bool  # norms scale by 1 + weight
+    activation: Literal["silu", "gelu_tanh"]
+    embedding_scale: float
+    query_factor: float  # on q, where attention is not scaled by 1/sqrt(head_dim)
 
 
 def read_config(folder: Path) -> DecoderConfig:
@@ -104,16 +119,19 @@ def parse_config(raw: dict[str, Any], where: str) -> DecoderConfig:
             not compute.
     """
     model_type = raw.get("model_type")
-    if model_type not in ARCHITECTURES:
+    if not isinstance(model_type, str) or model_type not in ARCHITECTURES:
         raise ModelError(
             f"expected one of {', '.join(ARCHITECTURES)}, got architecture: {model_type!r:.80}",
             where=where,
+            hint=OTHER_ENGINE,
         )
     for key, expected in ELSEWHERE.items():
         if raw.get(key) is not None:
             raise ModelError(f"expected {expected}", where=where)
-    if raw.get("hidden_act", "silu") not in ("silu", "swish"):
-        raise ModelError(f"expected hidden_act silu, got: {raw['hidden_act']!r:.80}", where=where)
+    known = ARCHITECTURES[model_type]
+    key, names = known.activation
+    if raw.get(key, known.default_activation) not in names:
+        raise ModelError(f"expected {key} {names[0]}, got: {raw[key]!r:.80}", where=where)
     try:
         return _parse(raw)
     except KeyError as error:
@@ -124,92 +142,63 @@ def parse_config(raw: dict[str, Any], where: str) -> DecoderConfig:
 
 def _parse(raw: dict[str, Any]) -> DecoderConfig:
     model_type = raw["model_type"]
+    known = ARCHITECTURES[model_type]
     n_layers = count(raw, "num_hidden_layers", MOST_LAYERS)
     n_heads = count(raw, "num_attention_heads", MOST_HEADS)
     hidden_size = count(raw, "hidden_size", MOST_FEATURES)
-    if model_type == "llama" and hidden_size % n_heads:
+    if known.whole_heads and hidden_size % n_heads:
         raise ValueError(f"hidden_size {hidden_size} for {n_heads} heads")
-    head_dim = _head_dim(raw, hidden_size // n_heads)
+    head_dim = read_head_dim(raw, hidden_size // n_heads)
     dropout = raw.get("attention_dropout")
     if dropout is not None and (isinstance(dropout, bool) or dropout != 0):
         raise ValueError(f"attention_dropout {dropout!r:.80}, which is not applied here")
     attention_bias, mlp_bias = flag(raw, "attention_bias"), flag(raw, "mlp_bias")
-    bias = attention_bias and model_type in ("llama", "qwen3")
+    bias = attention_bias and known.attention_bias
+    rotations = read_rotations(raw, n_layers, head_dim)
+    gemma = model_type == "gemma3_text"
+    if gemma:
+        _refuse_soft_caps(raw)
+    vocab_size = count(raw, "vocab_size", MOST_TOKENS)
+    check_pad_id(raw, vocab_size)
     return DecoderConfig(
         model_type=model_type,
         n_layers=n_layers,
         hidden_size=hidden_size,
         intermediate_size=count(raw, "intermediate_size", MOST_FEATURES),
         n_heads=n_heads,
-        n_kv_heads=_kv_heads(raw, n_heads),
+        n_kv_heads=read_kv_heads(raw, n_heads),
         head_dim=head_dim,
-        vocab_size=count(raw, "vocab_size", MOST_TOKENS),
+        vocab_size=vocab_size,
         max_positions=count(raw, "max_position_embeddings", MOST_POSITIONS),
-        rms_norm_eps=number({"rms_norm_eps": 1e-6} | raw, "rms_norm_eps", most=1.0),
-        tied=flag(raw, "tie_word_embeddings"),
-        qkv_bias=model_type == "qwen2" or bias,
+        rms_norm_eps=number({"rms_norm_eps": known.eps} | raw, "rms_norm_eps", most=1.0),
+        tied=flag({"tie_word_embeddings": known.tied} | raw, "tie_word_embeddings"),
+        qkv_bias=known.qkv_bias or bias,
         o_bias=bias,
-        mlp_bias=mlp_bias and model_type == "llama",
-        qk_norm=model_type == "qwen3",
-        windows=_windows(raw, n_layers),
-        rope=read_rope(raw, head_dim),
+        mlp_bias=mlp_bias and known.mlp_bias,
+        qk_norm=known.qk_norm,
+        windows=read_windows(raw, n_layers),
+        rope=rotations.rope,
+        local_rope=rotations.local,
+        rotations=rotations.layers,
+        norms=known.norms or BEFORE,
+        one_plus=known.one_plus,
+        activation="gelu_tanh" if gemma else "silu",
+        embedding_scale=hidden_size**0.5 if gemma else 1.0,
+        query_factor=_query_factor(raw, head_dim) if gemma else 1.0,
     )
 
 
-def _head_dim(raw: dict[str, Any], per_head: int) -> int:
-    model_type = raw["model_type"]
-    if "head_dim" not in raw or (raw["head_dim"] is None and model_type in ("llama", "mistral")):
-        raw = {"head_dim": 128 if model_type == "qwen3" else per_head}
-    head_dim = count(raw, "head_dim", MOST_HEAD_DIM)
-    if head_dim % 2:
-        raise ValueError(f"an odd head_dim {head_dim}")
-    return head_dim
+def _refuse_soft_caps(raw: dict[str, Any]) -> None:
+    """Refuse what no Gemma 3 has set, and what transformers applies in one of two places only."""
+    for key in ("final_logit_softcapping", "attn_logit_softcapping"):
+        if raw.get(key) is not None:
+            raise ValueError(f"{key} {raw[key]!r:.80}, which is not computed here")
 
 
-def _kv_heads(raw: dict[str, Any], n_heads: int) -> int:
-    key = "num_key_value_heads"
-    default = KV_HEADS.get(raw["model_type"], n_heads)
-    given = raw.get(key, default)
-    n_kv_heads = count({key: n_heads if given is None else given}, key, MOST_HEADS)
-    if n_heads % n_kv_heads:
-        implied = "" if key in raw else f" (what a config without {key} means)"
-        raise ValueError(f"{n_heads} heads for {n_kv_heads} key/value heads{implied}")
-    return n_kv_heads
-
-
-def _windows(raw: dict[str, Any], n_layers: int) -> tuple[int | None, ...]:
-    """Return each layer's window: Mistral's is global, Qwen's by layer and off by default."""
-    kinds = raw.get("layer_types")
-    if kinds is not None:
-        if not isinstance(kinds, list) or any(kind not in LAYER_TYPES for kind in kinds):
-            raise ValueError(f"layer_types {kinds!r:.120}; known are {', '.join(LAYER_TYPES)}")
-        if len(kinds) != n_layers:
-            raise ValueError(f"{len(kinds)} layer_types for {n_layers} layers")
-    if raw["model_type"] == "llama":
-        return (None,) * n_layers
-    window = _window(raw)
-    if raw["model_type"] == "mistral":
-        if kinds is not None and (window is None or set(kinds) != {"sliding_attention"}):
-            raise ValueError(
-                f"a Mistral with layer_types {kinds!r:.80}, read in two ways elsewhere"
-            )
-        return (window,) * n_layers
-    if not flag(raw, "use_sliding_window"):
-        window = None
-    first = raw.get("max_window_layers", 28)
-    if isinstance(first, bool) or not isinstance(first, int):
-        raise ValueError(f"max_window_layers {first!r:.80}")
-    if kinds is None:
-        return tuple(window if i >= first else None for i in range(n_layers))
-    if window is None and "sliding_attention" in kinds:
-        raise ValueError("layer_types with sliding_attention, and no sliding window in use")
-    return tuple(window if kind == "sliding_attention" else None for kind in kinds)
-
-
-def _window(raw: dict[str, Any]) -> int | None:
-    if raw.get("sliding_window", 0) is None:
-        return None
-    return count({"sliding_window": 4096} | raw, "sliding_window", MOST_POSITIONS)
+def _query_factor(raw: dict[str, Any], head_dim: int) -> float:
+    """Return the factor on q that makes 1/sqrt(head_dim) 1/sqrt(query_pre_attn_scalar)."""
+    key = "query_pre_attn_scalar"
+    return float((head_dim / count({key: 256} | raw, key, MOST_FEATURES)) ** 0.5)
 
 
 def tensor_shapes(config: DecoderConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
@@ -231,11 +220,15 @@ def tensor_shapes(config: DecoderConfig) -> Iterator[tuple[str, tuple[int, ...]]
     }
     for i in range(config.n_layers):
         prefix = f"model.layers.{i}"
-        yield f"{prefix}.input_layernorm.weight", (hidden,)
-        yield f"{prefix}.post_attention_layernorm.weight", (hidden,)
+        for norm in config.norms.values():
+            yield f"{prefix}.{norm}.weight", (hidden,)
         if config.qk_norm:
-            yield f"{prefix}.self_attn.q_norm.weight", (config.head_dim,)
-            yield f"{prefix}.self_attn.k_norm.weight", (config.head_dim,)
+            per_head = config.qk_norm == "head"
+            for name, features in (("q_norm", width), ("k_norm", kv_width)):
+                yield (
+                    f"{prefix}.self_attn.{name}.weight",
+                    (config.head_dim if per_head else features,),
+                )
         for name, (rows, columns, bias) in linear.items():
             yield f"{prefix}.{name}.weight", (rows, columns)
             if bias:

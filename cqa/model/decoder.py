@@ -1,4 +1,4 @@
-"""The decoder on packed tokens: one class for Qwen2/2.5, Qwen3, Llama and Mistral.
+"""The decoder on packed tokens: one class for every architecture that `architectures.py` names.
 
 Training runs every op over all rows at once. Scoring runs them on blocks of rows, so that
 intermediates stay the size of a block. A row's score depends on its own segment alone, not on how
@@ -6,6 +6,10 @@ many rows share the pass: the native product sums in an order of its own, and fo
 block has the same height, the last one padded. Scoring also keeps
 the residual stream one precision wider than the weights: a sum over hundreds of tokens shows what
 rounding it at every layer loses.
+
+Architectures differ in the norms of a layer (before attention and MLP, after them, or both), in
+their gate, and in which layers rotate, and by which frequencies. Where a weight of a norm is kept
+as 1 + w it is fp32, as it is summed there.
 """
 
 from __future__ import annotations
@@ -13,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -23,12 +27,14 @@ from cqa.kernels.attention import AttentionSpan, Gathered, attention
 from cqa.kernels.backend import Backend, choose, compute_dtype, fastest
 from cqa.kernels.copy_shrink import copy_shrink
 from cqa.kernels.embed import Noise, embed
+from cqa.kernels.geglu import geglu
 from cqa.kernels.philox import Dropout
 from cqa.kernels.precision import wider
 from cqa.kernels.rms_norm import norm_shrink, rms_norm
 from cqa.kernels.rope import rope
 from cqa.kernels.swiglu_shrink import swiglu_shrink
 from cqa.layout import PackedBatch
+from cqa.model.architectures import Rotation
 from cqa.model.config import DecoderConfig
 from cqa.model.projection import Projection
 from cqa.model.rope import inverse_frequencies, rope_tables
@@ -46,20 +52,29 @@ BLOCK_ROWS = {  # of scoring; weights are read once a block
 class Layer:
     """Weights of one decoder layer."""
 
-    input_norm: Tensor
+    input_norm: Tensor | None
     qkv: Projection
-    q_norm: Tensor | None
+    q_norm: Tensor | None  # of a head, or of all of them as one row
     k_norm: Tensor | None
     o: Projection
-    post_norm: Tensor
+    o_norm: Tensor | None  # of what attention adds
+    post_norm: Tensor | None
     gate_up: Projection
     down: Projection
+    down_norm: Tensor | None  # of what the MLP adds
     window: int | None
+    rotation: Rotation | None
 
     @property
     def projections(self) -> tuple[Projection, ...]:
         """The four groups, in the order in which they run."""
         return (self.qkv, self.o, self.gate_up, self.down)
+
+    @property
+    def norms(self) -> tuple[Tensor, ...]:
+        """The weights of all norms that there are."""
+        found = (self.input_norm, self.q_norm, self.k_norm, self.o_norm, self.post_norm)
+        return tuple(norm for norm in (*found, self.down_norm) if norm is not None)
 
 
 def attention_spans(
@@ -110,8 +125,7 @@ ALL_ROWS = RowBlocks()
 class ForwardPass:
     """What the layers of one pass are run with."""
 
-    cos: Tensor  # (M, head_dim / 2), fp32
-    sin: Tensor  # likewise
+    angles: dict[Rotation, tuple[Tensor, Tensor]]  # cos and sin, (M, head_dim / 2), fp32
     spans: Spans  # what sees what
     dropout: Dropout | None
     blocks: RowBlocks
@@ -142,16 +156,29 @@ class Decoder:
         self.rank_columns = rank_columns
         self.table = self._new(config.vocab_size, config.hidden_size)
         self.head = self.table if config.tied else self._new(config.vocab_size, config.hidden_size)
-        self.norm = self._new(config.hidden_size)
+        self._norm_dtype = torch.promote_types(dtype, torch.float32) if config.one_plus else dtype
+        self.norm = self._new_norm(config.hidden_size)
         self.layers = [self._layer(i) for i in range(config.n_layers)]
-        inv_freq, self._rope_factor = inverse_frequencies(config.rope, config.head_dim)
-        self._inv_freq = inv_freq.to(device)
+        # rounded to the dtype of the table, as the model was trained
+        self._scale = float(torch.tensor(config.embedding_scale, dtype=dtype))
+        self._frequencies: dict[Rotation, tuple[Tensor, float]] = {}
+        ropes: dict[Rotation, dict[str, Any] | None] = {
+            "global": config.rope, "local": config.local_rope,
+        }  # fmt: skip
+        for name, settings in ropes.items():
+            if settings is not None:
+                inv_freq, factor = inverse_frequencies(settings, config.head_dim)
+                self._frequencies[name] = (inv_freq.to(device), factor)
 
     def _new(self, *shape: int) -> Tensor:
         return torch.empty(*shape, dtype=self.dtype, device=self.device)
 
+    def _new_norm(self, features: int) -> Tensor:
+        return torch.empty(features, dtype=self._norm_dtype, device=self.device)
+
     def _layer(self, index: int) -> Layer:
         c = self.config
+        per_head = c.qk_norm == "head"
         width, kv_width = c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim
 
         def group(outputs: dict[str, int], in_features: int, bias: bool) -> Projection:
@@ -166,18 +193,24 @@ class Decoder:
                 device=self.device,
             )
 
+        def norm(name: str) -> Tensor | None:
+            return self._new_norm(c.hidden_size) if name in c.norms else None
+
         return Layer(
-            input_norm=self._new(c.hidden_size),
+            input_norm=norm("input_norm"),
             qkv=group({"q": width, "k": kv_width, "v": kv_width}, c.hidden_size, c.qkv_bias),
-            q_norm=self._new(c.head_dim) if c.qk_norm else None,
-            k_norm=self._new(c.head_dim) if c.qk_norm else None,
+            q_norm=self._new_norm(c.head_dim if per_head else width) if c.qk_norm else None,
+            k_norm=self._new_norm(c.head_dim if per_head else kv_width) if c.qk_norm else None,
             o=group({"o": c.hidden_size}, width, c.o_bias),
-            post_norm=self._new(c.hidden_size),
+            o_norm=norm("o_norm"),
+            post_norm=norm("post_norm"),
             gate_up=group(
                 {"gate": c.intermediate_size, "up": c.intermediate_size}, c.hidden_size, c.mlp_bias
             ),
             down=group({"down": c.hidden_size}, c.intermediate_size, c.mlp_bias),
+            down_norm=norm("down_norm"),
             window=c.windows[index],
+            rotation=c.rotations[index],
         )
 
     def hidden(
@@ -201,7 +234,7 @@ class Decoder:
         Returns:
             Shape (T, hidden_size).
         """
-        h = embed(batch.input_ids, self.table, noise, backend=self.backend)
+        h = embed(batch.input_ids, self.table, noise, scale=self._scale, backend=self.backend)
         return self._run_layers(
             batch, h, spans or attention_spans(batch), dropout=dropout, recompute=recompute
         )
@@ -217,7 +250,7 @@ class Decoder:
             Shape (T, hidden_size), in the dtype that `cqa.kernels.precision.wider` gives.
         """
         h = embed(batch.input_ids, self.table, backend=self.backend)
-        h = h.to(wider(self.compute_dtype))
+        h = h.to(wider(self.compute_dtype)) * self._scale
         blocks = RowBlocks(BLOCK_ROWS[self.backend], pad=self.backend != "native")
         return self._run_layers(batch, h, attention_spans(batch), blocks=blocks)
 
@@ -232,8 +265,11 @@ class Decoder:
         recompute: bool = False,
     ) -> Tensor:
         """Run every layer and the final norm, (M, D) to (T, D)."""
-        cos, sin = rope_tables(self._inv_freq, self._rope_factor, batch.position_ids)
-        forward = ForwardPass(cos, sin, spans[0], dropout, blocks)
+        angles = {
+            name: rope_tables(*frequencies, batch.position_ids)
+            for name, frequencies in self._frequencies.items()
+        }
+        forward = ForwardPass(angles, spans[0], dropout, blocks)
         for layer in self.layers[:-1]:
             if recompute and torch.is_grad_enabled():
                 h = checkpoint(self._run_layer, layer, h, forward, use_reentrant=False)
@@ -241,16 +277,43 @@ class Decoder:
                 h = self._run_layer(layer, h, forward)
         kept = batch.kept if batch.kept.shape[0] < batch.n_rows else None
         h = self._run_layer(self.layers[-1], h, replace(forward, spans=spans[1], kept=kept))
-        norm = partial(
-            rms_norm, weight=self.norm, eps=self.config.rms_norm_eps, backend=self.backend
+        return blocks(partial(self._norm, self.norm), h)[batch.target_rows]
+
+    def _norm(self, weight: Tensor, x: Tensor) -> Tensor:
+        """Normalise the last dimension of x."""
+        eps = self.config.rms_norm_eps
+        return rms_norm(x, weight, eps, dtype=self.dtype, backend=self.backend)
+
+    def _norm_shrink(
+        self, weight: Tensor | None, h: Tensor, group: Projection, dropout: Dropout | None
+    ) -> Tensor:
+        """Make the augmented input of a group from the residual stream, normalised or as it is."""
+        shrink = group.shrink(dropout)
+        if weight is None:
+            x = h.to(self.compute_dtype)
+            return copy_shrink(x, group.columns, shrink, backend=self.backend)
+        return norm_shrink(
+            h,
+            weight,
+            self.config.rms_norm_eps,
+            group.columns,
+            shrink,
+            dtype=self.dtype,
+            backend=self.backend,
         )
-        return blocks(norm, h)[batch.target_rows]
+
+    def _add(self, h: Tensor, group: Projection, x_aug: Tensor, norm: Tensor | None) -> Tensor:
+        """Add a projection to the residual stream, through its own norm where it has one."""
+        if norm is None:
+            return group(x_aug, residual=h, backend=self.backend)
+        return h + self._norm(norm, group(x_aug, backend=self.backend))
 
     def _run_layer(self, layer: Layer, h: Tensor, forward: ForwardPass) -> Tensor:
         """Run a layer: keys and values of all rows (M, D), the rest for those it keeps."""
         dropout = forward.dropout
         project = partial(self._project, layer, dropout)
-        q, k, v = forward.blocks(project, h, forward.cos, forward.sin)
+        angles = () if layer.rotation is None else forward.angles[layer.rotation]
+        q, k, v = forward.blocks(project, h, *angles)
         if forward.kept is not None:
             q, h = q[forward.kept], h[forward.kept]
             dropout = dropout.select(forward.kept) if dropout else None
@@ -258,42 +321,37 @@ class Decoder:
         return forward.blocks(partial(self._finish, layer, dropout), h, attended.flatten(1))
 
     def _project(
-        self, layer: Layer, dropout: Dropout | None, h: Tensor, cos: Tensor, sin: Tensor
+        self, layer: Layer, dropout: Dropout | None, h: Tensor, *angles: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Norm, q/k/v projection, head norms and rotation: (M, D) to three (M, heads, head_dim)."""
-        c, qkv, backend = self.config, layer.qkv, self.backend
-        x_aug = norm_shrink(
-            h,
-            layer.input_norm,
-            c.rms_norm_eps,
-            qkv.columns,
-            qkv.shrink(dropout),
-            backend=backend,
-        )
-        heads = qkv(x_aug, backend=backend).view(h.shape[0], -1, c.head_dim)
+        c, backend = self.config, self.backend
+        x_aug = self._norm_shrink(layer.input_norm, h, layer.qkv, dropout)
+        heads = layer.qkv(x_aug, backend=backend).view(h.shape[0], -1, c.head_dim)
         q, k, v = heads.split((c.n_heads, c.n_kv_heads, c.n_kv_heads), dim=1)
         if layer.q_norm is not None and layer.k_norm is not None:
-            q = rms_norm(q, layer.q_norm, c.rms_norm_eps, backend=backend)
-            k = rms_norm(k, layer.k_norm, c.rms_norm_eps, backend=backend)
-        return rope(q, cos, sin, backend=backend), rope(k, cos, sin, backend=backend), v
+            q, k = self._head_norm(layer.q_norm, q), self._head_norm(layer.k_norm, k)
+        if not angles:
+            return q, k, v
+        return rope(q, *angles, backend=backend), rope(k, *angles, backend=backend), v
+
+    def _head_norm(self, weight: Tensor, heads: Tensor) -> Tensor:
+        """Normalise each head of (M, heads, head_dim), or all heads as one row."""
+        if self.config.qk_norm == "row":
+            return self._norm(weight, heads.flatten(1)).view(heads.shape)
+        return self._norm(weight, heads)
 
     def _finish(self, layer: Layer, dropout: Dropout | None, h: Tensor, attended: Tensor) -> Tensor:
         """Output projection and MLP, each added to the residual: (M, D) to (M, D)."""
-        o, gate_up, down, backend = layer.o, layer.gate_up, layer.down, self.backend
+        o, down, backend = layer.o, layer.down, self.backend
         x_aug = copy_shrink(attended, o.columns, o.shrink(dropout), backend=backend)
-        h = o(x_aug, residual=h, backend=backend)
-        x_aug = norm_shrink(
-            h,
-            layer.post_norm,
-            self.config.rms_norm_eps,
-            gate_up.columns,
-            gate_up.shrink(dropout),
-            backend=backend,
-        )
-        act_aug = swiglu_shrink(
-            gate_up(x_aug, backend=backend), down.columns, down.shrink(dropout), backend=backend
-        )
-        return down(act_aug, residual=h, backend=backend)
+        h = self._add(h, o, x_aug, layer.o_norm)
+        x_aug = self._norm_shrink(layer.post_norm, h, layer.gate_up, dropout)
+        gate_up, shrink = layer.gate_up(x_aug, backend=backend), down.shrink(dropout)
+        if self.config.activation == "gelu_tanh":
+            act_aug = copy_shrink(geglu(gate_up), down.columns, shrink, backend=backend)
+        else:
+            act_aug = swiglu_shrink(gate_up, down.columns, shrink, backend=backend)
+        return self._add(h, down, act_aug, layer.down_norm)
 
     def projections(self) -> list[Projection]:
         """Every group of every layer, in the order in which they run."""

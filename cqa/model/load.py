@@ -105,15 +105,16 @@ def weights_bytes(
     """Return the size of a model's weights, room for adapters included, without allocating it."""
     wide = compute_dtype(fastest(device, dtype), dtype)
     layer = layer_without_data(shape, rank_columns)
-    vectors = (layer.input_norm, layer.post_norm, layer.q_norm, layer.k_norm)
-    per_layer = sum(t.numel() for t in vectors if t is not None) * dtype.itemsize
+    norm_item = 4 if shape.one_plus else dtype.itemsize
+    per_layer = sum(norm.numel() for norm in layer.norms) * norm_item
     for projection in layer.projections:
         columns = augmented_columns(projection, device)
         low = columns.total - columns.base
         row_bytes = columns.base * dtype.itemsize + low * wide.itemsize
         per_layer += projection.weight.shape[0] * row_bytes
     tables = (1 if shape.tied else 2) * shape.vocab_size * shape.hidden_size
-    return shape.n_layers * per_layer + (tables + shape.hidden_size) * dtype.itemsize
+    last = shape.hidden_size * norm_item
+    return shape.n_layers * per_layer + tables * dtype.itemsize + last
 
 
 def layer_without_data(shape: DecoderConfig, rank_columns: dict[str, int]) -> Layer:
@@ -163,25 +164,34 @@ def load_model(
         return BaseModel(decoder, digest.result())
 
 
+def _put_one_plus(target: Tensor, factor: float, weight: Tensor) -> None:
+    """Write factor · (1 + w), summed in fp32 as the model does it."""
+    target.copy_(factor * (1.0 + weight.to(target.dtype)))
+
+
 def destinations(
     decoder: Decoder,
 ) -> dict[str, tuple[tuple[int, ...], Callable[[Tensor], object]]]:
     """Map every tensor name of the checkpoint to its shape and to what puts it in place."""
     targets: dict[str, Callable[[Tensor], object]] = {}
 
-    def plain(name: str, target: Tensor | None) -> None:
+    def plain(name: str, target: Tensor) -> None:
+        targets[name] = target.copy_
+
+    def norm(name: str, target: Tensor | None, factor: float = 1.0) -> None:
         if target is not None:
-            targets[name] = target.copy_
+            scaled = decoder.config.one_plus
+            targets[name] = partial(_put_one_plus, target, factor) if scaled else target.copy_
 
     plain(TABLE, decoder.table)
     plain(HEAD, decoder.head)
-    plain("model.norm.weight", decoder.norm)
+    norm("model.norm.weight", decoder.norm)
     for i, layer in enumerate(decoder.layers):
         prefix = f"model.layers.{i}"
-        plain(f"{prefix}.input_layernorm.weight", layer.input_norm)
-        plain(f"{prefix}.post_attention_layernorm.weight", layer.post_norm)
-        plain(f"{prefix}.self_attn.q_norm.weight", layer.q_norm)
-        plain(f"{prefix}.self_attn.k_norm.weight", layer.k_norm)
+        for ours, theirs in decoder.config.norms.items():
+            norm(f"{prefix}.{theirs}.weight", getattr(layer, ours))
+        norm(f"{prefix}.self_attn.q_norm.weight", layer.q_norm, decoder.config.query_factor)
+        norm(f"{prefix}.self_attn.k_norm.weight", layer.k_norm)
         by_name = {member.name: p for p in layer.projections for member in p.members}
         for place, name in PLACES.items():
             for part in ("weight", "bias"):

@@ -1,4 +1,4 @@
-"""Rotary frequencies of the rope types that Qwen, Llama and Mistral configs use.
+"""Rotary frequencies of the rope types that the configs of our architectures use.
 
 Angles are formed in fp32 as position · inv_freq, as the models were trained.
 Sources: linear: Position Interpolation, arXiv:2306.15595; yarn: arXiv:2309.00071, section 3;

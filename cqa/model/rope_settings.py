@@ -31,14 +31,16 @@ OPTIONAL = ("attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_
 LENGTH = "original_max_position_embeddings"
 
 
-def read_rope(raw: dict[str, Any], head_dim: int) -> dict[str, Any]:
+def read_rope(
+    raw: dict[str, Any], head_dim: int, default_theta: float = DEFAULT_THETA
+) -> dict[str, Any]:
     """Return rope_type, rope_theta and the type's own parameters.
 
     Raises:
         ValueError: They are malformed, contradict each other, or are not computed here.
         KeyError: One is missing.
     """
-    rope = _one_setting(raw)
+    rope = _one_setting(raw, default_theta)
     kind = rope["rope_type"]
     if not isinstance(kind, str) or kind not in ROPE_TYPES:
         raise ValueError(f"rope type {kind!r}; known are {', '.join(ROPE_TYPES)}")
@@ -55,7 +57,7 @@ def read_rope(raw: dict[str, Any], head_dim: int) -> dict[str, Any]:
     return rope
 
 
-def _one_setting(raw: dict[str, Any]) -> dict[str, Any]:
+def _one_setting(raw: dict[str, Any], default_theta: float) -> dict[str, Any]:
     """Merge the spellings, refusing two that differ."""
     new, old = raw.get("rope_parameters"), raw.get("rope_scaling")
     for given in (new, old):
@@ -72,7 +74,7 @@ def _one_setting(raw: dict[str, Any]) -> dict[str, Any]:
         _same(
             raw, "rope_theta", "rope_theta", rope.get("rope_theta"), "that of the rope parameters"
         )
-    rope.setdefault("rope_theta", raw.get("rope_theta", DEFAULT_THETA))
+    rope.setdefault("rope_theta", raw.get("rope_theta", default_theta))
     if LENGTH in raw:
         _same(raw, LENGTH, LENGTH, rope.get(LENGTH), "that of the rope parameters")
     rope.setdefault(LENGTH, raw.get(LENGTH, raw["max_position_embeddings"]))

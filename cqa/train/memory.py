@@ -87,6 +87,7 @@ def estimate_memory(
     # of the attention: the projected heads, q and k rotated; then what comes of the kept rows
     before = d + totals[0] + (q + 2 * kv) + (q + kv)
     after = q + totals[1] + d + totals[2] + wide + totals[3]
+    after += d * sum(norm in shape.norms for norm in ("o_norm", "down_norm"))
     adapted = [sum(m.name in spec.targets for m in projection.members) for projection in groups]
     masks = [n * k for n, k in zip(adapted, features, strict=True)]
     if not dropout or backend != "reference":
@@ -101,7 +102,8 @@ def estimate_memory(
     else:
         activations = (shape.n_layers - 1) * size.rows * per_row + last
     gradients = size.rows * (d + totals[3] + wide) * item
-    if backend == "reference":  # one precision wider, for a few operands of the SwiGLU's backward
+    # one precision wider, for a few operands of the gate's backward
+    if backend == "reference" or shape.activation == "gelu_tanh":
         gradients += size.rows * 4 * wide * wider(dtype).itemsize
     n_lora = sum(
         spec.rank * (n * projection.columns.features + sum(_widths(projection, spec)))

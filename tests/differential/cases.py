@@ -40,6 +40,7 @@ SIZES = {
     "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4,
     "num_key_value_heads": 2, "vocab_size": 61, "max_position_embeddings": 64,
 }  # fmt: skip
+PLAIN_IDS = {"pad_token_id": None, "bos_token_id": 1, "eos_token_id": 2}
 BASES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2": ("qwen2", {}),
     "qwen2-tied": ("qwen2", {"tie_word_embeddings": True}),
@@ -53,6 +54,21 @@ BASES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama-biases": ("llama", {"attention_bias": True, "mlp_bias": True, "head_dim": 6}),
     "mistral": ("mistral", {"sliding_window": None}),
     "mistral-sliding": ("mistral", {"sliding_window": 7}),
+    "olmo2": ("olmo2", PLAIN_IDS),
+    "olmo2-biases": ("olmo2", PLAIN_IDS | {"attention_bias": True, "tie_word_embeddings": True}),
+    "smollm3": ("smollm3", PLAIN_IDS | {"no_rope_layers": [1, 0]}),
+    "smollm3-sliding": (
+        "smollm3",
+        PLAIN_IDS | {"no_rope_layer_interval": 2, "use_sliding_window": True, "sliding_window": 6},
+    ),
+    "gemma3": (
+        "gemma3_text",
+        PLAIN_IDS | {"head_dim": 6, "sliding_window": 7, "query_pre_attn_scalar": 6,
+        "layer_types": ["sliding_attention", "full_attention"]},
+    ),
+    "gemma3-pattern": (
+        "gemma3_text", PLAIN_IDS | {"head_dim": 4, "sliding_window": 5, "attention_bias": True},
+    ),
 }  # fmt: skip
 TEXT = [[(7 * i * i + 3 * i + 5) % 61 for i in range(44)]]
 ROOM = 16  # of LoRA columns

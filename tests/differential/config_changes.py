@@ -16,7 +16,7 @@ LAYERS = (
     ["sliding_attention"] * 2, ["full_attention"], ["full_attention", "chunked_attention"], [],
 )  # fmt: skip
 VALUES: dict[str, tuple[Any, ...]] = {
-    "model_type": ("qwen2", "qwen3", "llama", "mistral", "gemma", None),
+    "model_type": ("qwen2", "qwen3", "llama", "mistral", "olmo2", "smollm3", "gemma", None),
     "hidden_act": ("silu", "swish", "gelu", "relu", None),
     "rms_norm_eps": (1e-6, 1e-5, 1e-2, None),
     "tie_word_embeddings": (True, False, None),
@@ -47,7 +47,15 @@ VALUES: dict[str, tuple[Any, ...]] = {
     "bos_token_id": (1, None),
     "eos_token_id": (2, [2, 3], None),
     "pad_token_id": (0, -1, None),
-    "final_logit_softcapping": (30.0,),
+    "final_logit_softcapping": (30.0, None),
+    "attn_logit_softcapping": (50.0, None),
+    "hidden_activation": ("gelu_pytorch_tanh", "gelu", "silu", None),
+    "query_pre_attn_scalar": (4, 6, 256, 0, 2.5, None),
+    "sliding_window_pattern": (1, 2, 6, 0, None),
+    "use_bidirectional_attention": (False, True, None),
+    "rope_local_base_freq": (10_000.0, 40, None),
+    "no_rope_layers": ([1, 0], [0, 0, 1], [1], [1, 2], None),
+    "no_rope_layer_interval": (1, 2, 4, 0, None),
     "logit_scale": (0.5,),
     "qk_norm": (True,),
     "transformers_weights": ("model.safetensors", "other.safetensors", "../x.safetensors", 3, None),
@@ -69,6 +77,7 @@ ROPE_NUMBERS: dict[str, tuple[Any, ...]] = {
     "truncate": (True, False, None),
     "partial_rotary_factor": (1.0, 0.5),
 }
+LAYER_KINDS = ("full_attention", "sliding_attention")
 SPELLINGS = ("rope_type", "type")
 OF_TYPE = {
     "default": (),
@@ -84,6 +93,13 @@ def rope_settings(rng: random.Random) -> Any:
     """Return rope parameters of any type: mostly whole, at times with too much or too little."""
     if rng.random() < 0.1:
         return rng.choice([None, {}, "yarn", {"full_attention": {"rope_type": "default"}}])
+    if rng.random() < 0.15:
+        return {kind: one_rope(rng) for kind in rng.choice([LAYER_KINDS, LAYER_KINDS[:1]])}
+    return one_rope(rng)
+
+
+def one_rope(rng: random.Random) -> dict[str, Any]:
+    """Return the parameters of one rotation."""
     kind = rng.choice(["default", "linear", "llama3", "llama3", "yarn", "yarn", "yarn", "dynamic"])
     rope: dict[str, Any] = {rng.choice(SPELLINGS): kind}
     for key in OF_TYPE[kind]:

@@ -159,7 +159,7 @@ def test_adapter_of_peft_that_was_split_off_its_base_is_refused(decoder, init, t
         read_adapter(tmp_path, decoder)
 
 
-@pytest.mark.parametrize("architecture", ["llama", "qwen3"])
+@pytest.mark.parametrize("architecture", ["llama", "qwen3", "olmo2", "gemma3_text"])
 def test_adapters_of_peft_fit_other_architectures(architecture, tmp_path):
     folder = tiny_checkpoint(tmp_path / "base", architecture)
     model = save_with_peft(tmp_path / "adapter", hf_base(folder), target_modules="all-linear", r=4)

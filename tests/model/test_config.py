@@ -223,9 +223,38 @@ def test_a_window_that_is_only_implied_is_4096(checkpoints, tmp_path):
     assert parsed(folder).windows == (None, None, 4096, 4096)
 
 
-@pytest.mark.parametrize("name", ["qwen2", "llama", "mistral", "qwen3"])
+OF_ONE_ARCHITECTURE = [
+    ("smollm3", {"no_rope_layers": [1, 2, 1]}, "no_rope_layers [1, 2, 1]"),
+    ("smollm3", {"no_rope_layers": [1]}, "1 no_rope_layers for 3 layers"),
+    ("smollm3", {"no_rope_layer_interval": 0}, "no_rope_layer_interval 0"),
+    ("smollm3", {"layer_types": ["sliding_attention"] * 3}, "no sliding window in use"),
+    ("smollm3", {"pad_token_id": 211}, "pad_token_id 211"),
+    ("gemma3_text", {"final_logit_softcapping": 30.0}, "final_logit_softcapping 30.0"),
+    ("gemma3_text", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping 50.0"),
+    ("gemma3_text", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
+    ("gemma3_text", {"hidden_activation": "gelu"}, "hidden_activation gelu_pytorch_tanh"),
+    ("gemma3_text", {"query_pre_attn_scalar": 0}, "query_pre_attn_scalar 0"),
+    ("gemma3_text", {"sliding_window": None}, "no sliding window in use"),
+    ("gemma3_text", {"rope_parameters": {"rope_theta": 1e6}}, "full_attention"),
+    (
+        "gemma3_text",
+        {"sliding_window_pattern": 2, "layer_types": ["full_attention"] * 3},
+        "sliding_window_pattern",
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "changes", "said"), OF_ONE_ARCHITECTURE, ids=str)
+def test_setting_of_one_architecture_is_refused(name, changes, said):
+    with pytest.raises(ModelError) as caught:
+        parse_config(TINY | {"model_type": name, "pad_token_id": None} | changes, "config.json")
+    assert said in caught.value.message
+
+
+@pytest.mark.parametrize("name", ["qwen2", "llama", "mistral", "qwen3", "olmo2", "smollm3"])
 def test_defaults_are_those_of_transformers(name, tmp_path):
     required = TINY | {"model_type": name, "num_attention_heads": 32, "hidden_size": 512}
+    required["pad_token_id"] = None  # some defaults are beyond a small vocabulary
     del required["num_key_value_heads"]
     (tmp_path / "config.json").write_text(json.dumps(required))
     ours, theirs = parsed(tmp_path), AutoConfig.from_pretrained(tmp_path)

@@ -34,6 +34,10 @@ LLAMA3 = rope(
     original_max_position_embeddings=64,
 )
 YARN = rope("yarn", factor=4.0, original_max_position_embeddings=64)
+GEMMA3 = {
+    "head_dim": 16, "sliding_window": 8, "query_pre_attn_scalar": 16,
+    "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+}  # fmt: skip
 CASES = {
     "qwen2": ("qwen2", {}),
     "qwen2-tied": ("qwen2", {"tie_word_embeddings": True}),
@@ -65,6 +69,38 @@ CASES = {
     "mistral-tied": ("mistral", {"sliding_window": None, "tie_word_embeddings": True}),
     "mistral-sliding": ("mistral", {"sliding_window": 8}),
     "mistral-wide-heads": ("mistral", {"sliding_window": 8, "head_dim": 16}),
+    "olmo2": ("olmo2", {}),
+    "olmo2-biases-tied": ("olmo2", {"attention_bias": True, "tie_word_embeddings": True}),
+    "olmo2-no-groups": ("olmo2", {"num_key_value_heads": 6}),
+    "smollm3": ("smollm3", {"no_rope_layers": [1, 0, 1], "pad_token_id": None}),
+    "smollm3-defaults": ("smollm3", {"num_hidden_layers": 5, "pad_token_id": None}),
+    "smollm3-sliding-biases": (
+        "smollm3",
+        {
+            "no_rope_layer_interval": 2,
+            "use_sliding_window": True,
+            "sliding_window": 8,
+            "attention_bias": True,
+            "mlp_bias": True,
+            "tie_word_embeddings": False,
+            "pad_token_id": None,
+        },
+    ),
+    "gemma3": ("gemma3_text", GEMMA3),
+    "gemma3-scaled": (
+        "gemma3_text",
+        GEMMA3
+        | {
+            "query_pre_attn_scalar": 12,
+            "attention_bias": True,
+            "tie_word_embeddings": False,
+            "rope_parameters": {
+                "full_attention": {"rope_type": "linear", "rope_theta": 5e4, "factor": 8.0},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 500.0},
+            },
+        },
+    ),
+    "gemma3-pattern": ("gemma3_text", GEMMA3 | {"num_hidden_layers": 7, "layer_types": None}),
 }
 
 
@@ -232,7 +268,10 @@ def assert_bits_do_not_depend_on_packing(decoder: Decoder) -> None:
         assert torch.equal(hidden, together[tree][-1]), "other options"
 
 
-@pytest.mark.parametrize("name", ["qwen2", "qwen3-tied-wide-heads", "mistral-sliding"])
+@pytest.mark.parametrize(
+    "name",
+    ["qwen2", "qwen3-tied-wide-heads", "mistral-sliding", "olmo2", "smollm3", "gemma3-scaled"],
+)
 def test_bits_of_a_tree_do_not_depend_on_the_other_trees(name, tmp_path):
     architecture, changes = CASES[name]
     assert_bits_do_not_depend_on_packing(load(tiny_checkpoint(tmp_path, architecture, **changes)))
@@ -336,7 +375,10 @@ def test_recomputing_layers_keeps_less_and_gives_the_same_gradients(tiny):
 
 @BLOCKS
 @PACKINGS
-@pytest.mark.parametrize("name", ["qwen2", "qwen3", "llama-biases", "mistral-sliding"])
+@pytest.mark.parametrize(
+    "name",
+    ["qwen2", "qwen3", "llama-biases", "mistral-sliding", "olmo2", "smollm3", "gemma3-scaled"],
+)
 def test_bf16_is_as_accurate_as_in_transformers(name, packing, scoring, tmp_path):
     architecture, changes = CASES[name]
     pair = load_pair(tiny_checkpoint(tmp_path, architecture, **changes), torch.bfloat16)

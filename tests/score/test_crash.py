@@ -173,7 +173,7 @@ def test_model_that_does_not_fit_ends_the_run_before_anything_is_written(
     def no_memory(*_: object, **__: object) -> None:
         raise ERRORS["cpu"]()
 
-    monkeypatch.setattr("cqa.score.run.open_model", no_memory)
+    monkeypatch.setattr("cqa.score.decoder_engine.open_model", no_memory)
     with pytest.raises(
         ResourceError, match=r"enough memory for the model, got none\nhint: --dtype"
     ):
