@@ -75,8 +75,8 @@ def same_option(cls: type, name: str, *, more: str = "", **changed: Any) -> Any:
 
 
 def key_of(name: str) -> str:
-    """Spell a field's name as flag and YAML key."""
-    return name.replace("_", "-")
+    """Spell a field's name as flag and YAML key; a word of Python's has an underscore after it."""
+    return name.rstrip("_").replace("_", "-")
 
 
 def resolve(cls: type[T], *layers: Mapping[str, Any]) -> T:
@@ -96,6 +96,7 @@ def resolve(cls: type[T], *layers: Mapping[str, Any]) -> T:
         named: set[str] = set()
         for key, raw in layer.items():
             name = str(key).replace("-", "_")
+            name = name if name in fields else f"{name}_"
             if name not in fields:
                 raise _unknown_key(str(key), fields)
             if name in named:

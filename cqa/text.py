@@ -43,6 +43,14 @@ def counted(n: int, noun: str) -> str:
     return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
 
 
+def duration(seconds: float) -> str:
+    """Return a time in the unit that people would use."""
+    if seconds < 60:
+        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
+
+
 def signed(value: float | None, digits: int = 2) -> str:
     """Return a number with its sign, but 0.00 without one, whichever way it was rounded."""
     text = "n/a" if value is None else f"{value:+.{digits}f}"

@@ -130,7 +130,12 @@ def validate(config: ValidateConfig, files: tuple[Path, ...], as_json: bool) -> 
     is_flag=True,
     help="Continue the run in --out from its last state; it has all other settings.",
 )
-@flag("--dry-run", is_flag=True, help="Show steps, tokens, a sample and memory; train nothing.")
+@flag(
+    "--dry-run",
+    is_flag=True,
+    help="Show steps, tokens, a sample of every kind, memory, and the time by a step taken here; "
+    "write nothing.",
+)
 @_JSON
 def train(config: WatchedTrainConfig, resume: bool, dry_run: bool, as_json: bool) -> None:
     """Fine-tune a LoRA; the defaults are the paper's recipe.
@@ -277,7 +282,7 @@ def prescreen(config: PrescreenConfig, as_json: bool) -> None:
 
 
 @main.command()
-@takes(ScaleConfig, PRESETS)
+@takes(ScaleConfig, PRESETS, implied=partial(taken_over, ScaleConfig))
 @_JSON
 def scale(config: ScaleConfig, as_json: bool) -> None:
     """Train on nested subsets of several sizes and seeds, and show how the effect grows.

@@ -127,8 +127,9 @@ class TrainProgress(_Progress):
                 self._begin(event)
             case Step():
                 self._step(event)
-            case Eval(eval_loss_nats=loss):
-                self.display.line(f"         eval_loss {loss:.4f} nats/token")
+            case Eval(eval_loss_nats=loss, step=step):
+                when = "" if step else ", before the first step"
+                self.display.line(f"         eval_loss {loss:.4f} nats/token{when}")
             case Dev(mean_ddi_nats=ddi, group=group, n=n):
                 self.display.line(
                     f"         dev ddI {ddi:+.2f} nats ({group}, {counted(n, 'item')})"

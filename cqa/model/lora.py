@@ -99,6 +99,14 @@ class TrainableLora:
         """How many numbers are trained."""
         return self.state.param.numel()
 
+    @torch.no_grad()
+    def load(self, weights: Mapping[Key, tuple[Tensor, Tensor]]) -> None:
+        """Copy A (R, in) and B (out, R) of every module into the masters, in place."""
+        for key, pair in self.weights.items():
+            for own, given in zip(pair, weights[key], strict=True):
+                own.copy_(given)
+        self.after_step()
+
     def after_step(self) -> None:
         """Bring the augmented weights up to date with the masters, and clear the gradient."""
         scatter(self.state.param, self._table, backend=self.decoder.backend)

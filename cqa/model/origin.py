@@ -35,7 +35,13 @@ def read_origin(folder: Path) -> Origin | None:
     return origin
 
 
-def check_origin(folder: Path, *, model_digest: str, tokenizer_digest: str | None = None) -> None:
+def check_origin(
+    folder: Path,
+    *,
+    model_digest: str,
+    tokenizer_digest: str | None = None,
+    hint: str = "name the base that it was trained on; --other-base scores it all the same",
+) -> None:
     """Refuse an adapter that says it was trained on another base or, if given, tokenizer.
 
     Raises:
@@ -52,5 +58,5 @@ def check_origin(folder: Path, *, model_digest: str, tokenizer_digest: str | Non
                 f"expected an adapter trained on this {part} ({digest[:12]}), got one trained on "
                 f"another ({str(trained)[:12]})",
                 where=str(folder),
-                hint="name the base that it was trained on; --other-base scores it all the same",
+                hint=hint,
             )

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Iterator
 
 from cqa.report.focus import Focus
 from cqa.report.tables import show
 from cqa.schema.comparison import BaseGroup
+from cqa.schema.provenance import trained_with_other_template
 
 # A convention: sums over tokens grow with length, so from here on lengths alone may part groups.
 OTHER_LENGTH = 1.5  # ratio of the groups' mean lengths
@@ -17,7 +17,7 @@ NAMED = 3  # adapters that a caveat names
 
 def design_caveats(focus: Focus) -> Iterator[str]:
     """Yield warnings in the order in which they matter."""
-    for check in (_shrinkage, _copies, _template, _groups, _languages, _seeds):
+    for check in (_shrinkage, _copies, _template, _started, _groups, _languages, _seeds):
         yield from check(focus)
 
 
@@ -45,18 +45,28 @@ def _copies(focus: Focus) -> Iterator[str]:
 
 def _template(focus: Focus) -> Iterator[str]:
     """Compare the template that an adapter was trained with and the one it is scored with."""
-    made = focus.source.made
-    other = []
-    for model in focus.source.meta.models:
-        name, template = model.adapter, model.template
-        scored = None if template is None else hashlib.sha256(template.encode()).hexdigest()
-        if name is not None and made[name].known and made[name].template != scored:
-            other.append(name)
+    other = trained_with_other_template(focus.source.meta.models)
     if other:
         names = ", ".join(other[:NAMED]) + (", …" if len(other) > NAMED else "")
         yield (
             f"Trained with one template and scored with another: {names}. What changes is then "
             f"also how a model takes the other form; --template of train and score should agree."
+        )
+
+
+def _started(focus: Focus) -> Iterator[str]:
+    """Name the adapters whose runs began with another one, which had been trained before."""
+    names = {model.adapter_digest: model.adapter for model in focus.source.meta.models}
+    started: dict[str, list[str]] = {}
+    for name, made in focus.source.made.items():
+        if made.started_from is not None:
+            started.setdefault(made.started_from, []).append(name)
+    for digest, adapters in started.items():
+        before = names.get(digest) or f"the adapter {digest[:12]}"
+        shown = ", ".join(adapters[:NAMED]) + (", …" if len(adapters) > NAMED else "")
+        yield (
+            f"Trained from {before} on, not from the base: {shown}. What that adapter was trained "
+            f"on has a part in the change, and its texts are compared with no item here."
         )
 
 

@@ -127,7 +127,7 @@ def overfitting(focus: Focus) -> list[EpochPoint]:
                 EpochPoint("sd_ddi", group, epoch, entry.sd_ddi_nats, None, None),
                 EpochPoint("d_z", group, epoch, effect.d_z, *_ends(effect.d_z_ci95)),
             ]
-    return rows if len({row.epoch for row in rows}) > 1 else []
+    return rows if len({row.epoch for row in rows} - {0}) > 1 else []
 
 
 def items(focus: Focus) -> list[ItemPoint]:

@@ -55,9 +55,13 @@ class Step(Record):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Eval(Record):
-    """The loss on held-out samples after an epoch: a diagnostic, selecting nothing."""
+    """The loss on held-out samples after an epoch: a diagnostic, selecting nothing.
+
+    Epoch 0 is before the first step: of the base, or of the adapter that the run starts from.
+    """
 
     event: Literal["eval"] = "eval"
+    step: int  # the last before it
     epoch: int
     eval_loss_nats: float
     n_labels: int
@@ -69,6 +73,7 @@ class Dev(Record):
     """The task's own metric on one group of items after an epoch: a diagnostic too."""
 
     event: Literal["dev"] = "dev"
+    step: int | None = None  # the last before it, which the loop fills in
     epoch: int
     group: str
     n: int

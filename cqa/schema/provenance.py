@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from cqa.schema.meta import ScoredModel
+
+FROM = "from_digest"  # a key of an adapter whose run began with another one, whose digest it is
 PLACEBO = "placebo"  # a key of an adapter that learned dealt responses, and only of one
 
 
@@ -18,6 +22,7 @@ class Provenance:
     seed: str | None = None
     epoch: int | None = None
     template: str | None = None  # digest of the chat template; None is plain text
+    started_from: str | None = None  # digest of the adapter that its run began with
     known: bool = False  # whether it says anything
 
 
@@ -32,5 +37,21 @@ def provenance(origin: Mapping[str, Any] | None) -> Provenance:
         seed=origin.get("seed"),
         epoch=int(epoch) if epoch.isdecimal() else None,
         template=origin.get("template_digest"),
+        started_from=origin.get(FROM),
         known=True,
     )
+
+
+def trained_with_other_template(models: Iterable[ScoredModel]) -> list[str]:
+    """Name the adapters that say they were trained with another template than they are scored with.
+
+    Args:
+        models: What was scored; each has the template's text, and an origin its digest.
+    """
+    other = []
+    for model in models:
+        text, made = model.template, provenance(model.adapter_origin)
+        scored = None if text is None else hashlib.sha256(text.encode()).hexdigest()
+        if model.adapter is not None and made.known and made.template != scored:
+            other.append(model.adapter)
+    return other

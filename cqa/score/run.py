@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -29,6 +29,7 @@ from cqa.model.origin import check_origin, read_origin
 from cqa.run_folder import missing_epochs, planned_epochs
 from cqa.schema.events import ModelScored, ModelStart, Note, RowsWritten, ScoreEvent, ScoreStart
 from cqa.schema.meta import AnyModel, KnownModels, KnownPlan, Meta, ScoredModel
+from cqa.schema.provenance import trained_with_other_template
 from cqa.schema.result import to_json
 from cqa.schema.summary import ScoreSummary
 from cqa.score.adapters import (
@@ -116,7 +117,7 @@ def score(
     ):
         held = results.write_items(items)
         on_event(ScoreStart(n_items=n_items, n_models=len(models)))
-        for text in items.notes():
+        for text in (*items.notes(), *_template_notes(models)):
             on_event(Note(text=text))
         conversion = read_conversion(folder)
         run = _Run(items, held, results, engine, conversion, interrupt, on_event)
@@ -126,6 +127,15 @@ def score(
         if summary is not None:
             write_json(inside(config.out, SUMMARY), to_json(summary))
     return ScoreResult(n_items, len(models), summary)
+
+
+def _template_notes(models: Sequence[ScoredModel]) -> Iterator[str]:
+    if other := trained_with_other_template(models):
+        more = f" and {len(other) - 1} more" if len(other) > 1 else ""
+        yield (
+            f"{other[0]}{more} trained with another --template than is scored with; what changes "
+            "is then also how a model takes the other form"
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,13 +35,11 @@ class TensorBoard:
         self._writer_class: Any = SummaryWriter
         self._folder = out / "tensorboard"
         self._writer: Any = None
-        self._steps_per_epoch = 0
 
     def __call__(self, event: TrainEvent) -> None:
         """Take one event."""
         match event:
             case TrainStart(step=step):
-                self._steps_per_epoch = event.steps_per_epoch
                 self._writer = self._writer_class(str(self._folder), purge_step=step + 1)
             case Step(step=step):
                 self._add("train/loss_nats", event.loss_nats, step)
@@ -49,19 +47,16 @@ class TensorBoard:
                 self._add("train/grad_norm", event.grad_norm, step)
                 self._add("train/tokens_per_s", event.tokens_per_s, step)
             case Eval():
-                self._add("eval/eval_loss_nats", event.eval_loss_nats, self._last_of(event.epoch))
+                self._add("eval/eval_loss_nats", event.eval_loss_nats, event.step)
             case Dev():
-                last = self._last_of(event.epoch)
-                self._add(f"dev/{event.group}/mean_ddi_nats", event.mean_ddi_nats, last)
-                self._add(f"dev/{event.group}/mean_delta_i_nats", event.mean_delta_i_nats, last)
+                step = event.step or 0
+                self._add(f"dev/{event.group}/mean_ddi_nats", event.mean_ddi_nats, step)
+                self._add(f"dev/{event.group}/mean_delta_i_nats", event.mean_delta_i_nats, step)
 
     def close(self) -> None:
         """Write out what is waiting."""
         if self._writer is not None:
             self._writer.close()
-
-    def _last_of(self, epoch: int) -> int:
-        return epoch * self._steps_per_epoch
 
     def _add(self, name: str, value: float, step: int) -> None:
         self._writer.add_scalar(name, value, step)

@@ -39,12 +39,13 @@ from cqa.model.lora import TrainableLora
 from cqa.model.origin import Origin, write_origin
 from cqa.run_folder import INIT, LOG, RUN, STATE, epoch_of
 from cqa.schema.events import LogLine
-from cqa.schema.provenance import PLACEBO
+from cqa.schema.provenance import FROM, PLACEBO
 from cqa.schema.record import Record
 from cqa.train.plan import Plan
 from cqa.train.same_run import FREE, OTHER_RUN, check_same_run, resume_command
+from cqa.train.start import Start
 
-NO_RECIPE = FREE | {"seed", "dev", "model", "data", "columns", "template"}  # digests say the latter
+NO_RECIPE = FREE | {"seed", "dev", "model", "data", "columns", "template", "from"}  # digests tell
 DIGESTS = ("model_digest", "tokenizer_digest", "data_digest")
 
 
@@ -134,7 +135,9 @@ def _sha256(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def write_run(plan: Plan, *, model_digest: str, lora: TrainableLora) -> None:
+def write_run(
+    plan: Plan, *, model_digest: str, lora: TrainableLora, start: Start | None = None
+) -> None:
     """Write run.json: what was asked, what was resolved, and what identifies the inputs."""
     write_json(
         plan.config.out / RUN,
@@ -153,6 +156,7 @@ def write_run(plan: Plan, *, model_digest: str, lora: TrainableLora) -> None:
             **_identity(plan, model_digest),
             **_environment(lora),
             **_conversion(plan),
+            **({} if start is None else {"from": start.to_json()}),
             "resumed": [],
         },
     )
@@ -191,6 +195,8 @@ def _origin(plan: Plan, name: str) -> Origin:
     """Return what one adapter of the run was made of; of placebos, that they are."""
     held = read_json(plan.config.out / RUN)
     made_of: Origin = {key: held.get(key) for key in (*DIGESTS, "template_digest")}
+    if "from" in held:
+        made_of[FROM] = held["from"]["adapter_digest"]
     recipe = {key: v for key, v in held["settings"].items() if key not in NO_RECIPE}
     made_of |= {
         "recipe_digest": _sha256(json.dumps([recipe, made_of, held["dtype"]], sort_keys=True)),
@@ -296,7 +302,7 @@ class Log:
         n_bytes, n_lines, n_steps = 0, 0, 0
         for line in self._file.path.read_bytes().splitlines(keepends=True):
             held = _held(line)
-            if held is None or held.reach(steps_per_epoch) > last_step:
+            if not last_step or held is None or held.reach(steps_per_epoch) > last_step:
                 break
             n_bytes, n_lines = n_bytes + len(line), n_lines + 1
             n_steps += held.event == "step"

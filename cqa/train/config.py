@@ -90,6 +90,13 @@ class TrainConfig:
     too_long: Literal["refuse", "drop", "truncate"] = option(
         "What to do with samples over --max-tokens.", "refuse", group="Text"
     )
+    from_: Path | None = option(
+        "Adapter to start from, such as RUN/epoch-05: its weights alone, in a new run. Rank, "
+        "alpha, rsLoRA and targets are the adapter's.",
+        None,
+        group="LoRA",
+        shown="a fresh one",
+    )
     rank: int = option("LoRA rank.", _PAPER["rank"], group="LoRA")
     alpha: float = option("LoRA alpha.", _PAPER["alpha"], group="LoRA")
     rslora: bool = option(

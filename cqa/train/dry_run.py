@@ -1,19 +1,25 @@
-"""What `train --dry-run` shows: the plan, the first sample with its labels, the memory."""
+"""What `train --dry-run` shows: the plan, a sample of every kind with its labels, what it takes."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import pairwise
 
 from cqa.data.samples import EncodedSample
+from cqa.errors import ResourceError
 from cqa.model.load import dtype_name, pick_device, pick_dtype
 from cqa.model.memory import free_bytes, size_text
 from cqa.schema.record import Record
+from cqa.text import counted, duration
+from cqa.train.examples import Example
 from cqa.train.memory import estimate_plan, largest_pass
 from cqa.train.passes import n_labels, n_tokens
 from cqa.train.placebo import PLACEBO_TEXT
 from cqa.train.plan import Plan
+from cqa.train.rate import Rate, measure_rate
 from cqa.train.schedule import warmup_steps
+from cqa.train.start import check_start
+
+MOST_SHOWN = 12  # kinds of samples
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,10 +34,13 @@ class MemoryBytes(Record):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FirstSample(Record):
-    """A sample as token ids, and which of them are learned."""
+class ShownSample(Record):
+    """The first sample of its kind as token ids, and which of them are learned."""
 
     id: str
+    format: str
+    turns: tuple[str, ...]  # who speaks
+    n: int  # samples of its kind
     ids: tuple[int, ...]
     learned: tuple[bool, ...]
 
@@ -57,17 +66,24 @@ class PlanDescription(Record):
     dtype: str
     memory_bytes: MemoryBytes
     free_memory_bytes: int
-    first_sample: FirstSample
+    rate: Rate | None  # None where memory does not hold a step
+    examples: tuple[ShownSample, ...]
 
 
 def describe_plan(plan: Plan) -> PlanDescription:
-    """Describe a plan, with the memory that it needs where it would run."""
+    """Describe a plan, with the memory and the time that it needs where it would run.
+
+    A step is taken for that, and thrown away.
+
+    Raises:
+        CqaError: The run would end in the same.
+    """
+    check_start(plan)
     config = plan.config
     device = pick_device(config.device)
     dtype = pick_dtype(config.dtype, device)
     largest = largest_pass(plan)
     memory = estimate_plan(plan, largest, device, dtype)
-    first = plan.train[0]
     return PlanDescription(
         format=plan.format,
         placebo=config.placebo,
@@ -92,12 +108,30 @@ def describe_plan(plan: Plan) -> PlanDescription:
             total=memory.total_bytes,
         ),
         free_memory_bytes=free_bytes(device),
-        first_sample=FirstSample(id=first.id, ids=first.ids, learned=first.loss_mask),
+        rate=_rate(plan),
+        examples=tuple(
+            ShownSample(
+                id=example.sample.id,
+                format=example.format,
+                turns=example.turns,
+                n=example.n,
+                ids=example.sample.ids,
+                learned=example.sample.loss_mask,
+            )
+            for example in plan.examples
+        ),
     )
 
 
+def _rate(plan: Plan) -> Rate | None:
+    try:
+        return measure_rate(plan)
+    except ResourceError:  # the line of the memory says it
+        return None
+
+
 def plan_text(plan: Plan, described: PlanDescription) -> str:
-    """Return the plan as text; learned parts of the first sample stand between ⟦ and ⟧."""
+    """Return the plan as text; learned parts of the samples stand between ⟦ and ⟧."""
     d, memory = described, described.memory_bytes
     lines = [
         f"samples    {d.n_train} to train on, {d.n_validation} held out, {d.format}",
@@ -112,23 +146,37 @@ def plan_text(plan: Plan, described: PlanDescription) -> str:
         f"activations {size_text(memory.activations)}, "
         f"logits or gradients {size_text(memory.workspace)}; "
         f"{size_text(d.free_memory_bytes)} free",
+        f"time       {_time_text(d)}",
     ]
     if d.placebo:
         lines.append(f"placebo    {PLACEBO_TEXT}")
     if d.too_long_ids:
         lines.append(f"too long   {plan.config.too_long}: {', '.join(d.too_long_ids)}")
     lines += [f"note       {text}" for text in plan.notes]
-    first, most = plan.train[0], max(plan.train, key=_n_answers)
-    lines += ["", f"first sample, `{first.id}`:", marked_text(plan, first)]
-    if _n_answers(most) > _n_answers(first):
-        lines += ["", f"most learned parts, `{most.id}`:", marked_text(plan, most)]
+    for example in plan.examples[:MOST_SHOWN]:
+        lines += ["", _title(plan, example), marked_text(plan, example.sample)]
+    if more := plan.examples[MOST_SHOWN:]:
+        named = ", ".join(f"`{example.sample.id}`" for example in more[:MOST_SHOWN])
+        lines += ["", f"{counted(len(more), 'other kind')} of samples, the first of them: {named}"]
     return "\n".join(lines)
 
 
-def _n_answers(sample: EncodedSample) -> int:
-    """Count the runs of learned tokens."""
-    mask = (False, *sample.loss_mask)
-    return sum(after and not before for before, after in pairwise(mask))
+def _time_text(described: PlanDescription) -> str:
+    rate = described.rate
+    if rate is None:
+        return "not measured: memory does not hold a step"
+    held_out = f", the held-out samples {rate.eval_s:.2f} s" if rate.eval_s is not None else ""
+    return (
+        f"{duration(rate.total_s)}, loading left out: here a step of {rate.step_tokens:,} tokens "
+        f"took {rate.step_s:.2f} s ({rate.step_tokens / rate.step_s:,.0f} tokens/s){held_out}"
+    )
+
+
+def _title(plan: Plan, example: Example) -> str:
+    """Say of what kind a sample is, and how many are."""
+    n = len(plan.train) + len(plan.validation)
+    of_all = f"{example.n} of {n} samples" if n > 1 else "the only sample"
+    return f"`{example.sample.id}`, {example.format} of {', '.join(example.turns)} ({of_all}):"
 
 
 def marked_text(plan: Plan, sample: EncodedSample) -> str:

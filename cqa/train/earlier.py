@@ -1,4 +1,4 @@
-"""Settings that a run takes over from an earlier one."""
+"""Settings that a run takes over: of the run it continues, or of the adapter it starts from."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from cqa.train.config import TrainConfig
 
 
 def taken_over(cls: type[TrainConfig], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings that those given imply; any that is given wins over them.
+    """Return the settings that those given imply.
 
     Args:
         cls: The config that the settings are of.
@@ -24,14 +24,21 @@ def taken_over(cls: type[TrainConfig], given: Mapping[str, Any]) -> dict[str, An
     Raises:
         ConfigError: `resume` was given without all that a new run needs, and there is no run.
         DataError: run.json is damaged.
+        ModelError: The adapter to start from is missing or malformed.
     """
     if given.get("resume") and given.get("out"):
-        return _of_run(cls, Path(given["out"]), given)
+        held = _of_run(cls, Path(given["out"]), given)
+        if held is not None:
+            return held
+    if adapter := given.get("from_") or given.get("from"):
+        from cqa.train.start import start_settings  # imports torch
+
+        return start_settings(Path(adapter))
     return {}
 
 
-def _of_run(cls: type[TrainConfig], out: Path, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings of the run to resume."""
+def _of_run(cls: type[TrainConfig], out: Path, given: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the settings of the run to resume; None where there is no run yet."""
     path = out / RUN
     if not path.exists():
         for f in dataclasses.fields(cls):
@@ -40,7 +47,7 @@ def _of_run(cls: type[TrainConfig], out: Path, given: Mapping[str, Any]) -> dict
                     f"expected a run to resume, got no {RUN}", where=str(out),
                     hint=f"to start one, name --{key_of(f.name)}; without a run --resume does that",
                 )  # fmt: skip
-        return {}
+        return None
     settings = read_json(path).get("settings")
     if not isinstance(settings, dict):
         raise DataError("expected `settings`, got none", where=str(path))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -56,6 +56,7 @@ from cqa.train.passes import (
 from cqa.train.placebo import PLACEBO_TEXT
 from cqa.train.plan import Plan, make_plan
 from cqa.train.same_run import resume_command
+from cqa.train.start import Start, check_start, load_start, start_text
 from cqa.train.step import take_step
 
 WITHOUT_NOISE = StepConfig(dropout=0.0, neftune_alpha=0.0)
@@ -115,6 +116,7 @@ def train(
         memory_reported("training", HINT),
     ):
         last_step = open_run(plan, resume=resume)
+        from_folder = None if last_step else check_start(plan)
         for text in plan.notes:
             on_event(Note(text=text))
         complete = [epoch for epoch in epochs if epoch * plan.steps_per_epoch <= last_step]
@@ -139,7 +141,8 @@ def train(
         if last_step:
             load_state(plan, lora)
         else:
-            write_run(plan, model_digest=base.digest, lora=lora)
+            start = None if from_folder is None else load_start(plan, base, from_folder, lora)
+            write_run(plan, model_digest=base.digest, lora=lora, start=start)
             if only_epoch is None:
                 save_epoch(plan, lora, INIT)
         log = Log(config.out, last_step, plan.steps_per_epoch)
@@ -147,15 +150,24 @@ def train(
             if last_step:
                 _tell_changes(note_resume(plan, lora, last_step), on_event)
             on_event(_start_event(plan, lora, last_step))
-            if config.placebo and not last_step:
-                log.write(note := Note(step=0, text=f"placebo: {PLACEBO_TEXT}"))
-                on_event(note)
+            if not last_step:
+                for note in _first_notes(plan, start):
+                    log.write(note)
+                    on_event(note)
             for event in _steps(plan, lora, last_step, epochs, callback, interrupt):
                 log.write(event)
                 on_event(event)
         finally:
             log.close()
     return _result(plan, epochs)
+
+
+def _first_notes(plan: Plan, start: Start | None) -> Iterator[Note]:
+    """Yield what the log says before anything else."""
+    if plan.config.placebo:
+        yield Note(step=0, text=f"placebo: {PLACEBO_TEXT}")
+    if start is not None:
+        yield Note(step=0, text=start_text(start))
 
 
 def _tell_changes(changed: list[str], on_event: Callable[[TrainEvent], None]) -> None:
@@ -177,11 +189,13 @@ def _steps(
     limit = PassLimit(config.pass_tokens)
     graphs = Graphs.of(lora, StepConfig.of(config)) if config.cuda_graphs else None
     told = limit.tokens
+    if not last_step and plan.validation:
+        yield evaluate(plan, lora.decoder, 0, limit)
     for step in range(last_step + 1, kept[-1] * plan.steps_per_epoch + 1):
         epoch = plan.epoch_of(step)
         yield _step(plan, lora, step, limit, graphs)
         if plan.ends_epoch(step) and plan.validation:
-            yield evaluate(plan, lora.decoder, epoch, limit)
+            yield evaluate(plan, lora.decoder, step, limit)
         if graphs is not None and graphs.ran_out:
             graphs = None
             text = "memory ran out while a CUDA graph was recorded; going on without --cuda-graphs"
@@ -193,7 +207,8 @@ def _steps(
             if epoch in kept:
                 save_epoch(plan, lora, epoch_name(epoch))
             if callback is not None:
-                yield from callback.after_epoch(lora.decoder, epoch)
+                for event in callback.after_epoch(lora.decoder, epoch):
+                    yield replace(event, step=step)
             save_state(plan, lora, step)
         if interrupt.requested:
             if not plan.ends_epoch(step):
@@ -223,21 +238,29 @@ def _step(
 
 
 @torch.no_grad()
-def evaluate(plan: Plan, decoder: Decoder, epoch: int, limit: PassLimit | None = None) -> Eval:
-    """Return the mean loss over the learned validation tokens: a diagnostic, selecting nothing."""
+def evaluate(plan: Plan, decoder: Decoder, step: int, limit: PassLimit | None = None) -> Eval:
+    """Return the mean loss over the learned validation tokens: a diagnostic, selecting nothing.
+
+    Args:
+        plan: The run.
+        decoder: The model as it is after `step`, which is 0 before the first.
+        step: The last step.
+        limit: The most tokens of a pass; by default the setting's.
+    """
     limit = limit or PassLimit(plan.config.pass_tokens)
     started = time.perf_counter()
     labels = n_labels(plan.validation)
-    loss = limit.run(plan.validation, lambda passes: _loss_of(passes, decoder, epoch)) / labels
+    loss = limit.run(plan.validation, lambda passes: _loss_of(passes, decoder, step)) / labels
     return Eval(
-        epoch=epoch,
+        step=step,
+        epoch=plan.epoch_of(step) if step else 0,
         eval_loss_nats=loss,
         n_labels=labels,
         eval_s=round(time.perf_counter() - started, 6),
     )
 
 
-def _loss_of(passes: Sequence[Sequence[EncodedSample]], decoder: Decoder, epoch: int) -> float:
+def _loss_of(passes: Sequence[Sequence[EncodedSample]], decoder: Decoder, step: int) -> float:
     """Return the summed loss of some passes, nats."""
     total = 0.0
     for samples in passes:
@@ -245,9 +268,9 @@ def _loss_of(passes: Sequence[Sequence[EncodedSample]], decoder: Decoder, epoch:
         loss = -float(label_logprobs(decoder, given, WITHOUT_NOISE).double().sum())
         if not math.isfinite(loss):
             raise NumericsError(
-                f"expected a finite eval_loss after epoch {epoch}, got {loss} for samples "
+                f"expected a finite eval_loss after step {step}, got {loss} for samples "
                 f"{', '.join(sample.id for sample in samples)}",
-                hint="the epochs before it are intact",
+                hint="the epochs before it are intact" if step else "look at these samples",
             )
         total += loss
     return total

@@ -18,6 +18,7 @@ from cqa.model.checkpoint import locate
 from cqa.model.config import DecoderConfig, read_config
 from cqa.model.lora import LoraSpec
 from cqa.train.config import TARGETS, TrainConfig
+from cqa.train.examples import Example, examples_of
 from cqa.train.placebo import deal
 from cqa.train.schedule import learning_rate, warmup_steps
 
@@ -36,6 +37,7 @@ class Plan:
     affected_ids: tuple[str, ...]  # of samples that --too-long dropped or cut
     data_digest: str
     notes: tuple[str, ...] = ()  # what a user should know of the samples
+    examples: tuple[Example, ...] = ()  # the first sample of every kind
 
     @property
     def spec(self) -> LoraSpec:
@@ -117,10 +119,11 @@ def make_plan(config: TrainConfig) -> Plan:
     read, samples, affected = load(config.data)
     digests = data_files(config.data)
     share = config.validation_share
+    held = read
     if share is None:
         path = Path(config.validation)
         digests += data_files(path)
-        train, (_, validation, more) = samples, load(path)
+        train, (held, validation, more) = samples, load(path)
         affected += more
     else:
         train, validation = split(samples, share, config.seed)
@@ -133,10 +136,20 @@ def make_plan(config: TrainConfig) -> Plan:
         raise DataError(
             "expected at least one sample to train on, got none", where=str(config.data)
         )
+    shown = examples_of([*_paired(read, train), *_paired(held, validation)])
     return Plan(
         config, folder, shape, tokenizer, read[0].format, tuple(train), tuple(validation),
         tuple(affected), digest_bytes(digests), tuple(spacing.warnings("prompt", "response")),
+        shown,
     )  # fmt: skip
+
+
+def _paired(
+    read: list[Sample], encoded: list[EncodedSample]
+) -> Iterator[tuple[Sample, EncodedSample]]:
+    """Yield each encoded sample with what was read."""
+    by_id = {sample.id: sample for sample in read}
+    yield from ((by_id[sample.id], sample) for sample in encoded)
 
 
 def split(

@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from cqa.config import command_line, describe, flag_words
+from cqa.config import command_line, describe, flag_words, given_settings, key_of
 from cqa.errors import ConfigError, DataError
-from cqa.run_folder import RUN
+from cqa.run_folder import RUN, epoch_name, missing_epochs
 from cqa.train.config import TrainConfig, share_of
 from cqa.train.plan import Plan
+from cqa.train.start import KEPT
 
 # what may differ when a run is resumed
 FREE = {"out", "device", "pass-tokens", "recompute", "cuda-graphs", "tensorboard"}
@@ -44,10 +45,17 @@ def check_same_run(held: dict[str, Any], plan: Plan) -> None:
             or _told_by_digest(key, then.get(key), now[key])
         ):
             continue
+        hint, command = OTHER_RUN, None
+        if key == "epochs" and (command := _longer(plan, int(then[key]))):
+            hint = (
+                "the learning rate of every step follows from the number of epochs; more of them "
+                "are a new run, which may start from an adapter of this one"
+            )
         raise ConfigError(
             f"expected the run to resume {_spelt(key, then.get(key))}, got {_spelt(key, now[key])}",
             where=str(plan.config.out),
-            hint=OTHER_RUN,
+            hint=hint,
+            command=command,
         )
     if held.get("data_digest") != plan.data_digest:
         raise DataError(
@@ -55,6 +63,23 @@ def check_same_run(held: dict[str, Any], plan: Plan) -> None:
             where=str(plan.config.data),
             hint=OTHER_RUN,
         )
+
+
+def _longer(plan: Plan, n_epochs: int) -> str | None:
+    """Spell the command that goes on from a run's last adapter; None where there is none."""
+    config = plan.config
+    last = max(
+        set(range(1, n_epochs + 1)) - set(missing_epochs(config.out, range(1, n_epochs + 1))),
+        default=0,
+    )
+    if not 0 < last < config.epochs:
+        return None
+    settings = given_settings(config)
+    for name in KEPT:
+        settings.pop(key_of(name), None)
+    settings |= {"from": str(config.out / epoch_name(last)), "epochs": config.epochs - last}
+    settings["out"] = f"{config.out}-longer"
+    return command_line(type(config), "train", settings)
 
 
 def _spelt(key: str, value: Any) -> str:

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from synthetic import make_folder, make_items
+from synthetic import digest_of, make_folder, make_items
 
 from cqa.report.config import ReportConfig
 from cqa.report.write import make_report
@@ -106,3 +106,15 @@ def test_the_choice_that_was_scored_is_the_choice_of_the_report(tmp_path):
     assert report_of(tmp_path, choose="last").focus.highlighted == "b/epoch-01"
     other = make_report(tmp_path, ReportConfig(out=tmp_path / "out", choose="best"))
     assert other.focus.selection.rule != "the last one"
+
+
+def test_a_run_that_began_with_an_adapter_is_named(tmp_path):
+    assert not said(report_of(tmp_path / "fresh", origins={EPOCHS[0]: origin("0")}), "on, not from")
+    before = origin("0", from_digest="ab" * 32)
+    elsewhere = report_of(tmp_path / "elsewhere", origins={EPOCHS[0]: before})
+    assert said(
+        elsewhere, "Trained from the adapter abababababab on, not from the base: a/epoch-01."
+    )
+    of_folder = origin("0", from_digest=digest_of(EPOCHS[1]))
+    here = report_of(tmp_path / "here", origins={EPOCHS[0]: of_folder})
+    assert said(here, "Trained from b/epoch-01 on, not from the base: a/epoch-01.")

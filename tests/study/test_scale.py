@@ -258,7 +258,7 @@ def test_held_out_samples_are_the_same_for_all_and_in_no_subset(files, tmp_path)
         subset = read_lines(config.out / "data" / f"n00{size}-seed3.jsonl")
         assert held.isdisjoint(r["id"] for r in subset)
         log = read_lines(config.out / "runs" / f"n00{size}-seed3-epochs2" / "log.jsonl")
-        assert sum(event["event"] == "eval" for event in log) == 2
+        assert sum(event["event"] == "eval" for event in log) == 3
 
 
 @pytest.mark.parametrize(

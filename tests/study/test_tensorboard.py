@@ -41,7 +41,7 @@ def test_the_curves_are_the_log(tmp_path):
         return {e.step: e.value for e in read.Scalars(name)}
 
     steps = [event for event in log if event["event"] == "step"]
-    last = {event["epoch"]: event["step"] for event in steps}
+    last = {0: 0} | {event["epoch"]: event["step"] for event in steps}
     for key in ("loss_nats", "lr", "grad_norm"):
         expected = {event["step"]: pytest.approx(event[key], rel=1e-6) for event in steps}
         assert curve(f"train/{key}") == expected
@@ -50,7 +50,8 @@ def test_the_curves_are_the_log(tmp_path):
         ("dev", "dev/literary/mean_ddi_nats", "mean_ddi_nats"),
     ):
         events = [event for event in log if event["event"] == kind]
-        assert len(events) == 2
+        assert [e["epoch"] for e in events] == ([0, 1, 2] if kind == "eval" else [1, 2])
+        assert [e["step"] for e in events] == [last[e["epoch"]] for e in events]
         expected = {last[e["epoch"]]: pytest.approx(e[key], rel=1e-5, abs=1e-6) for e in events}
         assert curve(name) == expected
 

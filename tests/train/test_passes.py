@@ -106,8 +106,8 @@ def test_split_is_logged_and_a_resumed_run_keeps_that_line(inputs, tmp_path, mon
     train(config, resume=True)
     order = [(e["event"], e.get("step")) for e in read_lines(config.out / "log.jsonl")]
     assert order == [
-        ("step", 1), ("eval", None), ("memory", 1), ("step", 2), ("eval", None),
-        ("step", 3), ("eval", None), ("memory", 3),
+        ("eval", 0), ("step", 1), ("eval", 1), ("memory", 1), ("step", 2), ("eval", 2),
+        ("step", 3), ("eval", 3), ("memory", 3),
     ]  # fmt: skip
 
 

@@ -80,6 +80,6 @@ def test_run_that_met_a_nan_can_be_resumed_from_its_last_epoch(finished, config,
 
 def test_eval_loss_that_is_not_finite_is_refused(config, monkeypatch):
     spoil = partial(monkeypatch.setattr, "cqa.train.passes.token_logprobs", nan_loss)
-    with pytest.raises(NumericsError, match="eval_loss after epoch 1, got nan"):
+    with pytest.raises(NumericsError, match="eval_loss after step 4, got nan"):
         train(config, on_event=at_step(4, spoil))
     assert not (config.out / "epoch-01").exists()

@@ -88,18 +88,18 @@ def test_log_has_the_fields_of_the_contract(finished):
         })
     }  # fmt: skip
     assert {*map(frozenset, evals)} == {
-        frozenset({"event", "epoch", "eval_loss_nats", "n_labels", "eval_s"})
+        frozenset({"event", "step", "epoch", "eval_loss_nats", "n_labels", "eval_s"})
     }
 
 
-def test_log_lists_every_step_and_an_eval_after_each_epoch(finished):
+def test_log_lists_every_step_and_an_eval_before_the_first_and_after_each_epoch(finished):
     order = [(e["event"], e.get("step"), e["epoch"]) for e in log_of(finished[0])]
-    expected = []
+    expected = [("eval", 0, 0)]
     for step in range(1, TOTAL + 1):
         epoch = (step + STEPS_PER_EPOCH - 1) // STEPS_PER_EPOCH
         expected.append(("step", step, epoch))
         if step % STEPS_PER_EPOCH == 0:
-            expected.append(("eval", None, epoch))
+            expected.append(("eval", step, epoch))
     assert order == expected
 
 
@@ -175,11 +175,14 @@ def test_run_json_holds_settings_counts_and_identities(finished, data):
     assert {"cqa_fast", "python", "transformers", "safetensors"} < held["versions"].keys()
 
 
-@pytest.mark.parametrize("epoch", [1, 3])
+@pytest.mark.parametrize("epoch", [0, 1, 3])
 def test_eval_loss_is_the_mean_over_all_labelled_validation_tokens(finished, epoch):
     out, _, _ = finished
     held = json.loads((out / "run.json").read_text())["validation_ids"]
-    model, tokenizer = peft_model(out / f"epoch-{epoch:02d}"), AutoTokenizer.from_pretrained(MODEL)
+    model, tokenizer = (
+        peft_model(out / (f"epoch-{epoch:02d}" if epoch else "init")),
+        AutoTokenizer.from_pretrained(MODEL),
+    )
     losses = []
     for sample in SAMPLES:
         if sample["id"] in held:
