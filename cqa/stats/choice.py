@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from cqa.stats import moments
 from cqa.stats.clusters import Clusters, Values, by_source, source_numbers
 from cqa.stats.deciding import drawn_counts, draws_for
 from cqa.stats.tests import cohen_d_z, wilcoxon
@@ -86,6 +87,9 @@ def cross_fit(
 
 def stability(clusters: Clusters, *, seed: int = 0) -> dict[str, float]:
     """Return how often each adapter would be chosen if the sources were drawn anew."""
+    residuals = clusters.residuals()
+    if moments.many(residuals):
+        return _stability_of_many(clusters, residuals, seed)
     g = clusters.n_sources
     draws = min(DRAWS, draws_for(g))
     rng = np.random.default_rng((seed, 4))
@@ -106,3 +110,21 @@ def stability(clusters: Clusters, *, seed: int = 0) -> dict[str, float]:
         best = np.where(squares > 1e-12 * squared, t, -np.inf).argmax(axis=1)
         chosen += np.bincount(best, minlength=k)
     return dict(zip(clusters.names, (chosen / draws).tolist(), strict=True))
+
+
+def _stability_of_many(clusters: Clusters, residuals: Values, seed: int) -> dict[str, float]:
+    """Return the same from the influence of each source on t = mean / error.
+
+    Source: van der Vaart 1998, "Asymptotic statistics", chapter 3.
+    """
+    errors = clusters.errors() * clusters.n_items
+    live = errors > 0
+    t = np.where(live, clusters.means() * clusters.n_items, 0.0)[live] / errors[live]
+    unit = residuals[:, live] / errors[live]  # squares sum to 1
+    influence = unit - t / 2 * (unit**2 - 1 / clusters.n_sources)
+    covariance = influence.T @ influence
+    z = moments.normal_draws(covariance, moments.DRAWS, np.random.default_rng((seed, 4)))
+    best = (t + z * np.sqrt(np.diag(covariance))).argmax(axis=1)
+    chosen = np.zeros(len(live))
+    chosen[live] = np.bincount(best, minlength=int(live.sum())) / len(best)
+    return dict(zip(clusters.names, chosen.tolist(), strict=True))

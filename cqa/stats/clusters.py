@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from cqa.stats.moments import MANY_SOURCES
+
 Values = npt.NDArray[np.float64]
 Numbers = npt.NDArray[np.intp]
 
@@ -42,6 +44,8 @@ class Clusters:
 
     def only(self, kept: npt.NDArray[np.bool_]) -> Clusters:
         """Return some of the adapters."""
+        if kept.all() and len(self.sizes) >= MANY_SOURCES:
+            return self  # a copy of a million sources is dear
         names = tuple(name for name, k in zip(self.names, kept, strict=True) if k)
         return Clusters(names, self.sums[:, kept], self.sizes)
 

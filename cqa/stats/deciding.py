@@ -9,6 +9,7 @@ Two reference laws are asked, and the larger p counts, since each fails where th
 
 One draw serves all adapters, so their dependence is kept, and the largest statistic of each draw is
 what an adapter's own must exceed to count although several were looked at (max-T, single step).
+Of very many sources both laws are taken from moments (`cqa.stats.moments`).
 
 Sources: Westfall & Young 1993, "Resampling-based multiple testing", algorithm 2.8; Hall 1992, "On
 the removal of skewness by transformation"; Cameron, Gelbach & Miller 2008, "Bootstrap-based
@@ -24,6 +25,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from cqa.stats import moments
 from cqa.stats.clusters import Clusters, Values
 
 DRAWS = 9_999
@@ -145,9 +147,15 @@ def _test(parts: tuple[_Part, ...], draws: int | None, seed: int) -> Family:
         name: next(tested) if k else _untested(mean)
         for name, mean, k in zip(names, observed.mean, live, strict=True)
     }
-    how = "all" if total <= EXACT_SOURCES else f"{draws:,}"
-    method = f"max-T over sources; {how} sign patterns and {draws:,} bootstrap-t draws"
+    method = f"max-T over sources; {_method(kept, total, draws)}"
     return Family(changes, n_items, min(n_sources), method)
+
+
+def _method(parts: tuple[_Part, ...], n_sources: int, draws: int) -> str:
+    if _are_many(parts):
+        return f"sign flips and bootstrap-t from moments of {n_sources:,} sources"
+    how = "all" if n_sources <= EXACT_SOURCES else f"{draws:,}"
+    return f"{how} sign patterns and {draws:,} bootstrap-t draws"
 
 
 def draws_for(n_sources: int) -> int:
@@ -170,10 +178,14 @@ def _observed(parts: tuple[_Part, ...]) -> _Moments:
 
 def _changes(parts: tuple[_Part, ...], draws: int, seed: int) -> Iterator[Change]:
     observed = _observed(parts)
-    laws = [
-        _sign_flips(parts, observed, draws, seed),
-        _bootstrap_t(parts, observed.t(), draws, seed),
-    ]
+    laws = (
+        _from_moments(parts, observed, seed)
+        if _are_many(parts)
+        else [
+            _sign_flips(parts, observed, draws, seed),
+            _bootstrap_t(parts, observed.t(), draws, seed),
+        ]
+    )
     alone = np.max([law.alone for law in laws], axis=0)
     family = np.maximum(alone, np.max([law.family for law in laws], axis=0))
     low = np.min([law.quantiles for law in laws], axis=0)
@@ -192,6 +204,13 @@ def _changes(parts: tuple[_Part, ...], draws: int, seed: int) -> Iterator[Change
         )
 
 
+def _are_many(parts: tuple[_Part, ...]) -> bool:
+    return all(
+        part.clusters.n_sources >= moments.MANY_SOURCES and moments.many(part.clusters.residuals())
+        for part in parts
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class _Law:
     """How often a reference law reached each adapter's own statistic, and its extremes."""
@@ -201,12 +220,27 @@ class _Law:
     quantiles: Values  # (4,): 2.5 and 5 % of the smallest t, 95 and 97.5 % of the largest
 
 
+def _from_moments(parts: tuple[_Part, ...], observed: _Moments, seed: int) -> list[_Law]:
+    """Return both laws of very many sources: normal, and normal but for the skewness."""
+    covariance = np.zeros((len(observed.mean),) * 2)
+    for part in parts:
+        residuals, n = part.clusters.residuals(), part.clusters.sizes.sum()
+        covariance += residuals.T @ residuals / n**2
+    z = moments.normal_draws(covariance, moments.DRAWS, np.random.default_rng((seed, 5)))
+    t = moments.studentised(z, observed.third / observed.variance**1.5)
+    fewest = min(part.clusters.n_sources for part in parts)
+    return [
+        _law_of(z, z, observed.skewless_t(fewest), extra=1),
+        _law_of(t, t, observed.t(), extra=1),
+    ]
+
+
 def _sign_flips(parts: tuple[_Part, ...], observed: _Moments, draws: int, seed: int) -> _Law:
     """Flip whole sources: the changes themselves, or of a difference what exceeds the means."""
     fewest = min(part.clusters.n_sources for part in parts)
 
-    def statistic(moments: _Moments) -> Values:
-        return moments.skewless_t(fewest)
+    def statistic(drawn: _Moments) -> Values:
+        return drawn.skewless_t(fewest)
 
     tables = [
         _flip_table(p.clusters, p.clusters.sums if len(parts) == 1 else p.clusters.residuals())
@@ -316,19 +350,37 @@ def _count(
         g: Sources; decides how many draws fit in memory at once.
         extra: 1 where the data are to count as a draw of their own, 0 where they are one.
     """
-    slack = 1e-9 * np.abs(observed) + 1e-12
-    alone, family = np.zeros((2, len(observed))), np.zeros((2, len(observed)))
-    extremes = np.empty((2, n_draws))
+    counts, extremes = [], np.empty((2, n_draws))
     size = max(1, 4_000_000 // g)
     for first in range(0, n_draws, size):
         stop = min(n_draws, first + size)
-        moments = draw(first, stop)
-        found, t = statistic(moments), moments.t()
-        alone[0] += (found >= observed - slack).sum(0)
-        alone[1] += (found <= observed + slack).sum(0)
-        family[0] += (found.max(1)[:, None] >= observed - slack).sum(0)
-        family[1] += (found.min(1)[:, None] <= observed + slack).sum(0)
+        found = draw(first, stop)
+        t = found.t()
+        counts.append(_reached(statistic(found), observed))
         extremes[:, first:stop] = t.max(1), t.min(1)
+    return _law(np.sum(counts, axis=0), extremes, n_draws, extra)
+
+
+def _law_of(found: Values, t: Values, observed: Values, *, extra: int) -> _Law:
+    """Return the law of draws that are all at hand: of the statistic, and of t, (draws, K) each."""
+    extremes = np.stack([t.max(1), t.min(1)])
+    return _law(_reached(found, observed), extremes, len(found), extra)
+
+
+def _reached(found: Values, observed: Values) -> Values:
+    """Count the draws that are as large, as small, and the same of the family: (4, K)."""
+    slack = 1e-9 * np.abs(observed) + 1e-12
+    return np.stack(
+        [
+            (found >= observed - slack).sum(0),
+            (found <= observed + slack).sum(0),
+            (found.max(1)[:, None] >= observed - slack).sum(0),
+            (found.min(1)[:, None] <= observed + slack).sum(0),
+        ]
+    ).astype(np.float64)
+
+
+def _law(counts: Values, extremes: Values, n_draws: int, extra: int) -> _Law:
     low, high = np.quantile(extremes[1], (0.025, 0.05)), np.quantile(extremes[0], (0.95, 0.975))
-    total = n_draws + extra
-    return _Law((alone + extra) / total, (family + extra) / total, np.concatenate([low, high]))
+    shares = (counts + extra) / (n_draws + extra)
+    return _Law(shares[:2], shares[2:], np.concatenate([low, high]))
