@@ -88,9 +88,11 @@ def by_source(
 
 def source_numbers(sources: Sequence[str | None]) -> Numbers:
     """Number sources in the order in which they first come, so that a renaming moves nothing."""
-    numbers: dict[object, int] = {}
-    keys = (k if name is None else name for k, name in enumerate(sources))
-    return np.array([numbers.setdefault(key, len(numbers)) for key in keys], dtype=np.intp)
+    keys: Sequence[str | int] = sources  # type: ignore[assignment]
+    if None in sources:
+        keys = [k if name is None else name for k, name in enumerate(sources)]
+    numbers = {name: k for k, name in enumerate(dict.fromkeys(keys))}
+    return np.fromiter(map(numbers.__getitem__, keys), dtype=np.intp, count=len(keys))
 
 
 def sum_by_source(values: Values, numbers: Numbers) -> Values:

@@ -165,7 +165,7 @@ class ItemScores(Mapping[str, ItemScore]):
         several = sorted(c[1] for c in self._columns if isinstance(c, tuple) and c[0] == name)
         gap = self.column("conditional_nats" if name == "p_given" else "prior_nats")
         table = np.full((len(self), max(2, len(several))), np.nan)
-        lesser = np.array([math.exp(-abs(g)) for g in gap.tolist()], dtype=np.float64)
+        lesser = np.exp(-np.abs(gap))
         total = 1.0 + lesser
         table[:, 0] = np.where(gap >= 0, 1.0, lesser) / total
         table[:, 1] = np.where(gap >= 0, lesser, 1.0) / total

@@ -176,13 +176,15 @@ def _null2(before: Values, after: Values) -> VariantChange | None:
 
 def _by_domain(before: Values, after: Values, domains: Sequence[str | None]) -> dict[str, Change]:
     """Return the change by domain; nothing where there are not two, for one is the whole group."""
-    places: dict[str, list[int]] = {}
-    for place, domain in enumerate(domains):
-        if domain is not None:
-            places.setdefault(domain, []).append(place)
-    if len(places) < 2:
+    names = sorted({domain for domain in domains if domain is not None})
+    if len(names) < 2:
         return {}
-    return {d: _change(before[places[d]], after[places[d]]) for d in sorted(places)}
+    number: dict[str | None, int] = {name: k for k, name in enumerate(names)}
+    numbers = np.array([number.get(domain, -1) for domain in domains])
+    places = np.argsort(numbers, kind="stable")
+    ends = np.searchsorted(numbers[places], np.arange(len(names) + 1))
+    parts = {name: places[ends[k] : ends[k + 1]] for k, name in enumerate(names)}
+    return {name: _change(before[held], after[held]) for name, held in parts.items()}
 
 
 def _signs(before: Values, after: Values) -> Signs:

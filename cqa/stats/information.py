@@ -40,8 +40,7 @@ def entropy(probabilities: Sequence[float]) -> float:
 
 def entropies(table: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """Return the entropy of each row of probabilities; NaN stands for no candidate."""
-    logs = [math.log(p) if p > 0 else 0.0 for p in table.ravel().tolist()]
-    terms = np.nan_to_num(table * np.array(logs, dtype=np.float64).reshape(table.shape))
+    terms = np.nan_to_num(table * np.log(np.where(table > 0, table, 1.0)))
     if table.shape[1] == 2:
         return np.asarray(-(terms[:, 0] + terms[:, 1]))
     return np.array([-math.fsum(row) for row in terms.tolist()], dtype=np.float64)
