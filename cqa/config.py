@@ -6,6 +6,7 @@ Precedence: default < preset < file < flag. A field's name with dashes is its fl
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 import reprlib
 import shlex
@@ -160,6 +161,8 @@ def convert(raw: Any, kind: Any, key: str) -> Any:
         raise ConfigError(f"expected {key} to be {_noun(kind)}, got: {_shown(raw)}")
     if kind is int and isinstance(raw, float) and not raw.is_integer():
         raise ConfigError(f"expected {key} to be {_noun(kind)}, got: {_shown(raw)}")
+    if kind is Path and raw == "":
+        raise ConfigError(f"expected {key} to be a path, got an empty one")
     if isinstance(raw, str) and ("\0" in raw or not _is_unicode(raw)):
         raise ConfigError(f"expected {key} to be plain text, got: {_shown(raw)}")
     try:
@@ -284,6 +287,20 @@ def given_settings(config: Any) -> dict[str, Any]:
 
 def _is_default(config: Any, field: Any) -> bool:
     return bool(getattr(config, field.name) == field.default)
+
+
+def input_paths(config: Any) -> list[tuple[str, Path]]:
+    """Return what a command reads, as (flag, path): every path of a config that is there but `out`.
+
+    Text counts where it names something on disk, as `model` and `validation` may.
+    """
+    found = []
+    for f in dataclasses.fields(config):
+        value = getattr(config, f.name)
+        for one in value if isinstance(value, tuple) else (value,):
+            if f.name != "out" and isinstance(one, (str, Path)) and one and os.path.exists(one):
+                found.append((f"--{key_of(f.name)}", Path(one)))
+    return found
 
 
 def command_line(cls: type, name: str, settings: Mapping[str, Any]) -> str:

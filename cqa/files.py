@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 import socket
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ from cqa.errors import ConfigError, DataError, ResourceError
 from cqa.reading import read_object
 
 LONGEST_NAME_BYTES = 255
+_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 FREE_SPACE = "free some space; what was complete before is intact"
 
 
@@ -103,11 +105,19 @@ def _create(path: Path, data: bytes) -> None:
         os.close(descriptor)
 
 
+def _usual_mode() -> int:
+    """Return the mode that the umask leaves a new file; libraries may make one the owner's only."""
+    umask = os.umask(0o077)
+    os.umask(umask)
+    return 0o666 & ~umask
+
+
 @contextmanager
 def new_file(path: Path) -> Iterator[Path]:
     """Fill a temporary file, then let it take the place of `path` in one step."""
     with _filled(path) as temporary:
         yield temporary
+        temporary.chmod(_usual_mode())
         sync(temporary)
         rename(temporary, path)
         sync(path.parent)
@@ -124,6 +134,7 @@ def new_folder(path: Path) -> Iterator[Path]:
         temporary.mkdir(parents=True)
         yield temporary
         for file in temporary.iterdir():
+            file.chmod(_usual_mode())
             sync(file)
         sync(temporary)
         if path.exists():
@@ -280,15 +291,21 @@ def locked(folder: Path) -> Iterator[None]:
             raise ConfigError("expected --out to be a folder, got a file", where=str(folder))
         folder.mkdir(parents=True, exist_ok=True)
         sync(folder.parent)
-        lock = FileLock(folder / ".lock")
+        lock = FileLock(folder / ".lock", mode=_usual_mode())
         try:
             lock.acquire(timeout=0)
         except Timeout:
             raise ResourceError(
                 f"expected a folder that no other run uses, got one held by {_name_of(holder)}",
-                where=str(folder),
-                hint="wait for it to end, or name another --out",
-            ) from None
+                where=str(folder), hint=_hint_for(holder),
+            ) from None  # fmt: skip
+        except (NotImplementedError, OSError) as error:
+            if isinstance(error, OSError) and error.errno not in _NO_LOCKS:
+                raise
+            raise ResourceError(
+                "expected a file system that has locks, got one without", where=str(folder),
+                hint="name an --out on another one, and copy it when the run has ended",
+            ) from None  # fmt: skip
     try:
         with reported(holder):
             discard(holder)
@@ -302,6 +319,15 @@ def locked(folder: Path) -> Iterator[None]:
                 discard(holder)
         finally:
             lock.release()
+
+
+def _hint_for(holder: Path) -> str:
+    """Say how a folder becomes free; a machine that died may not have given its lock back."""
+    wait = "wait for it to end, or name another --out"
+    host = re.search(r" on (\S+) since ", _name_of(holder))
+    if host is None or host[1] == socket.gethostname():
+        return wait
+    return f"{wait}; if {host[1]} has died, delete {holder.with_name('.lock')}"
 
 
 def _name_of(holder: Path) -> str:

@@ -12,7 +12,7 @@ from helpers import ROOT
 BASE = {
     "assets", "errors", "config", "escape", "files", "reading", "identity", "interrupt", "text",
     "schema",
-    "data", "layout", "kernels", "model", "run_folder", "score_folder",
+    "data", "layout", "kernels", "model", "run_folder", "score_folder", "output_folder",
     "family",
 }  # fmt: skip
 MAY_IMPORT = {
@@ -26,6 +26,7 @@ MAY_IMPORT = {
     "text": {"escape"},
     "assets": set(),
     "schema": {"errors"},
+    "output_folder": {"errors", "files", "reading"},
     "run_folder": {"errors", "files", "schema", "data", "model"},
     "score_folder": {"errors", "schema", "data"},
     "family": {"errors", "files", "schema", "data", "score_folder"},

@@ -22,7 +22,7 @@ from cqa.study.config import PowerConfig, ScaleConfig, ValidateConfig, WatchedTr
 from cqa.train.config import PRESETS
 from cqa.train.earlier import taken_over
 from cqa_fast.group import ErrorsAsMessages, require_working_directory
-from cqa_fast.options import flag, takes
+from cqa_fast.options import A_PATH, flag, takes
 from cqa_fast.terminal import open_missing_streams, say, say_json, tell
 
 # How long a thread waits for the others at full load before it sleeps. With OpenMP's own number,
@@ -67,7 +67,7 @@ def main() -> None:
 @main.command()
 @flag(
     "--out",
-    type=click.Path(path_type=Path),
+    type=A_PATH,
     default=Path("demo-out"),
     show_default=True,
     help="Folder for the run, the scores and the report.",
@@ -97,7 +97,7 @@ def demo(out: Path, epochs: int, as_json: bool) -> None:
 
 
 @main.command()
-@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("files", nargs=-1, required=True, type=A_PATH)
 @takes(ValidateConfig)
 @_JSON
 def validate(config: ValidateConfig, files: tuple[Path, ...], as_json: bool) -> None:
@@ -205,7 +205,7 @@ def score(config: ScoreConfig, as_json: bool) -> None:
 
 
 @main.command()
-@click.argument("scores", type=click.Path(path_type=Path))
+@click.argument("scores", type=A_PATH)
 @takes(ReportConfig)
 @_JSON
 def report(config: ReportConfig, scores: Path, as_json: bool) -> None:
@@ -243,7 +243,7 @@ def lm_eval(config: LmEvalConfig, as_json: bool) -> None:
 
 
 @main.command()
-@click.argument("scores", required=False, type=click.Path(path_type=Path))
+@click.argument("scores", required=False, type=A_PATH)
 @takes(PowerConfig)
 @_JSON
 def power(config: PowerConfig, scores: Path | None, as_json: bool) -> None:
@@ -302,7 +302,7 @@ def scale(config: ScaleConfig, as_json: bool) -> None:
 
 
 @main.command()
-@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("files", nargs=-1, required=True, type=A_PATH)
 @flag(
     "--by",
     type=click.Choice(["auto", "tags", "words"]),
@@ -312,7 +312,7 @@ def scale(config: ScaleConfig, as_json: bool) -> None:
 )
 @flag(
     "--gold",
-    type=click.Path(path_type=Path),
+    type=A_PATH,
     help="Samples tagged by hand, to measure the word lists on instead of the 60 embedded ones.",
 )
 @_JSON
@@ -330,8 +330,8 @@ def coverage(files: tuple[Path, ...], by: Any, gold: Path | None, as_json: bool)
 
 
 @main.command()
-@click.argument("adapter", type=click.Path(path_type=Path))
-@flag("--out", required=True, type=click.Path(path_type=Path), help="New folder to write.")
+@click.argument("adapter", type=A_PATH)
+@flag("--out", required=True, type=A_PATH, help="New folder to write.")
 @flag(
     "--plain-alpha",
     is_flag=True,
@@ -358,8 +358,8 @@ def export(
 
 
 @main.command()
-@click.argument("file", type=click.Path(path_type=Path))
-@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("file", type=A_PATH)
+@click.argument("folder", type=A_PATH)
 @flag(
     "--dtype",
     type=click.Choice(["fp32", "bf16"]),

@@ -17,6 +17,24 @@ T = TypeVar("T")
 Command = Callable[..., None]
 
 
+class NonEmptyPath(click.Path):
+    """A path; an empty one, as of an unset variable, is not the current folder."""
+
+    def convert(self, value: Any, param: Any, ctx: click.Context | None) -> Any:
+        """Return it as a `Path`.
+
+        Raises:
+            ConfigError: It is empty.
+        """
+        if value == "" and param is not None:
+            name = param.opts[0] if isinstance(param, click.Option) else param.make_metavar(ctx)
+            raise ConfigError(f"expected {name} to be a path, got an empty one")
+        return super().convert(value, param, ctx)
+
+
+A_PATH = NonEmptyPath(path_type=Path)
+
+
 class Setting(click.Option):
     """An option that stands under a heading of the help, and has one value if it is given once."""
 
@@ -118,7 +136,7 @@ def takes(
         wrapped = flag(
             "--config",
             "config_file",
-            type=click.Path(path_type=Path),
+            type=A_PATH,
             help=f"YAML file of these settings. It wins over {over}; a flag wins over it.",
         )(wrapped)
         if presets:

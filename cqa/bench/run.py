@@ -15,12 +15,13 @@ from cqa.bench.ops import Bench
 from cqa.bench.score import measure_job
 from cqa.bench.shapes import BenchModel, check_fits, workload
 from cqa.bench.step import measure_step
-from cqa.config import describe
+from cqa.config import describe, input_paths
 from cqa.files import write_json
 from cqa.kernels.backend import compute_dtype, fastest
 from cqa.model.load import check_weights_fit, dtype_name, pick_device, pick_dtype
 from cqa.model.memory import give_back
 from cqa.model.memory import reported as memory_reported
+from cqa.output_folder import check_output_file
 from cqa.schema.events import BenchEvent, BenchPart, BenchResult
 
 FORMAT = 1  # of the JSON
@@ -41,6 +42,8 @@ def bench(
     Raises:
         CqaError: The device or the model is not there, or a text does not fit the model.
     """
+    if config.out is not None:
+        check_output_file(config.out, ["ceilings"], input_paths(config))
     device = pick_device(config.device)
     dtype = pick_dtype(config.dtype, device)
     bench_model = BenchModel(config.shape, config.model, config.rank, str(device), dtype)

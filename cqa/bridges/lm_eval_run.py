@@ -7,8 +7,10 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from cqa.bridges.config import LmEvalConfig
+from cqa.config import input_paths
 from cqa.errors import ConfigError, CqaError, DataError
 from cqa.files import reported, write_json
+from cqa.output_folder import check_output_file
 
 T = TypeVar("T")
 
@@ -21,6 +23,8 @@ def evaluate(config: LmEvalConfig) -> dict[str, Any]:
         DataError: A task's data cannot be read.
         CqaError: As scoring raises it.
     """
+    if config.out is not None:
+        check_output_file(config.out, ["results", "versions"], input_paths(config))
     try:
         import lm_eval
         from lm_eval.tasks import TaskManager

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cqa.errors import ConfigError
+from cqa.config import input_paths
 from cqa.files import new_file, reported
+from cqa.output_folder import check_output, filled
 from cqa.report.all_tables import all_tables
 from cqa.report.caveats import caveats
 from cqa.report.config import ReportConfig
@@ -32,11 +33,10 @@ def write_report(scores: Path, config: ReportConfig) -> list[Path]:
 
     Raises:
         DataError: The scores are missing or damaged.
-        ConfigError: `config.out` is a file.
+        ConfigError: `config.out` is a file, or a folder of something else.
         ResourceError: A file cannot be written.
     """
-    if config.out.exists() and not config.out.is_dir():
-        raise ConfigError("expected --out to be a folder, got a file", where=str(config.out))
+    check_output(config.out, "report", [("SCORES", scores), *input_paths(config)])
     report = make_report(scores, config)
     files: dict[str, str | bytes] = {
         "report.html": html_page(report),
@@ -50,7 +50,8 @@ def write_report(scores: Path, config: ReportConfig) -> list[Path]:
         files[f"figures/{name}.csv"] = drawing.csv
         files[f"figures/{name}.svg"] = drawing.svg
         files[f"figures/{name}.png"] = drawing.png
-    return [_write(config.out / name, content) for name, content in files.items()]
+    with filled(config.out, "report"):
+        return [_write(config.out / name, content) for name, content in files.items()]
 
 
 def make_report(scores: Path, config: ReportConfig) -> Report:

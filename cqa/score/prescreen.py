@@ -24,13 +24,14 @@ from typing import Any
 import numpy as np
 from scipy.special import log_softmax
 
-from cqa.config import command_line, describe, given_settings
+from cqa.config import command_line, describe, given_settings, input_paths
 from cqa.data.items import Item, read_items
 from cqa.data.jsonl import parse_object, raw_lines, take_id
 from cqa.data.unique import Fingerprints, file_line_id
 from cqa.errors import DataError
 from cqa.files import discard, new_file, read_json, write_json
 from cqa.interrupt import continued_by
+from cqa.output_folder import check_output
 from cqa.schema.events import ScoreEvent
 from cqa.schema.meta import Meta
 from cqa.schema.rows import ItemRow, OptionScore
@@ -71,6 +72,7 @@ def prescreen(
     Raises:
         CqaError: Anything that the user can mend; see cqa.errors.
     """
+    check_output(config.out, "prescreen", input_paths(config))
     ids, experts = _read_experts(config.pairs, config.columns)
     again = command_line(PrescreenConfig, "prescreen", given_settings(config))
     with continued_by(again):
@@ -88,6 +90,7 @@ def prescreen(
                 dtype=config.dtype,
                 summary=False,
             ),
+            kind="prescreen",
             on_event=on_event,
         )
     meta = Meta.from_json(read_json(config.out / META), str(config.out / META))

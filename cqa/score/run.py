@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 
-from cqa.config import command_line, describe, given_settings
+from cqa.config import command_line, describe, given_settings, input_paths
 from cqa.data.tokenizer import Boundary, Tokenizer
 from cqa.family import read_family
-from cqa.files import discard, inside, locked, read_json, refuse_held, write_json
+from cqa.files import discard, inside, read_json, write_json
 from cqa.identity import code_digest, versions
 from cqa.interrupt import Interrupt, continued_by
 from cqa.kernels.matmul import keep_sums_whole
@@ -26,6 +26,7 @@ from cqa.model.conversion import read_conversion
 from cqa.model.load import BaseModel
 from cqa.model.memory import reported as memory_reported
 from cqa.model.origin import check_origin, read_origin
+from cqa.output_folder import Kind, check_output, filled
 from cqa.run_folder import missing_epochs, planned_epochs
 from cqa.schema.events import ModelScored, ModelStart, Note, RowsWritten, ScoreEvent, ScoreStart
 from cqa.schema.meta import AnyModel, KnownModels, KnownPlan, Meta, ScoredModel
@@ -78,6 +79,7 @@ def score(
     config: ScoreConfig,
     *,
     base: BaseModel | None = None,
+    kind: Kind = "scores",
     on_event: Callable[[ScoreEvent], None] = lambda _: None,
 ) -> ScoreResult:
     """Score items under the base and under every adapter; return the summary, if one is asked for.
@@ -92,12 +94,13 @@ def score(
         config: The settings.
         base: `config.model` if it is loaded already, with room for every adapter; its device and
             dtype then count.
+        kind: What the folder is of, where scores are only a part of it.
         on_event: Called with what happens, for progress.
 
     Raises:
         CqaError: Anything that the user can mend; see cqa.errors.
     """
-    refuse_held(config.out)
+    check_output(config.out, kind, input_paths(config))
     if config.plan is not None:
         kept_plan(config.plan)  # a file that is no plan ends the run before anything is done
     folder, adapters = locate(config.model), find_adapters(config)
@@ -110,7 +113,7 @@ def score(
         # a bad adapter ends the run before anything is computed or written
         models = identify(config, engine, identity, adapters, items)
     with (
-        locked(config.out),
+        filled(config.out, kind),
         continued_by(command_line(ScoreConfig, "score", given_settings(config))),
         Interrupt() as interrupt,
         closing(Results(config.out, with_tokens=config.tokens)) as results,

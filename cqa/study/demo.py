@@ -8,6 +8,7 @@ from pathlib import Path
 
 from cqa.assets import DEMO
 from cqa.interrupt import continued_by
+from cqa.output_folder import filled
 from cqa.report.config import ReportConfig
 from cqa.report.write import write_report
 from cqa.schema.events import ScoreEvent, TrainEvent
@@ -36,7 +37,7 @@ def run_demo(
     model = str(DEMO / "model")
     run = out / "run"
     again = shlex.join(["cqa-fast", "demo", "--out", str(out), "--epochs", str(epochs)])
-    with continued_by(again):
+    with filled(out, "demo"), continued_by(again):
         train(
             TrainConfig(model=model, data=DEMO / "train.jsonl", out=run, epochs=epochs),
             resume=True,

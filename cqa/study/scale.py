@@ -20,13 +20,14 @@ from typing import Any
 
 import numpy as np
 
-from cqa.config import command_line, describe, given_settings
+from cqa.config import command_line, describe, given_settings, input_paths
 from cqa.data.jsonl import raw_lines
 from cqa.errors import ConfigError
-from cqa.files import discard, locked, new_file, write_json
+from cqa.files import discard, new_file, write_json
 from cqa.interrupt import Interrupted, continued_by
 from cqa.kernels.philox import SPLIT, permutation, stream_of
 from cqa.model.load import BaseModel, open_model
+from cqa.output_folder import check_output, filled
 from cqa.report.tables import plain
 from cqa.report.tables import write_csv as to_csv
 from cqa.run_folder import STATE, epoch_name
@@ -89,6 +90,7 @@ def scale(
     Raises:
         CqaError: Anything that the user can mend; see cqa.errors.
     """
+    check_output(config.out, "scale", input_paths(config))
     plan = make_plan(config)
     if config.sizes[-1] > len(plan.train):
         raise ConfigError(
@@ -99,7 +101,7 @@ def scale(
     items = Items(_scoring(config, ()), plan.tokenizer, plan.shape.max_positions)
     items.check()
     again = command_line(ScaleConfig, "scale", given_settings(config))
-    with locked(config.out), continued_by(again):
+    with filled(config.out, "scale"), continued_by(again):
         validation = _write_subsets(config, plan)
         arms = {arm: _cells(config, arm) for arm in config.arms}
         cells = list(dict.fromkeys(cell for group in arms.values() for cell in group))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import platform
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,7 +60,7 @@ def open_run(plan: Plan, *, resume: bool) -> int:
     """
     out = plan.config.out
     if not inside(out, RUN).exists():
-        _refuse_to_replace(out)
+        _refuse_without_run(out)
         return 0
     if not resume:
         raise ConfigError(
@@ -71,11 +72,11 @@ def open_run(plan: Plan, *, resume: bool) -> int:
     return saved_step(out, held, plan.total_steps)
 
 
-def _refuse_to_replace(out: Path) -> None:
-    """Refuse a folder without run.json that holds what a run would write."""
+def _refuse_without_run(out: Path) -> None:
+    """Refuse a folder of adapters whose run.json is gone: nothing says what they are of."""
     held = [out / INIT, out / LOG, out / STATE, *sorted(out.glob("epoch-*"))]
     for path in held:
-        if path.exists() or path.is_symlink():
+        if os.path.lexists(path):
             raise ConfigError(
                 f"expected a new folder or a run, got one with `{path.name}` and no {RUN}",
                 where=str(out),

@@ -10,14 +10,16 @@ from typing import Protocol
 
 import torch
 
+from cqa.config import input_paths
 from cqa.data.samples import EncodedSample
 from cqa.errors import NumericsError
-from cqa.files import check_room, locked, refuse_held
+from cqa.files import check_room
 from cqa.interrupt import Interrupt, continued_by
 from cqa.model.decoder import Decoder
 from cqa.model.load import BaseModel, dtype_name, open_model, pick_device, pick_dtype
 from cqa.model.lora import TrainableLora
 from cqa.model.memory import reported as memory_reported
+from cqa.output_folder import check_output, filled
 from cqa.run_folder import INIT, epoch_name, missing_epochs
 from cqa.schema.events import (
     Dev,
@@ -104,13 +106,13 @@ def train(
     Raises:
         CqaError: Anything that the user can mend; see cqa.errors.
     """
-    refuse_held(config.out)
+    check_output(config.out, "run", input_paths(config))
     plan = make_plan(config)
     epochs = (
         range(1, config.epochs + 1) if only_epoch is None else range(only_epoch, only_epoch + 1)
     )
     with (
-        locked(config.out),
+        filled(config.out, "run"),
         continued_by(resume_command(config.out)),
         Interrupt() as interrupt,
         memory_reported("training", HINT),

@@ -1,0 +1,169 @@
+"""Output folders: one is ours and of the command's kind, or it holds nothing, or it is refused.
+
+A folder that a command fills has a marker, a hidden file that names its kind. So no file of the
+user's is ever cut, replaced or deleted: neither one that has a name of ours, nor an input.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Literal
+
+from cqa.errors import ConfigError, CqaError
+from cqa.files import locked, new_file, refuse_held, reported
+from cqa.reading import read_object
+
+Kind = Literal["run", "scores", "prescreen", "scale", "report", "demo"]
+
+MARKER = ".cqa-fast.json"
+NOUNS: Mapping[Kind, str] = {
+    "run": "a training run",
+    "scores": "scores",
+    "prescreen": "a prescreening",
+    "scale": "a scale study",
+    "report": "a report",
+    "demo": "a demo",
+}
+# What a folder without a marker, of an earlier version, is known by: a file of it, and its keys.
+_KNOWN: tuple[tuple[Kind, str, tuple[str, ...]], ...] = (
+    ("run", "run.json", ("settings", "model_digest")),
+    ("scale", "scale.json", ("settings", "curve")),
+    ("prescreen", "prescreen.json", ("settings", "classes")),
+    ("scores", "meta.json", ("settings", "models")),
+    ("demo", "run/run.json", ("settings", "model_digest")),
+)
+_NEW_FILE_SYSTEM = "lost+found"
+
+
+def check_output(out: Path, kind: Kind, inputs: Iterable[tuple[str, Path]] = ()) -> None:
+    """Refuse a folder that a command must not write to, before anything slow is done.
+
+    Args:
+        out: The folder; it need not be there.
+        kind: What the command fills it with.
+        inputs: What the command reads, as `input_paths` returns it.
+
+    Raises:
+        ConfigError: It is a file, holds an input, or holds what is not of this kind.
+        ResourceError: Another process is writing to it.
+    """
+    if os.path.lexists(out) and not out.is_dir():
+        raise ConfigError("expected --out to be a folder, got a file", where=str(out))
+    if not out.exists():
+        return
+    for key, path in inputs:
+        if _is_within(path, out):
+            raise ConfigError(
+                f"expected --out to hold no input, got {key} {path}", where=str(out),
+                hint="name another --out; what is in it may be replaced",
+            )  # fmt: skip
+    _check_kind(out, kind)
+    refuse_held(out)
+
+
+@contextmanager
+def filled(out: Path, kind: Kind) -> Iterator[None]:
+    """Hold a folder for this process and mark it as of a kind, made if it is not there.
+
+    Raises:
+        ConfigError: It holds what is not of this kind.
+        ResourceError: Another process holds it, or it cannot be written.
+    """
+    if out.exists():
+        check_output(out, kind)
+    with locked(out):
+        if _marked_kind(out) is None:
+            text = json.dumps({"kind": kind}) + "\n"
+            with new_file(out / MARKER) as temporary:
+                temporary.write_text(text, encoding="utf-8")
+        yield
+
+
+def check_output_file(path: Path, keys: Iterable[str], inputs: Iterable[tuple[str, Path]]) -> None:
+    """Refuse a file that a command must not replace: only what it wrote itself is replaced.
+
+    Args:
+        path: The file; it need not be there.
+        keys: What the JSON object has that the command writes.
+        inputs: What the command reads.
+
+    Raises:
+        ConfigError: It is an input, a folder, or holds something else.
+    """
+    if not os.path.lexists(path):
+        return
+    for key, given in inputs:
+        if given.exists() and path.exists() and path.samefile(given):
+            raise ConfigError(f"expected --out to be no input, got {key} {given}", where=str(path))
+    if path.is_dir() or not _is_object_with(path, keys):
+        got = "a folder" if path.is_dir() else "another file"
+        raise ConfigError(
+            f"expected a new file, or one that this command wrote, got {got}", where=str(path),
+            hint="nothing is replaced that it did not write; name another --out",
+        )  # fmt: skip
+
+
+def _check_kind(out: Path, kind: Kind) -> None:
+    held = _marked_kind(out) or _known_kind(out)
+    if held == kind:
+        return
+    if held is not None:
+        raise ConfigError(
+            f"expected a new folder or one of {NOUNS[kind]}, got one of {NOUNS[held]}",
+            where=str(out), hint="name another --out",
+        )  # fmt: skip
+    with reported(out):
+        foreign = sorted(path.name for path in out.iterdir() if not _counts_as_nothing(path.name))
+    if foreign:
+        more = f" and {len(foreign) - 1} more" if len(foreign) > 1 else ""
+        raise ConfigError(
+            f"expected a new folder or one of {NOUNS[kind]}, got one with `{foreign[0]}`{more}",
+            where=str(out),
+            hint="nothing is replaced that this command did not make; name another --out",
+        )
+
+
+def _counts_as_nothing(name: str) -> bool:
+    """Whether a name is none that a command writes or a user would miss: hidden, as a lock is."""
+    return name.startswith(".") or name == _NEW_FILE_SYSTEM
+
+
+def _marked_kind(out: Path) -> Kind | None:
+    """Return what the marker says; None where there is none.
+
+    Raises:
+        ConfigError: It is damaged, or of a version that knows other kinds.
+    """
+    path = out / MARKER
+    if not os.path.lexists(path):
+        return None
+    held = (read_object(path, ConfigError) or {}).get("kind")
+    for kind in NOUNS:
+        if kind == held:
+            return kind
+    raise ConfigError(
+        f"expected the kind of this folder, got: {held!r:.40}", where=str(path),
+        hint="another version wrote it; name another --out",
+    )  # fmt: skip
+
+
+def _known_kind(out: Path) -> Kind | None:
+    return next((kind for kind, name, keys in _KNOWN if _is_object_with(out / name, keys)), None)
+
+
+def _is_object_with(path: Path, keys: Iterable[str]) -> bool:
+    """Whether a file is a JSON object with some keys."""
+    found: dict[str, Any] | None = None
+    with suppress(CqaError):  # whatever else it is, it is not what is looked for
+        found = read_object(path, ConfigError)
+    return found is not None and all(key in found for key in keys)
+
+
+def _is_within(path: Path, folder: Path) -> bool:
+    """Whether a path that is there is a folder or lies in it, by whatever name."""
+    real = Path(os.path.realpath(path))
+    return real.exists() and any(parent.samefile(folder) for parent in (real, *real.parents))
