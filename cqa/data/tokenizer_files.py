@@ -22,6 +22,10 @@ from typing import Any, Literal
 from cqa.errors import CqaError, ModelError
 
 VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
+TOKENIZER_FILES = (  # all that make a tokenizer, with its chat template
+    *VOCABULARIES, "merges.txt", "tokenizer_config.json", "special_tokens_map.json",
+    "added_tokens.json", "chat_template.jinja", "chat_template.json",
+)  # fmt: skip
 State = dict[str, Any]  # of a tokenizer, as tokenizer.json holds it
 
 

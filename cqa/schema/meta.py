@@ -117,6 +117,15 @@ class AnyModel(Record):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ScoredWith(Record):
+    """What of a model in the meta.json of any version a folder of scores has one of."""
+
+    model: str | None = None
+    tokenizer: str | None = None
+    template: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class KnownModels(Record):
     """The models that a folder's meta.json names."""
 

@@ -47,6 +47,7 @@ from cqa.score.encoded import Items
 from cqa.score.engine import Engine, EngineIdentity
 from cqa.score.plan import kept_plan
 from cqa.score.results import ItemsHeld, Results
+from cqa.score.same_base import check_same_base
 from cqa.score.scorer import score_rows
 from cqa.score_folder import META, SUMMARY, copies, digest_json, full_key
 from cqa.stats.config import AnalysisConfig
@@ -112,6 +113,7 @@ def score(
         identity = engine.open()
         # a bad adapter ends the run before anything is computed or written
         models = identify(config, engine, identity, adapters, items)
+    check_same_base(config.out, models[0])
     with (
         filled(config.out, kind),
         continued_by(command_line(ScoreConfig, "score", given_settings(config))),

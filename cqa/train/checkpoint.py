@@ -39,9 +39,10 @@ from cqa.model.load import dtype_name
 from cqa.model.lora import TrainableLora
 from cqa.model.origin import Origin, write_origin
 from cqa.run_folder import INIT, LOG, RUN, STATE, epoch_of
-from cqa.schema.events import LogLine
+from cqa.schema.events import Eval, LogLine
 from cqa.schema.provenance import FROM, PLACEBO
 from cqa.schema.record import Record
+from cqa.train.card import tokenizer_files, write_beside
 from cqa.train.plan import Plan
 from cqa.train.same_run import FREE, OTHER_RUN, check_same_run, resume_command
 from cqa.train.start import Start
@@ -180,8 +181,14 @@ def note_resume(plan: Plan, lora: TrainableLora, step: int) -> list[str]:
     return changed
 
 
-def save_epoch(plan: Plan, lora: TrainableLora, name: str) -> None:
-    """Write an adapter folder (`init`, `epoch-01` …) in PEFT's format.
+def save_epoch(plan: Plan, lora: TrainableLora, name: str, eval_loss: Eval | None = None) -> None:
+    """Write an adapter folder (`init`, `epoch-01` …) in PEFT's format, with tokenizer and card.
+
+    Args:
+        plan: The run.
+        lora: The adapter.
+        name: The folder's name.
+        eval_loss: The held-out loss after that epoch, for the card.
 
     Raises:
         NumericsError: A parameter is not finite; nothing is written.
@@ -189,12 +196,13 @@ def save_epoch(plan: Plan, lora: TrainableLora, name: str) -> None:
     _require_finite(lora.state, ("param",), f"{name} is not written")
     with new_folder(inside(plan.config.out, name)) as folder:
         write_adapter(folder, lora.spec, lora.weights, plan.config.model, plan.config.dropout)
-        write_origin(folder, _origin(plan, name))
+        held = read_json(plan.config.out / RUN)
+        write_origin(folder, _origin(plan, name, held))
+        write_beside(folder, plan, held, epoch_of(name) or 0, eval_loss)
 
 
-def _origin(plan: Plan, name: str) -> Origin:
+def _origin(plan: Plan, name: str, held: dict[str, Any]) -> Origin:
     """Return what one adapter of the run was made of; of placebos, that they are."""
-    held = read_json(plan.config.out / RUN)
     made_of: Origin = {key: held.get(key) for key in (*DIGESTS, "template_digest")}
     if "from" in held:
         made_of[FROM] = held["from"]["adapter_digest"]
@@ -282,12 +290,13 @@ def load_state(plan: Plan, lora: TrainableLora) -> None:
 def room_for(plan: Plan, lora: TrainableLora, step: int, kept: range) -> int:
     """Return the bytes that the rest of a run will write: adapters, and a state beside the old."""
     adapter_bytes = 4 * lora.n_params  # fp32
+    beside_bytes = sum(path.stat().st_size for path in tokenizer_files(plan.folder))
     state_bytes = 3 * adapter_bytes  # parameters and two moments
     n_adapters = sum(epoch * plan.steps_per_epoch > step for epoch in kept)
     n_states = 1  # a state is complete before the one it replaces goes
     if step == 0:
         n_adapters, n_states = n_adapters + 1, 2  # `init`, and the first state
-    return n_adapters * adapter_bytes + n_states * state_bytes
+    return n_adapters * (adapter_bytes + beside_bytes) + n_states * state_bytes
 
 
 class Log:

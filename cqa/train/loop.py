@@ -196,8 +196,9 @@ def _steps(
     for step in range(last_step + 1, kept[-1] * plan.steps_per_epoch + 1):
         epoch = plan.epoch_of(step)
         yield _step(plan, lora, step, limit, graphs)
+        eval_loss = None
         if plan.ends_epoch(step) and plan.validation:
-            yield evaluate(plan, lora.decoder, step, limit)
+            yield (eval_loss := evaluate(plan, lora.decoder, step, limit))
         if graphs is not None and graphs.ran_out:
             graphs = None
             text = "memory ran out while a CUDA graph was recorded; going on without --cuda-graphs"
@@ -207,7 +208,7 @@ def _steps(
             yield Memory(step=step, pass_tokens=told)
         if plan.ends_epoch(step):
             if epoch in kept:
-                save_epoch(plan, lora, epoch_name(epoch))
+                save_epoch(plan, lora, epoch_name(epoch), eval_loss)
             if callback is not None:
                 for event in callback.after_epoch(lora.decoder, epoch):
                     yield replace(event, step=step)

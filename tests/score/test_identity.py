@@ -14,7 +14,7 @@ from helpers import DEMO, read_lines, tiny_run, write_lines
 from safetensors.torch import load_file, save_file
 
 from cqa.data.tokenizer import Tokenizer
-from cqa.errors import DataError, ModelError
+from cqa.errors import ConfigError, DataError, ModelError
 from cqa.schema.events import ModelStart
 from cqa.score.config import ScoreConfig
 from cqa.score.run import score
@@ -139,11 +139,13 @@ def write_template(inputs: Path, text: str) -> dict:
     return {"template": str(inputs / "prompt.jinja")}
 
 
+OTHERS: dict[str, tuple[str, Callable[[Path], dict]]] = {
+    "weights": ("base model", change_weights),
+    "config": ("base model", change_model_config),
+    "vocabulary": ("tokenizer", change_vocabulary),
+    "template": ("--template", lambda i: write_template(i, "{{ messages[0].content }} a")),
+}
 CHANGES: dict[str, Callable[[Path], dict]] = {
-    "weights": change_weights,
-    "config": change_model_config,
-    "vocabulary": change_vocabulary,
-    "template": lambda inputs: write_template(inputs, "{{ messages[0].content }} a"),
     "boundary": lambda _: {"boundary": "joint"},
     "null-token": lambda _: {"null_token": "a"},
     "score-eos": lambda _: {"score_eos": True},
@@ -165,11 +167,26 @@ def test_rows_of_another_model_are_not_taken_for_those_of_this_one(inputs, chang
     assert [m["model_key"] for m in held["models"]] == [new[0]["model_key"]]
 
 
-def test_other_text_of_the_same_template_file_is_another_model(inputs):
+@pytest.mark.parametrize(("what", "change"), OTHERS.values(), ids=OTHERS)
+def test_another_base_tokenizer_or_template_has_a_folder_of_its_own(inputs, what, change):
+    before = config_of(inputs)
+    assert computed(before) == len(PAIRS)
+    held = {path: path.read_bytes() for path in before.out.iterdir() if path.suffix[:5] == ".json"}
+    after = replace(before, **change(inputs))
+    with pytest.raises(
+        ConfigError, match=f"expected the {what} whose .*\nhint: name another --out"
+    ):
+        score(after)
+    assert held == {path: path.read_bytes() for path in held}
+    assert computed(replace(after, out=inputs / "other")) == len(PAIRS)
+
+
+def test_other_text_of_the_same_template_file_is_another_template(inputs):
     config = config_of(inputs, **write_template(inputs, "{{ messages[0].content }} a"))
     assert computed(config) == len(PAIRS)
     write_template(inputs, "{{ messages[0].content }} b")
-    assert computed(config) == len(PAIRS)
+    with pytest.raises(ConfigError, match="expected the --template whose"):
+        score(config)
 
 
 def test_other_code_is_another_model(inputs, monkeypatch):
