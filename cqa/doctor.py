@@ -17,6 +17,7 @@ from cqa.kernels.backend import REBUILD, compute_dtype, fastest, native_problem
 from cqa.kernels.token_logprobs import token_stats
 from cqa.model.load import DTYPES
 from cqa.model.memory import free_memory_bytes
+from cqa.text import counted
 
 OLDEST_GPU = (8, 0)  # A100: the first with bf16 matrix units
 TOLERANCE_NATS = {torch.float32: 1e-4, torch.bfloat16: 2e-2}  # of a tiny example
@@ -136,7 +137,7 @@ def report_text(facts: dict[str, Any]) -> str:
     lines = [f"{name:<14} {value}" for name, value in facts["versions"].items()]
     lines += [
         f"{'platform':<14} {facts['platform']}",
-        f"{'cpu':<14} {facts['cpu_threads']} threads, {facts['cpu_capability']}",
+        f"{'cpu':<14} {counted(facts['cpu_threads'], 'thread')}, {facts['cpu_capability']}",
         f"{'memory':<14} {_of(facts['free_memory_bytes'], facts['memory_bytes'])}",
         f"{'disk':<14} {facts['free_disk_bytes'] / 1e9:.1f} GB free in {facts['folder']}",
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import threading
 from collections.abc import Iterator
@@ -42,7 +43,7 @@ class ErrorsAsMessages(click.Group):
             ctx.exit(0)
         except click.UsageError as error:
             path = error.ctx.command_path if error.ctx else ctx.command_path
-            show(ConfigError(error.format_message().rstrip("."), hint=f"{path} --help"))
+            show(ConfigError(_expected(error), hint=f"{path} --help"))
             ctx.exit(ConfigError.exit_code)
         except CqaError as error:
             show(error)
@@ -84,6 +85,13 @@ class ErrorsAsMessages(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the names in the order in which the commands are declared."""
         return list(self.commands)
+
+
+def _expected(error: click.UsageError) -> str:
+    """Return click's message in the words of all others."""
+    text = error.format_message().rstrip(".")
+    more = re.fullmatch(r"Got unexpected extra arguments? \((.*)\)", text, re.DOTALL)
+    return f"expected no more arguments, got: {more[1]}" if more else text
 
 
 @contextmanager

@@ -272,12 +272,13 @@ def prescreen(config: PrescreenConfig, as_json: bool) -> None:
       cqa-fast prescreen --model Qwen/Qwen2.5-7B --pairs points.jsonl \\
           --budget 100 --out points
     """
+    from cqa.score.prescreen import RANKED, SELECTED, prescreen_text
     from cqa.score.prescreen import prescreen as run_prescreen
-    from cqa.score.prescreen import prescreen_text
     from cqa_fast.progress import ScoreProgress
 
     with closing(ScoreProgress()) as progress:
         summary = run_prescreen(config, on_event=progress)
+    tell(f"points: {config.out / RANKED}" + (f", {config.out / SELECTED}" if config.budget else ""))
     say_json(summary) if as_json else say(prescreen_text(summary))
 
 
@@ -292,12 +293,13 @@ def scale(config: ScaleConfig, as_json: bool) -> None:
       cqa-fast scale --model Qwen/Qwen2.5-7B --data train.jsonl \\
           --pairs literary.jsonl --out scale
     """
+    from cqa.study.scale import CURVE, scale_text
     from cqa.study.scale import scale as run_scale
-    from cqa.study.scale import scale_text
     from cqa_fast.progress import ScaleProgress, ScoreProgress
 
     with closing(ScaleProgress()) as training, closing(ScoreProgress()) as scoring:
         result = run_scale(config, on_train=training, on_score=scoring)
+    tell(f"curve: {config.out / CURVE}")
     say_json(result) if as_json else say(scale_text(result))
 
 

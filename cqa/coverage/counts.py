@@ -350,6 +350,6 @@ def _notes(result: Row) -> Iterator[str]:
         yield (
             f"Word lists are blunt: precision and recall are of {n} samples tagged by hand; "
             f"`corrected` is the\nshare with that error taken out, its interval with that of the "
-            f"error, were it the same on this data. A dash: the samples tagged by hand are too "
+            f"error, were it the same on this\ndata. A dash: the samples tagged by hand are too "
             f"few to tell."
         )

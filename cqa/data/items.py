@@ -97,7 +97,7 @@ def _refuse_others(record: dict[str, Any], where: str) -> None:
     if "continuation" in record:
         raise DataError(
             "expected a pair with `good` and `bad`, got a `continuation`", where=where,
-            hint="give continuation files with --continuations",
+            hint="give it to score --continuations",
         )  # fmt: skip
     _refuse_learned(record, "a pair with `good` and `bad`", where)
 
@@ -158,7 +158,7 @@ def parse_continuation(record: dict[str, Any], where: str) -> Item:
         raise DataError(
             "expected a `continuation`, got a pair",
             where=where,
-            hint="give pair files with --pairs",
+            hint="give it to score --pairs",
         )
     if "continuation" not in record:
         _refuse_learned(record, "a `continuation`", where)

@@ -90,10 +90,11 @@ def validate_files(
             if not seen.add(_texts(record)):
                 repeated.add(_texts(record))
         if n_uneven:
+            have = "has" if report.n_records == 1 else "have"
             report.warnings.append(
-                f"{n_uneven} of {report.n_records} items have options that differ by more than "
-                f"{IMBALANCE:g}x in length, `{first_uneven}` first; a sum of log-probabilities "
-                "favours the shorter"
+                f"{n_uneven} of {counted(report.n_records, 'item')} {have} options that differ by "
+                f"more than {IMBALANCE:g}x in length, `{first_uneven}` first; a sum of "
+                "log-probabilities favours the shorter"
             )
         if not report.kind and len(report.errors) > 1:  # no line is what this package reads
             others = counted(len(report.errors) - 1, "other line")

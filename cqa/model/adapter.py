@@ -94,7 +94,7 @@ def adapter_folder(folder: Path) -> Path:
         raise ModelError(
             f"expected one adapter, got {len(inner)} in folders of their own: {names:.200}",
             where=str(folder),
-            hint="name one of them",
+            hint="name one of them; score --run takes the epochs of a training run",
         )
     return inner[0] if inner else folder
 

@@ -42,7 +42,7 @@ def locate(model: str) -> Path:
     try:
         return Path(snapshot_download(model, **patterns))
     except (OSError, ValueError, HFValidationError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        reason = (str(error) or type(error).__name__).splitlines()[0].removeprefix("Got: ")
         raise ModelError(
             f"expected a model folder or a hub id, got neither: {reason}",
             where=model,

@@ -161,6 +161,8 @@ def read_peft_config(folder: Path) -> PeftConfig:
         ModelError: It is missing or malformed, or asks for more than LoRA of linear modules.
     """
     path = folder / CONFIG
+    if folder.exists() and not folder.is_dir():
+        raise ModelError("expected an adapter folder, got a file", where=str(folder))
     raw = read_object(path, ModelError)
     if raw is None:
         raise ModelError(f"expected an adapter folder with {CONFIG}, got none", where=str(folder))

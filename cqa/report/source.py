@@ -116,10 +116,12 @@ def read_source(folder: Path, run: Path | None = None) -> Source:
     """
     for name in (SCORES, ITEMS, META):
         if not (folder / name).is_file():
+            got = "one without" if folder.is_dir() else "a file" if folder.exists() else "none"
+            hint = "cqa-fast score writes it; a stopped run is finished by the same command"
+            if (folder / RUN).is_file():
+                got, hint = "a training run", "score it; --run names it beside its scores"
             raise DataError(
-                f"expected a folder of scores with {name}, got one without",
-                where=str(folder),
-                hint="cqa-fast score writes it; a stopped run is finished by the same command",
+                f"expected a folder of scores with {name}, got {got}", where=str(folder), hint=hint
             )
     family = read_family(folder)
     settings = ScoreSettings.from_json(family.meta.settings, f"{folder / META}: settings")

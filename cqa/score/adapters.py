@@ -9,7 +9,7 @@ from pathlib import Path
 
 from cqa.errors import ModelError
 from cqa.model.adapter import adapter_folder
-from cqa.model.adapter_files import adapter_digest
+from cqa.model.adapter_files import adapter_digest, is_adapter
 from cqa.model.lora import Adapter
 from cqa.run_folder import epoch_folders
 from cqa.score.config import ScoreConfig
@@ -78,7 +78,11 @@ def _own_name(path: Path, others: list[Path]) -> str:
 def _epoch_folders(run: Path, epochs: tuple[int, ...]) -> list[Path]:
     held = epoch_folders(run)
     if not held:
-        raise ModelError("expected a training run with epoch folders, got none", where=str(run))
+        raise ModelError(
+            f"expected a training run with epoch folders, got {_instead(run)}",
+            where=str(run),
+            hint="--adapter takes it" if is_adapter(run) else "cqa-fast train writes one",
+        )
     for epoch, (first, *more) in held.items():
         if more:
             raise ModelError(
@@ -89,6 +93,15 @@ def _epoch_folders(run: Path, epochs: tuple[int, ...]) -> list[Path]:
             names = ", ".join(map(str, held))
             raise ModelError(f"expected epoch {epoch}, got epochs {names}", where=str(run))
     return [held[epoch][0] for epoch in epochs or held]
+
+
+def _instead(run: Path) -> str:
+    """Say what stands in the place of a training run."""
+    if is_adapter(run):
+        return "an adapter"
+    if not run.exists():
+        return "no such folder"
+    return "a folder without" if run.is_dir() else "a file"
 
 
 def host_bytes(adapter: Adapter) -> int:

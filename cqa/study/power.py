@@ -81,7 +81,8 @@ def plan_power(
     sd = config.sd if pilot is None or config.sd is not None else pilot.sd
     if effect is None or sd is None:
         raise ConfigError(
-            "expected --effect and --sd, or a folder of a pilot's scores, got neither"
+            "expected --effect and --sd, or a folder of a pilot's scores, got neither",
+            hint="cqa-fast power --help shows both ways",
         )
     if effect <= 0:
         raise ConfigError(

@@ -311,7 +311,7 @@ REFUSED = {
     "score-twice": (2, [*SCORE, "--run", "{out}", "--epochs", "1,1"], "expected each epoch once"),
     "score-no-pairs": (3, [*SCORE, "--pairs", "{absent}"], "{absent}: expected a readable"),
     "score-bad-line": (3, [*SCORE, "--pairs", "{torn}"], "{torn}:2: expected one JSON object"),
-    "score-kind": (3, [*SCORE, "--continuations", "{pairs}"], "hint: give pair files with --pairs"),
+    "score-kind": (3, [*SCORE, "--continuations", "{pairs}"], "hint: give it to score --pairs"),
     "score-same": (3, [*SCORE, "--pairs", "{pairs}"], "`a` again\nhint: first seen at {pairs}:1"),
     "score-adapter": (4, [*SCORE, "--adapter", "{absent}"], "{absent}: expected an adapter folder"),
     "score-run": (4, [*SCORE, "--run", "{absent}"], "{absent}: expected a training run"),
@@ -333,10 +333,31 @@ REFUSED = {
     ),
     "score-cutoff": (2, [*SCORE, "--cutoff", "soon"], "expected cutoff to be a date such as 2024-"),
     "score-margin": (2, [*SCORE, "--margin", "0"], "expected margin to be positive and finite"),
+    "score-run-is-file": (4, [*SCORE, "--run", "{samples}"], "epoch folders, got a file"),
+    "score-adapter-is-file": (
+        4, [*SCORE, "--adapter", "{samples}"], "expected an adapter folder, got a file",
+    ),
+    "report-file": (3, ["report", "{samples}", "--out", "{out}"], "with scores.jsonl, got a file"),
+    "report-two": (2, ["report", "a", "b", "--out", "{out}"], "expected no more arguments, got: b"),
     "report-no-out": (2, ["report", "{out}"], "--out, got none"),
     "report-nothing": (3, ["report", "{absent}", "--out", "{out}"], "{absent}: expected a folder"),
     "demo-file": (6, ["demo", "--out", "{samples}/x"], "{samples}/x"),
 }  # fmt: skip
+
+
+def test_folder_of_another_kind_is_told_where_it_belongs(pairs, tmp_path):
+    run = tmp_path / "run"
+    for name in ("epoch-01", "epoch-02"):
+        (run / name).mkdir(parents=True)
+        for file in ("adapter_config.json", "adapter_model.safetensors"):
+            (run / name / file).write_text("{}")
+    (run / "run.json").write_text("{}")
+    score = ["score", "--model", MODEL, "--pairs", pairs, "--out", tmp_path / "out"]
+    assert_one_error(invoke(*score, "--adapter", run), 4, "hint: name one of them; score --run")
+    refused = invoke(*score, "--run", run / "epoch-01")
+    assert_one_error(refused, 4, "epoch folders, got an adapter", "hint: --adapter takes it")
+    refused = invoke("report", run, "--out", tmp_path / "out")
+    assert_one_error(refused, 3, "got a training run", "hint: score it; --run names it")
 
 
 @pytest.mark.parametrize(("code", "args", "part"), REFUSED.values(), ids=REFUSED)

@@ -168,7 +168,7 @@ def test_adapter_named_base_is_told_apart_from_the_base(data, run, tmp_path):
         ({"epochs": (2, 7)}, "expected epoch 7, got epochs 1, 2"),
         ({"adapter": ("epoch-01",)}, "expected each adapter once"),
         ({"adapter": ("epoch-09",)}, r"expected an adapter folder with adapter_config\.json"),
-        ({"run": "epoch-01"}, "expected a training run with epoch folders, got none"),
+        ({"run": "epoch-01"}, "expected a training run with epoch folders, got an adapter"),
     ],
     ids=["missing-epoch", "twice", "missing-folder", "no-run"],
 )
