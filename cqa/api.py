@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import pandas
 
     from cqa.model.load import Device, Dtype
-    from cqa.score.resident import Model
+    from cqa.score.resident import EngineName, Model
     from cqa.score.run import ScoreResult
     from cqa.train.loop import TrainResult
 
@@ -28,6 +28,7 @@ def load(
     null_token: str | None = None,
     template: str = "plain",
     allow_special: bool = False,
+    engine: EngineName = "cqa",
 ) -> Model:
     """Load a base model and, if one is named, an adapter.
 
@@ -39,6 +40,7 @@ def load(
         null_token: Token that stands for no context; None is BOS, else <|endoftext|>, else EOS.
         template: plain, chat (the tokenizer's template) or a Jinja file.
         allow_special: Take control tokens that are written in a text as such.
+        engine: cqa, or transformers for architectures that cqa lacks; see `score --engine`.
 
     Raises:
         ModelError: Model, tokenizer and adapter do not fit together, or are not supported.
@@ -54,6 +56,7 @@ def load(
         null_token=null_token,
         template=template,
         allow_special=allow_special,
+        engine=engine,
     )
 
 

@@ -17,7 +17,9 @@ NAMED = 3  # adapters that a caveat names
 
 def design_caveats(focus: Focus) -> Iterator[str]:
     """Yield warnings in the order in which they matter."""
-    for check in (_shrinkage, _copies, _template, _started, _groups, _languages, _seeds):
+    for check in (
+        _shrinkage, _copies, _template, _started, _groups, _languages, _seeds, _engine,
+    ):  # fmt: skip
         yield from check(focus)
 
 
@@ -35,6 +37,15 @@ def _shrinkage(focus: Focus) -> Iterator[str]:
                 f"{show(ddi, 'signed')} nats. The rest is {show(found.rest_nats, 'signed')} "
                 f"{show(found.rest_ci95_nats, 'interval')}."
             )
+
+
+def _engine(focus: Focus) -> Iterator[str]:
+    base = focus.source.meta.models[0]
+    if not base.batch_invariant:
+        yield (
+            f"Scored by {base.backend}, not by this package's decoder: another batch, machine or "
+            f"release may change the last digits of a score."
+        )
 
 
 def _copies(focus: Focus) -> Iterator[str]:

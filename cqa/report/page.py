@@ -247,6 +247,7 @@ def provenance(focus: Focus) -> list[tuple[str, str]]:
         ("choice of an adapter", "smallest one-sided signed-rank p, then largest d_z"),
         ("code of the scorer, sha256", base.code),
         ("items, sha256", meta.items_digest),
+        ("engine", base.engine),
         ("ops", base.backend),
     ]
     if (conversion := meta.conversion) is not None:

@@ -129,6 +129,12 @@ class ScoreConfig(AnalysisConfig):
         4096,
         group="Memory and device",
     )
+    engine: Literal["cqa", "transformers"] = option(
+        "What computes: cqa, or transformers for architectures that cqa lacks (adapters through "
+        "PEFT, one text at a time, not bit-identical for every --batch-tokens).",
+        "cqa",
+        group="Memory and device",
+    )
     device: Literal["auto", "cpu", "cuda"] = option(
         "Where to compute; auto is CUDA if a GPU is there.", "auto", group="Memory and device"
     )

@@ -72,6 +72,9 @@ class Engine(Protocol):
             ResourceError: There is not enough memory.
         """
 
+    def make_room(self, adapter: AdapterFolder) -> None:
+        """Make room for an adapter that was not known before the base was loaded."""
+
     def use(self, adapter: AdapterFolder | None) -> None:
         """Score with an adapter from here on, or with the base.
 

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from cqa.data.items import Item, parse_continuation, parse_pair
 from cqa.data.tokenizer import Tokenizer
-from cqa.errors import DataError, NumericsError
+from cqa.errors import ConfigError, DataError, NumericsError
 from cqa.kernels.matmul import keep_sums_whole
 from cqa.model.adapter_files import adapter_digest
 from cqa.model.checkpoint import locate
@@ -26,9 +26,11 @@ from cqa.schema.rows import ItemRow
 from cqa.score.adapters import AdapterFolder, named_adapters
 from cqa.score.decoder_engine import DecoderEngine
 from cqa.score.effect import check_has_effect
+from cqa.score.engine import Engine
 from cqa.score.prefix_batch import EncodedItem, PrefixBatch, encode_item
 from cqa.score.run import scored_model, shared_identity
 from cqa.score.scorer import score_rows
+from cqa.score.transformers_engine import TransformersEngine
 
 Items = Iterable[Item | Mapping[str, Any] | tuple[str, str, str]]
 HINT = "--dtype bf16, a shorter text, or a device with more memory"
@@ -41,6 +43,7 @@ class Current(Enum):
 
 
 CURRENT = Current.CURRENT
+EngineName = Literal["cqa", "transformers"]
 AdapterChoice = str | Path | None | Literal[Current.CURRENT]
 
 
@@ -72,12 +75,17 @@ class Model:
         null_token: str | None = None,
         template: str = "plain",
         allow_special: bool = False,
+        engine: EngineName = "cqa",
     ) -> None:
         """Load a base, and attach an adapter where one is named; see `cqa.load`."""
         keep_sums_whole()
         folder = locate(str(model))
         found = [] if adapter is None else [_one(Path(adapter))]
-        self._engine = DecoderEngine(folder, found, device=device, dtype=dtype)
+        self._engine: Engine = (
+            TransformersEngine(folder, device=device, dtype=dtype)
+            if engine == "transformers"
+            else DecoderEngine(folder, found, device=device, dtype=dtype)
+        )
         self.max_positions = self._engine.max_positions
         self.tokenizer = Tokenizer(
             folder, null_token=null_token, template=template, allow_special=allow_special
@@ -91,7 +99,13 @@ class Model:
 
     @property
     def decoder(self) -> Decoder:
-        """The decoder, with the adapter of the last call in its weights."""
+        """Our decoder, with the adapter of the last call in its weights.
+
+        Raises:
+            ConfigError: Another engine computes.
+        """
+        if not isinstance(self._engine, DecoderEngine):
+            raise ConfigError("expected engine cqa, got another, which has no decoder of ours")
         return self._engine.base.decoder
 
     @property

@@ -41,10 +41,10 @@ from cqa.score.adapters import (
     host_bytes,
 )
 from cqa.score.config import ScoreConfig
-from cqa.score.decoder_engine import DecoderEngine
 from cqa.score.effect import check_has_effect
 from cqa.score.encoded import Items
 from cqa.score.engine import Engine, EngineIdentity
+from cqa.score.engines import make_engine
 from cqa.score.plan import kept_plan
 from cqa.score.results import ItemsHeld, Results
 from cqa.score.same_base import check_same_base
@@ -56,7 +56,7 @@ from cqa.stats.summary import Scores, summarise
 
 CODE = (
     "data/items.py", "score/prefix_batch.py", "score/scorer.py", "score/engine.py",
-    "score/decoder_engine.py", "stats/information.py",
+    "score/decoder_engine.py", "score/transformers_engine.py", "stats/information.py",
 )  # fmt: skip
 
 
@@ -106,7 +106,7 @@ def score(
         kept_plan(config.plan)  # a file that is no plan ends the run before anything is done
     folder, adapters = locate(config.model), find_adapters(config)
     _note_missing_epochs(config, on_event)
-    engine = DecoderEngine(folder, adapters, device=config.device, dtype=config.dtype, base=base)
+    engine = make_engine(config, folder, adapters, base)
     items, n_items = _checked_items(config, folder, engine)
     keep_sums_whole()
     with memory_reported("the model", "--dtype bf16, or a device with more memory"):
