@@ -123,6 +123,7 @@ class ScoredWith(Record):
     model: str | None = None
     tokenizer: str | None = None
     template: str | None = None
+    engine: str = "cqa"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

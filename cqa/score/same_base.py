@@ -1,4 +1,4 @@
-"""A folder of scores is of one base with one tokenizer and template; another one has its own."""
+"""A folder of scores is of one base with one tokenizer, template and engine; another one has its own."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ from cqa.files import inside, read_json
 from cqa.schema.meta import KnownModels, ScoredModel, ScoredWith
 from cqa.score_folder import META
 
-NAMES = {"model": "base model", "tokenizer": "tokenizer", "template": "--template"}
+NAMES = {
+    "model": "base model", "tokenizer": "tokenizer", "template": "--template", "engine": "--engine",
+}  # fmt: skip
 
 
 def check_same_base(out: Path, base: ScoredModel) -> None:
-    """Refuse to score into a folder that holds the scores of another base, tokenizer or template.
+    """Refuse to score into a folder of another base, tokenizer, template or engine.
 
     meta.json and summary.json are of one of them, and would be replaced.
 
