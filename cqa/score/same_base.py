@@ -1,4 +1,4 @@
-"""A folder of scores is of one base with one tokenizer, template and engine; another one has its own."""
+"""A folder of scores is of one base with one tokenizer, template and engine, or is refused."""
 
 from __future__ import annotations
 
