@@ -10,8 +10,9 @@ LIMIT_BYTES = 600 * 10**6
 SCRIPT = """
 import json, random
 import torch
+from cqa.bench.shapes import hf_config
 from cqa.layout import Tree, pack_trees
-from cqa.model.config import DecoderConfig
+from cqa.model.config import parse_config
 from cqa.model.decoder import Decoder
 from cqa.kernels.token_logprobs import token_stats
 
@@ -20,16 +21,13 @@ def resident(key):
         return next(int(line.split()[1]) * 1024 for line in file if line.startswith(key))
 
 torch.set_num_threads(2)
-config = DecoderConfig(
-    "qwen2", 24, 896, 4864, 14, 2, 64, 151936, 32768, 1e-6, True, True, False, False, False,
-    (None,) * 24, {"rope_type": "default", "rope_theta": 1e6},
-)
+config = parse_config(hf_config("qwen2.5-0.5b"), "the half-billion shape")
 decoder = Decoder(config, rank_columns={}, dtype=torch.float32, device=torch.device("cpu"))
 for tensor in (decoder.table, decoder.norm):
     tensor.uniform_(-0.02, 0.02)
 for layer in decoder.layers:
-    layer.input_norm.fill_(1)
-    layer.post_norm.fill_(1)
+    for norm in layer.norms:
+        norm.fill_(1)
     for projection in layer.projections:
         projection.weight.uniform_(-0.02, 0.02)
 with torch.no_grad():
