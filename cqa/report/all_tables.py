@@ -5,15 +5,14 @@ from __future__ import annotations
 from cqa.report.focus import ADAPTER, DOMAIN, GROUP, STRATUM, Focus, N
 from cqa.report.pair_tables import (
     accuracy,
-    domains,
     equivalence,
     interaction,
     more_tests,
     parts,
-    strata,
     table_1,
     variants,
 )
+from cqa.report.part_tables import domains, languages, strata
 from cqa.report.robustness import contamination_table, specifications
 from cqa.report.run_tables import choice, over_seeds, shrinkage
 from cqa.report.tables import Column, Placed, Table, tabulate
@@ -51,6 +50,7 @@ def all_tables(focus: Focus) -> list[Table]:
         contamination_table(focus),
         accuracy(focus),
         domains(focus),
+        languages(focus),
         table_2(focus),
         strata(focus),
         _strata_texts(focus),

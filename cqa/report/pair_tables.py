@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable
 
-from cqa.report.focus import ADAPTER, DOMAIN, GROUP, STRATUM, Focus, N
+from cqa.report.focus import ADAPTER, GROUP, Focus, N
 from cqa.report.tables import Column, Placed, Table, tabulate
 from cqa.schema.comparison import Accuracy, Change, Comparison, VariantChange
 from cqa.schema.result import Interval
 from cqa.schema.verdict import FamilyChange, Interaction
 from cqa.stats.items import VARIANTS
-from cqa.stats.text_tests import holm
 
 Pairs = Column[Placed[Comparison]]
 Parts = Column[Placed[Change]]
@@ -19,9 +17,11 @@ DI_BASE: Parts = Column(
     "mean_delta_i_base_nats", "dI base, nats", lambda r: r.result.delta_i_nats.before, "number"
 )
 DDI: Parts = Column("mean_ddi_nats", "ddI, nats", lambda r: r.result.delta_i_nats.change)
-CI: Parts = Column("ci95_nats", "95 % CI, nats", lambda r: r.result.delta_i_nats.ci95, "interval")
-W_PLUS: Parts = Column("w_plus", "W+", lambda r: r.result.wilcoxon.w_plus, "w")
-P: Parts = Column("p", "p, one-sided", lambda r: r.result.wilcoxon.p, "p")
+CI: Parts = Column(
+    "ci95_nats", "t CI, nats (paper)", lambda r: r.result.delta_i_nats.ci95, "interval"
+)
+W_PLUS: Parts = Column("w_plus", "W+ (paper)", lambda r: r.result.wilcoxon.w_plus, "w")
+P: Parts = Column("p", "Wilcoxon p (paper)", lambda r: r.result.wilcoxon.p, "p")
 D_Z: Pairs = Column("d_z", "d_z", lambda r: r.result.effect.d_z)
 
 
@@ -62,13 +62,13 @@ def table_1(focus: Focus) -> Table:
         "corrected: the deciding test, over sources and simultaneous over all adapters of the "
         "group, greater. t CI and signed-rank test: as in the paper, of one adapter alone with "
         "items as independent; CI of d_z: noncentral t"
-        + _approximated((row.group, row.result) for row in focus.comparisons())
+        + approximated((row.group, row.result) for row in focus.comparisons())
     )
     title = "Change of conditional mutual information (the paper's Table 1)"
     return tabulate("table_1", title, columns, focus.comparisons(), note)
 
 
-def _approximated(entries: Iterable[tuple[str, Change]]) -> str:
+def approximated(entries: Iterable[tuple[str, Change]]) -> str:
     """Name the parts, each given with its entry, whose p is not exact; nothing where all are."""
     rough = sorted({name for name, entry in entries if entry.wilcoxon.method != "exact"})
     return f". Normal approximation of p: {', '.join(rough)}" if rough else ""
@@ -294,48 +294,3 @@ def accuracy(focus: Focus) -> Table:
     )
     title = "How often the right option is first"
     return tabulate("accuracy", title, columns, rows, note, adapters=focus.shown)
-
-
-def strata(focus: Focus) -> Table:
-    """Return the change before and after the cutoff."""
-    rows = [
-        Placed(entry, group, adapter, stratum)
-        for stratum, part in focus.summary.strata.items()
-        for group, models in part.groups.items()
-        for adapter, entry in models.items()
-    ]
-    columns: tuple[Pairs, ...] = (STRATUM, GROUP, ADAPTER, N, DDI, CI, W_PLUS, P, _holm(rows), D_Z)
-    note = "p, Holm: p corrected for the strata of the row's group and adapter"
-    title = f"Pairs before and after {focus.summary.cutoff}"
-    return tabulate("strata", title, columns, rows, note, adapters=focus.shown)
-
-
-def _holm(rows: Sequence[Placed[Any]]) -> Column[Placed[Any]]:
-    """Return the column of Holm's p over the parts of each group under each adapter."""
-    families: dict[tuple[str, str | None], dict[str | None, float]] = {}
-    for row in rows:
-        if row.part != "all":
-            family = families.setdefault((row.group, row.adapter), {})
-            family[row.part] = row.result.wilcoxon.p
-    found: dict[tuple[str, str | None, str | None], float | None] = {}
-    for (group, adapter), family in families.items():
-        corrected = zip(family, holm(list(family.values())), strict=True)
-        found |= {(group, adapter, part): p for part, p in corrected}
-    return Column("p_holm", "p, Holm", lambda r: found.get((r.group, r.adapter, r.part)), "p")
-
-
-def domains(focus: Focus) -> Table:
-    """Return the change by domain and of all items, for every group of two domains or more."""
-    rows: list[Placed[Change]] = []
-    for row in focus.comparisons():
-        if row.result.domains:
-            parts = [*row.result.domains.items(), ("all", row.result)]
-            rows += [Placed(part, row.group, row.adapter, domain) for domain, part in parts]
-    columns: tuple[Parts, ...] = (GROUP, DOMAIN, ADAPTER, N, DI_BASE, DDI, CI, P, _holm(rows))
-    note = (
-        "CI: t; p: signed-rank test, greater, of one domain alone. p, Holm: corrected for the "
-        "domains of the row's group and adapter, not for the number of adapters; a difference of "
-        "two domains is not tested. Items without a domain are in “all” alone"
-        + _approximated((f"{row.group}, {row.part}", row.result) for row in rows)
-    )
-    return tabulate("domains", "Pairs by domain", columns, rows, note, adapters=focus.shown)

@@ -220,6 +220,7 @@ class Comparison(Change):
     bca95_nats: Interval | None
     by_source: BySource | None  # None where no item names its source
     domains: dict[str, Change]
+    languages: dict[str, Change]  # of a group of several
     signs: Signs = field(metadata=merged())
     accuracy_base: Accuracy
     accuracy: Accuracy

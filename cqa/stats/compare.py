@@ -131,7 +131,8 @@ def compare_items(
         ci95_d_prior_nats=t_interval(d_prior),
         bca95_nats=bca_interval(ddi),
         by_source=_by_source(ddi, sources),
-        domains=_by_domain(before, after, facts.labels("domain", a.rows)),
+        domains=_by_part(before, after, facts.labels("domain", a.rows)),
+        languages=_by_part(before, after, facts.labels("lang", a.rows)),
         signs=_signs(before, after),
         accuracy_base=_accuracy(a),
         accuracy=_accuracy(b),
@@ -174,13 +175,13 @@ def _null2(before: Values, after: Values) -> VariantChange | None:
     return _variant(before, after) if known else None
 
 
-def _by_domain(before: Values, after: Values, domains: Sequence[str | None]) -> dict[str, Change]:
-    """Return the change by domain; nothing where there are not two, for one is the whole group."""
-    names = sorted({domain for domain in domains if domain is not None})
+def _by_part(before: Values, after: Values, labels: Sequence[str | None]) -> dict[str, Change]:
+    """Return the change by domain, or by language; nothing where there are not two of them."""
+    names = sorted({label for label in labels if label is not None})
     if len(names) < 2:
         return {}
     number: dict[str | None, int] = {name: k for k, name in enumerate(names)}
-    numbers = np.array([number.get(domain, -1) for domain in domains])
+    numbers = np.array([number.get(label, -1) for label in labels])
     places = np.argsort(numbers, kind="stable")
     ends = np.searchsorted(numbers[places], np.arange(len(names) + 1))
     parts = {name: places[ends[k] : ends[k + 1]] for k, name in enumerate(names)}

@@ -11,6 +11,7 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 from helpers import ROOT, read_lines, write_lines
 from synthetic import HOSTILE, make_folder, make_items, make_rows, make_run
@@ -21,7 +22,7 @@ from cqa.report.config import ReportConfig
 from cqa.report.figures import FIGURES
 from cqa.report.item_table import scored_items
 from cqa.report.page import markdown_page
-from cqa.report.pair_tables import domains
+from cqa.report.part_tables import domains
 from cqa.report.tables import (
     ABSENT,
     Column,
@@ -35,7 +36,9 @@ from cqa.report.tables import (
 from cqa.report.write import make_report, read_focus, write_report
 from cqa.schema.result import to_json
 from cqa.score_folder import read_rows, with_checksum
+from cqa.stats.clusters import by_source
 from cqa.stats.config import AnalysisConfig
+from cqa.stats.deciding import family_test
 from cqa.stats.summary import Scores, summarise
 
 TABLES = {
@@ -146,6 +149,44 @@ def test_domains_of_pairs_have_the_summarys_numbers_and_the_group_beside_them(ma
         assert (row["ci95_nats_low"], row["ci95_nats_high"]) == (str(low), str(high))
 
 
+def test_parts_are_tested_as_groups_are(scored, tmp_path):
+    focus = read_focus(scored, ReportConfig(out=tmp_path))
+    table = {tuple(line.cells[:3]): line.cells for line in domains(focus).lines}
+    scores, name = focus.source.scores, focus.highlighted
+    models = scores.items["literary"]
+    of_item = scores.facts.labels("domain", models[None].rows)
+    kept = np.array([domain == "city" for domain in of_item])
+    sources = [
+        s
+        for s, k in zip(scores.facts.labels("source_id", models[None].rows), kept, strict=True)
+        if k
+    ]
+    moved = {
+        a: (m.column("delta_i_nats") - models[None].column("delta_i_nats"))[kept]
+        for a, m in models.items()
+        if a is not None
+    }
+    right = family_test(by_source(moved, sources)).changes[name]
+    assert table["literary", "city", name][6] == right.ci95
+    assert table["literary", "city", name][7] == right.p_greater_corrected
+    whole = focus.family.changes[name]
+    assert table["literary", "all", name][6:8] == (whole.ci95_nats, whole.p_corrected)
+
+
+def test_languages_of_a_group_are_parts_of_it(tmp_path):
+    items = [i for i in make_items(6) if i["group"] == "literary" and i["kind"] == "pair"]
+    for k, item in enumerate(items):
+        item["lang"] = ["zh", "en"][k % 2]
+    scored = make_folder(tmp_path / "scores", items=items, adapters=[None, "epoch-05"])
+    report = make_report(scored, ReportConfig(out=tmp_path))
+    lines = [line.cells[:4] for line in report.by_name["languages"].lines]
+    assert lines == [
+        ("literary", "en", "epoch-05", 3), ("literary", "zh", "epoch-05", 3),
+        ("literary", "all", "epoch-05", 6),
+    ]  # fmt: skip
+    assert "By language" in markdown_page(report)
+
+
 def test_page_and_markdown_hold_the_shown_adapters_domains_and_what_they_are_not(made, summary):
     text = (made / "report.md").read_text(encoding="utf-8")
     section = text[text.index("## By domain") : text.index("## Before and after the cutoff")]
@@ -154,7 +195,7 @@ def test_page_and_markdown_hold_the_shown_adapters_domains_and_what_they_are_not
     assert [row[1] for row in cells] == ["city", "moor", r"sea &amp; \<i\>shore\</i\>", "all"]
     assert {row[2] for row in cells} == {summary["selection"]["literary"]["chosen"]}
     assert [row[6] == ABSENT for row in cells] == [False, True, False, False]
-    said = "p, Holm: corrected for the domains of the row"
+    said = "p, Holm: corrected also for the domains of the group"
     page = "".join(Page(made / "report.html").texts)
     assert all(said in t for t in (section, page, (made / "tables/domains.tex").read_text()))
 
