@@ -162,4 +162,4 @@ def report(scores: str | Path, **settings: Any) -> list[Path]:
     from cqa.report.config import ReportConfig
     from cqa.report.write import write_report
 
-    return write_report(Path(scores), read_keywords(ReportConfig, settings))
+    return write_report(Path(scores), read_keywords(ReportConfig, settings)).files

@@ -218,9 +218,14 @@ def report(config: ReportConfig, scores: Path, as_json: bool) -> None:
       cqa-fast report scores --run run --out report
     """
     from cqa.report.write import write_report
+    from cqa.schema.result import to_json
 
     written = write_report(scores, config)
-    say_json({"files": list(map(str, written))}) if as_json else say(str(written[0]))
+    if as_json:
+        files = list(map(str, written.files))
+        say_json({"files": files, "verdict": to_json(written.verdict)})
+    else:
+        say(str(written.files[0]))
 
 
 @main.command("lm-eval")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from cqa.config import input_paths
@@ -20,12 +21,21 @@ from cqa.report.page import Report, html_page, markdown_page
 from cqa.report.source import read_source
 from cqa.report.tables import to_csv, to_latex
 from cqa.report.verdict import make_page
+from cqa.schema.verdict import Verdict
 from cqa.stats.config import AnalysisConfig
 from cqa.stats.summary import summarise
 
 
-def write_report(scores: Path, config: ReportConfig) -> list[Path]:
-    """Write report.html, report.md, tables/ and figures/; return the paths, the page first.
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What a report consists of, and what it says."""
+
+    files: list[Path]  # the page first
+    verdict: Verdict  # with what was told to the report, which scoring may not have known
+
+
+def write_report(scores: Path, config: ReportConfig) -> Written:
+    """Write report.html, report.md, tables/ and figures/.
 
     Args:
         scores: A folder that `cqa-fast score` wrote.
@@ -51,7 +61,8 @@ def write_report(scores: Path, config: ReportConfig) -> list[Path]:
         files[f"figures/{name}.svg"] = drawing.svg
         files[f"figures/{name}.png"] = drawing.png
     with filled(config.out, "report"):
-        return [_write(config.out / name, content) for name, content in files.items()]
+        written = [_write(config.out / name, content) for name, content in files.items()]
+    return Written(written, report.focus.summary.verdict)
 
 
 def make_report(scores: Path, config: ReportConfig) -> Report:

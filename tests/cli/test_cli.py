@@ -554,7 +554,10 @@ def test_report_prints_the_page_or_all_files_and_needs_no_model(pairs, tmp_path)
     result = invoke("report", scores, "--out", out)
     assert result.exit_code == 0, result.stderr
     assert result.stdout == f"{out / 'report.html'}\n"
-    files = json.loads(invoke("report", scores, "--out", out, "--json").stdout)["files"]
+    printed = json.loads(invoke("report", scores, "--out", out, "--json").stdout)
+    files, verdict = printed["files"], printed["verdict"]
+    assert verdict == json.loads((scores / "summary.json").read_text())["verdict"]
+    assert verdict["headline"].startswith("Only the base model was scored")
     assert files[:2] == [str(out / "report.html"), str(out / "report.md")]
     assert all(Path(file).is_file() for file in files)
 

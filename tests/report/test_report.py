@@ -50,7 +50,7 @@ TABLES = {
 
 
 def report_on(folder: Path, out: Path, **settings) -> list[Path]:
-    return write_report(folder, ReportConfig(out=out, **settings))
+    return write_report(folder, ReportConfig(out=out, **settings)).files
 
 
 @pytest.fixture(scope="module")
