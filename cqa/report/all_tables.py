@@ -85,7 +85,8 @@ def _entropy(focus: Focus) -> Table:
         Column("ci95", "95 % CI", lambda r: r.result.ci95, "fine_interval"),
     )
     title = "Entropy before and after"
-    return tabulate("entropy", title, columns, rows, adapters=focus.shown)
+    note = "CI: t, items as independent; the verdict on H(X|Y) is by the deciding test"
+    return tabulate("entropy", title, columns, rows, note, adapters=focus.shown)
 
 
 def table_2(focus: Focus) -> Table:

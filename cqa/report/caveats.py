@@ -48,7 +48,8 @@ def _choice(focus: Focus) -> Iterator[str]:
         f"{show(share, 'share')} of cases"
         + (
             f"; chosen on the other sources each time, the change is "
-            f"{show(fitted.mean_ddi_nats, 'signed')} nats {show(fitted.ci95_nats, 'interval')}"
+            f"{show(fitted.mean_ddi_nats, 'signed')} nats {show(fitted.ci95_nats, 'interval')} "
+            f"(approximate)"
             if fitted
             else ""
         )

@@ -125,8 +125,9 @@ def more_tests(focus: Focus) -> Table:
     )
     note = (
         "All p are one-sided (greater). By source: whole sources are resampled, or averaged; an "
-        "item without source_id is a cluster of its own. rho with length: Spearman's, of ddI "
-        "against how many tokens longer the right option is"
+        "item without source_id is a cluster of its own. BCa, t and d_z take items as independent; "
+        "by source, BCa is approximate with few or unequal sources. rho with length: Spearman's of "
+        "ddI against how many tokens longer the right option is"
     )
     title = "Other tests and effect sizes"
     rows = focus.comparisons()
@@ -231,7 +232,10 @@ def parts(focus: Focus) -> Table:
             "ci95_d_prior_nats", "95 % CI, nats", lambda r: r.result.ci95_d_prior_nats, "interval"
         ),
     )
-    note = "ddI = d_cond − d_prior: the change after the context minus the change after ∅"
+    note = (
+        "ddI = d_cond − d_prior: the change after the context minus the change after ∅. CI: t, "
+        "items as independent"
+    )
     title, rows = "Conditional and prior part", focus.comparisons()
     return tabulate("parts", title, columns, rows, note, adapters=focus.shown)
 
@@ -265,7 +269,10 @@ def variants(focus: Focus) -> Table:
         Column("p", "p, one-sided", lambda r: r.result.p if r.result else None, "p"),
         Column("d_z", "d_z", lambda r: r.result.d_z if r.result else None),
     )
-    note = "The same items read in other ways; a finding that holds in one reading only is weak"
+    note = (
+        "The same items read in other ways; a finding that holds in one reading only is weak. CI: "
+        "t, items as independent"
+    )
     title = "Other readings of dI"
     return tabulate("readings", title, columns, rows, note, adapters=focus.shown)
 

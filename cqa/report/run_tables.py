@@ -28,7 +28,7 @@ def shrinkage(focus: Focus) -> Table:
     note = (
         "Least squares over items, errors over sources. By shrinkage: (slope − 1) times the "
         "base's dI, which is above 0 wherever dI was below and is drawn towards 0; the rest is "
-        "what an item with dI = 0 gains"
+        "what an item with dI = 0 gains. Intervals are approximate with few or unequal sources"
     )
     rows = [
         Placed(row.result.shrinkage, row.group, row.adapter)
@@ -102,7 +102,8 @@ def choice(focus: Focus) -> Table:
     note = (
         "Chosen again: share of samples of the sources, drawn anew, that make the same choice. "
         "Cross-fitted: each item under the adapter that the other sources chose, so that no item "
-        "has a say in its own"
+        "has a say in its own; its interval is approximate (about 90 % where no adapter is better) "
+        "and so is its p"
     )
     rows = [Placed(found, group) for group, found in focus.summary.selection.items()]
     return tabulate("choice", "The choice of an adapter", columns, rows, note)
