@@ -411,7 +411,7 @@ def page(rows: dict[str, dict[Design, tuple[dict[str, float], int]]], runs: int,
     sections = [f"## {part.title}\n\n{table(part, rows[part.title])}" for part in parts()]
     return (
         f"# Calibration\n\nWritten by `make calibrate`: {runs} draws of each kind of data, seeds 0 "
-        f"to {runs - 1}; where a figure misses its mark the data are drawn anew {again} times, with "
+        f"to {runs - 1}; where a figure misses its mark they are drawn anew {again} times, with "
         f"seeds {runs} to {runs + again - 1}, and only these figures stand. The Monte Carlo error "
         f"of 5 % is {errors[0]:.1f} points in {runs} draws, {errors[1]:.1f} in {again}. Figures "
         f"beyond their mark are bold. What each means: statistics.md.{left}\n\n"
