@@ -117,13 +117,16 @@ def adapter(folder, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def models(folder, adapter) -> dict[str, tuple[CqaLM, HFLM]]:
-    """Ours and lm-eval's, by what they are: the base, or with the adapter."""
+    """Ours and lm-eval's, by what they are: the base, or with the adapter.
+
+    Lm-eval's is in fp64: in fp32 its own sums over thousands of tokens are off by up to 1e-3.
+    """
     return {
         name: (
             CqaLM(folder, path, device="cpu", batch_tokens=300),
             HFLM(
                 pretrained=str(folder), peft=str(path) if path else None, device="cpu",
-                batch_size=4, dtype="float32",
+                batch_size=4, dtype="float64",
             ),
         )
         for name, path in (("base", None), ("adapter", adapter))
@@ -150,13 +153,13 @@ def test_tasks_give_what_the_other_backend_gives(models, tasks, name):
         mine, other = ours["results"][task], theirs["results"][task]
         for metric in (m for m in other if m.startswith(("acc", "word", "bits"))):
             if isinstance(other[metric], float):
-                close = pytest.approx(other[metric], rel=1e-4)
+                close = pytest.approx(other[metric], rel=1e-6)
                 assert mine[metric] == (close if "rolling" in task else other[metric]), metric
         n_compared = 0
         for a, b in zip(ours["samples"][task], theirs["samples"][task], strict=True):
             flat = zip(numbers(a["resps"]), numbers(b["resps"]), strict=True)
             for x, y in flat:
-                assert x == pytest.approx(y, abs=1e-4 if "rolling" not in task else 1e-3)
+                assert x == pytest.approx(y, abs=1e-4)
                 n_compared += 1
         assert n_compared >= len(ours["samples"][task])
     assert len({sample["doc_id"] for sample in ours["samples"]["local_arc"]}) == len(QUESTIONS)
@@ -203,9 +206,8 @@ def test_requests_of_every_kind_agree_in_their_order(models, name):
     texts = requests(("She waited by the door.",), (long,), ("A",), (bos + "A lamp",))
     rolling = ours.loglikelihood_rolling(texts, disable_tqdm=True)
     other = theirs.loglikelihood_rolling(texts, disable_tqdm=True)
-    n_tokens = [len(theirs.tok_encode(text)) for (text,) in (r.args for r in texts)]
-    for a, b, n in zip(rolling, other, n_tokens, strict=True):
-        assert a == pytest.approx(b, abs=1e-4 * max(1, n / 100))
+    for a, b in zip(rolling, other, strict=True):
+        assert a == pytest.approx(b, abs=1e-4)
 
 
 def test_greedy_is_what_the_model_would_write(models):
