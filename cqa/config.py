@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from cqa.errors import ConfigError
+from cqa.reading import MERGE, read_bounded, yaml_loader
 
 T = TypeVar("T")
 
@@ -33,6 +34,9 @@ GROUPS = (  # headings of `--help`, in the order in which it shows them
     "Command",
 )
 LONGEST_RANGE = 10_000
+MOST_EPOCHS = 10_000
+MOST_SETTINGS_BYTES = 1 << 20
+MOST_TOKENS = 2**31 - 1  # of one pass: kernels count in 32 bits
 _RANGE = re.compile(r"\s*([0-9]{1,9})\s*-\s*([0-9]{1,9})\s*")
 
 
@@ -44,6 +48,7 @@ def option(
     shown: str | None = None,
     repeat: bool = False,
     ranges: bool = False,
+    path_unless: tuple[str, ...] | None = None,
 ) -> Any:
     """Declare a dataclass field that carries its command-line help; no default means required.
 
@@ -54,9 +59,13 @@ def option(
         shown: What the default amounts to, where the value does not say it.
         repeat: Whether the flag is given once per value (`--adapter A --adapter B`).
         ranges: Whether a list of whole numbers may hold ranges (`1-3,5`).
+        path_unless: Of a text that names a path: the words that do not. None: it names none.
     """
     assert group in GROUPS, group
-    metadata = {"help": help, "group": group, "shown": shown, "repeat": repeat, "ranges": ranges}
+    metadata = {
+        "help": help, "group": group, "shown": shown, "repeat": repeat, "ranges": ranges,
+        "path_unless": path_unless,
+    }  # fmt: skip
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -229,11 +238,11 @@ def read_settings(path: Path) -> dict[str, Any]:
     """Read a YAML file of settings.
 
     Raises:
-        ConfigError: The file is missing, is not YAML, or is not a mapping.
+        ConfigError: The file is missing, special or too large, is not YAML, or is not a mapping.
     """
     import yaml
 
-    class Once(yaml.SafeLoader):
+    class Once(yaml_loader()):  # type: ignore[misc]
         """A safe loader that refuses a key that comes twice."""
 
         def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
@@ -245,10 +254,11 @@ def read_settings(path: Path) -> dict[str, Any]:
                         where=f"{path}:{key.start_mark.line + 1}",
                     )
                 seen.add(key.value)
-            return super().construct_mapping(node, deep)
+            settings: dict[Any, Any] = super().construct_mapping(node, deep)
+            return settings
 
     try:
-        settings = Once(path.read_bytes()).get_single_data()
+        settings = Once(read_bounded(path, ConfigError, MOST_SETTINGS_BYTES)).get_single_data()
     except OSError as error:
         raise ConfigError(
             f"expected a settings file, got: {error.strerror}", where=str(path)
@@ -256,9 +266,8 @@ def read_settings(path: Path) -> dict[str, Any]:
     except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}:{mark.line + 1}" if mark else str(path)
-        raise ConfigError(
-            "expected YAML settings, got text that is not YAML", where=where
-        ) from error
+        got = MERGE if getattr(error, "problem", None) == MERGE else "text that is not YAML"
+        raise ConfigError(f"expected YAML settings, got {got}", where=where) from error
     if settings is None:
         return {}
     if not isinstance(settings, dict):
@@ -292,13 +301,15 @@ def _is_default(config: Any, field: Any) -> bool:
 def input_paths(config: Any) -> list[tuple[str, Path]]:
     """Return what a command reads, as (flag, path): every path of a config that is there but `out`.
 
-    Text counts where it names something on disk, as `model` and `validation` may.
+    Text counts in the settings that may name one, such as `model`; see `option`.
     """
     found = []
     for f in dataclasses.fields(config):
-        value = getattr(config, f.name)
+        value, words = getattr(config, f.name), f.metadata["path_unless"]
         for one in value if isinstance(value, tuple) else (value,):
-            if f.name != "out" and isinstance(one, (str, Path)) and one and os.path.exists(one):
+            named = isinstance(one, str) and words is not None and one not in ("", *words)
+            is_path = isinstance(one, Path) or named
+            if f.name != "out" and is_path and os.path.exists(one):
                 found.append((f"--{key_of(f.name)}", Path(one)))
     return found
 

@@ -35,7 +35,9 @@ _KNOWN: tuple[tuple[Kind, str, tuple[str, ...]], ...] = (
     ("prescreen", "prescreen.json", ("settings", "classes")),
     ("scores", "meta.json", ("settings", "models")),
     ("demo", "run/run.json", ("settings", "model_digest")),
+    ("scale", "runs/n*-seed*-epochs*/run.json", ("settings", "model_digest")),  # not yet done
 )
+_REPORT = ("report.html", "report.md", "tables/scores_long.csv")
 _NEW_FILE_SYSTEM = "lost+found"
 
 
@@ -48,19 +50,25 @@ def check_output(out: Path, kind: Kind, inputs: Iterable[tuple[str, Path]] = ())
         inputs: What the command reads, as `input_paths` returns it.
 
     Raises:
-        ConfigError: It is a file, holds an input, or holds what is not of this kind.
+        ConfigError: It is a file, holds an input or lies in one, or holds what is not of this
+            kind.
         ResourceError: Another process is writing to it.
     """
     if os.path.lexists(out) and not out.is_dir():
         raise ConfigError("expected --out to be a folder, got a file", where=str(out))
-    if not out.exists():
-        return
     for key, path in inputs:
         if _is_within(path, out):
             raise ConfigError(
                 f"expected --out to hold no input, got {key} {path}", where=str(out),
                 hint="name another --out; what is in it may be replaced",
             )  # fmt: skip
+        if _is_within(out, path):
+            raise ConfigError(
+                f"expected --out outside of what is read, got one in {key} {path}", where=str(out),
+                hint="name another --out; what is read is left as it is",
+            )  # fmt: skip
+    if not out.exists():
+        return
     _check_kind(out, kind)
     refuse_held(out)
 
@@ -152,7 +160,10 @@ def _marked_kind(out: Path) -> Kind | None:
 
 
 def _known_kind(out: Path) -> Kind | None:
-    return next((kind for kind, name, keys in _KNOWN if _is_object_with(out / name, keys)), None)
+    for kind, name, keys in _KNOWN:
+        if any(_is_object_with(path, keys) for path in sorted(out.glob(name))):
+            return kind
+    return "report" if all((out / name).is_file() for name in _REPORT) else None
 
 
 def _is_object_with(path: Path, keys: Iterable[str]) -> bool:
@@ -164,6 +175,8 @@ def _is_object_with(path: Path, keys: Iterable[str]) -> bool:
 
 
 def _is_within(path: Path, folder: Path) -> bool:
-    """Whether a path that is there is a folder or lies in it, by whatever name."""
+    """Whether a path, or what it links to, is a folder or lies in it, by whatever name."""
+    link = Path(os.path.realpath(path.absolute().parent), path.name)
     real = Path(os.path.realpath(path))
-    return real.exists() and any(parent.samefile(folder) for parent in (real, *real.parents))
+    places = {real, *real.parents, *link.parents}
+    return folder.is_dir() and any(p.exists() and p.samefile(folder) for p in places)

@@ -12,6 +12,7 @@ from typing import Any
 
 from cqa.errors import CqaError
 
+MERGE = "a merge (`<<`)"
 MOST_BYTES = 256 << 20  # the largest tokenizer.json known has a tenth of that
 
 
@@ -75,3 +76,20 @@ def read_object(
     if not isinstance(value, dict):
         raise error("expected a JSON object, got another value", where=str(path))
     return value
+
+
+def yaml_loader() -> Any:
+    """Return PyYAML's safe loader without merges.
+
+    A few lines of them stand for more keys than memory holds. It raises a `ConstructorError` whose
+    problem is `MERGE`.
+    """
+    import yaml
+
+    class WithoutMerges(yaml.SafeLoader):
+        def flatten_mapping(self, node: yaml.MappingNode) -> None:
+            for key, _ in node.value:
+                if key.tag == "tag:yaml.org,2002:merge":
+                    raise yaml.constructor.ConstructorError(None, None, MERGE, key.start_mark)
+
+    return WithoutMerges

@@ -11,7 +11,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from cqa.config import MOST_EPOCHS
 from cqa.data.jsonl import read_jsonl
+from cqa.errors import DataError
 from cqa.files import read_json
 from cqa.model.adapter_files import is_adapter
 from cqa.schema.record import Record
@@ -58,6 +60,8 @@ def planned_epochs(run: Path) -> range:
         return range(0)
     settings = _Plan.from_json(read_json(path), str(path)).settings
     total = settings.epochs if settings else None
+    if total is not None and not 0 <= total <= MOST_EPOCHS:
+        raise DataError(f"expected up to {MOST_EPOCHS:,} epochs, got {total}", where=str(path))
     return range(1, (total or 0) + 1)
 
 

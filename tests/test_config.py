@@ -1,6 +1,7 @@
 """Settings: which layer wins, how text becomes values, and what is refused by name."""
 
 import json
+import os
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -9,7 +10,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cqa.config import describe, key_of, option, read_settings, resolve, same_option
+from cqa.config import (
+    MOST_SETTINGS_BYTES,
+    describe,
+    key_of,
+    option,
+    read_settings,
+    resolve,
+    same_option,
+)
 from cqa.errors import ConfigError
 from cqa.study.config import ScaleConfig, WatchedTrainConfig
 from cqa.train.config import PRESETS, TrainConfig
@@ -309,3 +318,45 @@ def test_any_value_is_taken_and_described_or_refused_by_name(changes):
         assert any(key.partition("-")[0] in refused.message for key in changes)
     else:
         assert json.loads(json.dumps(describe(config), allow_nan=False)) == describe(config)
+
+
+def test_settings_file_with_merges_is_refused_at_once(tmp_path):
+    path = tmp_path / "bomb.yaml"
+    lines = ["a0: &a0 {k0: 1}"]
+    for i in range(1, 12):
+        merged = ", ".join([f"*a{i - 1}"] * 9)
+        lines.append(f"a{i}: &a{i} {{<<: [{merged}], k{i}: 1}}")
+    path.write_text("\n".join(lines))
+    with pytest.raises(ConfigError, match=r"bomb.yaml:2: .*got a merge"):
+        read_settings(path)
+
+
+@pytest.mark.parametrize("kind", ["a pipe", "a device", "a folder", "more"])
+def test_settings_file_is_a_regular_file_of_a_bounded_size(tmp_path, kind):
+    path = tmp_path / "settings.yaml"
+    if kind == "a pipe":
+        os.mkfifo(path)
+    elif kind == "a device":
+        path.symlink_to("/dev/zero")
+    elif kind == "a folder":
+        path.mkdir()
+    else:
+        path.write_text("#" * (MOST_SETTINGS_BYTES + 1))
+    with pytest.raises(ConfigError, match=f"settings.yaml: expected .*, got {kind}"):
+        read_settings(path)
+
+
+@pytest.mark.parametrize(
+    "name", ["rank", "epochs", "micro-batch", "grad-accum", "pass-tokens", "max-tokens"]
+)
+def test_a_number_that_nothing_can_hold_is_refused_by_the_settings(name):
+    with pytest.raises(ConfigError, match=rf"^expected {name} of at most [\d,]+, got: 10{{30}}$"):
+        resolve(TrainConfig, REQUIRED, {name: "1" + "0" * 30})
+
+
+def test_number_of_seeds_is_bounded_and_the_last_one_is_a_seed():
+    study = {**REQUIRED, "pairs": ["pairs.jsonl"]}
+    with pytest.raises(ConfigError, match=r"^expected seeds from 1 to 1,000"):
+        resolve(ScaleConfig, study, {"seeds": 10**30})
+    with pytest.raises(ConfigError, match=r"^expected every seed below 2"):
+        resolve(ScaleConfig, study, {"seeds": 2, "seed": 2**64 - 1})

@@ -17,7 +17,7 @@ BASE = {
 }  # fmt: skip
 MAY_IMPORT = {
     "errors": {"text"},
-    "config": {"errors"},
+    "config": {"errors", "reading"},
     "files": {"errors", "reading"},
     "reading": {"errors"},
     "identity": {"errors"},
@@ -27,7 +27,7 @@ MAY_IMPORT = {
     "assets": set(),
     "schema": {"errors"},
     "output_folder": {"errors", "files", "reading"},
-    "run_folder": {"errors", "files", "schema", "data", "model"},
+    "run_folder": {"errors", "config", "files", "schema", "data", "model"},
     "score_folder": {"errors", "schema", "data"},
     "family": {"errors", "files", "schema", "data", "score_folder"},
     "data": {"errors", "reading", "schema", "text"},

@@ -202,3 +202,52 @@ def test_an_empty_path_is_not_the_current_folder(tmp_path, command):
     assert done.returncode == 2, done.stderr
     assert "to be a path, got an empty one" in done.stderr
     assert not os.listdir(tmp_path)
+
+
+@pytest.mark.parametrize("way", ["itself", "within", "new and deep", "link", "dots"])
+def test_output_inside_an_input_is_refused_by_whatever_name(tmp_path, way):
+    (tmp_path / "model" / "sub").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "model")
+    out = {
+        "itself": tmp_path / "model",
+        "within": tmp_path / "model" / "sub",
+        "new and deep": tmp_path / "model" / "a" / "b",
+        "link": tmp_path / "link" / "new",
+        "dots": tmp_path / "model" / "sub" / ".." / "new",
+    }[way]
+    with pytest.raises(ConfigError, match=r"expected --out (outside|to hold no input)"):
+        check_output(out, "scores", [("--model", tmp_path / "model")])
+    assert sorted(path.name for path in (tmp_path / "model").iterdir()) == ["sub"]
+    check_output(tmp_path / "model-2", "scores", [("--model", tmp_path / "model")])
+
+
+def test_link_in_the_output_is_an_input_in_it_wherever_it_leads(tmp_path, pairs):
+    out = tmp_path / "out"
+    with filled(out, "prescreen"):
+        (out / "selected.jsonl").symlink_to(pairs)
+    with pytest.raises(ConfigError, match="expected --out to hold no input, got --pairs"):
+        check_output(out, "prescreen", [("--pairs", out / "selected.jsonl")])
+
+
+def test_words_of_settings_are_no_paths_though_folders_are_called_so(tmp_path, pairs, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("chat", "cpu", "fp32", "literary"):
+        (tmp_path / name).mkdir()
+    words = {"template": "chat", "device": "cpu", "dtype": "fp32", "primary": "literary"}
+    config = replace(scoring(pairs, Path("cpu/out")), **words)
+    assert dict(input_paths(config)) == {"--pairs": pairs, "--model": DEMO / "model"}
+
+
+def test_unfinished_scale_study_and_report_of_an_earlier_version_are_known(tmp_path):
+    run = tmp_path / "scale" / "runs" / "n010-seed0-epochs1"
+    run.mkdir(parents=True)
+    (run / "run.json").write_text('{"settings": {}, "model_digest": ""}')
+    check_output(tmp_path / "scale", "scale")
+    report = tmp_path / "report"
+    (report / "tables").mkdir(parents=True)
+    for name in ("report.html", "report.md"):
+        (report / name).write_text("")
+    with pytest.raises(ConfigError, match="expected a new folder or one of a report"):
+        check_output(report, "report")
+    (report / "tables" / "scores_long.csv").write_text("")
+    check_output(report, "report")

@@ -52,6 +52,9 @@ def test_a_run_says_how_many_epochs_it_is_to_have(tmp_path):
     path.write_text('{"settings": {"epochs": "3"}}')
     with pytest.raises(DataError, match=r"run\.json: expected `settings.epochs` to be a whole"):
         planned_epochs(tmp_path)
+    path.write_text('{"settings": {"epochs": 100000000}}')
+    with pytest.raises(DataError, match=r"run\.json: expected up to 10,000 epochs, got 100000000"):
+        planned_epochs(tmp_path)
 
 
 def test_losses_are_means_by_epoch_of_what_the_log_says(tmp_path):

@@ -27,6 +27,7 @@ class BenchConfig:
         "Model to measure instead: a folder, or a hub id.",
         None,
         group="Model and data",
+        path_unless=(),
         shown="random weights in the sizes of --shape",
     )
     levels: tuple[str, ...] = option(

@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 from urllib.parse import unquote
 
 from cqa.errors import DataError
+from cqa.reading import yaml_loader
 
 ENDINGS = (".parquet", ".jsonl", ".ndjson", ".json", ".csv", ".tsv")
 SPLITS = {  # words in the names of files and folders
@@ -124,7 +125,7 @@ class _Dataset:
         text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
         head = re.match(r"\s*---\r?\n(.*?)\r?\n---", text, re.DOTALL)
         try:
-            known = yaml.safe_load(head[1]) if head else None
+            known = yaml.load(head[1], yaml_loader()) if head else None
         except (yaml.YAMLError, ValueError, TypeError, RecursionError):
             known = None
             self._refuse(f"a data card whose head is YAML ({card}), got other text")

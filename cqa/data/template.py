@@ -18,6 +18,7 @@ from jinja2.visitor import NodeTransformer
 
 from cqa.data.jsonl import check_text
 from cqa.errors import ConfigError, DataError
+from cqa.reading import read_bounded
 
 LONGEST_CHARS = 1 << 24  # of a rendered text, or of any text on the way to it
 SECONDS = 10.0  # for one rendering
@@ -243,14 +244,14 @@ def read_template(choice: str, held: Any, tokens: Mapping[str, str]) -> Template
         tokens: See `Template`.
 
     Raises:
-        ConfigError: There is no such file, or it is not Jinja.
+        ConfigError: There is no such file, it is special or too large, or it is not Jinja.
     """
     if choice == "plain":
         return None
     if choice == "chat":
         return Template(str(held), "the tokenizer's chat template", tokens)
     try:
-        source = Path(choice).read_text(encoding="utf-8")
+        source = read_bounded(Path(choice), ConfigError, LONGEST_CHARS).decode("utf-8")
     except (OSError, UnicodeDecodeError, ValueError):
         raise ConfigError(
             f"expected --template plain, chat or a Jinja file, got: {choice[:200]}",

@@ -6,7 +6,7 @@ from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Literal
 
-from cqa.config import option, require, same_option
+from cqa.config import MOST_TOKENS, option, require, same_option
 from cqa.data.tables import parse_columns
 from cqa.stats.config import AnalysisConfig
 
@@ -18,7 +18,9 @@ class ScoreConfig(AnalysisConfig):
     """One scoring run: the base once, then every adapter on the same resident base."""
 
     model: str = option(
-        "Base model: a folder in Hugging Face format, or a hub id.", group="Model and data"
+        "Base model: a folder in Hugging Face format, or a hub id.",
+        group="Model and data",
+        path_unless=(),
     )
     adapter: tuple[Path, ...] = option(
         "PEFT adapter to score beside the base.",
@@ -91,6 +93,7 @@ class ScoreConfig(AnalysisConfig):
         "has messages (of role and content), add_generation_prompt, bos_token and eos_token.",
         "plain",
         group="Text",
+        path_unless=("plain", "chat"),
     )
     allow_special: bool = option(
         "Take control tokens that are written in a text as such; else such texts are refused.",
@@ -148,7 +151,7 @@ class ScoreConfig(AnalysisConfig):
         """Refuse values out of range."""
         super().__post_init__()
         require(bool(self.pairs or self.continuations), "--pairs or --continuations", "neither")
-        require(self.batch_tokens >= 1, "batch-tokens of at least 1", self.batch_tokens)
+        _require_batch(self.batch_tokens)
         require(self.nulls in (1, 2), "nulls of 1 or 2", self.nulls)
         parse_columns(self.columns)
         require(
@@ -232,7 +235,12 @@ class PrescreenConfig:
     def __post_init__(self) -> None:
         """Refuse values out of range."""
         require(bool(self.pairs), "--pairs", "none")
-        require(self.batch_tokens >= 1, "batch-tokens of at least 1", self.batch_tokens)
+        _require_batch(self.batch_tokens)
         require(self.budget is None or self.budget >= 1, "budget of at least 1", self.budget)
         parse_columns(self.columns)
         require(0.5 < self.high <= 1, "high above 0.5, up to 1", self.high)
+
+
+def _require_batch(batch_tokens: int) -> None:
+    expected = f"batch-tokens from 1 to {MOST_TOKENS:,}"
+    require(1 <= batch_tokens <= MOST_TOKENS, expected, batch_tokens)

@@ -30,6 +30,7 @@ class WatchedTrainConfig(TrainConfig):
     )
 
 
+MOST_SEEDS = 1000
 ARMS = ("epoch", "step")
 
 
@@ -72,7 +73,9 @@ class ScaleConfig(TrainConfig):
         sizes = self.sizes
         ascending = bool(sizes) and sizes[0] >= 1 and list(sizes) == sorted(set(sizes))
         require(ascending, "sizes from 1, each larger than the one before", sizes)
-        require(self.seeds >= 1, "seeds of at least 1", self.seeds)
+        require(1 <= self.seeds <= MOST_SEEDS, f"seeds from 1 to {MOST_SEEDS:,}", self.seeds)
+        last = self.seed + self.seeds - 1
+        require(last < 2**64, "every seed below 2^64", last)
         known = bool(self.arms) and set(self.arms) <= set(ARMS)
         require(known, f"arms among {', '.join(ARMS)}", ",".join(self.arms))
         if self.scored_epoch is not None:
@@ -129,6 +132,7 @@ class ValidateConfig:
         "Base model, a folder or a hub id: every text is encoded as train and score would.",
         None,
         group="Model and data",
+        path_unless=(),
         shown="no text is encoded",
     )
     columns: tuple[str, ...] = same_option(ScoreConfig, "columns")

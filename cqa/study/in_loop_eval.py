@@ -17,7 +17,8 @@ from cqa.data.unique import each_once, file_line_id
 from cqa.model.checkpoint import locate
 from cqa.model.config import read_config
 from cqa.model.decoder import Decoder
-from cqa.schema.events import Dev, TrainEvent
+from cqa.run_folder import RUN
+from cqa.schema.events import Dev, Note, TrainEvent
 from cqa.schema.result import to_json
 from cqa.schema.rows import ItemRow
 from cqa.score.decoder_engine import run_prefix_batch
@@ -105,6 +106,8 @@ def train_watched(
     Raises:
         CqaError: Anything that the user can mend; see cqa.errors.
     """
+    if resume and not (config.out / RUN).exists():
+        on_event(Note(text=f"no run in {config.out} yet: a new one begins there"))
     board = TensorBoard(config.out) if config.tensorboard else None
     metric = DevMetric(config, config.dev) if config.dev else None
 

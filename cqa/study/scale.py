@@ -44,6 +44,7 @@ from cqa.train.checkpoint import check_same_model, open_run
 from cqa.train.config import TrainConfig
 from cqa.train.loop import train
 from cqa.train.plan import Plan, make_plan
+from cqa.train.schedule import first_learning_step
 
 Row = dict[str, Any]
 RESULT, CURVE, RUNS = "scale.json", "curve.csv", "runs.csv"
@@ -98,6 +99,7 @@ def scale(
             f"{config.sizes[-1]}",
             where=str(config.data),
         )
+    _check_steps(config)
     items = Items(_scoring(config, ()), plan.tokenizer, plan.shape.max_positions)
     items.check()
     again = command_line(ScaleConfig, "scale", given_settings(config))
@@ -165,6 +167,20 @@ def _replace(path: Path, lines: Iterable[bytes]) -> None:
 
 def _steps(config: ScaleConfig, size: int, epochs: int) -> int:
     return math.ceil(size / config.global_batch_size) * epochs
+
+
+def _check_steps(config: ScaleConfig) -> None:
+    """Refuse a run that would be scored before a step of it has learned."""
+    for cell in (cell for arm in config.arms for cell in _cells(config, arm)):
+        total = _steps(config, cell.size, cell.epochs)
+        first = first_learning_step(total, config.warmup_ratio)
+        if first is None or first > (scored := _steps(config, cell.size, cell.scored_epoch)):
+            n = total if first is None else scored
+            raise ConfigError(
+                f"expected steps that learn in every run, got {counted(n, 'step')} at zero rate "
+                f"with {counted(cell.size, 'sample')}",
+                hint="more --epochs, a smaller --grad-accum, larger --sizes, or --warmup-ratio 0",
+            )
 
 
 def _cells(config: ScaleConfig, arm: str) -> list[Cell]:

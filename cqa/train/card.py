@@ -13,14 +13,17 @@ from pathlib import Path
 from typing import Any
 
 from cqa.data.tokenizer_files import TOKENIZER_FILES
+from cqa.errors import ModelError
 from cqa.escape import for_markdown
 from cqa.model.conversion import read_conversion
+from cqa.reading import read_bounded, yaml_loader
 from cqa.schema.events import Eval
 from cqa.text import counted
 from cqa.train.placebo import PLACEBO_TEXT
 from cqa.train.plan import Plan
 
 CARD = "README.md"
+MOST_CARD_BYTES = 1 << 20
 RECIPE = (  # settings that a reader asks for
     "rank", "alpha", "rslora", "targets", "dropout", "epochs", "micro-batch", "grad-accum", "lr",
     "warmup-ratio", "max-grad-norm", "weight-decay", "neftune-alpha", "loss-on", "seed",
@@ -115,9 +118,9 @@ def _front_matter(path: Path) -> dict[str, Any]:
     import yaml
 
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_bounded(path, ModelError, MOST_CARD_BYTES).decode("utf-8")
         _, head, _ = text.split("---\n", 2) if text.startswith("---\n") else ("", "", "")
-        held = yaml.safe_load(head)
-    except (OSError, ValueError, yaml.YAMLError, RecursionError):
+        held = yaml.load(head, yaml_loader())
+    except (OSError, ValueError, ModelError, yaml.YAMLError, RecursionError):
         return {}
     return held if isinstance(held, dict) else {}

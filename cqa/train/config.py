@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from cqa.config import option, require
+from cqa.config import MOST_EPOCHS, MOST_TOKENS, option, require
 from cqa.data.tables import parse_columns
 
 TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
@@ -32,6 +32,9 @@ PRESETS: dict[str, dict[str, Any]] = {  # recipes; what data is held out is no p
 _PAPER = PRESETS["paper"]
 
 
+MOST = {"epochs": MOST_EPOCHS, "rank": 65_536}
+
+
 def share_of(validation: str) -> float | None:
     """Return the held-out share that a setting names, or None where it names a file."""
     try:
@@ -45,7 +48,9 @@ class TrainConfig:
     """One training run."""
 
     model: str = option(
-        "Base model: a folder in Hugging Face format, or a hub id.", group="Model and data"
+        "Base model: a folder in Hugging Face format, or a hub id.",
+        group="Model and data",
+        path_unless=(),
     )
     data: Path = option(
         "Training samples, JSON Lines or a table: prompt/response, alpaca, sharegpt, messages or "
@@ -63,6 +68,7 @@ class TrainConfig:
         "Held-out share of the samples, or a file of them; 0 holds none out.",
         "0.1",
         group="Model and data",
+        path_unless=(),
     )
     placebo: bool = option(
         "Learn the same prompts with the responses dealt to other prompts: a control beside the "
@@ -78,6 +84,7 @@ class TrainConfig:
         "has messages (of role and content), add_generation_prompt, bos_token and eos_token.",
         "plain",
         group="Text",
+        path_unless=("plain", "chat"),
     )
     allow_special: bool = option(
         "Take control tokens that are written in a text as such; else such texts are refused.",
@@ -167,6 +174,8 @@ class TrainConfig:
         for name in ("epochs", "micro_batch", "grad_accum", "rank", "pass_tokens"):
             value = getattr(self, name)
             require(value >= 1, f"{name.replace('_', '-')} to be at least 1", value)
+            most = MOST.get(name, MOST_TOKENS)
+            require(value <= most, f"{name.replace('_', '-')} of at most {most:,}", value)
         require(0 < self.lr < math.inf, "lr to be positive and finite", self.lr)
         require(0 < self.alpha < math.inf, "alpha to be positive and finite", self.alpha)
         require(0 <= self.warmup_ratio < 1, "warmup-ratio from 0 to below 1", self.warmup_ratio)
@@ -185,6 +194,8 @@ class TrainConfig:
         require(known, f"targets among {','.join(TARGETS)}", ",".join(self.targets))
         if self.max_tokens is not None:
             require(self.max_tokens >= 2, "max-tokens of at least 2", self.max_tokens)
+            expected = f"max-tokens of at most {MOST_TOKENS:,}"
+            require(self.max_tokens <= MOST_TOKENS, expected, self.max_tokens)
         if self.validation_share is not None:
             require(0 <= self.validation_share < 1, "validation from 0 to below 1", self.validation)
 

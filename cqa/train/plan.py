@@ -11,7 +11,7 @@ from cqa.data.hub import data_files
 from cqa.data.samples import EncodedSample, Sample, encode_samples, read_samples
 from cqa.data.spacing import Spacing
 from cqa.data.tokenizer import Tokenizer
-from cqa.errors import DataError
+from cqa.errors import ConfigError, DataError
 from cqa.identity import digest_bytes
 from cqa.kernels.philox import ORDER, SPLIT, permutation, stream_of
 from cqa.model.checkpoint import locate
@@ -20,7 +20,7 @@ from cqa.model.lora import LoraSpec
 from cqa.train.config import TARGETS, TrainConfig
 from cqa.train.examples import Example, examples_of
 from cqa.train.placebo import deal
-from cqa.train.schedule import learning_rate, warmup_steps
+from cqa.train.schedule import first_learning_step, learning_rate, warmup_steps
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +94,7 @@ def make_plan(config: TrainConfig) -> Plan:
 
     Raises:
         DataError: The data is malformed, too long, or too little.
+        ConfigError: No step would learn.
         ModelError: Config or tokenizer cannot be used.
     """
     folder = locate(config.model)
@@ -135,6 +136,12 @@ def make_plan(config: TrainConfig) -> Plan:
     if not train:
         raise DataError(
             "expected at least one sample to train on, got none", where=str(config.data)
+        )
+    n_steps = math.ceil(len(train) / config.global_batch_size) * config.epochs
+    if first_learning_step(n_steps, config.warmup_ratio) is None:
+        raise ConfigError(
+            "expected steps that learn, got one, at the zero rate that a warm-up begins with",
+            hint="more --epochs, a smaller --grad-accum, or --warmup-ratio 0",
         )
     shown = examples_of([*_paired(read, train), *_paired(held, validation)])
     return Plan(

@@ -10,6 +10,12 @@ def warmup_steps(total: int, ratio: float) -> int:
     return math.ceil(total * ratio)
 
 
+def first_learning_step(total: int, ratio: float) -> int | None:
+    """Return the first step whose rate is not zero, None where all are."""
+    rises = warmup_steps(total, ratio) > 0  # a warm-up begins at zero
+    return None if rises and total == 1 else 1 + rises
+
+
 def learning_rate(step: int, total: int, *, peak: float, warmup: int) -> float:
     """Return the learning rate of step 1 … total; the first is 0 where there is a warm-up.
 

@@ -1,12 +1,15 @@
 """The learning rate of every step is that of transformers' cosine schedule with warm-up."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from transformers import get_cosine_schedule_with_warmup
 
-from cqa.train.schedule import learning_rate, warmup_steps
+from cqa.errors import ConfigError
+from cqa.train.loop import train
+from cqa.train.schedule import first_learning_step, learning_rate, warmup_steps
 
 
 def theirs(total: int, warmup: int, peak: float) -> list[float]:
@@ -45,3 +48,18 @@ def test_without_warm_up_the_first_rate_is_the_peak():
 
 def test_the_paper_warms_up_for_57_of_564_steps():
     assert warmup_steps(564, 0.1) == 57
+
+
+@pytest.mark.parametrize("total", [1, 2, 3, 10, 57])
+@pytest.mark.parametrize("ratio", [0.0, 0.01, 0.1, 0.5, 0.99])
+def test_first_step_that_learns_is_that_of_the_rates(total, ratio):
+    rates = ours(total, warmup_steps(total, ratio), 1.0)
+    learning = [step for step, rate in enumerate(rates, start=1) if rate > 0]
+    assert first_learning_step(total, ratio) == (learning[0] if learning else None)
+
+
+def test_run_that_learns_in_no_step_is_refused_before_anything_is_written(config):
+    one_step = replace(config, epochs=1, grad_accum=1000)
+    with pytest.raises(ConfigError, match="expected steps that learn, got one, at the zero rate"):
+        train(one_step)
+    assert not config.out.exists()
