@@ -121,7 +121,7 @@ def d_by_epoch(rows: Sequence[EffectPoint], width: float) -> Figure:
         x = [places[row.adapter] + shift for row in mine]
         look = _look(groups, group)
         _band(ax, x, [(row.d_z, row.low, row.high) for row in mine], look)
-        ax.lines[-1].set_label(f"{_short(group, 40)}, n = {mine[0].n:,}")
+        ax.lines[-1].set_label(f"{_short(group, 40 if width > 5 else 26)}, n = {mine[0].n:,}")
         for place, row in zip(x, mine, strict=True):
             if row.shown and row.d_z is not None:
                 ax.plot(
@@ -135,9 +135,14 @@ def d_by_epoch(rows: Sequence[EffectPoint], width: float) -> Figure:
     return figure
 
 
+LEGEND_MARK, LEGEND_CHARACTER = 0.5, 0.068  # inches of an entry: its mark, and a wide character
+
+
 def _legend_above(figure: Figure, ax: Axes, n: int, width: float) -> None:
-    columns = min(n, 4 if width > 5 else 2)
-    figure.legend(*ax.get_legend_handles_labels(), loc="outside upper left", ncols=columns)
+    handles, labels = ax.get_legend_handles_labels()
+    longest = LEGEND_MARK + LEGEND_CHARACTER * max(map(len, labels), default=0)
+    columns = max(1, min(n, 4 if width > 5 else 2, int(width / longest)))
+    figure.legend(handles, labels, loc="outside upper left", ncols=columns)
 
 
 def parts(rows: Sequence[PartPoint], width: float) -> Figure:
@@ -251,7 +256,7 @@ def overfitting(rows: Sequence[EpochPoint], width: float) -> Figure:
                 x = [row.epoch for row in mine]
                 bounded = [(row.value, row.low, row.high) for row in mine]
                 _band(ax, x, bounded, _look(groups, group))
-                ax.lines[-1].set_label(_short(group, 40))
+                ax.lines[-1].set_label(_short(group, 40 if width > 5 else 26))
         if name in ("mean_ddi", "d_z"):
             _zero(ax)
         ax.set_title(titles[name])

@@ -98,6 +98,7 @@ def scale(
             f"expected sizes up to {len(plan.train)}, the samples there are to train on, got: "
             f"{config.sizes[-1]}",
             where=str(config.data),
+            hint="--sizes names others",
         )
     _check_steps(config)
     items = Items(_scoring(config, ()), plan.tokenizer, plan.shape.max_positions)

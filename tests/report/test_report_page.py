@@ -5,6 +5,10 @@ from pathlib import Path
 import pytest
 from browser import Browser
 from helpers import read_lines
+from synthetic import make_folder, make_items
+
+from cqa.report.config import ReportConfig
+from cqa.report.write import write_report
 
 ORDER = "[...document.querySelectorAll('#table-items > tbody')].map(b => b.rows[0].cells[{0}].{1})"
 
@@ -115,6 +119,34 @@ def test_items_are_filtered_by_group_and_text(page):
     assert page.evaluate(visible) == 1
     count = page.evaluate("document.getElementById('count').textContent")
     assert count == f"1 of {everything} items"
+
+
+@pytest.fixture(scope="module")
+def long_names(tmp_path_factory) -> Path:
+    """A page whose groups and ids have long names, one of them without a space."""
+    folder = tmp_path_factory.mktemp("long")
+    names = {"literary": "stories of the nineteenth century, translated " * 2, "factual": "x" * 70}
+    items = [
+        {**item, "group": names.get(item["group"], "b"), "id": f"{item['id']}-{'an_id' * 30}"}
+        for item in make_items(3)
+    ]
+    roles = {"primary": names["literary"], "control": names["factual"]}
+    make_folder(folder / "scores", items=items, adapters=[None, "epoch-01", "epoch-02"], **roles)
+    write_report(folder / "scores", ReportConfig(out=folder / "out", **roles))
+    return folder / "out" / "report.html"
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_long_names_are_wrapped_and_cut_nothing_off(browser, long_names, width):
+    browser.resize(width, 844)
+    browser.open(long_names)
+    assert browser.evaluate("document.documentElement.scrollWidth") <= width
+    cut = (
+        "[...document.querySelectorAll('.tiles *, .findings *, .caveats li, h1')]"
+        ".filter(e => e.scrollWidth > e.clientWidth + 1 && getComputedStyle(e).display != 'inline')"
+        ".map(e => e.textContent)"
+    )
+    assert browser.evaluate(cut) == []
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
