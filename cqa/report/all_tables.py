@@ -19,6 +19,7 @@ from cqa.report.tables import Column, Placed, Table, tabulate
 from cqa.schema.comparison import BaseGroup, TextChange
 from cqa.schema.result import PairedChange
 from cqa.stats.deciding import Change
+from cqa.stats.strata import STRATA, read_cutoff, stratum
 from cqa.stats.text_tests import holm, text_changes
 
 Texts = Column[Placed[TextChange]]
@@ -29,7 +30,10 @@ CHANGE_NATS: Texts = Column(
     "fine",
 )
 CI_NATS: Texts = Column(
-    "ci95_nats", "95 % CI, nats/token", lambda r: r.result.per_token_nats.ci95, "fine_interval"
+    "ci95_nats",
+    "t CI, nats/token (paper)",
+    lambda r: r.result.per_token_nats.ci95,
+    "fine_interval",
 )
 
 
@@ -223,15 +227,61 @@ def _base_alone(entry: TextChange) -> TextChange:
 
 def _strata_texts(focus: Focus) -> Table:
     rows = [
-        Placed(entry, group, adapter, stratum)
-        for stratum, part in focus.summary.strata.items()
+        Placed(entry, group, adapter, name)
+        for name, part in focus.summary.strata.items()
         for group, models in part.continuations.items()
         for adapter, entry in models.items()
         if adapter != "base"
     ]
-    columns: tuple[Texts, ...] = (STRATUM, GROUP, ADAPTER, N, CHANGE_NATS, CI_NATS)
+    tested, by_holm = _tested_strata(focus) if rows else ({}, {})
+    columns: tuple[Texts, ...] = (
+        STRATUM,
+        GROUP,
+        ADAPTER,
+        N,
+        CHANGE_NATS,
+        Column(
+            "ci95_simultaneous_nats",
+            "95 % CI, nats/token",
+            lambda r: c.ci95 if (c := tested.get(_key(r))) else None,
+            "fine_interval",
+        ),
+        Column(
+            "p_corrected",
+            "p, corrected",
+            lambda r: c.p_greater_corrected if (c := tested.get(_key(r))) else None,
+            "p",
+        ),
+        Column("p_holm", "p, Holm", lambda r: by_holm.get(_key(r)), "p"),
+        CI_NATS,
+    )
+    note = (
+        "95 % CI and p, corrected: the deciding test of each stratum, over sources and for all "
+        "adapters at once, greater; Holm: p, corrected also for the strata of the group"
+    )
     title = f"Continuations before and after {focus.summary.cutoff}"
-    return tabulate("strata_continuations", title, columns, rows, adapters=focus.shown)
+    return tabulate("strata_continuations", title, columns, rows, note, adapters=focus.shown)
+
+
+def _tested_strata(focus: Focus) -> tuple[dict[Part, Change], dict[Part, float | None]]:
+    """Return the deciding test of every group's strata, and Holm's p over them."""
+    day = read_cutoff(focus.summary.cutoff or "")
+    tested: dict[Part, Change] = {}
+    by_holm: dict[Part, float | None] = {}
+    for group, models in focus.source.scores.texts.items():
+        own: dict[str, dict[str, Change]] = {}  # by adapter and stratum
+        for name in STRATA:
+            kept = {
+                model: {i: s for i, s in texts.items() if stratum(s.published_at, day) == name}
+                for model, texts in models.items()
+            }
+            for adapter, tests in text_changes(kept).items() if kept[None] else ():
+                own.setdefault(adapter, {})[name] = tests[None]
+        for adapter, changes in own.items():
+            corrected = holm([change.p_greater_corrected for change in changes.values()])
+            tested |= {(group, adapter, name): change for name, change in changes.items()}
+            by_holm |= {(group, adapter, n): p for n, p in zip(changes, corrected, strict=True)}
+    return tested, by_holm
 
 
 def _groups(focus: Focus) -> Table:

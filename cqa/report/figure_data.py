@@ -22,6 +22,7 @@ from cqa.report.focus import Focus
 from cqa.run_folder import epoch_of
 from cqa.schema.comparison import Comparison
 from cqa.schema.result import Interval
+from cqa.stats.text_tests import text_changes
 
 T = TypeVar("T")
 
@@ -158,12 +159,12 @@ def continuations(focus: Focus) -> list[TextPoint]:
         if adapter not in models:
             continue
         entry = models[adapter]
+        tests = text_changes(focus.source.scores.texts[group]).get(adapter, {})
         named = [*entry.domains.items()] if len(entry.domains) > 1 else []
         for domain, part in (*named, (None, entry)):
-            change = part.per_token_nats
-            rows.append(
-                TextPoint(group, domain, adapter, part.n, change.change, *_ends(change.ci95))
-            )
+            ci95 = tests[domain].ci95 if domain in tests else None
+            change = part.per_token_nats.change
+            rows.append(TextPoint(group, domain, adapter, part.n, change, *_ends(ci95)))
     return rows
 
 

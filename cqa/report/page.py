@@ -47,7 +47,7 @@ CAPTIONS = {
     "specifications": "p of every way of asking: the unit of dI, the null context and the test. "
     "Filled: it answers as the verdict does. The line is p = 0.05.",
     "continuations": "Change of the mean log-probability per token of true continuations, with "
-    "its 95 % t interval. Filled: all texts of the group.",
+    "its 95 % interval by the deciding test. Filled: all texts of the group.",
 }
 SECTIONS: tuple[tuple[str, str, tuple[str, ...], tuple[str, ...]], ...] = (
     ("change", "The change, by adapter", ("d_by_epoch",), ("table_1", "other_tests")),

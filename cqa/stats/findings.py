@@ -127,7 +127,7 @@ def _qualified(changes: Changes, adapter: str) -> str:
 def _directed(found: Change, family: Family) -> tuple[Mark, str]:
     """Return the mark of a mean that is asked to be above 0."""
     if found.p_greater_corrected is None or found.p_less_corrected is None:
-        return "n/a", NO_SPREAD
+        return "n/a", _untested(family)
     if family.n_sources < FEWEST_SOURCES:
         return "not shown", _too_few(family.n_sources)
     if found.mean > 0 and found.p_greater_corrected <= ALPHA:
@@ -135,6 +135,10 @@ def _directed(found: Change, family: Family) -> tuple[Mark, str]:
     if found.mean < 0 and found.p_less_corrected <= ALPHA / 2:
         return "against", "the mean is below 0"
     return "not shown", "the mean cannot be told from 0"
+
+
+def _untested(family: Family) -> str:
+    return _too_few(family.n_sources) if family.n_sources < 2 else NO_SPREAD
 
 
 def _too_few(n_sources: int) -> str:
@@ -186,7 +190,7 @@ def selective(primary: Changes, control: Changes, adapter: str) -> Finding:
     said = " and ".join(f"{name} {c.mean:+.3f}" for name, c in found.items())
     mark: Mark = "not shown"
     if p is None:
-        mark, reason = "n/a", NO_SPREAD
+        mark, reason = "n/a", _untested(family)
     elif family.n_sources < FEWEST_SOURCES:
         reason = _too_few(family.n_sources)
     elif len(signs) > 1:
@@ -241,7 +245,7 @@ def conditional(changes: Changes, adapter: str) -> Finding:
     p, p_alone = _larger(both, _greater), _larger(both, _greater_alone)
     mark: Mark = "not shown"
     if p is None:
-        mark, reason = "n/a", NO_SPREAD
+        mark, reason = "n/a", _untested(family)
     elif family.n_sources < FEWEST_SOURCES:
         reason = _too_few(family.n_sources)
     elif p <= ALPHA and min(one.mean for one in both) > 0:
@@ -284,7 +288,7 @@ def control_small(control: Changes, adapter: str, margin_nats: float | None) -> 
     found = equivalence(control.ddi[adapter], control.sources, margin_nats)
     mark: Mark = "not shown"
     if found.ci90 is None:
-        mark, reason = "n/a", NO_SPREAD
+        mark, reason = "n/a", _untested(family)
     elif family.n_sources < FEWEST_SOURCES:
         reason = _too_few(family.n_sources)
     else:
@@ -323,7 +327,7 @@ def entropy(changes: Changes, adapter: str) -> Finding:
     p = max(_less(one) for one in bounds)
     mark: Mark = "not shown"
     if found.p_less_corrected is None:
-        mark, reason = "n/a", NO_SPREAD
+        mark, reason = "n/a", _untested(family)
     elif family.n_sources < FEWEST_SOURCES:
         reason = _too_few(family.n_sources)
     elif p <= ALPHA and max(one.mean for one in bounds) < 0:

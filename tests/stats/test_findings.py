@@ -56,6 +56,7 @@ def test_many_small_gains_beside_a_few_large_losses_are_no_gain():
 def test_one_source_for_all_items_is_too_few_whatever_p(rng):
     found = findings.change(changes(rng.normal(2, 0.1, 20), ["one book"] * 20), "a")
     assert found.mark == "n/a"
+    assert found.reason == "1 source: fewer than 10 are too few to show anything"
     few = [f"book {k % 9}" for k in range(36)]
     found = findings.change(changes(rng.normal(2, 0.1, 36), few), "a")
     assert found.mark == "not shown"
