@@ -14,7 +14,7 @@ from cqa.model.numbers import count, flag
 from cqa.model.rope_settings import DEFAULT_THETA, read_rope
 
 MOST_POSITIONS = 2**31 - 1
-MOST_HEADS, MOST_HEAD_DIM = 10_000, 10_000
+MOST_HEADS, MOST_HEAD_DIM, MOST_EXPERTS = 10_000, 10_000, 10_000
 LAYER_TYPES = ("full_attention", "sliding_attention")
 BEFORE = {"input_norm": "input_layernorm", "post_norm": "post_attention_layernorm"}
 AFTER = {"o_norm": "post_attention_layernorm", "down_norm": "post_feedforward_layernorm"}
@@ -48,6 +48,7 @@ class Architecture:
 ARCHITECTURES = {
     "qwen2": Architecture(kv_heads=32, qkv_bias=True),
     "qwen3": Architecture(kv_heads=32, head_dim=128, attention_bias=True, qk_norm="head"),
+    "qwen3_moe": Architecture(kv_heads=4, attention_bias=True, qk_norm="head"),
     "llama": Architecture(null_head_dim=True, whole_heads=True, attention_bias=True, mlp_bias=True),
     "mistral": Architecture(kv_heads=8, null_head_dim=True),
     "olmo2": Architecture(attention_bias=True, qk_norm="row", norms=AFTER, eps=1e-5, pad_id=1),
@@ -107,11 +108,50 @@ def read_windows(raw: dict[str, Any], n_layers: int) -> Windows:
         return (None,) * n_layers
     if model_type == "mistral":
         return _mistral_windows(raw, kinds, n_layers)
+    if model_type == "qwen3_moe":
+        if kinds is not None:
+            raise ValueError(f"a Qwen3-MoE with layer_types {kinds!r:.80}, which it does not have")
+        return ((_window(raw) if flag(raw, "use_sliding_window") else None),) * n_layers
     if model_type == "gemma3_text":
         return _gemma_windows(raw, kinds, n_layers)
     if model_type == "smollm3":
         return _smollm_windows(raw, kinds, n_layers)
     return _qwen_windows(raw, kinds, n_layers)
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertShape:
+    """What a mixture of experts is made of, and which layers have one."""
+
+    n_experts: int
+    top_k: int
+    width: int  # features within an expert
+    normalised: bool  # weights of the chosen sum to 1
+    layers: tuple[bool, ...]
+
+
+def read_experts(raw: dict[str, Any], n_layers: int) -> ExpertShape | None:
+    """Return the experts of a Qwen3-MoE; None for other architectures."""
+    if raw["model_type"] != "qwen3_moe":
+        return None
+    names = [key for key in ("num_experts", "num_local_experts") if key in raw]
+    if len({repr(raw[key]) for key in names}) > 1:
+        raise ValueError("both num_experts and num_local_experts, which differ")
+    n = count({"num_experts": raw[names[0]] if names else 128}, "num_experts", MOST_EXPERTS)
+    step = count({"decoder_sparse_step": 1} | raw, "decoder_sparse_step", MOST_POSITIONS)
+    dense = raw.get("mlp_only_layers") or []
+    if not isinstance(dense, list) or any(type(i) is not int for i in dense):
+        raise ValueError(f"mlp_only_layers {dense!r:.80}")
+    top_k = count({"num_experts_per_tok": 8} | raw, "num_experts_per_tok", MOST_EXPERTS)
+    if top_k > n:
+        raise ValueError(f"{top_k} experts a token of {n}")
+    return ExpertShape(
+        n_experts=n,
+        top_k=top_k,
+        width=count({"moe_intermediate_size": 768} | raw, "moe_intermediate_size", 1_000_000),
+        normalised=flag(raw, "norm_topk_prob"),
+        layers=tuple(i not in dense and (i + 1) % step == 0 for i in range(n_layers)),
+    )
 
 
 def _layer_types(raw: dict[str, Any], n_layers: int) -> list[str] | None:

@@ -18,8 +18,10 @@ from cqa.model.architectures import (
     BEFORE,
     MOST_HEADS,
     MOST_POSITIONS,
+    ExpertShape,
     Rotation,
     check_pad_id,
+    read_experts,
     read_head_dim,
     read_kv_heads,
     read_rotations,
@@ -71,6 +73,11 @@ class DecoderConfig:
     activation: Literal["silu", "gelu_tanh"]
     embedding_scale: float
     query_factor: float  # on q, where attention is not scaled by 1/sqrt(head_dim)
+    experts: ExpertShape | None  # of layers that have them in place of an MLP
+
+    def has_experts(self, layer: int) -> bool:
+        """Whether a layer has experts in place of an MLP."""
+        return self.experts is not None and self.experts.layers[layer]
 
 
 def read_config(folder: Path) -> DecoderConfig:
@@ -185,6 +192,7 @@ def _parse(raw: dict[str, Any]) -> DecoderConfig:
         activation="gelu_tanh" if gemma else "silu",
         embedding_scale=hidden_size**0.5 if gemma else 1.0,
         query_factor=_query_factor(raw, head_dim) if gemma else 1.0,
+        experts=read_experts(raw, n_layers),
     )
 
 
@@ -229,7 +237,16 @@ def tensor_shapes(config: DecoderConfig) -> Iterator[tuple[str, tuple[int, ...]]
                     f"{prefix}.self_attn.{name}.weight",
                     (config.head_dim if per_head else features,),
                 )
+        if config.experts is not None and config.has_experts(i):
+            yield f"{prefix}.mlp.gate.weight", (config.experts.n_experts, hidden)
+            for j in range(config.experts.n_experts):
+                for name in ("gate_proj", "up_proj"):
+                    yield f"{prefix}.mlp.experts.{j}.{name}.weight", (config.experts.width, hidden)
+                name = f"{prefix}.mlp.experts.{j}.down_proj.weight"
+                yield name, (hidden, config.experts.width)
         for name, (rows, columns, bias) in linear.items():
+            if name.startswith("mlp.") and config.has_experts(i):
+                continue
             yield f"{prefix}.{name}.weight", (rows, columns)
             if bias:
                 yield f"{prefix}.{name}.bias", (rows,)

@@ -27,6 +27,7 @@ from cqa.kernels.attention import AttentionSpan, Gathered, attention
 from cqa.kernels.backend import Backend, choose, compute_dtype, fastest
 from cqa.kernels.copy_shrink import copy_shrink
 from cqa.kernels.embed import Noise, embed
+from cqa.kernels.experts import Experts, mixed_experts
 from cqa.kernels.geglu import geglu
 from cqa.kernels.philox import Dropout
 from cqa.kernels.precision import wider
@@ -62,12 +63,15 @@ class Layer:
     gate_up: Projection
     down: Projection
     down_norm: Tensor | None  # of what the MLP adds
+    experts: Experts | None  # in place of the MLP, whose two groups then have no features
     window: int | None
     rotation: Rotation | None
 
     @property
     def projections(self) -> tuple[Projection, ...]:
-        """The four groups, in the order in which they run."""
+        """The four groups, or those of attention alone, in the order in which they run."""
+        if self.experts is not None:
+            return (self.qkv, self.o)
         return (self.qkv, self.o, self.gate_up, self.down)
 
     @property
@@ -179,6 +183,7 @@ class Decoder:
     def _layer(self, index: int) -> Layer:
         c = self.config
         per_head = c.qk_norm == "head"
+        wide = 0 if c.has_experts(index) else c.intermediate_size
         width, kv_width = c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim
 
         def group(outputs: dict[str, int], in_features: int, bias: bool) -> Projection:
@@ -204,13 +209,23 @@ class Decoder:
             o=group({"o": c.hidden_size}, width, c.o_bias),
             o_norm=norm("o_norm"),
             post_norm=norm("post_norm"),
-            gate_up=group(
-                {"gate": c.intermediate_size, "up": c.intermediate_size}, c.hidden_size, c.mlp_bias
-            ),
-            down=group({"down": c.hidden_size}, c.intermediate_size, c.mlp_bias),
+            gate_up=group({"gate": wide, "up": wide}, c.hidden_size if wide else 0, c.mlp_bias),
+            down=group({"down": c.hidden_size if wide else 0}, wide, c.mlp_bias),
+            experts=self._experts() if c.has_experts(index) else None,
             down_norm=norm("down_norm"),
             window=c.windows[index],
             rotation=c.rotations[index],
+        )
+
+    def _experts(self) -> Experts:
+        found, features = self.config.experts, self.config.hidden_size
+        assert found is not None
+        return Experts(
+            router=self._new(found.n_experts, features),
+            gate_up=self._new(found.n_experts, 2 * found.width, features),
+            down=self._new(found.n_experts, features, found.width),
+            top_k=found.top_k,
+            normalised=found.normalised,
         )
 
     def hidden(
@@ -345,6 +360,9 @@ class Decoder:
         o, down, backend = layer.o, layer.down, self.backend
         x_aug = copy_shrink(attended, o.columns, o.shrink(dropout), backend=backend)
         h = self._add(h, o, x_aug, layer.o_norm)
+        if layer.experts is not None and layer.post_norm is not None:
+            x = self._norm(layer.post_norm, h)
+            return h + mixed_experts(x, layer.experts, backend=backend).to(h.dtype)
         x_aug = self._norm_shrink(layer.post_norm, h, layer.gate_up, dropout)
         gate_up, shrink = layer.gate_up(x_aug, backend=backend), down.shrink(dropout)
         if self.config.activation == "gelu_tanh":

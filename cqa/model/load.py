@@ -15,6 +15,7 @@ from torch import Tensor
 from cqa.errors import ResourceError
 from cqa.kernels.aug_columns import AugColumns
 from cqa.kernels.backend import Backend, compute_dtype, fastest
+from cqa.kernels.experts import Experts
 from cqa.model.checkpoint import stream
 from cqa.model.config import HEAD, TABLE, DecoderConfig, read_checkpoint, read_config, tensor_shapes
 from cqa.model.decoder import Decoder, Layer
@@ -107,6 +108,12 @@ def weights_bytes(
     layer = layer_without_data(shape, rank_columns)
     norm_item = 4 if shape.one_plus else dtype.itemsize
     per_layer = sum(norm.numel() for norm in layer.norms) * norm_item
+    experts = 0
+    if (mixture := shape.experts) is not None:  # the first layer counts as a dense one below
+        layer = layer_without_data(replace(shape, experts=None), rank_columns)
+        a_mlp = 3 * shape.intermediate_size * shape.hidden_size
+        all_experts = mixture.n_experts * shape.hidden_size * (3 * mixture.width + 1)
+        experts = sum(mixture.layers) * (all_experts - a_mlp) * dtype.itemsize
     for projection in layer.projections:
         columns = augmented_columns(projection, device)
         low = columns.total - columns.base
@@ -114,7 +121,7 @@ def weights_bytes(
         per_layer += projection.weight.shape[0] * row_bytes
     tables = (1 if shape.tied else 2) * shape.vocab_size * shape.hidden_size
     last = shape.hidden_size * norm_item
-    return shape.n_layers * per_layer + tables * dtype.itemsize + last
+    return shape.n_layers * per_layer + experts + tables * dtype.itemsize + last
 
 
 def layer_without_data(shape: DecoderConfig, rank_columns: dict[str, int]) -> Layer:
@@ -169,6 +176,16 @@ def _put_one_plus(target: Tensor, factor: float, weight: Tensor) -> None:
     target.copy_(factor * (1.0 + weight.to(target.dtype)))
 
 
+def _expert_destinations(prefix: str, experts: Experts) -> dict[str, Callable[[Tensor], object]]:
+    """Map the tensors of a layer's experts to what puts them in place."""
+    targets: dict[str, Callable[[Tensor], object]] = {f"{prefix}.gate.weight": experts.router.copy_}
+    for j in range(experts.router.shape[0]):
+        gate, up = experts.gate_up[j].chunk(2)
+        for name, target in (("gate", gate), ("up", up), ("down", experts.down[j])):
+            targets[f"{prefix}.experts.{j}.{name}_proj.weight"] = target.copy_
+    return targets
+
+
 def destinations(
     decoder: Decoder,
 ) -> dict[str, tuple[tuple[int, ...], Callable[[Tensor], object]]]:
@@ -193,7 +210,11 @@ def destinations(
         norm(f"{prefix}.self_attn.q_norm.weight", layer.q_norm, decoder.config.query_factor)
         norm(f"{prefix}.self_attn.k_norm.weight", layer.k_norm)
         by_name = {member.name: p for p in layer.projections for member in p.members}
+        if layer.experts is not None:
+            targets |= _expert_destinations(f"{prefix}.mlp", layer.experts)
         for place, name in PLACES.items():
+            if name not in by_name:
+                continue
             for part in ("weight", "bias"):
                 targets[f"{prefix}.{place}.{part}"] = partial(by_name[name].load, name, part)
     return {name: (shape, targets[name]) for name, shape in tensor_shapes(decoder.config)}

@@ -11,7 +11,7 @@ from cqa.data.hub import data_files
 from cqa.data.samples import EncodedSample, Sample, encode_samples, read_samples
 from cqa.data.spacing import Spacing
 from cqa.data.tokenizer import Tokenizer
-from cqa.errors import ConfigError, DataError
+from cqa.errors import ConfigError, DataError, ModelError
 from cqa.identity import digest_bytes
 from cqa.kernels.philox import ORDER, SPLIT, permutation, stream_of
 from cqa.model.checkpoint import locate
@@ -99,6 +99,12 @@ def make_plan(config: TrainConfig) -> Plan:
     """
     folder = locate(config.model)
     shape = read_config(folder)
+    if shape.experts is not None:
+        raise ModelError(
+            f"expected a model without experts, got {shape.model_type}: it is scored, not trained",
+            where=str(folder),
+            hint="score takes it, with adapters of q, k, v and o that other programs trained",
+        )
     tokenizer = Tokenizer(folder, template=config.template, allow_special=config.allow_special)
     tokenizer.limit_ids(shape.vocab_size)
     limit = min(config.max_tokens or shape.max_positions, shape.max_positions)

@@ -54,6 +54,11 @@ BASES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama-biases": ("llama", {"attention_bias": True, "mlp_bias": True, "head_dim": 6}),
     "mistral": ("mistral", {"sliding_window": None}),
     "mistral-sliding": ("mistral", {"sliding_window": 7}),
+    "qwen3-moe": (
+        "qwen3_moe",
+        {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 12, "head_dim": 4,
+         "mlp_only_layers": [1]},
+    ),
     "olmo2": ("olmo2", PLAIN_IDS),
     "olmo2-biases": ("olmo2", PLAIN_IDS | {"attention_bias": True, "tie_word_embeddings": True}),
     "smollm3": ("smollm3", PLAIN_IDS | {"no_rope_layers": [1, 0]}),
@@ -164,7 +169,7 @@ def adapter_case(folders: Folders, rng: random.Random, folder: Path) -> Outcome:
         try:
             config = LoraConfig(task_type="CAUSAL_LM", **random_settings(rng))
             model = get_peft_model(copy.deepcopy(base), config)
-        except (ValueError, KeyError, TypeError, RuntimeError):
+        except (ValueError, KeyError, TypeError, RuntimeError, AttributeError):
             return "no adapter", None  # PEFT has none of such settings
         generator = torch.Generator().manual_seed(rng.randrange(2**31))
         for parameter_name, parameter in model.named_parameters():

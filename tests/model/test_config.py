@@ -46,7 +46,7 @@ YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 
     ("changes", "said"),
     [
         ({"model_type": "gpt2"}, "gpt2"),
-        ({"model_type": "qwen3_moe"}, "qwen3_moe"),
+        ({"model_type": "qwen2_moe"}, "qwen2_moe"),
         ({"model_type": ...}, "None"),
         ({"model_type": ["llama"]}, "llama"),
         ({"auto_map": {"AutoModel": "modeling.Model"}}, "remote code"),
@@ -224,6 +224,11 @@ def test_a_window_that_is_only_implied_is_4096(checkpoints, tmp_path):
 
 
 OF_ONE_ARCHITECTURE = [
+    ("qwen3_moe", {"num_experts": 4, "num_experts_per_tok": 5}, "5 experts a token of 4"),
+    ("qwen3_moe", {"num_experts": 16, "num_local_experts": 8}, "which differ"),
+    ("qwen3_moe", {"decoder_sparse_step": 0}, "decoder_sparse_step 0"),
+    ("qwen3_moe", {"mlp_only_layers": [0.5]}, "mlp_only_layers [0.5]"),
+    ("qwen3_moe", {"layer_types": ["full_attention"] * 3}, "layer_types"),
     ("smollm3", {"no_rope_layers": [1, 2, 1]}, "no_rope_layers [1, 2, 1]"),
     ("smollm3", {"no_rope_layers": [1]}, "1 no_rope_layers for 3 layers"),
     ("smollm3", {"no_rope_layer_interval": 0}, "no_rope_layer_interval 0"),

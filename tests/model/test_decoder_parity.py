@@ -34,6 +34,9 @@ LLAMA3 = rope(
     original_max_position_embeddings=64,
 )
 YARN = rope("yarn", factor=4.0, original_max_position_embeddings=64)
+MOE = {
+    "num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "head_dim": 8,
+}  # fmt: skip
 GEMMA3 = {
     "head_dim": 16, "sliding_window": 8, "query_pre_attn_scalar": 16,
     "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
@@ -98,6 +101,17 @@ CASES = {
                 "full_attention": {"rope_type": "linear", "rope_theta": 5e4, "factor": 8.0},
                 "sliding_attention": {"rope_type": "default", "rope_theta": 500.0},
             },
+        },
+    ),
+    "qwen3-moe": ("qwen3_moe", MOE),
+    "qwen3-moe-mixed": (
+        "qwen3_moe",
+        MOE
+        | {
+            "mlp_only_layers": [0],
+            "norm_topk_prob": True,
+            "use_sliding_window": True,
+            "sliding_window": 8,
         },
     ),
     "gemma3-pattern": ("gemma3_text", GEMMA3 | {"num_hidden_layers": 7, "layer_types": None}),
@@ -270,7 +284,15 @@ def assert_bits_do_not_depend_on_packing(decoder: Decoder) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["qwen2", "qwen3-tied-wide-heads", "mistral-sliding", "olmo2", "smollm3", "gemma3-scaled"],
+    [
+        "qwen2",
+        "qwen3-tied-wide-heads",
+        "mistral-sliding",
+        "olmo2",
+        "smollm3",
+        "gemma3-scaled",
+        "qwen3-moe-mixed",
+    ],
 )
 def test_bits_of_a_tree_do_not_depend_on_the_other_trees(name, tmp_path):
     architecture, changes = CASES[name]

@@ -9,6 +9,7 @@ from model.test_decoder_parity import CASES
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
+from cqa.errors import ModelError
 from cqa.kernels.backend import native_problem
 from cqa.kernels.token_logprobs import token_logprobs
 from cqa.layout import pack_documents
@@ -16,6 +17,8 @@ from cqa.model.adapter import module_name, write_adapter
 from cqa.model.load import load_model
 from cqa.model.lora import LoraSpec, TrainableLora
 from cqa.model.projection import MODULES
+from cqa.train.config import TrainConfig
+from cqa.train.plan import make_plan
 
 SPEC = LoraSpec(4, 8.0, True, MODULES)
 CPU = torch.device("cpu")
@@ -59,3 +62,10 @@ def test_gradients_equal_those_of_peft(name, backend, tmp_path):
             grad = expected[f"base_model.model.{module_name(layer, module)}.lora_{part}"]
             assert grad.abs().max() > 1e-3
             torch.testing.assert_close(ours, grad, rtol=1e-4, atol=1e-4 * float(grad.abs().max()))
+
+
+def test_a_mixture_of_experts_is_scored_and_not_trained(tmp_path):
+    base = tiny_checkpoint(tmp_path / "base", *CASES["qwen3-moe"][:1], **CASES["qwen3-moe"][1])
+    config = TrainConfig(model=str(base), data=tmp_path / "no.jsonl", out=tmp_path / "run")
+    with pytest.raises(ModelError, match="expected a model without experts, got qwen3_moe"):
+        make_plan(config)
