@@ -107,20 +107,20 @@ def change(changes: Changes, adapter: str) -> Finding:
     if problems:
         mark, reason = "not shown", f"{reason}, but {'; '.join(problems)}"
     elif mark == "shown":
-        reason += _qualified(changes, adapter)
+        if changes.ddi_null2 is None:
+            reason += "; the second null context was not measured"
+        reason = "; but ".join([reason, *limits(changes, adapter)])
     return _finding("change", mark, changes.group, adapter, family, reason)
 
 
-def _qualified(changes: Changes, adapter: str) -> str:
-    """Return what a reader of "shown" must not overlook."""
-    said = ""
-    if changes.ddi_null2 is None:
-        said += "; the second null context was not measured"
+def limits(changes: Changes, adapter: str) -> list[str]:
+    """Return what a reader of a change that is shown must not overlook, in headlines too."""
+    said = []
     if changes.delta_i[adapter].mean() < 0:
-        said += "; dI itself is still below 0: the wrong options stay ahead, by less"
+        said.append("dI itself is still below 0: the wrong options stay ahead, by less")
     size = standardised_change(changes.ddi[adapter], changes.sources)
     if size.within(SMALL_D_Z):
-        said += f"; but d_z = {size.d_z:+.2f} is shown to be smaller than a small effect"
+        said.append(f"d_z = {size.d_z:+.2f} is shown to be smaller than a small effect")
     return said
 
 

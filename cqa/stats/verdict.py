@@ -93,13 +93,15 @@ def judge(
     chosen = choices[roles.primary].chosen if roles.primary in choices else None
     highlighted = chosen or next((a for a in reversed(adapters) if a not in placebos), None)
     asked: list[Finding] = []
+    limits: list[str] = []
     if primary is not None and highlighted is not None and highlighted in primary.ddi:
         asked = _findings(primary, control, highlighted, config)
+        limits = findings.limits(primary, highlighted)
         asked += _placebo(known[primary.group], primary, highlighted, placebos)
     if highlighted is not None:
         asked += _of_texts(texts, highlighted)
     return Judgement(
-        Verdict(_headline(asked, roles, adapters, highlighted), tuple(asked)),
+        Verdict(_headline(asked, limits, roles, adapters, highlighted), tuple(asked)),
         highlighted,
         families,
         choices,
@@ -306,7 +308,11 @@ def _difference(family: Family, name: str) -> GroupDifference:
 
 
 def _headline(
-    found: Sequence[Finding], roles: Roles, adapters: Sequence[str], highlighted: str | None
+    found: Sequence[Finding],
+    limits: Sequence[str],
+    roles: Roles,
+    adapters: Sequence[str],
+    highlighted: str | None,
 ) -> str:
     """Return one sentence that no finding contradicts."""
     if not adapters:
@@ -325,6 +331,8 @@ def _headline(
     if mark != "shown":
         return f"No change of sensitivity to quality in {roles.primary} items is shown."
     head = f"Under {highlighted} the model is more sensitive to quality in {roles.primary} items"
+    if limits:
+        head += f" ({'; '.join(limits)})"
     placebo = by_name.get("placebo")
     if placebo is not None and placebo.mark != "shown":
         return f"{head}, but not shown to be more so than after training on dealt responses."

@@ -125,3 +125,13 @@ def test_copies_are_counted_once():
 def test_an_adapter_of_another_tool_is_no_placebo_and_of_no_seed(origin):
     found = provenance(origin)
     assert (found.placebo, found.recipe, found.seed, found.epoch) == (False, None, None, None)
+
+
+def test_a_headline_says_that_the_wrong_options_are_still_ahead():
+    adapters = [None, "epoch-01"]
+    ahead = summarise(scores_of(adapters, gains={None: 20.0, "epoch-01": 23.0})).verdict
+    behind = summarise(scores_of(adapters, gains={None: -20.0, "epoch-01": -17.0})).verdict
+    assert [v.finding("change").mark for v in (ahead, behind)] == ["shown", "shown"]
+    said = "more sensitive to quality in literary items (dI itself is still below 0"
+    assert said in behind.headline
+    assert "below 0" not in ahead.headline
