@@ -73,8 +73,6 @@ def read_scores(folder: str | Path) -> pandas.DataFrame:
         DataError: A file is missing or damaged.
         ConfigError: pandas is not installed.
     """
-    from dataclasses import fields
-
     from cqa.report.long_table import LongRow, long_rows
     from cqa.report.source import read_source
 
@@ -84,11 +82,8 @@ def read_scores(folder: str | Path) -> pandas.DataFrame:
         raise ConfigError(
             "expected pandas for a DataFrame, got none", hint="pip install 'cqa-fast[pandas]'"
         ) from None
-    names = [f.name for f in fields(LongRow)]
     rows = long_rows(read_source(Path(folder)))
-    return pandas.DataFrame.from_records(
-        [[getattr(row, name) for name in names] for row in rows], columns=names
-    )
+    return pandas.DataFrame.from_records(list(rows), columns=LongRow._fields)
 
 
 def train(

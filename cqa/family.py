@@ -19,7 +19,15 @@ from cqa.schema.meta import AnyModel, Meta, ScoredModel
 from cqa.schema.provenance import Provenance, provenance
 from cqa.schema.rows import ItemRow, ItemText
 from cqa.schema.summary import NotInFamily
-from cqa.score_folder import ITEMS, META, SCORES, ItemsDigest, read_rows, read_texts
+from cqa.score_folder import (
+    ITEMS,
+    META,
+    SCORES,
+    ItemsDigest,
+    read_rows,
+    read_rows_again,
+    read_texts,
+)
 
 OTHER_VERSION = ("version of cqa-fast",)
 
@@ -49,6 +57,13 @@ class Family:
                 self._met.add(row.model_key)
                 if row.model_key in self.names:
                     yield replace(row, adapter=self.names[row.model_key])
+
+    def rows_again(self, name: str | None) -> Iterator[ItemRow]:
+        """Yield the rows of one model, which `rows` has found to be as they were written."""
+        keys = [key for key, called in self.names.items() if called == name]
+        for row in read_rows_again(self.folder / SCORES, keys):
+            if row.full_key in self._wanted:
+                yield row if row.adapter == name else replace(row, adapter=name)
 
     def texts(self) -> Iterator[ItemText]:
         """Yield the texts of these items."""

@@ -75,8 +75,8 @@ def test_items_that_the_last_command_no_longer_has_are_in_neither(config, traine
     assert held["groups"]["literary"]["epoch-01"]["n"] == 3
     assert assert_report_says_the_same(config)["base"]["literary"]["n"] == 3
     report = make_report(config.out, ReportConfig(out=config.out))
-    assert [found.base.id for found in report.found] != []
-    assert {found.base.id for found in report.found} == {"p2", "p3", "p4"}
+    assert len(report.found.items) == 3
+    assert {item.id for item in report.found.items} == {"p2", "p3", "p4"}
 
 
 def test_renamed_items_count_once_in_whatever_order_they_come(config):

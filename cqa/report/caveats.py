@@ -20,6 +20,7 @@ from cqa.stats.tests import ALPHA, MEDIUM
 UNEVEN = 1.1  # ratio of mean lengths
 # A convention: below, one study in five of the same kind would be about another adapter.
 STABLE = 0.8  # share of resamples of the sources that leave the choice as it is
+MOST_OF_A_KIND = 12  # caveats, most of them one a group
 NAMED = 3  # items that a caveat names
 
 
@@ -29,7 +30,18 @@ def caveats(focus: Focus) -> list[str]:
         _roles, plan_caveats, _choice, _few, _left_out, _lengths, _leaks, _clusters, _dates,
         _seen, design_caveats, _variants, _merges, _spaces, _scope,
     )  # fmt: skip
-    return [text for check in checks for text in check(focus)]
+    return [text for check in checks for text in _first(list(check(focus)))]
+
+
+def _first(texts: list[str]) -> list[str]:
+    """Return the first caveats of a kind, and how many more there are."""
+    if len(texts) <= MOST_OF_A_KIND:
+        return texts
+    more = len(texts) - MOST_OF_A_KIND
+    return [
+        *texts[:MOST_OF_A_KIND],
+        f"{more} more caveats of the last kind are left out here; tables/ has the numbers.",
+    ]
 
 
 def _roles(focus: Focus) -> Iterator[str]:
@@ -223,7 +235,7 @@ def _merges(focus: Focus) -> Iterator[str]:
 
 
 def _spaces(focus: Focus) -> Iterator[str]:
-    meta, n = focus.source.meta, len(focus.source.items)
+    meta, n = focus.source.meta, focus.source.n_items
     if spaced := meta.n_contexts_ending_in_space:
         yield (
             f"The context ends in a space in {spaced:,} of {n:,} items: their options begin as no "

@@ -111,7 +111,7 @@ def _described(base: BaseGroup) -> str:
 
 def _languages(focus: Focus) -> Iterator[str]:
     by_group: dict[str, Counter[str]] = {}
-    for item in focus.source.items.values():
+    for item in focus.source.texts():
         by_group.setdefault(item.group or "ungrouped", Counter())[item.lang or "unknown"] += 1
     for group, languages in by_group.items():
         if len(languages) > 1:

@@ -73,6 +73,7 @@ class Drawing:
     svg: str
     png: bytes
     narrow_svg: str
+    left_out: str  # what is drawn where not all is, in words
 
 
 def svg_text(figure: Figure, title: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -40,6 +41,10 @@ from cqa.report.figure_style import (
 
 R = TypeVar("R", bound=PlotRow)
 MARKERS = ("o", "s", "^", "D", "v", "P")
+MOST_GROUPS = 12  # in a figure, as is all that follows; its CSV file has every row
+MOST_POINTS = 400  # of a group
+MOST_ROWS = 60
+MOST_NAMES = 40  # along an axis
 PARTS = {"ddI": (INK, "o"), "d_cond": (PALETTE[2], "^"), "d_prior": (PALETTE[3], "s")}
 Bounded = tuple[float | None, float | None, float | None]  # a value and its interval
 
@@ -78,7 +83,9 @@ def _label_axis(ax: Axes, places: dict[str, float], by_epoch: bool) -> None:
         else:
             ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     else:
-        ax.set_xticks(list(places.values()), [_short(name) for name in places], rotation=20)
+        step = -(-len(places) // MOST_NAMES)
+        named = list(places.items())[::step]
+        ax.set_xticks([p for _, p in named], [_short(name) for name, _ in named], rotation=20)
     if len(places) == 1:
         (place,) = places.values()
         ax.set_xlim(place - 1, place + 1)
@@ -288,11 +295,12 @@ def items(rows: Sequence[ItemPoint], width: float) -> Figure:
     figure, axes = _panels(len(groups), width, 2.1, share_y=True)
     for ax, group in zip(axes, groups, strict=True):
         values = sorted(row.ddi_nats for row in rows if row.group == group)
-        x = list(range(1, len(values) + 1))
+        mean = sum(values) / len(values)
+        places = _evenly(len(values))
+        x, values = [place + 1 for place in places], [values[place] for place in places]
         color = _look(groups, group)["color"]
         ax.vlines(x, 0, values, color=color, linewidth=max(0.5, min(1.6, 120 / len(x))), alpha=0.55)
         ax.plot(x, values, "o", color=color, markersize=max(1.5, min(4.0, 160 / len(x))))
-        mean = sum(values) / len(values)
         ax.axhline(mean, color=INK, linewidth=1.0, linestyle=(0, (4, 3)))
         ax.annotate(
             f"mean {mean:+.2f}".replace("-", "−"), (0.01, mean), (2, 3),
@@ -360,6 +368,30 @@ def specifications(rows: Sequence[SpecificationPoint], width: float) -> Figure:
     return figure
 
 
+def _drawn(rows: Sequence[R]) -> tuple[Sequence[R], str]:
+    """Return the rows that a figure has room for, and what of it is left out, in words."""
+    groups, said = _groups(getattr(row, "group", None) for row in rows), []
+    if len(groups) > MOST_GROUPS:
+        shown = set(groups[:MOST_GROUPS])
+        rows = [row for row in rows if getattr(row, "group", None) in {None, *shown}]
+        said.append(f"the first {MOST_GROUPS} of {len(groups):,} groups")
+    if isinstance(rows[0], TextPoint) and len(rows) > MOST_ROWS:
+        said.append(f"the first {MOST_ROWS} of {len(rows):,} lines")
+        rows = rows[:MOST_ROWS]
+    if isinstance(rows[0], ItemPoint):
+        most = max(Counter(row.group for row in rows if isinstance(row, ItemPoint)).values())
+        if most > MOST_POINTS:
+            said.append(f"{MOST_POINTS} items of a group, evenly over their ranks")
+    return rows, " and ".join(said)
+
+
+def _evenly(n: int) -> list[int]:
+    """Return places in a sorted list of n, no more than can be told apart, first and last too."""
+    if n <= MOST_POINTS:
+        return list(range(n))
+    return [round(k * (n - 1) / (MOST_POINTS - 1)) for k in range(MOST_POINTS)]
+
+
 @dataclass(frozen=True, slots=True)
 class FigureKind(Generic[R]):
     """A figure: its title, the rows of its CSV file, and how it is drawn from them."""
@@ -370,11 +402,11 @@ class FigureKind(Generic[R]):
 
     def redraw(self, csv: str) -> Drawing:
         """Draw the figure from the text of its CSV file alone."""
-        rows = rows_from_csv(self.row, csv)
+        rows, left_out = _drawn(rows_from_csv(self.row, csv))
         with styled():
             wide, narrow = (self.draw(rows, width) for width in (WIDE, NARROW))
         svg = svg_text(wide, self.title)
-        return Drawing(csv, svg, png_bytes(wide), svg_text(narrow, self.title))
+        return Drawing(csv, svg, png_bytes(wide), svg_text(narrow, self.title), left_out)
 
 
 FIGURES: dict[str, FigureKind[Any]] = {

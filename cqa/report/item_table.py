@@ -1,115 +1,187 @@
-"""Every item under the base and the highlighted adapter: its numbers, its texts, its tokens."""
+"""Every item under the base and the highlighted adapter: its numbers; which the page shows."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import islice
 
 from cqa.report.focus import DOMAIN, GROUP, Focus
+from cqa.report.item_texts import ScoredItem
+from cqa.report.row_parts import Parts, parts_of, right_option
 from cqa.report.tables import Cell, Column, Placed, Table, tabulate
-from cqa.schema.rows import ItemRow, ItemText, OptionScore
-from cqa.stats.items import ItemFacts, ItemScore
+from cqa.schema.rows import ItemRow, Kind
 from cqa.stats.strata import read_cutoff, stratum
 
-N_TEXTS = 500  # items whose texts the page holds; items.jsonl holds all
-SCALE = 100  # token log-probabilities in the page are whole hundredths of a nat
+N_LINES = 2000  # items whose line the page holds; tables/items.csv holds all
+N_TEXTS = 500  # of these, items whose texts the page holds; items.jsonl holds all
 
 
-@dataclass(frozen=True, slots=True)
-class ScoredItem:
-    """An item with its rows under the base and under the highlighted adapter."""
+@dataclass(slots=True)
+class ItemNumbers:
+    """An item's labels, and its numbers under the base and under the highlighted adapter."""
 
-    text: ItemText | None  # None where items.jsonl has it not
-    base: ItemRow
-    adapted: ItemRow | None
-    choice: ScoredChoice | None  # None for a continuation
+    id: str
+    group: str
+    kind: Kind
+    domain: str | None
+    lang: str | None
+    source_id: str | None
+    published_at: str | None
+    n_tokens: int  # of the right option or of the continuation, as is `logp_base_nats`
+    n_tokens_wrong: float | None  # mean over the wrong options
+    boundary_merge: bool
+    logp_base_nats: float
+    base: Parts | None  # None for a continuation
+    adapted: Parts | None = None
+    dlogp_per_token_nats: float | None = None  # change of S(x|y) / tokens
 
     @property
     def ddi_nats(self) -> float | None:
         """Change of dI; None for a continuation or without an adapter."""
-        return self.choice.ddi_nats if self.choice else None
-
-
-@dataclass(frozen=True, slots=True)
-class ScoredChoice:
-    """What the statistics made of an item with a right option."""
-
-    facts: ItemFacts
-    base: ItemScore
-    adapted: ItemScore | None
-
-    @property
-    def ddi_nats(self) -> float | None:
-        """Change of dI."""
-        return self.adapted.delta_i_nats - self.base.delta_i_nats if self.adapted else None
+        return self._change(lambda parts: parts.delta_i_nats)
 
     @property
     def d_cond_nats(self) -> float | None:
         """Its conditional part."""
-        return self.adapted.conditional_nats - self.base.conditional_nats if self.adapted else None
+        return self._change(lambda parts: parts.conditional_nats)
 
     @property
     def d_prior_nats(self) -> float | None:
         """Its prior part."""
-        return self.adapted.prior_nats - self.base.prior_nats if self.adapted else None
+        return self._change(lambda parts: parts.prior_nats)
+
+    def _change(self, value: Callable[[Parts], float]) -> float | None:
+        if self.base is None or self.adapted is None:
+            return None
+        return value(self.adapted) - value(self.base)
 
 
-Items = Column[Placed[ScoredItem]]
+@dataclass(frozen=True, slots=True)
+class ScoredItems:
+    """All items of a report, and those of which the page holds more."""
+
+    items: list[ItemNumbers]  # the primary group first, in each the largest ddI first
+    in_page: set[str]  # ids
+    with_texts: dict[str, ScoredItem]  # those of the largest change first
 
 
-def scored_items(focus: Focus) -> list[ScoredItem]:
-    """Return all items: the primary group first, in each the largest ddI first."""
-    base = {row.id: row for row in focus.source.rows(None)}
-    name = focus.highlighted
-    adapted = {row.id: row for row in focus.source.rows(name)} if name is not None else {}
-    found = [
-        ScoredItem(focus.source.items.get(i), row, adapted.get(i), _choice(focus, row))
-        for i, row in base.items()
-    ]
-    names = dict.fromkeys([focus.primary, *(scored.base.group for scored in found)])
+Items = Column[Placed[ItemNumbers]]
+
+
+def scored_items(focus: Focus) -> ScoredItems:
+    """Read the numbers of all items, and the rows and texts of those of the largest change."""
+    ranked = _by_change(focus)
+    in_page = list(islice(ranked, N_LINES))
+    rows: dict[str, ScoredItem] = {}
+    wanted = dict.fromkeys(in_page[:N_TEXTS])
+    found: dict[str, ItemNumbers] = {}
+    for row in focus.source.rows(None):
+        found[row.id] = _numbers(row)
+        if row.id in wanted:
+            rows[row.id] = ScoredItem(row)
+    if focus.highlighted is not None:
+        for row in focus.source.rows(focus.highlighted):
+            if (item := found.get(row.id)) is not None:
+                _add_adapted(item, row)
+                if row.id in wanted:
+                    rows[row.id].adapted = row
+    for text in focus.source.texts():
+        if text.id in rows:
+            rows[text.id].text = text
+    with_texts = {item_id: rows[item_id] for item_id in wanted if item_id in rows}
+    return ScoredItems(_ordered(focus, found.values()), set(in_page), with_texts)
+
+
+def _ordered(focus: Focus, items: Iterable[ItemNumbers]) -> list[ItemNumbers]:
+    items = list(items)
+    names = dict.fromkeys([focus.primary, *(item.group for item in items)])
     groups = {group: k for k, group in enumerate(names)}
 
-    def place(scored: ScoredItem) -> tuple[bool, int, float]:
-        row = scored.base
-        return row.kind == "continuation", groups[row.group], -(scored.ddi_nats or 0.0)
+    def place(item: ItemNumbers) -> tuple[bool, int, float]:
+        return item.kind == "continuation", groups[item.group], -(item.ddi_nats or 0.0)
 
-    return sorted(found, key=place)
-
-
-def _choice(focus: Focus, row: ItemRow) -> ScoredChoice | None:
-    if row.kind == "continuation":
-        return None
-    scores = focus.source.scores
-    models = scores.items[row.group]
-    adapted = models.get(focus.highlighted) if focus.highlighted is not None else None
-    after = None if adapted is None else adapted.get(row.id)
-    return ScoredChoice(scores.facts[row.id], models[None][row.id], after)
+    return sorted(items, key=place)
 
 
-def items_table(focus: Focus, found: list[ScoredItem]) -> Table:
+def _by_change(focus: Focus) -> Iterable[str]:
+    """Yield ids, in turn of each group the one of the largest change that is left."""
+    scores, name = focus.source.scores, focus.highlighted
+    groups: list[list[tuple[float, str]]] = []
+    for models in scores.items.values():
+        base, adapted = models[None], models.get(name)
+        change = dict.fromkeys(base, 0.0)
+        if name is not None and adapted is not None:
+            both = base.only(adapted)
+            ddi = adapted.only(base).column("delta_i_nats") - both.column("delta_i_nats")
+            change |= zip(both, abs(ddi).tolist(), strict=True)
+        groups.append([(-size, item_id) for item_id, size in change.items()])
+    for texts in scores.texts.values():
+        after = texts.get(name, {}) if name is not None else {}
+        groups.append(
+            [
+                (-abs(after[i].logp_nats - t.logp_nats) / t.n_tokens if i in after else 0.0, i)
+                for i, t in texts.get(None, {}).items()
+            ]
+        )
+    in_turn = sorted(
+        (rank, k, item_id)
+        for k, group in enumerate(groups)
+        for rank, (_, item_id) in enumerate(sorted(group))
+    )
+    return (item_id for _, _, item_id in in_turn)
+
+
+def _numbers(row: ItemRow) -> ItemNumbers:
+    right = right_option(row)
+    wrong = [option.n_tokens for k, option in enumerate(row.options) if k != row.answer]
+    is_choice = row.kind != "continuation"
+    return ItemNumbers(
+        id=row.id,
+        group=row.group,
+        kind=row.kind,
+        domain=row.domain,
+        lang=row.lang,
+        source_id=row.source_id,
+        published_at=row.published_at,
+        n_tokens=right.n_tokens,
+        n_tokens_wrong=sum(wrong) / len(wrong) if is_choice else None,
+        boundary_merge=any(option.boundary_merge for option in row.options),
+        logp_base_nats=right.logp_given_context_nats,
+        base=parts_of(row),
+    )
+
+
+def _add_adapted(item: ItemNumbers, row: ItemRow) -> None:
+    after = right_option(row).logp_given_context_nats
+    item.dlogp_per_token_nats = (after - item.logp_base_nats) / item.n_tokens
+    item.adapted = parts_of(row)
+
+
+def items_table(focus: Focus, found: ScoredItems) -> Table:
     """Return a row per item; for a continuation only its log-probability."""
     cutoff = read_cutoff(focus.summary.cutoff) if focus.summary.cutoff else None
 
-    def stratum_of(row: Placed[ScoredItem]) -> Cell:
-        return stratum(row.result.base.published_at, cutoff) if cutoff else None
+    def stratum_of(row: Placed[ItemNumbers]) -> Cell:
+        return stratum(row.result.published_at, cutoff) if cutoff else None
 
     columns: tuple[Items, ...] = (
         *ITEM_COLUMNS,
-        Column("kind", "kind", lambda r: r.result.base.kind, "text"),
+        Column("kind", "kind", lambda r: r.result.kind, "text"),
         DOMAIN,
-        Column("lang", "language", lambda r: r.result.base.lang, "text"),
-        Column("source_id", "source", lambda r: r.result.base.source_id, "text"),
-        Column("published_at", "published", lambda r: r.result.base.published_at, "text"),
+        Column("lang", "language", lambda r: r.result.lang, "text"),
+        Column("source_id", "source", lambda r: r.result.source_id, "text"),
+        Column("published_at", "published", lambda r: r.result.published_at, "text"),
         Column("stratum", "stratum", stratum_of, "text"),
         Column(
             "n_tokens_wrong",
             "tokens of wrong options, mean",
-            _of_choice(lambda c: c.facts.wrong_lengths[0]),
+            lambda r: r.result.n_tokens_wrong,
             "number",
         ),
-        Column("boundary_merge", "boundary merge", _boundary_merge, "text"),
+        Column("boundary_merge", "boundary merge", lambda r: r.result.boundary_merge, "text"),
     )
-    rows = [Placed(s, s.base.group, focus.highlighted, s.base.domain) for s in found]
+    rows = (Placed(item, item.group, focus.highlighted, item.domain) for item in found.items)
     note = (
         "p right: share of the right option in the softmax over the item's candidates; change of "
         "log P and tokens: of the right option, or of the continuation"
@@ -118,113 +190,33 @@ def items_table(focus: Focus, found: list[ScoredItem]) -> Table:
     return tabulate("items", title, columns, rows, note)
 
 
-def _right(row: ItemRow) -> OptionScore:
-    return row.options[row.answer or 0]  # a continuation is its only option
-
-
-def _of_choice(value: Callable[[ScoredChoice], Cell]) -> Callable[[Placed[ScoredItem]], Cell]:
+def _of(
+    parts: Callable[[ItemNumbers], Parts | None], value: Callable[[Parts], float]
+) -> Callable[[Placed[ItemNumbers]], Cell]:
     """Return a column's value that a continuation does not have."""
 
-    def of(row: Placed[ScoredItem]) -> Cell:
-        return None if row.result.choice is None else value(row.result.choice)
+    def of(row: Placed[ItemNumbers]) -> Cell:
+        held = parts(row.result)
+        return None if held is None else value(held)
 
     return of
 
 
-def _dlogp_per_token(row: Placed[ScoredItem]) -> Cell:
-    if row.result.adapted is None:
-        return None
-    before, after = _right(row.result.base), _right(row.result.adapted)
-    return (after.logp_given_context_nats - before.logp_given_context_nats) / before.n_tokens
-
-
-def _boundary_merge(row: Placed[ScoredItem]) -> Cell:
-    return any(option.boundary_merge for option in row.result.base.options)
-
-
 ITEM_COLUMNS: tuple[Items, ...] = (
-    Column("id", "item", lambda r: r.result.base.id, "text"),
+    Column("id", "item", lambda r: r.result.id, "text"),
     GROUP,
-    Column("delta_i_base_nats", "dI base, nats", _of_choice(lambda c: c.base.delta_i_nats)),
-    Column(
-        "delta_i_nats",
-        "dI adapter, nats",
-        _of_choice(lambda c: c.adapted.delta_i_nats if c.adapted else None),
-    ),
+    Column("delta_i_base_nats", "dI base, nats", _of(lambda i: i.base, lambda p: p.delta_i_nats)),
+    Column("delta_i_nats", "dI adapter, nats", _of(lambda i: i.adapted, lambda p: p.delta_i_nats)),
     Column("ddi_nats", "ddI, nats", lambda r: r.result.ddi_nats),
-    Column("d_cond_nats", "d_cond, nats", _of_choice(lambda c: c.d_cond_nats)),
-    Column("d_prior_nats", "d_prior, nats", _of_choice(lambda c: c.d_prior_nats)),
-    Column("p_right_base", "p right, base", _of_choice(lambda c: c.base.p_given[0]), "number"),
+    Column("d_cond_nats", "d_cond, nats", lambda r: r.result.d_cond_nats),
+    Column("d_prior_nats", "d_prior, nats", lambda r: r.result.d_prior_nats),
+    Column("p_right_base", "p right, base", _of(lambda i: i.base, lambda p: p.p_right), "number"),
+    Column("p_right", "p right, adapter", _of(lambda i: i.adapted, lambda p: p.p_right), "number"),
     Column(
-        "p_right",
-        "p right, adapter",
-        _of_choice(lambda c: c.adapted.p_given[0] if c.adapted else None),
-        "number",
+        "dlogp_per_token_nats",
+        "change of log P, nats/token",
+        lambda r: r.result.dlogp_per_token_nats,
+        "fine",
     ),
-    Column("dlogp_per_token_nats", "change of log P, nats/token", _dlogp_per_token, "fine"),
-    Column("n_tokens", "tokens", lambda r: _right(r.result.base).n_tokens, "count"),
+    Column("n_tokens", "tokens", lambda r: r.result.n_tokens, "count"),
 )
-
-
-@dataclass(frozen=True, slots=True)
-class TokenValues:
-    """Where an option's tokens end, in characters, and what they score, in 1 / SCALE nats."""
-
-    ends: list[int]
-    base: list[int]
-    null_base: list[int]
-    adapter: list[int] | None
-    null_adapter: list[int] | None
-
-
-@dataclass(frozen=True, slots=True)
-class ShownOption:
-    """An option of an item with its sums and, where scored, its tokens."""
-
-    role: str
-    text: str | None
-    base: OptionScore
-    adapted: OptionScore | None
-    tokens: TokenValues | None
-
-
-def shown_options(scored: ScoredItem, *, score_eos: bool) -> list[ShownOption]:
-    """Return an item's options as the page shows them."""
-    after = scored.adapted.options if scored.adapted else [None] * len(scored.base.options)
-    return [
-        ShownOption(
-            option.role,
-            scored.text.options[k] if scored.text else None,
-            option,
-            adapted,
-            _tokens(option, adapted, score_eos),
-        )
-        for k, (option, adapted) in enumerate(zip(scored.base.options, after, strict=True))
-    ]
-
-
-def _tokens(before: OptionScore, after: OptionScore | None, score_eos: bool) -> TokenValues | None:
-    """Return where the option's tokens end and what they score; pieces of a character are one."""
-    options = (before, after) if after else (before,)
-    columns = [
-        values
-        for o in options
-        for values in (o.token_logp_given_context_nats, o.token_logp_null_nats)
-        if values is not None
-    ]
-    ends = before.token_char_ends
-    if ends is None or len(columns) < 2 * len(options):
-        return None
-    last = len(ends) - 1
-    places: list[int] = []
-    sums: list[list[float]] = []
-    for k, end in enumerate(ends):
-        is_end_token = score_eos and k == last
-        if places and end == places[-1] and not is_end_token:
-            sums[-1] = [total + column[k] for total, column in zip(sums[-1], columns, strict=True)]
-        else:
-            places.append(end)
-            sums.append([column[k] for column in columns])
-    base, null_base, *rest = ([round(SCALE * row[k]) for row in sums] for k in range(len(columns)))
-    adapter, null_adapter = rest or (None, None)
-    return TokenValues(places, base, null_base, adapter, null_adapter)

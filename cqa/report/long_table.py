@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from typing import NamedTuple, TextIO
 
+from cqa.escape import for_csv
+from cqa.report.row_parts import Parts, parts_of
 from cqa.report.source import Source
-from cqa.report.tables import csv_text, plain
+from cqa.report.tables import ABSENT, write_csv
 from cqa.schema.rows import ItemRow
-from cqa.stats.items import item_score
 
 BASE = "base"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LongRow:
+class LongRow(NamedTuple):
     """One option of an item under one model; what does not exist is None.
 
     Fields from `delta_i_nats` on are the item's, the same in the rows of all its options.
@@ -53,30 +53,50 @@ class LongRow:
     d_prior_nats: float | None
 
 
+class _Base(NamedTuple):
+    """What is kept of a row of the base."""
+
+    parts: Parts | None
+    logp_nats: tuple[float, ...]  # S(x|y) of every option
+
+
 def long_rows(source: Source) -> Iterator[LongRow]:
     """Yield the rows of a folder of scores: the base first, then each adapter.
 
     Raises:
         DataError: scores.jsonl is damaged.
     """
-    base = {row.id: row for row in source.rows(None)}
-    for name in (None, *source.adapters):
-        for row in base.values() if name is None else source.rows(name):
+    base: dict[str, _Base] = {}
+    for row in source.rows(None):
+        logp = tuple(option.logp_given_context_nats for option in row.options)
+        base[row.id] = _Base(parts_of(row), logp)
+        yield from _rows_of(row, base[row.id])
+    for name in source.adapters:
+        for row in source.rows(name):
             yield from _rows_of(row, base[row.id])
 
 
-def long_csv(source: Source) -> str:
-    """Return the rows as CSV: floats to the last digit, `n/a` for what does not exist."""
-    names = [f.name for f in fields(LongRow)]
-    lines = [[plain(getattr(row, name)) for name in names] for row in long_rows(source)]
-    return csv_text(names, lines)
+def write_long_csv(source: Source, file: TextIO) -> None:
+    """Write the rows as CSV: floats to the last digit, `n/a` for what does not exist."""
+    write_csv(file, LongRow._fields, map(_cells, long_rows(source)))
 
 
-def _rows_of(row: ItemRow, base: ItemRow) -> Iterator[LongRow]:
-    ddi, d_cond, d_prior = _changes(row, base)
-    for k, (option, before) in enumerate(zip(row.options, base.options, strict=True)):
+def _cells(row: LongRow) -> list[object]:
+    return [
+        ABSENT if value is None else for_csv(value) if isinstance(value, str) else value
+        for value in row
+    ]
+
+
+def _rows_of(row: ItemRow, base: _Base) -> Iterator[LongRow]:
+    after, before = parts_of(row), base.parts
+    ddi = d_cond = d_prior = None
+    if row.adapter is not None and after is not None and before is not None:
+        ddi = after.delta_i_nats - before.delta_i_nats
+        d_cond = after.conditional_nats - before.conditional_nats
+        d_prior = after.prior_nats - before.prior_nats
+    for k, (option, logp_base) in enumerate(zip(row.options, base.logp_nats, strict=True)):
         logp, n = option.logp_given_context_nats, option.n_tokens
-        change = None if row.adapter is None else (logp - before.logp_given_context_nats) / n
         yield LongRow(
             id=row.id,
             group=row.group,
@@ -97,7 +117,7 @@ def _rows_of(row: ItemRow, base: ItemRow) -> Iterator[LongRow]:
             entropy_given_context_nats=option.entropy_given_context_nats,
             entropy_null_nats=option.entropy_null_nats,
             logp_given_context_per_token_nats=logp / n,
-            dlogp_per_token_nats=change,
+            dlogp_per_token_nats=None if row.adapter is None else (logp - logp_base) / n,
             n_tokens=n,
             n_bytes=option.n_bytes,
             n_chars=option.n_chars,
@@ -105,20 +125,8 @@ def _rows_of(row: ItemRow, base: ItemRow) -> Iterator[LongRow]:
             delta_i_nats=row.delta_i_nats,
             delta_i_best_wrong_nats=row.delta_i_best_wrong_nats,
             rank_prob=row.rank_prob,
-            delta_i_base_nats=base.delta_i_nats,
+            delta_i_base_nats=before.delta_i_nats if before else None,
             ddi_nats=ddi,
             d_cond_nats=d_cond,
             d_prior_nats=d_prior,
         )
-
-
-def _changes(row: ItemRow, base: ItemRow) -> tuple[float | None, float | None, float | None]:
-    """Return ddI, d_cond and d_prior; None for the base and for a continuation."""
-    if row.adapter is None or row.kind == "continuation":
-        return None, None, None
-    after, before = item_score(row), item_score(base)
-    return (
-        after.delta_i_nats - before.delta_i_nats,
-        after.conditional_nats - before.conditional_nats,
-        after.prior_nats - before.prior_nats,
-    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from importlib.resources import files
 from typing import Any
@@ -19,18 +19,13 @@ from cqa.model.conversion import conversion_text
 from cqa.report.figure_style import Drawing, inline_svg
 from cqa.report.figures import FIGURES
 from cqa.report.focus import Focus
-from cqa.report.item_table import (
-    ITEM_COLUMNS,
-    N_TEXTS,
-    ScoredItem,
-    ShownOption,
-    TokenValues,
-    shown_options,
-)
+from cqa.report.item_table import ITEM_COLUMNS, ItemNumbers, ScoredItems
+from cqa.report.item_texts import ScoredItem, ShownOption, TokenValues, shown_options
 from cqa.report.tables import Line, Table, show, to_markdown
 from cqa.report.verdict import Page
 from cqa.text import shortened
 
+TEXT_BYTES = 4_000_000  # of items' texts and tokens in the page: it opens on a phone
 LONGEST_FACT = 1000  # characters of a setting that the page shows; run.json holds it whole
 TEMPLATES = files("cqa.report") / "templates"
 CAPTIONS = {
@@ -96,7 +91,7 @@ class Report:
     caveats: list[str]
     tables: list[Table]
     figures: dict[str, Drawing]
-    found: list[ScoredItem]
+    found: ScoredItems
 
     @property
     def by_name(self) -> dict[str, Table]:
@@ -117,7 +112,7 @@ def html_page(report: Report) -> str:
     environment.globals.update(show=show)
     script = _template("script.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    tokens, items = _items(report)
+    items = _items(report)
     return environment.get_template("page.html").render(
         report=report,
         focus=report.focus,
@@ -126,9 +121,7 @@ def html_page(report: Report) -> str:
         sections=_sections(report),
         item_columns=ITEM_COLUMNS,
         items=items,
-        n_texts=N_TEXTS,
-        tokens=_json_for_script([_as_json(held) for held in tokens]),
-        has_tokens=bool(tokens),
+        tokens=_array_for_script(items.tokens),
         provenance=provenance(report.focus),
         fixed=FIXED,
         version=__version__,
@@ -142,10 +135,14 @@ def _template(name: str) -> str:
     return (TEMPLATES / name).read_text(encoding="utf-8")
 
 
-def _json_for_script(value: Any) -> Markup:
+def _json_for_script(value: Any) -> str:
     """Return JSON that no HTML parser can leave the script element by."""
     text = json.dumps(value, separators=(",", ":"))
-    return Markup(text.replace("<", "\\u003c").replace("&", "\\u0026"))
+    return text.replace("<", "\\u003c").replace("&", "\\u0026")
+
+
+def _array_for_script(parts: Iterable[str]) -> Markup:
+    return Markup(f"[{','.join(parts)}]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +183,13 @@ def _figure(name: str, drawing: Drawing) -> PageFigure:
         Markup(inline_svg(text, f"{name}-{size}", title))
         for size, text in (("wide", drawing.svg), ("narrow", drawing.narrow_svg))
     )
-    return PageFigure(name, title, CAPTIONS[name], wide, narrow)
+    return PageFigure(name, title, _caption(name, drawing), wide, narrow)
+
+
+def _caption(name: str, drawing: Drawing) -> str:
+    if not drawing.left_out:
+        return CAPTIONS[name]
+    return f"{CAPTIONS[name]} Drawn are {drawing.left_out}; figures/{name}.csv has all."
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,27 +204,63 @@ class PageOption:
 class PageItem:
     """An item in the page: its line, and its texts if the page holds them."""
 
-    scored: ScoredItem
+    numbers: ItemNumbers
     line: Line
-    options: list[PageOption] | None
+    scored: ScoredItem | None = None
+    options: Sequence[PageOption] = ()
 
 
-def _items(report: Report) -> tuple[list[TokenValues], list[PageItem]]:
-    """Return the tokens of all options with texts in the page, and the items that point to them."""
+@dataclass(frozen=True, slots=True)
+class PageItems:
+    """The items that the page holds, of how many, and the tokens of all options of them."""
+
+    lines: list[PageItem]
+    tokens: list[str]
+    n: int
+    n_texts: int
+    n_groups: int
+
+
+def _items(report: Report) -> PageItems:
+    """Return the items of the largest change, and texts of them while there is room."""
+    found = report.found
+    tokens: list[str] = []
+    texts, room = {}, TEXT_BYTES
+    for item_id, scored in found.with_texts.items():
+        options, held = _options(report, scored, len(tokens))
+        size = sum(map(len, held)) + _html_bytes(scored)
+        if size <= room:
+            room -= size
+            tokens += held
+            texts[item_id] = (scored, options)
+    lines = [
+        PageItem(item, line, *texts.get(item.id, (None, ())))
+        for item, line in zip(found.items, report.by_name["items"].lines, strict=True)
+        if item.id in found.in_page
+    ]
+    groups = {(item.kind == "continuation", item.group) for item in found.items}
+    return PageItems(lines, tokens, len(found.items), len(texts), len(groups))
+
+
+def _options(
+    report: Report, scored: ScoredItem, at: int
+) -> tuple[Sequence[PageOption], Sequence[str]]:
+    """Return an item's options, and their tokens as JSON, which come to stand from `at` on."""
     score_eos = report.focus.source.settings.score_eos
-    tokens: list[TokenValues] = []
-    items = []
-    largest = sorted(report.found, key=lambda s: -abs(s.ddi_nats or 0.0))[:N_TEXTS]
-    with_texts = {id(scored) for scored in largest}
-    for scored, line in zip(report.found, report.by_name["items"].lines, strict=True):
-        options: list[PageOption] | None = None
-        if id(scored) in with_texts:
-            options = []
-            for shown in shown_options(scored, score_eos=score_eos):
-                options.append(PageOption(shown, len(tokens) if shown.tokens else None))
-                tokens += [shown.tokens] if shown.tokens else []
-        items.append(PageItem(scored, line, options))
-    return tokens, items
+    options, tokens = list[PageOption](), list[str]()
+    for shown in shown_options(scored, score_eos=score_eos):
+        place = None if shown.tokens is None else at + len(tokens)
+        options.append(PageOption(shown, place))
+        if shown.tokens is not None:
+            tokens.append(_json_for_script(_as_json(shown.tokens)))
+    return options, tokens
+
+
+def _html_bytes(scored: ScoredItem) -> int:
+    """Return how long an item's texts are in the page."""
+    if scored.text is None:
+        return 0
+    return sum(len(for_html(t).encode()) for t in (scored.text.context, *scored.text.options))
 
 
 def _as_json(tokens: TokenValues) -> dict[str, list[int]]:
@@ -284,13 +323,12 @@ def markdown_page(report: Report) -> str:
             continue
         lines += [f"## {title}", ""]
         for figure in drawn:
-            lines += [f"![{FIGURES[figure].title}](figures/{figure}.svg)", "", CAPTIONS[figure], ""]
+            lines += [f"![{FIGURES[figure].title}](figures/{figure}.svg)", ""]
+            lines += [for_markdown(_caption(figure, report.figures[figure])), ""]
         for table in held:
             lines += [f"### {for_markdown(table.title)}", "", to_markdown(table), ""]
-            left_out = f" All adapters: tables/{table.name}.csv." if table.n_left_out else ""
-            if table.note or left_out:
-                note = f"{table.note}." if table.note else ""
-                lines += [for_markdown((note + left_out).strip()), ""]
+            if table.full_note:
+                lines += [for_markdown(table.full_note), ""]
         if name == "items":
             lines += ["Every item: tables/items.csv; with texts and tokens: report.html.", ""]
     lines += ["## How it was made", "", "| | |", "|---|---|"]

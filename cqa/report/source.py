@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -65,8 +66,9 @@ class Source:
 
     family: Family
     settings: ScoreSettings
-    items: dict[str, ItemText]
+    n_items: int  # that are reported
     scores: Scores
+    n_rows: Mapping[str | None, int]  # by name of the model, copies left out
     adapters: list[str] = field(default_factory=list)
     run: TrainingRun | None = None
     run_missing: str | None = None  # why the run that scoring named is not used
@@ -89,18 +91,22 @@ class Source:
 
     def rows(self, adapter: str | None) -> Iterator[ItemRow]:
         """Yield the rows of the base (None) or of one adapter, those that are reported."""
-        found = (row for row in self.family.rows() if row.adapter == adapter)
-        return (r for r in found if r.group != CHOOSERS and r.id not in self.scores.copies)
+        found = self.family.rows_again(adapter)
+        rows: Iterable[ItemRow] = (r for r in found if r.id not in self.scores.copies)
+        if self.n_rows.get(adapter, 0) > self.scores.n_items(adapter):
+            rows = {row.id: row for row in rows}.values()  # of two rows the last counts
+        return (row for row in rows if row.group != CHOOSERS)
+
+    def texts(self) -> Iterator[ItemText]:
+        """Yield the texts of the items that are reported."""
+        return _reported(self.family, self.scores.copies)
 
     def leaked(self) -> dict[str, Overlap] | None:
         """Return the items whose texts are trained on, whole or in part, if that is known."""
         if self.run is None or self.run.trained is None:
             return None
         trained = self.run.trained
-        found = {
-            item_id: trained.overlap((item.context, *item.options))
-            for item_id, item in self.items.items()
-        }
+        found = {item.id: trained.overlap((item.context, *item.options)) for item in self.texts()}
         return {item_id: overlap for item_id, overlap in found.items() if overlap is not None}
 
 
@@ -126,8 +132,9 @@ def read_source(folder: Path, run: Path | None = None) -> Source:
     family = read_family(folder)
     settings = ScoreSettings.from_json(family.meta.settings, f"{folder / META}: settings")
     again = copies(family.texts())
-    scores = Scores(family.rows(), again, family.order)
-    items = {t.id: t for t in family.texts() if t.group != CHOOSERS and t.id not in again}
+    n_rows = Counter[str | None]()
+    scores = Scores(_counted(family.rows(), again, n_rows), again, family.order)
+    n_items = sum(1 for _ in _reported(family, again))
     groups = (*scores.items.values(), scores.choosers)
     n_base = sum(len(models[None]) for models in groups if None in models)
     n_base += sum(scores.n_copies.values())
@@ -139,12 +146,24 @@ def read_source(folder: Path, run: Path | None = None) -> Source:
             hint="scoring was stopped; the same cqa-fast score command continues it",
         )
     adapters = [name for name in family.keys if name is not None]
-    source = Source(family, settings, items, scores, adapters)
+    source = Source(family, settings, n_items, scores, n_rows, adapters)
     if run is not None:
         source.run = read_run(run, family.digests)
     elif len(settings.run) == 1 and adapters:
         source.run, source.run_missing = _named_run(Path(settings.run[0]), family.digests)
     return source
+
+
+def _counted(
+    rows: Iterable[ItemRow], copies: Collection[str], n_rows: Counter[str | None]
+) -> Iterator[ItemRow]:
+    for row in rows:
+        n_rows[row.adapter] += row.id not in copies
+        yield row
+
+
+def _reported(family: Family, copies: Collection[str]) -> Iterator[ItemText]:
+    return (t for t in family.texts() if t.group != CHOOSERS and t.id not in copies)
 
 
 def _named_run(folder: Path, digests: Mapping[str, str]) -> tuple[TrainingRun | None, str | None]:

@@ -23,6 +23,7 @@ Cell = str | float | int | bool | Interval | None
 T_co = TypeVar("T_co", covariant=True)
 R_contra = TypeVar("R_contra", contravariant=True)
 ABSENT = "n/a"
+MOST_LINES = 400  # of a table in page, Markdown and LaTeX; CSV files hold all
 LONGEST_CELL = 200  # characters of a name that a page shows; CSV files hold it whole
 INTERVALS = ("interval", "fine_interval", "shares")
 
@@ -68,15 +69,31 @@ class Table:
 
     @property
     def shown_lines(self) -> list[Line]:
-        """The lines that the page holds; the files hold all."""
-        if self.adapters is None:
-            return self.lines
-        return [line for line in self.lines if line.adapter in self.adapters]
+        """The lines that page and Markdown hold; the CSV file holds all."""
+        return self._of_shown_adapters[:MOST_LINES]
 
     @property
     def n_left_out(self) -> int:
         """How many lines only the files hold."""
         return len(self.lines) - len(self.shown_lines)
+
+    @property
+    def full_note(self) -> str:
+        """The note, and what is left out and where it is."""
+        n, n_shown = len(self._of_shown_adapters), len(self.shown_lines)
+        parts = [self.note] if self.note else []
+        if n > n_shown:
+            parts.append(f"These are the first {n_shown:,} of {n:,} lines")
+        if self.n_left_out:
+            what = "All lines" if n > n_shown else "All adapters"
+            parts.append(f"{what}: tables/{self.name}.csv")
+        return " ".join(f"{part}." for part in parts)
+
+    @property
+    def _of_shown_adapters(self) -> list[Line]:
+        if self.adapters is None:
+            return self.lines
+        return [line for line in self.lines if line.adapter in self.adapters]
 
 
 T = TypeVar("T")
@@ -200,7 +217,12 @@ def to_latex(table: Table) -> str:
     """Return a table as a booktabs `tabular` with its caption in a comment."""
     form = "".join("l" if column.form == "text" else "r" for column in table.columns)
     head = " & ".join(for_latex(column.heading) for column in table.columns)
-    body = [" & ".join(map(for_latex, _texts(table, line))) + r" \\" for line in table.lines]
+    body = [
+        " & ".join(map(for_latex, _texts(table, line))) + r" \\"
+        for line in table.lines[:MOST_LINES]
+    ]
+    if (n := len(table.lines)) > MOST_LINES:
+        body.append(f"% the first {MOST_LINES} of {n} lines; {table.name}.csv has all")
     caption = for_latex(f"{table.title}. {table.note}" if table.note else table.title)
     lines = [
         "% needs \\usepackage{booktabs}",

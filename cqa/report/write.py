@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import TextIO
 
 from cqa.config import input_paths
 from cqa.files import new_file, reported
@@ -16,7 +19,7 @@ from cqa.report.figure_rows import rows_to_csv
 from cqa.report.figures import FIGURES
 from cqa.report.focus import Focus, make_focus
 from cqa.report.item_table import items_table, scored_items
-from cqa.report.long_table import long_csv
+from cqa.report.long_table import write_long_csv
 from cqa.report.page import Report, html_page, markdown_page
 from cqa.report.source import read_source
 from cqa.report.tables import to_csv, to_latex
@@ -24,6 +27,8 @@ from cqa.report.verdict import make_page
 from cqa.schema.verdict import Verdict
 from cqa.stats.config import AnalysisConfig
 from cqa.stats.summary import summarise
+
+Content = str | bytes | Callable[[TextIO], None]  # the last writes it a piece at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,21 +53,23 @@ def write_report(scores: Path, config: ReportConfig) -> Written:
     """
     check_output(config.out, "report", [("SCORES", scores), *input_paths(config)])
     report = make_report(scores, config)
-    files: dict[str, str | bytes] = {
-        "report.html": html_page(report),
-        "report.md": markdown_page(report),
-    }
-    for table in report.tables:
-        files[f"tables/{table.name}.csv"] = to_csv(table)
-        files[f"tables/{table.name}.tex"] = to_latex(table)
-    files["tables/scores_long.csv"] = long_csv(report.focus.source)
-    for name, drawing in report.figures.items():
-        files[f"figures/{name}.csv"] = drawing.csv
-        files[f"figures/{name}.svg"] = drawing.svg
-        files[f"figures/{name}.png"] = drawing.png
     with filled(config.out, "report"):
-        written = [_write(config.out / name, content) for name, content in files.items()]
+        written = [_write(config.out / name, make()) for name, make in _files(report)]
     return Written(written, report.focus.summary.verdict)
+
+
+def _files(report: Report) -> Iterator[tuple[str, Callable[[], Content]]]:
+    """Yield the files by name, the page first, each made when it is its turn."""
+    yield "report.html", lambda: html_page(report)
+    yield "report.md", lambda: markdown_page(report)
+    for table in report.tables:
+        yield f"tables/{table.name}.csv", partial(to_csv, table)
+        yield f"tables/{table.name}.tex", partial(to_latex, table)
+    yield "tables/scores_long.csv", lambda: partial(write_long_csv, report.focus.source)
+    for name, drawing in report.figures.items():
+        yield f"figures/{name}.csv", partial(str, drawing.csv)
+        yield f"figures/{name}.svg", partial(str, drawing.svg)
+        yield f"figures/{name}.png", partial(bytes, drawing.png)
 
 
 def make_report(scores: Path, config: ReportConfig) -> Report:
@@ -91,9 +98,13 @@ def read_focus(scores: Path, config: ReportConfig) -> Focus:
     return make_focus(source, summarise(source.scores, analysis, made=source.made))
 
 
-def _write(path: Path, content: str | bytes) -> Path:
+def _write(path: Path, content: Content) -> Path:
     with reported(path):
         path.parent.mkdir(parents=True, exist_ok=True)
     with new_file(path) as temporary:
-        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+        if isinstance(content, bytes):
+            temporary.write_bytes(content)
+        else:
+            with temporary.open("w", encoding="utf-8", newline="") as file:
+                file.write(content) if isinstance(content, str) else content(file)
     return path

@@ -91,6 +91,13 @@ class Scores:
                 if None in models:
                     scores.share_rows(models[None])
 
+    def n_items(self, name: str | None) -> int:
+        """Return how many items and continuations were scored under a model."""
+        items = (*self.items.values(), self.choosers)
+        return sum(len(models[name]) for models in items if name in models) + sum(
+            len(models[name]) for models in self.texts.values() if name in models
+        )
+
     def part(self, keep: Callable[[str | None], bool]) -> Scores:
         """Return the scores of the items whose `published_at` is to be kept."""
         found = Scores()

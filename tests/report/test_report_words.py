@@ -18,7 +18,8 @@ from cqa.identity import digest_bytes
 from cqa.report.caveats import caveats
 from cqa.report.figure_data import figure_rows
 from cqa.report.focus import Focus, make_focus
-from cqa.report.item_table import ScoredItem, scored_items, shown_options
+from cqa.report.item_table import scored_items
+from cqa.report.item_texts import ScoredItem, shown_options
 from cqa.report.pair_tables import interaction
 from cqa.report.source import DataSettings, RunFacts, Source, TrainingRun, read_run
 from cqa.report.terminal import summary_text
@@ -440,7 +441,7 @@ def item_with_tokens(score_eos: bool) -> ScoredItem:
     for key in ("token_logp_given_context_nats", "token_logp_null_nats"):
         option[key] = [-1.0, -0.5, -0.25, -2.0, -3.004, -4.0][: len(ends)]
     text = ItemText.from_json({**item, "item_key": ""}, "made up")
-    return ScoredItem(text, ItemRow.from_json(row, "made up"), None, None)
+    return ScoredItem(ItemRow.from_json(row, "made up"), None, text)
 
 
 @pytest.mark.parametrize("score_eos", [False, True])
@@ -460,9 +461,9 @@ def test_items_come_group_by_group_and_the_largest_change_first(tmp_path):
 
     source = read_source(make_folder(tmp_path / "scores"))
     focus = make_focus(source, summarise(source.scores))
-    found = scored_items(focus)
-    groups = [s.base.group for s in found if s.base.kind != "continuation"]
+    found = scored_items(focus).items
+    groups = [s.group for s in found if s.kind != "continuation"]
     assert groups == ["literary"] * 6 + ["factual"] * 6 + ["<i>other</i>"] * 4
     ddi = [s.ddi_nats for s in found[:6]]
     assert ddi == sorted(ddi, reverse=True)
-    assert {s.base.kind for s in found[16:]} == {"continuation"}
+    assert {s.kind for s in found[16:]} == {"continuation"}
