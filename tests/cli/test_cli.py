@@ -517,7 +517,10 @@ def test_studies_print_text_or_one_json_object(pairs, samples, tmp_path, args, p
 
 def test_training_prints_its_result_on_standard_output_and_its_losses_beside_it(samples):
     out = samples.parent / "run"
-    settings = ["--epochs", 1, "--rank", 2, "--targets", "q", "--validation", 0, "--grad-accum", 6]
+    settings = [
+        "--epochs", 1, "--rank", 2, "--targets", "q", "--validation", 0, "--grad-accum", 6,
+        "--warmup-ratio", 0,  # of the one step the rate would be zero
+    ]  # fmt: skip
     result = invoke(
         "train", "--model", MODEL, "--data", samples, "--out", out, *settings, "--json"
     )  # fmt: skip

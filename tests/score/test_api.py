@@ -130,7 +130,7 @@ def test_the_commands_are_functions(data, run, tmp_path):
     events: list[object] = []
     result = cqa.train(
         model=str(MODEL), data=train, out=tmp_path / "run", epochs=1, rank=2, validation=0,
-        preset="paper", device="cpu", on_event=events.append,
+        preset="paper", warmup_ratio=0, device="cpu", on_event=events.append,
     )  # fmt: skip
     assert result.epochs == ("epoch-01",)
     assert [event["event"] for event in read_lines(tmp_path / "run" / "log.jsonl")] == ["step"]
