@@ -2,9 +2,10 @@
 
     python choose.py FILE OUT --characters 60000 [--cut 200]
 
-The first items of FILE go to OUT as long as their texts together have at most --characters; 0 takes
-all. --cut keeps the last characters of a context and the first of what may follow it, in whole
-words: for passages of books, which go on either way, and not for items whose point may lie anywhere.
+The first items of FILE go to OUT as long as their texts together have at most --characters, one at
+least; 0 takes all. --cut keeps the end of a context and the beginning of what may follow it, so
+many characters each, in whole words: for passages of books, not for items whose point may lie
+anywhere.
 """
 
 import argparse
@@ -34,7 +35,7 @@ def choose(items: list[dict[str, Any]], characters: int) -> list[dict[str, Any]]
     used = 0
     for n, item in enumerate(items):
         used += sum(map(len, texts_of(item)))
-        if characters and used > characters:
+        if n and characters and used > characters:  # one at least
             return items[:n]
     return items
 
@@ -56,7 +57,8 @@ def shortened(item: dict[str, Any], cut: int) -> dict[str, Any]:
     context = item["context"]
     start = max(0, len(context) - cut)
     if start:
-        start = context.find(" ", start) + 1  # 0, the whole, where no word begins
+        space = context.find(" ", start - 1)
+        start = space + 1 if space >= 0 else start
     return item | ends | {"context": context[start:]}
 
 
@@ -64,7 +66,8 @@ def end_of_word(text: str, limit: int) -> int:
     """Return where the last whole word within `limit` characters ends."""
     if len(text) <= limit:
         return len(text)
-    return max(text.rfind(" ", 1, limit + 1), 0) or limit
+    space = text.rfind(" ", 1, limit + 1)
+    return space if space > 0 else limit
 
 
 if __name__ == "__main__":

@@ -64,6 +64,6 @@ for run in "${runs[@]}"; do
     taken=$more
 done
 cqa-fast score --model "$model" "${adapters[@]}" --out "$out/scores" --nulls "$nulls" \
-    --too-long drop "${texts[@]}"
+    --too-long drop "${texts[@]}" | tee "$out/tables.txt"
 cqa-fast report "$out/scores" --run "${runs[0]}" --out "$out/report"
 echo "$settings" > "$out/done"
