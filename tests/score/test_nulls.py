@@ -10,6 +10,7 @@ from cqa.errors import ConfigError
 from cqa.report.config import ReportConfig
 from cqa.report.write import write_report
 from cqa.score.run import score
+from cqa.score_folder import CHECKSUM
 
 SECOND = "logp_null2_nats"
 
@@ -34,14 +35,14 @@ def test_rows_are_those_with_two_nulls_but_for_the_second(one_null, rows):
         options = [o | {SECOND: None} for o in theirs["options"]]
         expected = theirs | {"options": options, "model_key": mine["model_key"]}
         for own in (mine, expected):
-            own.pop("digest")  # of the row with its key
+            own.pop(CHECKSUM)
         assert json.dumps(mine) == json.dumps(expected)
 
 
 def test_the_report_says_what_is_left_out(one_null):
     text = (one_null / "report" / "report.md").read_text()
     assert "no second one" in text
-    with (one_null / "report" / "tables" / "variants.csv").open(newline="") as file:
+    with (one_null / "report" / "tables" / "readings.csv").open(newline="") as file:
         rows = [row for row in csv.DictReader(file) if "newline" in row["reading"]]
     assert rows
     assert all(row["mean_ddi"] in ("", "n/a") and row["p"] in ("", "n/a") for row in rows)
