@@ -50,8 +50,7 @@ def check_output(out: Path, kind: Kind, inputs: Iterable[tuple[str, Path]] = ())
         inputs: What the command reads, as `input_paths` returns it.
 
     Raises:
-        ConfigError: It is a file, holds an input or lies in one, or holds what is not of this
-            kind.
+        ConfigError: It is a file, holds an input, or holds what is not of this kind.
         ResourceError: Another process is writing to it.
     """
     if os.path.lexists(out) and not out.is_dir():
@@ -61,11 +60,6 @@ def check_output(out: Path, kind: Kind, inputs: Iterable[tuple[str, Path]] = ())
             raise ConfigError(
                 f"expected --out to hold no input, got {key} {path}", where=str(out),
                 hint="name another --out; what is in it may be replaced",
-            )  # fmt: skip
-        if _is_within(out, path):
-            raise ConfigError(
-                f"expected --out outside of what is read, got one in {key} {path}", where=str(out),
-                hint="name another --out; what is read is left as it is",
             )  # fmt: skip
     if not out.exists():
         return

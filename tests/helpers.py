@@ -104,8 +104,11 @@ def tiny_run(folder: Path) -> Path:
 
 
 def assert_as_accurate(name, actual, naive, truth, *, factor=2.0):
-    """Allow `actual` `factor` times the error of plain PyTorch in the same dtype, plus rounding."""
-    floor = 4 * torch.finfo(actual.dtype).eps * truth.abs().max().item()
+    """Allow `actual` `factor` times the error of plain PyTorch in the same dtype, plus rounding.
+
+    Both errors are of a few roundings, and which ones depends on the processor's vectors.
+    """
+    floor = 6 * torch.finfo(actual.dtype).eps * truth.abs().max().item()
     naive_error = (naive.double() - truth).abs().max().item()
     error = (actual.double() - truth).abs().max().item()  # NaN fails the comparison below
     allowed = factor * naive_error + floor

@@ -204,21 +204,14 @@ def test_an_empty_path_is_not_the_current_folder(tmp_path, command):
     assert not os.listdir(tmp_path)
 
 
-@pytest.mark.parametrize("way", ["itself", "within", "new and deep", "link", "dots"])
-def test_output_inside_an_input_is_refused_by_whatever_name(tmp_path, way):
-    (tmp_path / "model" / "sub").mkdir(parents=True)
-    (tmp_path / "link").symlink_to(tmp_path / "model")
-    out = {
-        "itself": tmp_path / "model",
-        "within": tmp_path / "model" / "sub",
-        "new and deep": tmp_path / "model" / "a" / "b",
-        "link": tmp_path / "link" / "new",
-        "dots": tmp_path / "model" / "sub" / ".." / "new",
-    }[way]
-    with pytest.raises(ConfigError, match=r"expected --out (outside|to hold no input)"):
-        check_output(out, "scores", [("--model", tmp_path / "model")])
-    assert sorted(path.name for path in (tmp_path / "model").iterdir()) == ["sub"]
-    check_output(tmp_path / "model-2", "scores", [("--model", tmp_path / "model")])
+def test_output_inside_an_input_is_filled_as_any_other(tmp_path):
+    run = tmp_path / "run"
+    with filled(run, "run"):
+        (run / "run.json").write_text("{}")
+    check_output(run / "scores", "scores", [("--run", run)])
+    with filled(run / "scores", "scores"):
+        pass
+    assert json.loads((run / MARKER).read_text()) == {"kind": "run"}
 
 
 def test_link_in_the_output_is_an_input_in_it_wherever_it_leads(tmp_path, pairs):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import sys
+from collections.abc import Mapping
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -17,7 +18,6 @@ from cqa.bench.config import BenchConfig
 from cqa.bridges.config import LmEvalConfig
 from cqa.report.config import ReportConfig
 from cqa.score.config import PlanConfig, PrescreenConfig, ScoreConfig
-from cqa.score.plan import planned_settings
 from cqa.study.config import PowerConfig, ScaleConfig, ValidateConfig, WatchedTrainConfig
 from cqa.train.config import PRESETS
 from cqa.train.earlier import taken_over
@@ -29,6 +29,15 @@ from cqa_fast.terminal import open_missing_streams, say, say_json, tell
 # fifty times this, two jobs on the same cores hold each other up.
 _SPINS = "6000"
 _JSON = flag("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
+
+
+def _planned(given: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the settings of the plan that is named, if one is."""
+    if given.get("plan") is None:
+        return {}
+    from cqa.score.plan import planned_settings
+
+    return planned_settings(given)
 
 
 @click.group(
@@ -182,7 +191,7 @@ def plan(config: PlanConfig, as_json: bool) -> None:
 
 
 @main.command()
-@takes(ScoreConfig, implied=planned_settings)
+@takes(ScoreConfig, implied=_planned)
 @_JSON
 def score(config: ScoreConfig, as_json: bool) -> None:
     """Score pairs and continuations under a base model and its adapters.

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import re
 from datetime import date, timedelta
+from typing import TYPE_CHECKING
 
 from cqa.errors import ConfigError
-from cqa.schema.summary import Stratum
+
+if TYPE_CHECKING:  # settings read this, and `--help` is not to wait for the schema
+    from cqa.schema.summary import Stratum
 
 STRATA: tuple[Stratum, ...] = ("before", "after", "unknown")
 _DATE = re.compile(r"(\d{4})(?:-(\d\d)(?:-(\d\d)(?:[T ].*)?)?)?")

@@ -18,6 +18,7 @@ from synthetic import HOSTILE, make_folder, make_items, make_rows, make_run
 
 from cqa.errors import ConfigError, DataError, ResourceError
 from cqa.identity import digest_bytes
+from cqa.output_folder import filled
 from cqa.report.config import ReportConfig
 from cqa.report.figures import FIGURES
 from cqa.report.item_table import scored_items
@@ -266,11 +267,13 @@ def test_overfitting_view_joins_the_log_of_training_with_the_scores(made):
 
 
 def test_the_same_scores_give_the_same_bytes_and_other_files_are_left_alone(scored, made, tmp_path):
-    (tmp_path / "mine.txt").write_text("mine")
-    again = report_on(scored, tmp_path, run=made.parent / "run", cutoff="2024-06")
+    out = tmp_path / "report"
+    report_on(scored, out)
+    (out / "mine.txt").write_text("mine")
+    again = report_on(scored, out, run=made.parent / "run", cutoff="2024-06")
     for path in again:
-        assert path.read_bytes() == (made / path.relative_to(tmp_path)).read_bytes(), path.name
-    assert (tmp_path / "mine.txt").read_text() == "mine"
+        assert path.read_bytes() == (made / path.relative_to(out)).read_bytes(), path.name
+    assert (out / "mine.txt").read_text() == "mine"
 
 
 def test_texts_are_texts_and_never_markup(made, scored):
@@ -500,16 +503,18 @@ def test_damaged_run_is_refused_with_its_place(scored, tmp_path, name, text, mes
 
 def test_a_run_without_its_files_is_refused(scored, tmp_path):
     with pytest.raises(DataError, match=r"run\.json: expected a JSON object"):
-        report_on(scored, tmp_path / "out", run=tmp_path)
+        report_on(scored, tmp_path / "out", run=tmp_path / "run")
 
 
 def test_an_out_that_cannot_be_written_is_refused(few, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="expected --out to be a folder, got a file"):
         report_on(few, tmp_path / "file")
-    (tmp_path / "tables").write_text("")
+    out = tmp_path / "report"
+    with filled(out, "report"):
+        (out / "tables").write_text("")
     with pytest.raises(ResourceError, match=r"tables/.*\.csv: expected to write, got: File exists"):
-        report_on(few, tmp_path)
+        report_on(few, out)
 
 
 ODD = "a_b & 50 % | <x> \\ $y$ {z} ~^ #"

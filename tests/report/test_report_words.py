@@ -1,8 +1,9 @@
 """The verdict and the caveats: what they say follows from the tests, and from nothing else."""
 
 import json
-from collections.abc import Sequence
-from dataclasses import replace
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +35,20 @@ from cqa.stats.summary import Scores, summarise
 Changes = dict[str, dict[str, Sequence[float]]]  # adapter, group: ddI of every item, nats
 
 
+@dataclass(slots=True)
+class HeldFamily(Family):
+    """A family of texts and rows in memory; a folder holds those of a real one."""
+
+    held_texts: dict[str, ItemText] = field(default_factory=dict)  # by id
+    held_rows: list[ItemRow] = field(default_factory=list)
+
+    def texts(self) -> Iterator[ItemText]:
+        return iter(self.held_texts.values())
+
+    def rows_again(self, name: str | None) -> Iterator[ItemRow]:
+        return (row for row in self.held_rows if row.adapter == name)
+
+
 def spread(mean: float, n: int = 20, sd: float = 1.0) -> np.ndarray:
     """Return n values of a given mean and standard deviation, none of them alike."""
     values = np.random.default_rng(0).permutation(np.linspace(-1, 1, n) ** 3)
@@ -60,10 +75,14 @@ def focus_of(changes: Changes, *, prior: float = 0.0, **facts) -> Focus:
     names = {key_of(name): name for name in (None, *changes)}
     digests = {name: digest_of(name) for name in changes}
     made = dict.fromkeys(changes, Provenance())
-    family = Family(Path("scores"), meta, names, digests, made, Fingerprints(), {})
+    held = list(records(rows))
+    family = HeldFamily(
+        Path("scores"), meta, names, digests, made, Fingerprints(), {},
+        held_texts=items, held_rows=held,
+    )  # fmt: skip
     source = Source(
-        family, ScoreSettings.from_json(meta.settings, "made up"), items, Scores(records(rows)),
-        list(changes), facts.get("run"),
+        family, ScoreSettings.from_json(meta.settings, "made up"), len(items), Scores(held),
+        Counter(row.adapter for row in held), list(changes), facts.get("run"),
     )  # fmt: skip
     named = ("cutoff", "primary", "control")
     config = AnalysisConfig(**{name: facts[name] for name in named if name in facts})
@@ -325,7 +344,7 @@ def test_items_that_were_left_out_are_named():
 def test_texts_that_meet_wrongly_are_counted():
     focus = focus_of({"mine": PLAIN})
     assert not said(focus, "space")
-    n = len(focus.source.items)
+    n = focus.source.n_items
     counts = {"n_contexts_ending_in_space": 2, "n_options_lacking_space": 0}
     focus.source.family.meta = replace(focus.source.meta, **counts)
     (text,) = said(focus, "space")
@@ -359,7 +378,7 @@ def test_items_that_are_trained_on_are_named_whole_or_by_their_words():
     clean = focus_of({"mine": PLAIN}, run=trained_on("Nothing of it.", ROW))
     assert not said(clean, "training texts")
     focus = focus_of({"mine": PLAIN}, run=trained_on("Nothing of it.", f"It goes: {ROW}!", "G"))
-    items = focus.source.items
+    items = focus.source.family.held_texts
     items["literary-7"] = replace(items["literary-7"], context=f"He counted {ROW}.")
     (text,) = said(focus, "training texts")  # every item's right option is `g`
     assert text.startswith("120 items overlap with training texts, 120 by a whole text")

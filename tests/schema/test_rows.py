@@ -100,7 +100,8 @@ def test_only_the_base_has_no_origin_in_meta_json():
     value = {
         "model_key": "k", "adapter": None, "tokenizer": "t", "template": None, "boundary": "split",
         "null_ids": [0], "null2_ids": [0, 1], "score_eos": False, "code": "c", "model": "m",
-        "device": "cpu", "dtype": "float32", "backend": "native", "adapter_digest": None,
+        "device": "cpu", "dtype": "float32", "backend": "native", "engine": "cqa",
+        "batch_invariant": True, "adapter_digest": None,
     }  # fmt: skip
     base = ScoredModel.from_json(value, "meta.json")
     assert base.to_json() == value
