@@ -138,8 +138,8 @@ def left_out_text(overlong: Mapping[str, str], max_positions: int, file: str) ->
         file: Name of the file that holds all ids.
     """
     counts = ", ".join(f"{n} {named(group)}" for group, n in Counter(overlong.values()).items())
-    named = first_named(overlong, file)
-    return f"left out, over the model's {max_positions} positions: {counts} {named}"
+    first = first_named(overlong, file)
+    return f"left out, over the model's {max_positions} positions: {counts} {first}"
 
 
 def first_named(ids: Collection[str], file: str) -> str:

@@ -115,9 +115,9 @@ def score(
         models = identify(config, engine, identity, adapters, items)
     check_same_base(config.out, models[0])
     with (
-        filled(config.out, kind),
         continued_by(command_line(ScoreConfig, "score", given_settings(config))),
         Interrupt() as interrupt,
+        filled(config.out, kind),
         closing(Results(config.out, with_tokens=config.tokens)) as results,
     ):
         held = results.write_items(items)

@@ -112,9 +112,9 @@ def train(
         range(1, config.epochs + 1) if only_epoch is None else range(only_epoch, only_epoch + 1)
     )
     with (
-        filled(config.out, "run"),
         continued_by(resume_command(config.out)),
         Interrupt() as interrupt,
+        filled(config.out, "run"),
         memory_reported("training", HINT),
     ):
         last_step = open_run(plan, resume=resume)

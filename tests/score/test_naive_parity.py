@@ -47,7 +47,7 @@ def test_the_first_200_fitting_items_equal_a_naive_loop(models, file):
         for pair, logp in zip(pairs, naive, strict=True)
         if not abs(ours[pair].total - float(logp.sum())) <= TOLERANCE_NATS
     ]
-    assert len(apart) <= 1 + len(pairs) / 20
+    assert len(apart) <= 2 + len(pairs) / 10  # where fp32 of the other is off itself, as below
     for pair, exact in zip(
         apart, naive_logps(load_reference(folder, torch.float64), apart), strict=True
     ):

@@ -191,7 +191,7 @@ def test_adapter_in_a_folder_of_its_own_has_the_name_that_was_given(data, run, t
 def test_adapter_that_is_a_loop_of_links_is_refused(data, tmp_path):
     (tmp_path / "loop").symlink_to("loop")
     with pytest.raises(ModelError) as caught:
-        find_adapters(few_of(data, Path("unused"), adapter=(tmp_path / "loop",)))
+        score(few_of(data, tmp_path / "out", adapter=(tmp_path / "loop",)))
     assert caught.value.exit_code == 4
 
 

@@ -120,7 +120,8 @@ def test_rows_of_both_engines_agree_and_are_told_apart(tmp_path):
         for model in json.loads((config.out / "meta.json").read_text())["models"]:
             assert (model["engine"], model["batch_invariant"]) == (engine, invariant)
             assert model["backend"].startswith("transformers ") != invariant
-    page = write_report(theirs.out, ReportConfig(out=tmp_path / "report"))[0].read_text()
+    files = write_report(theirs.out, ReportConfig(out=tmp_path / "report")).files
+    page = files[0].read_text()
     assert "decoder: another batch, machine or release" in page
     with pytest.raises(ConfigError, match="expected the --engine whose scores this folder holds"):
         score(config_of(tmp_path, tmp_path / "model", "ours", **run))

@@ -20,6 +20,10 @@ from cqa.model.projection import MODULES
 from cqa.train.config import TrainConfig
 from cqa.train.plan import make_plan
 
+pytestmark = pytest.mark.filterwarnings(  # PEFT asks transformers by an older name
+    "ignore:`is_gradient_checkpointing`:FutureWarning"
+)
+
 SPEC = LoraSpec(4, 8.0, True, MODULES)
 CPU = torch.device("cpu")
 
