@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from cqa.report.focus import ADAPTER, DOMAIN, GROUP, STRATUM, Focus, N
 from cqa.report.pair_tables import (
     accuracy,
@@ -96,6 +98,7 @@ def _entropy(focus: Focus) -> Table:
 def table_2(focus: Focus) -> Table:
     """Return the paper's Table 2: every domain, and each group combined."""
     tested, by_holm = _tested(focus)
+    ci95, p_corrected = _tested_columns(tested)
     columns: tuple[Texts, ...] = (
         GROUP,
         DOMAIN,
@@ -114,25 +117,10 @@ def table_2(focus: Focus) -> Table:
             "fine_number",
         ),
         CHANGE_NATS,
-        Column(
-            "ci95_simultaneous_nats",
-            "95 % CI, nats/token",
-            lambda r: c.ci95 if (c := tested.get(_key(r))) else None,
-            "fine_interval",
-        ),
-        Column(
-            "p_corrected",
-            "p, corrected",
-            lambda r: c.p_greater_corrected if (c := tested.get(_key(r))) else None,
-            "p",
-        ),
+        ci95,
+        p_corrected,
         Column("p_holm", "p, Holm over domains", lambda r: by_holm.get(_key(r)), "p"),
-        Column(
-            "ci95_nats",
-            "t CI, nats/token (paper)",
-            lambda r: r.result.per_token_nats.ci95,
-            "fine_interval",
-        ),
+        CI_NATS,
         Column(
             "mean_dlogp_per_token_bits",
             "change, bits/token",
@@ -175,12 +163,30 @@ def _key(row: Placed[TextChange]) -> Part:
     return row.group, row.adapter or "", row.part or ""
 
 
+def _tested_columns(tested: Mapping[Part, Change]) -> tuple[Texts, Texts]:
+    """Return the interval and p of the deciding test of each row."""
+    return (
+        Column(
+            "ci95_simultaneous_nats",
+            "95 % CI, nats/token",
+            lambda r: c.ci95 if (c := tested.get(_key(r))) else None,
+            "fine_interval",
+        ),
+        Column(
+            "p_corrected",
+            "p, corrected",
+            lambda r: c.p_greater_corrected if (c := tested.get(_key(r))) else None,
+            "p",
+        ),
+    )
+
+
 def _tested(focus: Focus) -> tuple[dict[Part, Change], dict[Part, float | None]]:
     """Return the deciding test of every row, and Holm's p of the domains of a group."""
     tested: dict[Part, Change] = {}
     by_holm: dict[Part, float | None] = {}
-    for group, models in focus.source.scores.texts.items():
-        for adapter, tests in text_changes(models).items():
+    for group, changes in focus.text_changes.items():
+        for adapter, tests in changes.items():
             tested |= {(group, adapter, domain or "all"): c for domain, c in tests.items()}
             domains = [domain for domain in tests if domain is not None]
             corrected = holm([tests[domain].p_greater_corrected for domain in domains])
@@ -234,24 +240,15 @@ def _strata_texts(focus: Focus) -> Table:
         if adapter != "base"
     ]
     tested, by_holm = _tested_strata(focus) if rows else ({}, {})
+    ci95, p_corrected = _tested_columns(tested)
     columns: tuple[Texts, ...] = (
         STRATUM,
         GROUP,
         ADAPTER,
         N,
         CHANGE_NATS,
-        Column(
-            "ci95_simultaneous_nats",
-            "95 % CI, nats/token",
-            lambda r: c.ci95 if (c := tested.get(_key(r))) else None,
-            "fine_interval",
-        ),
-        Column(
-            "p_corrected",
-            "p, corrected",
-            lambda r: c.p_greater_corrected if (c := tested.get(_key(r))) else None,
-            "p",
-        ),
+        ci95,
+        p_corrected,
         Column("p_holm", "p, Holm", lambda r: by_holm.get(_key(r)), "p"),
         CI_NATS,
     )

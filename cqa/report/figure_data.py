@@ -22,7 +22,6 @@ from cqa.report.focus import Focus
 from cqa.run_folder import epoch_of
 from cqa.schema.comparison import Comparison
 from cqa.schema.result import Interval
-from cqa.stats.text_tests import text_changes
 
 T = TypeVar("T")
 
@@ -159,7 +158,7 @@ def continuations(focus: Focus) -> list[TextPoint]:
         if adapter not in models:
             continue
         entry = models[adapter]
-        tests = text_changes(focus.source.scores.texts[group]).get(adapter, {})
+        tests = focus.text_changes[group].get(adapter, {})
         named = [*entry.domains.items()] if len(entry.domains) > 1 else []
         for domain, part in (*named, (None, entry)):
             ci95 = tests[domain].ci95 if domain in tests else None

@@ -12,7 +12,9 @@ from cqa.report.tables import Column, Placed
 from cqa.schema.comparison import Change, Comparison, TextChange
 from cqa.schema.summary import Summary
 from cqa.schema.verdict import Choice, GroupFamily, Interaction
+from cqa.stats.deciding import Change as DecidingChange
 from cqa.stats.specification import Specification, specification_curve
+from cqa.stats.text_tests import text_changes
 
 GROUP: Column[Placed[Any]] = Column("group", "group", lambda r: r.group, "text")
 ADAPTER: Column[Placed[Any]] = Column("adapter", "adapter", lambda r: r.adapter, "text")
@@ -78,6 +80,11 @@ class Focus:
         return specification_curve(
             items, self.source.scores.facts, groups, self.highlighted, self.summary.verdict
         )
+
+    @cached_property
+    def text_changes(self) -> dict[str, dict[str, dict[str | None, DecidingChange]]]:
+        """The deciding test of continuations: by group, adapter and domain (None is the group)."""
+        return {group: text_changes(models) for group, models in self.source.scores.texts.items()}
 
     def comparisons(self) -> Iterator[Placed[Comparison]]:
         """Yield the statistics of all pairs and options."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from cqa.report.focus import ADAPTER, DOMAIN, GROUP, STRATUM, Focus, N
 from cqa.report.pair_tables import CI, DDI, DI_BASE, W_PLUS, P, Parts, approximated
@@ -71,10 +71,10 @@ def _rows(focus: Focus, of: Callable[[Comparison], Mapping[str, Change]]) -> lis
     return rows
 
 
-def _labels(focus: Focus, group: str, label: str) -> Sequence[str | None]:
+def _labels(focus: Focus, group: str, label: Literal["domain", "lang"]) -> Sequence[str | None]:
     scores = focus.source.scores
     rows = scores.items[group][None].rows
-    return scores.facts.labels("domain" if label == "domain" else "lang", rows)
+    return scores.facts.labels(label, rows)
 
 
 def _strata(focus: Focus, group: str) -> Sequence[str | None]:
