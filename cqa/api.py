@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     import pandas
 
     from cqa.model.load import Device, Dtype
-    from cqa.score.resident import EngineName, Model
+    from cqa.score.config import EngineName
+    from cqa.score.resident import Model
     from cqa.score.run import ScoreResult
     from cqa.train.loop import TrainResult
 

@@ -13,6 +13,9 @@ from cqa.stats.config import AnalysisConfig
 Unit = Literal["sum", "token", "byte", "char"]
 
 
+EngineName = Literal["cqa", "transformers"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class ScoreConfig(AnalysisConfig):
     """One scoring run: the base once, then every adapter on the same resident base."""
@@ -132,7 +135,7 @@ class ScoreConfig(AnalysisConfig):
         4096,
         group="Memory and device",
     )
-    engine: Literal["cqa", "transformers"] = option(
+    engine: EngineName = option(
         "What computes: cqa, or transformers for architectures that cqa lacks (adapters through "
         "PEFT, one text at a time, not bit-identical for every --batch-tokens).",
         "cqa",

@@ -24,13 +24,14 @@ from cqa.model.memory import reported as memory_reported
 from cqa.model.origin import check_origin
 from cqa.schema.rows import ItemRow
 from cqa.score.adapters import AdapterFolder, named_adapters
+from cqa.score.config import EngineName
 from cqa.score.decoder_engine import DecoderEngine
 from cqa.score.effect import check_has_effect
 from cqa.score.engine import Engine
+from cqa.score.engines import make_engine
 from cqa.score.prefix_batch import EncodedItem, PrefixBatch, encode_item
 from cqa.score.run import scored_model, shared_identity
 from cqa.score.scorer import score_rows
-from cqa.score.transformers_engine import TransformersEngine
 
 Items = Iterable[Item | Mapping[str, Any] | tuple[str, str, str]]
 HINT = "--dtype bf16, a shorter text, or a device with more memory"
@@ -43,7 +44,6 @@ class Current(Enum):
 
 
 CURRENT = Current.CURRENT
-EngineName = Literal["cqa", "transformers"]
 AdapterChoice = str | Path | None | Literal[Current.CURRENT]
 
 
@@ -81,11 +81,7 @@ class Model:
         keep_sums_whole()
         folder = locate(str(model))
         found = [] if adapter is None else [_one(Path(adapter))]
-        self._engine: Engine = (
-            TransformersEngine(folder, device=device, dtype=dtype)
-            if engine == "transformers"
-            else DecoderEngine(folder, found, device=device, dtype=dtype)
-        )
+        self._engine: Engine = make_engine(engine, folder, found, device=device, dtype=dtype)
         self.max_positions = self._engine.max_positions
         self.tokenizer = Tokenizer(
             folder, null_token=null_token, template=template, allow_special=allow_special

@@ -106,7 +106,9 @@ def score(
         kept_plan(config.plan)  # a file that is no plan ends the run before anything is done
     folder, adapters = locate(config.model), find_adapters(config)
     _note_missing_epochs(config, on_event)
-    engine = make_engine(config, folder, adapters, base)
+    engine = make_engine(
+        config.engine, folder, adapters, device=config.device, dtype=config.dtype, base=base
+    )
     items, n_items = _checked_items(config, folder, engine)
     keep_sums_whole()
     with memory_reported("the model", "--dtype bf16, or a device with more memory"):
