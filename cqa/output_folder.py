@@ -6,7 +6,6 @@ user's is ever cut, replaced or deleted: neither one that has a name of ours, no
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cqa.errors import ConfigError, CqaError
-from cqa.files import locked, new_file, refuse_held, reported
+from cqa.files import locked, refuse_held, reported, write_json
 from cqa.reading import read_object
 
 Kind = Literal["run", "scores", "prescreen", "scale", "report", "demo"]
@@ -75,13 +74,11 @@ def filled(out: Path, kind: Kind) -> Iterator[None]:
         ConfigError: It holds what is not of this kind.
         ResourceError: Another process holds it, or it cannot be written.
     """
-    if out.exists():
-        check_output(out, kind)
+    if out.is_dir():
+        _check_kind(out, kind)
     with locked(out):
         if _marked_kind(out) is None:
-            text = json.dumps({"kind": kind}) + "\n"
-            with new_file(out / MARKER) as temporary:
-                temporary.write_text(text, encoding="utf-8")
+            write_json(out / MARKER, {"kind": kind})
         yield
 
 

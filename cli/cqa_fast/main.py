@@ -32,9 +32,7 @@ _JSON = flag("--json", "as_json", is_flag=True, help="Print one JSON object inst
 
 
 def _planned(given: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the settings of the plan that is named, if one is."""
-    if given.get("plan") is None:
-        return {}
+    """Return the settings of the plan that is named; imported late, for `--help` to be instant."""
     from cqa.score.plan import planned_settings
 
     return planned_settings(given)
