@@ -70,6 +70,8 @@ def check_output(out: Path, kind: Kind, inputs: Iterable[tuple[str, Path]] = ())
 def filled(out: Path, kind: Kind) -> Iterator[None]:
     """Hold a folder for this process and mark it as of a kind, made if it is not there.
 
+    Work that fails before it wrote anything leaves no mark, so another kind may take its place.
+
     Raises:
         ConfigError: It holds what is not of this kind.
         ResourceError: Another process holds it, or it cannot be written.
@@ -77,9 +79,15 @@ def filled(out: Path, kind: Kind) -> Iterator[None]:
     if out.is_dir():
         _check_kind(out, kind)
     with locked(out):
-        if _marked_kind(out) is None:
+        unmarked = _marked_kind(out) is None
+        if unmarked:
             write_json(out / MARKER, {"kind": kind})
-        yield
+        try:
+            yield
+        except BaseException:
+            if unmarked and all(path.name.startswith(".") for path in out.iterdir()):
+                (out / MARKER).unlink(missing_ok=True)
+            raise
 
 
 def check_output_file(path: Path, keys: Iterable[str], inputs: Iterable[tuple[str, Path]]) -> None:

@@ -52,6 +52,22 @@ def test_folder_that_was_filled_is_filled_again_and_by_no_other_kind(tmp_path, k
             pass
 
 
+def fail_after_writing(path: Path) -> None:
+    path.write_text("{}")
+    raise MemoryError
+
+
+def test_work_that_fails_before_it_wrote_anything_leaves_no_mark(tmp_path):
+    out = tmp_path / "out"
+    with pytest.raises(MemoryError), filled(out, "run"):
+        raise MemoryError
+    for _ in range(2):  # then the folder holds something, so it stays marked
+        with pytest.raises(MemoryError), filled(out, "scores"):
+            fail_after_writing(out / "items.jsonl")
+    with pytest.raises(ConfigError, match="got one of scores"):
+        check_output(out, "run")
+
+
 @pytest.mark.parametrize("name", ["notes.txt", "items.jsonl", "meta.json", "epoch-01", "data"])
 @pytest.mark.parametrize("kind", NOUNS)
 def test_folder_with_a_file_of_the_users_is_refused_untouched(tmp_path, kind, name):

@@ -129,7 +129,6 @@ def test_folder_that_holds_a_run_is_refused_without_resume(finished, data):
     [
         {"lr": 2e-3},
         {"seed": 12},
-        {"epochs": 4},
         {"rank": 8},
         {"dropout": 0.0},
         {"grad_accum": 1},
@@ -146,6 +145,14 @@ def test_resuming_with_other_settings_is_refused(finished, data, changes):
     )
     with pytest.raises(ConfigError, match=expected):
         train(config_of(data, finished[0], **changes), resume=True)
+
+
+def test_resuming_with_more_epochs_is_refused_with_the_run_that_starts_from_here(finished, data):
+    expected = (
+        r"with --epochs 3, got with --epochs 4\nhint: the learning rate .* --from .*/epoch-03"
+    )
+    with pytest.raises(ConfigError, match=expected):
+        train(config_of(data, finished[0], epochs=4), resume=True)
 
 
 def test_files_may_be_named_in_another_way_on_resume(finished, data, tmp_path, monkeypatch):
