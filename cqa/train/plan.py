@@ -111,7 +111,7 @@ def make_plan(config: TrainConfig) -> Plan:
 
     spacing = Spacing()
 
-    def encode(samples: list[Sample]) -> tuple[list[EncodedSample], list[str]]:
+    def encode(samples: list[Sample], limit: int) -> tuple[list[EncodedSample], list[str]]:
         whole_text = config.loss_on == "whole-text"
         return encode_samples(samples, tokenizer, limit, config.too_long, whole_text=whole_text)
 
@@ -121,7 +121,7 @@ def make_plan(config: TrainConfig) -> Plan:
             if sample.format == "prompt" and config.template == "plain":
                 question, answer = sample.turns
                 spacing.add(sample.id, question.text, (answer.text,))
-        return samples, *encode(samples)
+        return samples, *encode(samples, limit)
 
     read, samples, affected = load(config.data)
     digests = data_files(config.data)
@@ -137,7 +137,8 @@ def make_plan(config: TrainConfig) -> Plan:
     if config.placebo:
         kept = {sample.id for sample in train}
         dealt = deal([s for s in read if s.id in kept], config.seed, str(config.data))
-        train, more = encode(dealt)
+        # The samples were chosen before: a dealt one may be longer, so that the steps are the same.
+        train, more = encode(dealt, limit if config.too_long == "truncate" else shape.max_positions)
         affected += [name for name in more if name not in affected]
     if not train:
         raise DataError(
