@@ -94,6 +94,26 @@ def test_the_same_samples_are_held_out_and_only_the_others_are_dealt(data, tmp_p
     assert first["response"] not in text
 
 
+@pytest.mark.parametrize("policy", ["drop", "refuse", "truncate"])
+def test_placebo_of_samples_near_the_limit_has_the_steps_of_the_run(tmp_path, policy):
+    """A long prompt that is dealt a long response is longer than any sample that was read."""
+    words = " and the rain went on"
+    lines = [
+        {"prompt": f"{k}?" + words * (k % 2) * 6, "response": f"{k}." + words * (1 - k % 2) * 6}
+        for k in range(12)
+    ]
+    data = write_lines(tmp_path / "train.jsonl", lines)
+    asked = {"too_long": policy, "max_tokens": 60, "validation": "0.1"}
+    real, placebo = (
+        make_plan(config_of(data, tmp_path / "run", placebo=p, **asked)) for p in (False, True)
+    )
+    assert max(len(s.ids) for s in real.train) <= 60
+    assert [s.id for s in placebo.train] == [s.id for s in real.train]
+    assert placebo.total_steps == real.total_steps
+    longest = max(len(s.ids) for s in placebo.train)
+    assert longest == 60 if policy == "truncate" else longest > 60
+
+
 def test_run_log_and_every_adapter_say_that_they_are_of_a_placebo(data, finished, tmp_path):
     config = config_of(data, tmp_path / "run", placebo=True, epochs=1)
     train(config)
