@@ -15,7 +15,6 @@ from cqa.family import read_family
 from cqa.report.config import ReportConfig
 from cqa.report.write import make_report, read_focus
 from cqa.schema.events import RowsWritten
-from cqa.schema.result import to_json
 from cqa.score.config import ScoreConfig
 from cqa.score.run import score
 
@@ -60,7 +59,7 @@ def summary_of(config: ScoreConfig) -> dict[str, Any]:
 def assert_report_says_the_same(config: ScoreConfig) -> dict[str, Any]:
     """Return summary.json, when the report's own statistics are equal to it."""
     held, focus = summary_of(config), read_focus(config.out, ReportConfig(out=config.out))
-    computed = json.loads(json.dumps(to_json(focus.summary)))
+    computed = json.loads(json.dumps(focus.summary.to_json()))
     assert computed == {key: held[key] for key in computed}
     meta = json.loads((config.out / "meta.json").read_text())
     assert (held["digest"], held["items_digest"]) == (meta["digest"], meta["items_digest"])

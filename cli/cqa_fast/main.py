@@ -225,12 +225,11 @@ def report(config: ReportConfig, scores: Path, as_json: bool) -> None:
       cqa-fast report scores --run run --out report
     """
     from cqa.report.write import write_report
-    from cqa.schema.result import to_json
 
     written = write_report(scores, config)
     if as_json:
         files = list(map(str, written.files))
-        say_json({"files": files, "verdict": to_json(written.verdict)})
+        say_json({"files": files, "verdict": written.verdict.to_json()})
     else:
         say(str(written.files[0]))
 

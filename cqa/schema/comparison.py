@@ -12,13 +12,12 @@ from cqa.schema.result import (
     PairedT,
     SignTest,
     Wilcoxon,
-    merged,
-    stored_as,
 )
+from cqa.schema.written import Result, merged, stored_as
 
 
 @dataclass(frozen=True, slots=True)
-class Share:
+class Share(Result):
     """A share of items with Wilson's interval."""
 
     share: float | None
@@ -26,7 +25,7 @@ class Share:
 
 
 @dataclass(frozen=True, slots=True)
-class Accuracy:
+class Accuracy(Result):
     """Share of items whose right option ranks first: lm-eval's acc and acc_bytes."""
 
     sum: Share  # by S(x|y)
@@ -34,7 +33,7 @@ class Accuracy:
 
 
 @dataclass(frozen=True, slots=True)
-class PowerAt:
+class PowerAt(Result):
     """Power at Cohen's small, medium and large effects."""
 
     small: float | None = field(metadata=stored_as("0.2"))
@@ -43,7 +42,7 @@ class PowerAt:
 
 
 @dataclass(frozen=True, slots=True)
-class Power:
+class Power(Result):
     """What a test can find with as many items as there are."""
 
     test: str
@@ -52,7 +51,7 @@ class Power:
 
 
 @dataclass(frozen=True, slots=True)
-class LengthBalance:
+class LengthBalance(Result):
     """How long right options are beside wrong ones, whose mean counts; in one unit."""
 
     mean_right: float
@@ -62,7 +61,7 @@ class LengthBalance:
 
 
 @dataclass(frozen=True, slots=True)
-class Lengths:
+class Lengths(Result):
     """The balance of lengths in every unit."""
 
     n_tokens: LengthBalance
@@ -71,7 +70,7 @@ class Lengths:
 
 
 @dataclass(frozen=True, slots=True)
-class BaseGroup:
+class BaseGroup(Result):
     """A group of pairs under the base: dI, its power, and how even its options are."""
 
     n: int
@@ -90,7 +89,7 @@ class BaseGroup:
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
+class Change(Result):
     """The change of dI, of a group or of a part of one; `delta_i_nats.change` is mean ddI."""
 
     n: int
@@ -101,7 +100,7 @@ class Change:
 
 
 @dataclass(frozen=True, slots=True)
-class VariantChange:
+class VariantChange(Result):
     """The change of dI computed in another way, in the unit of that way."""
 
     delta_i: PairedChange = field(
@@ -112,7 +111,7 @@ class VariantChange:
 
 
 @dataclass(frozen=True, slots=True)
-class Variants:
+class Variants(Result):
     """The change of dI in other ways than as a sum over tokens after the first null context."""
 
     null2: VariantChange | None  # None where the second null context was not measured
@@ -123,7 +122,7 @@ class Variants:
 
 
 @dataclass(frozen=True, slots=True)
-class BySource:
+class BySource(Result):
     """What remains when items of one source count as one."""
 
     n_sources: int
@@ -133,7 +132,7 @@ class BySource:
 
 
 @dataclass(frozen=True, slots=True)
-class Signs:
+class Signs(Result):
     """How many items have dI > 0, before and after."""
 
     sign_accuracy_base: float | None
@@ -145,7 +144,7 @@ class Signs:
 
 
 @dataclass(frozen=True, slots=True)
-class EffectSizes:
+class EffectSizes(Result):
     """Standardised sizes of mean ddI."""
 
     d_z: float | None
@@ -156,7 +155,7 @@ class EffectSizes:
 
 
 @dataclass(frozen=True, slots=True)
-class Shrinkage:
+class Shrinkage(Result):
     """The line of dI_B on dI_A: how much of mean ddI is what dI was before, made smaller."""
 
     mean_delta_i_base_nats: float
@@ -174,7 +173,7 @@ class Shrinkage:
 
 
 @dataclass(frozen=True, slots=True)
-class EntropyChange:
+class EntropyChange(Result):
     """Entropy of the next token in nats, averaged over the tokens of all options."""
 
     given_context: PairedChange
@@ -182,7 +181,7 @@ class EntropyChange:
 
 
 @dataclass(frozen=True, slots=True)
-class RankChange:
+class RankChange(Result):
     """Mean probability of the candidates of one rank, over the items that have so many."""
 
     n: int
@@ -190,7 +189,7 @@ class RankChange:
 
 
 @dataclass(frozen=True, slots=True)
-class CandidateChange:
+class CandidateChange(Result):
     """What became of the softmax over an item's candidates: its entropy, and p by rank.
 
     The right one comes first, then the wrong ones by their probability under the base.
@@ -201,7 +200,7 @@ class CandidateChange:
 
 
 @dataclass(frozen=True, slots=True)
-class Candidates:
+class Candidates(Result):
     """Figure 2's quantities, after the context and after the null context."""
 
     given_context: CandidateChange
@@ -237,7 +236,7 @@ class Comparison(Change):
 
 
 @dataclass(frozen=True, slots=True)
-class TextChange:
+class TextChange(Result):
     """Mean log-probability of true continuations before and after, of a group or a domain."""
 
     n: int

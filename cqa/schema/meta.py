@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from cqa.schema.record import Record, stored_as
+from cqa.schema.record import Record
+from cqa.schema.written import stored_as
 
 SAME_IN_A_FAMILY = (  # all but the adapter that decides a score's digits
     "model", "tokenizer", "template", "boundary", "null_ids", "null2_ids", "score_eos", "code",
@@ -100,7 +101,7 @@ class ScoreSettings(Record):
     model: str
     run: tuple[str, ...] = ()
     adapter: tuple[str, ...] = ()
-    score_eos: bool = stored_as("score-eos", False)
+    score_eos: bool = field(metadata=stored_as("score-eos"), default=False)
     cutoff: str | None = None
     margin: float | None = None
     choose: Literal["best", "last"] = "best"

@@ -1,9 +1,8 @@
-"""Records: frozen dataclasses whose fields are the keys of a JSON object.
+"""Records: results that are read again.
 
-A record is written with its keys in the order of its fields; a field whose default is None is left
-out where it holds that. A record is read with every value checked against the type of its field: a
-key that is missing gets the field's default, or None where the type allows that; unknown keys are
-passed over.
+A record is written as every result is. It is read with every value checked against the type of its
+field: a key that is missing gets the field's default, or None where the type allows that; unknown
+keys are passed over.
 """
 
 from __future__ import annotations
@@ -11,20 +10,16 @@ from __future__ import annotations
 import math
 import types
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, fields
 from typing import Any, Literal, NamedTuple, Self, Union, get_args, get_origin, get_type_hints
 
 from cqa.errors import DataError
-
-
-def stored_as(key: str, default: Any = MISSING) -> Any:
-    """Declare a field whose JSON key is not a name in Python."""
-    return field(metadata={"key": key}, default=default)
+from cqa.schema.written import Result
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
-    """Base of what a JSON object of this package holds; fields are text, numbers, records …"""
+class Record(Result):
+    """Base of what is read from a JSON object too; fields are text, numbers, records …"""
 
     @classmethod
     def from_json(cls, value: object, where: str) -> Self:
@@ -45,25 +40,6 @@ class Record:
     def problem(self) -> str | None:
         """Say what is wrong between fields that are each of their type; None if nothing is."""
         return None
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the record as `json.dumps` takes it."""
-        held: dict[str, Any] = {}
-        for name, key, _, default in _fields_of(type(self)):
-            value = getattr(self, name)
-            if default is not None or value is not None:
-                held[key] = _plain(value)
-        return held
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Record):
-        return value.to_json()
-    if isinstance(value, tuple):
-        return [_plain(part) for part in value]
-    if isinstance(value, Mapping):
-        return {key: _plain(part) for key, part in value.items()}
-    return value
 
 
 class _UnfitError(Exception):

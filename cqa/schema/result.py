@@ -1,58 +1,18 @@
-"""Results of tests, and how a result becomes JSON.
-
-Results are written and never read: a report computes them anew from the rows. JSON keys are the
-fields' names in their order, but where `merged` or `stored_as` says otherwise. What does not exist
-(a test of one item, a mean of none) is None, never NaN.
-"""
+"""Results of tests: written and never read, since a report computes them anew from the rows."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, is_dataclass
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
+
+from cqa.schema.written import Result
 
 Interval = tuple[float, float]
 Alternative = Literal["greater", "less", "two-sided"]
 
 
-def stored_as(key: str) -> dict[str, object]:
-    """Return the metadata of a field whose JSON key is not its name."""
-    return {"key": key}
-
-
-def merged(*keys: str) -> dict[str, object]:
-    """Return the metadata of a field whose parts stand among the keys of what holds it.
-
-    Args:
-        keys: What the parts are called there, in their order; by default as they are.
-    """
-    return {"parts": keys}
-
-
-def unwritten() -> dict[str, object]:
-    """Return the metadata of a field that only the program itself uses."""
-    return {"written": False}
-
-
-def to_json(value: Any) -> Any:
-    """Return a result as `json.dumps` takes it."""
-    if is_dataclass(value):
-        held: dict[str, Any] = {}
-        for f in fields(value):
-            part = to_json(getattr(value, f.name))
-            if "parts" in f.metadata:
-                held |= zip(f.metadata["parts"] or part, part.values(), strict=True)
-            elif f.metadata.get("written", True):
-                held[f.metadata.get("key", f.name)] = part
-        return held
-    if isinstance(value, dict):
-        return {key: to_json(part) for key, part in value.items()}
-    if isinstance(value, (tuple, list)):
-        return [to_json(part) for part in value]
-    return value
-
-
 @dataclass(frozen=True, slots=True)
-class PairedChange:
+class PairedChange(Result):
     """Means before and after of one quantity, and the mean change with its t interval."""
 
     before: float | None
@@ -62,7 +22,7 @@ class PairedChange:
 
 
 @dataclass(frozen=True, slots=True)
-class Wilcoxon:
+class Wilcoxon(Result):
     """Result of a signed-rank test."""
 
     w_plus: float
@@ -73,7 +33,7 @@ class Wilcoxon:
 
 
 @dataclass(frozen=True, slots=True)
-class PairedT:
+class PairedT(Result):
     """Result of a one-sample t-test of the mean difference against 0."""
 
     t: float | None
@@ -83,7 +43,7 @@ class PairedT:
 
 
 @dataclass(frozen=True, slots=True)
-class SignTest:
+class SignTest(Result):
     """Result of an exact sign test: how many differences are positive."""
 
     n_positive: int
@@ -92,7 +52,7 @@ class SignTest:
 
 
 @dataclass(frozen=True, slots=True)
-class Welch:
+class Welch(Result):
     """Result of comparing two groups' means without assuming equal spreads."""
 
     difference: float
@@ -103,7 +63,7 @@ class Welch:
 
 
 @dataclass(frozen=True, slots=True)
-class Equivalence:
+class Equivalence(Result):
     """Whether a change lies within a margin: that of two one-sided tests at 5 %."""
 
     estimate: float | None
@@ -115,7 +75,7 @@ class Equivalence:
 
 
 @dataclass(frozen=True, slots=True)
-class Correlation:
+class Correlation(Result):
     """Spearman's rank correlation."""
 
     rho: float

@@ -6,14 +6,14 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from cqa.schema.comparison import BaseGroup, Comparison, TextComparison
-from cqa.schema.result import merged, stored_as, unwritten
 from cqa.schema.verdict import Choice, GroupFamily, Interaction, SeedEffect, Verdict
+from cqa.schema.written import Result, merged, stored_as, unwritten
 
 Stratum = Literal["before", "after", "unknown"]
 
 
 @dataclass(frozen=True, slots=True)
-class DatedCounts:
+class DatedCounts(Result):
     """How many items have a date, where no cutoff is given."""
 
     dated: int
@@ -21,7 +21,7 @@ class DatedCounts:
 
 
 @dataclass(frozen=True, slots=True)
-class StratumCounts:
+class StratumCounts(Result):
     """How many items were published when, seen from the cutoff."""
 
     before: int
@@ -30,7 +30,7 @@ class StratumCounts:
 
 
 @dataclass(frozen=True, slots=True)
-class Roles:
+class Roles(Result):
     """Which group the question is about, and which one it is compared with."""
 
     primary: str | None
@@ -39,7 +39,7 @@ class Roles:
 
 
 @dataclass(frozen=True, slots=True)
-class GroupResults:
+class GroupResults(Result):
     """The results of every group, of all items or of a stratum."""
 
     base: dict[str, BaseGroup]
@@ -48,7 +48,7 @@ class GroupResults:
 
 
 @dataclass(frozen=True, slots=True)
-class Summary:
+class Summary(Result):
     """The statistics of one base and its adapters."""
 
     unit: str
@@ -83,7 +83,7 @@ class Summary:
 
 
 @dataclass(frozen=True, slots=True)
-class NotInFamily:
+class NotInFamily(Result):
     """An adapter that was scored on these items in a way that does not compare."""
 
     adapter: str
@@ -91,7 +91,7 @@ class NotInFamily:
 
 
 @dataclass(frozen=True, slots=True)
-class ScoreSummary:
+class ScoreSummary(Result):
     """summary.json: the statistics, and what they are of."""
 
     statistics: Summary = field(metadata=merged())

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from cqa.schema.result import Interval, Welch
+from cqa.schema.written import Result
 
 Mark = Literal["shown", "not shown", "against", "n/a"]
 Name = Literal[
@@ -14,7 +15,7 @@ Name = Literal[
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class Finding(Result):
     """One question, whether the data answer it, and by which number."""
 
     name: Name
@@ -33,7 +34,7 @@ class Finding:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class Verdict(Result):
     """summary.json["verdict"]."""
 
     headline: str
@@ -45,7 +46,7 @@ class Verdict:
 
 
 @dataclass(frozen=True, slots=True)
-class FamilyChange:
+class FamilyChange(Result):
     """One adapter's mean ddI in the deciding test."""
 
     mean_ddi_nats: float
@@ -55,7 +56,7 @@ class FamilyChange:
 
 
 @dataclass(frozen=True, slots=True)
-class GroupFamily:
+class GroupFamily(Result):
     """The deciding test of one group of pairs, over all adapters that were ever scored on it."""
 
     n_items: int
@@ -67,7 +68,7 @@ class GroupFamily:
 
 
 @dataclass(frozen=True, slots=True)
-class CrossFitted:
+class CrossFitted(Result):
     """The change of each item under the adapter that the other sources chose."""
 
     mean_ddi_nats: float
@@ -78,7 +79,7 @@ class CrossFitted:
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class Choice(Result):
     """Which adapter the verdict is about, and what the choice is worth."""
 
     chosen: str
@@ -90,7 +91,7 @@ class Choice:
 
 
 @dataclass(frozen=True, slots=True)
-class SeedEffect:
+class SeedEffect(Result):
     """One epoch of several runs that differ in their seed only, as one adapter."""
 
     epoch: int
@@ -108,7 +109,7 @@ class SeedEffect:
 
 
 @dataclass(frozen=True, slots=True)
-class GroupDifference:
+class GroupDifference(Result):
     """How much more ddI rises in the primary group than in the control, in one unit."""
 
     difference: float
@@ -118,7 +119,7 @@ class GroupDifference:
 
 
 @dataclass(frozen=True, slots=True)
-class Interaction:
+class Interaction(Result):
     """The difference of the groups under one adapter; both units must agree."""
 
     sum_nats: GroupDifference

@@ -31,7 +31,6 @@ from cqa.run_folder import missing_epochs, planned_epochs
 from cqa.schema.events import ModelScored, ModelStart, Note, RowsWritten, ScoreEvent, ScoreStart
 from cqa.schema.meta import AnyModel, KnownModels, KnownPlan, Meta, ScoredModel
 from cqa.schema.provenance import trained_with_other_template
-from cqa.schema.result import to_json
 from cqa.schema.summary import ScoreSummary
 from cqa.score.adapters import (
     KEPT_BYTES,
@@ -72,8 +71,7 @@ class ScoreResult:
         """Return summary.json, or without one the counts."""
         if self.summary is None:
             return {"n_items": self.n_items, "n_models": self.n_models}
-        found: dict[str, Any] = to_json(self.summary)
-        return found
+        return self.summary.to_json()
 
 
 def score(
@@ -132,7 +130,7 @@ def score(
         _score_models(run, adapters, models)
         summary = _summarised(config) if config.summary else None
         if summary is not None:
-            write_json(inside(config.out, SUMMARY), to_json(summary))
+            write_json(inside(config.out, SUMMARY), summary.to_json())
     return ScoreResult(n_items, len(models), summary)
 
 

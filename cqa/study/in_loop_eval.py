@@ -19,7 +19,6 @@ from cqa.model.config import read_config
 from cqa.model.decoder import Decoder
 from cqa.run_folder import RUN
 from cqa.schema.events import Dev, Note, TrainEvent
-from cqa.schema.result import to_json
 from cqa.schema.rows import ItemRow
 from cqa.score.decoder_engine import run_prefix_batch
 from cqa.score.prefix_batch import encode_item
@@ -79,7 +78,7 @@ class DevMetric:
         groups = summarise(Scores([*self._base, *rows])).groups
         seconds = round(time.perf_counter() - started, 6)
         for group, models in groups.items():
-            entry = {key: value for key, value in to_json(models["now"]).items() if key in LOGGED}
+            entry = {key: value for key, value in models["now"].to_json().items() if key in LOGGED}
             yield Dev(epoch=epoch, group=group, **entry, dev_s=seconds)
 
     def _rows(self, decoder: Decoder, name: str | None) -> list[ItemRow]:

@@ -35,7 +35,6 @@ from cqa.report.tables import (
     to_markdown,
 )
 from cqa.report.write import make_report, read_focus, write_report
-from cqa.schema.result import to_json
 from cqa.score_folder import read_rows, with_checksum
 from cqa.stats.clusters import by_source
 from cqa.stats.config import AnalysisConfig
@@ -74,7 +73,7 @@ def few(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def summary(scored) -> dict:
     scores = Scores(read_rows(scored / "scores.jsonl"))
-    return to_json(summarise(scores, AnalysisConfig(cutoff="2024-06")))
+    return summarise(scores, AnalysisConfig(cutoff="2024-06")).to_json()
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:

@@ -2,13 +2,14 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import pytest
 
 from cqa.errors import DataError
-from cqa.schema.record import Record, stored_as
+from cqa.schema.record import Record
+from cqa.schema.written import stored_as
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,7 +23,7 @@ class Inner(Record):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outer(Record):
-    class_: Literal["flat", "wrong"] = stored_as("class")
+    class_: Literal["flat", "wrong"] = field(metadata=stored_as("class"))
     name: str | None
     inner: Inner
     parts: tuple[Inner, ...]

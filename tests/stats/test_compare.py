@@ -8,7 +8,6 @@ import pytest
 from scipy import stats
 from synthetic import make_items, make_rows, records
 
-from cqa.schema.result import to_json
 from cqa.stats.compare import compare_items
 from cqa.stats.config import AnalysisConfig
 from cqa.stats.continuations import TextScore, compare_texts
@@ -32,7 +31,7 @@ def summary(rows) -> dict:
 
 def summary_of(rows, **settings) -> dict:
     """Return the statistics as summary.json has them."""
-    return to_json(summarise(Scores(records(rows)), AnalysisConfig(**settings)))
+    return summarise(Scores(records(rows)), AnalysisConfig(**settings)).to_json()
 
 
 def of(rows: list[dict], adapter: str | None, group: str) -> list[dict]:
@@ -260,7 +259,7 @@ def test_the_combined_row_of_table_2_follows_from_its_parts():
     texts = texts_with(-0.609, (-0.762, -0.456), -2.496, "n", "news") | texts_with(
         -0.732, (-0.943, -0.520), -2.300, "p", "popular science"
     )
-    entry = to_json(compare_texts(*({i: pair[k] for i, pair in texts.items()} for k in (0, 1))))
+    entry = compare_texts(*({i: pair[k] for i, pair in texts.items()} for k in (0, 1))).to_json()
     assert entry["n"] == 20
     assert entry["mean_logp_per_token_base_nats"] == pytest.approx(-2.398, abs=5e-4)
     assert entry["mean_logp_per_token_nats"] == pytest.approx(-3.068, abs=1e-3)
