@@ -6,9 +6,9 @@ import os
 import platform
 import shutil
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -17,6 +17,7 @@ from cqa.kernels.backend import REBUILD, compute_dtype, fastest, native_problem
 from cqa.kernels.token_logprobs import token_stats
 from cqa.model.load import DTYPES
 from cqa.model.memory import free_memory_bytes
+from cqa.schema.written import Result, merged
 from cqa.text import counted
 
 OLDEST_GPU = (8, 0)  # A100: the first with bf16 matrix units
@@ -24,33 +25,73 @@ TOLERANCE_NATS = {torch.float32: 1e-4, torch.bfloat16: 2e-2}  # of a tiny exampl
 ROOMY_DISK_BYTES, ROOMY_MEMORY_BYTES = 10 * 10**9, 4 * 10**9
 
 
-def examine(folder: Path) -> dict[str, Any]:
-    """Return versions, devices, backends, memory and disk; `advice` names what could be better.
+@dataclass(frozen=True, slots=True)
+class Device(Result):
+    """A GPU."""
+
+    name: str
+    capability: str
+    memory_bytes: int
+    free_memory_bytes: int
+    bf16: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Machine(Result):
+    """What there is to compute with and to write to."""
+
+    versions: dict[str, str]
+    platform: str
+    cpu_threads: int
+    cpu_capability: str
+    cuda_build: str | None
+    cuda_devices: tuple[Device, ...]
+    memory_bytes: int
+    free_memory_bytes: int
+    folder: str
+    folder_writable: bool
+    free_disk_bytes: int
+    offline: bool
+    backends: dict[str, str]  # by device and dtype, such as "cpu fp32"
+    backend_problems: dict[str, str]  # of those that do not compute what they should
+    native_problem: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Examination(Result):
+    """A machine, and what could be better about it."""
+
+    machine: Machine = field(metadata=merged())
+    advice: tuple[str, ...]
+
+
+def examine(folder: Path) -> Examination:
+    """Look at versions, devices, backends, memory and disk.
 
     Args:
         folder: Where runs would be written; its disk is looked at.
     """
     backends = list(_backends())
-    facts = {
-        "versions": {**versions(), "triton": version("triton")},
-        "platform": platform.platform(),
-        "cpu_threads": torch.get_num_threads(),
-        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "cuda_build": torch.version.cuda,
-        "cuda_devices": [_device(i) for i in range(torch.cuda.device_count())],
-        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        "free_memory_bytes": free_memory_bytes(),
-        "folder": str(folder),
-        "folder_writable": os.access(folder, os.W_OK),
-        "free_disk_bytes": shutil.disk_usage(folder).free,
-        "offline": os.environ.get("HF_HUB_OFFLINE") == "1",
-        "backends": {name: fastest(*place) for name, place in backends},
-        "backend_problems": {
+    machine = Machine(
+        versions={**versions(), "triton": version("triton")},
+        platform=platform.platform(),
+        cpu_threads=torch.get_num_threads(),
+        cpu_capability=torch.backends.cpu.get_cpu_capability(),
+        cuda_build=torch.version.cuda,
+        cuda_devices=tuple(_device(i) for i in range(torch.cuda.device_count())),
+        memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        free_memory_bytes=free_memory_bytes(),
+        folder=str(folder),
+        folder_writable=os.access(folder, os.W_OK),
+        free_disk_bytes=shutil.disk_usage(folder).free,
+        offline=os.environ.get("HF_HUB_OFFLINE") == "1",
+        backends={name: fastest(*place) for name, place in backends},
+        backend_problems={
             name: problem for name, place in backends if (problem := backend_problem(*place))
         },
-        "native_problem": native_problem(),
-    }
-    return {**facts, "advice": _advice(facts)}
+        native_problem=native_problem(),
+    )
+    return Examination(machine, tuple(_advice(machine)))
 
 
 def _backends() -> Iterator[tuple[str, tuple[torch.device, torch.dtype]]]:
@@ -87,70 +128,68 @@ def backend_problem(device: torch.device, dtype: torch.dtype) -> str | None:
     return f"its {backend} ops are wrong by {error:.2g} nats in a tiny example"
 
 
-def _device(index: int) -> dict[str, Any]:
+def _device(index: int) -> Device:
     properties = torch.cuda.get_device_properties(index)
     free, total = torch.cuda.mem_get_info(index)
-    return {
-        "name": properties.name,
-        "capability": f"{properties.major}.{properties.minor}",
-        "memory_bytes": total,
-        "free_memory_bytes": free,
-        "bf16": (properties.major, properties.minor) >= OLDEST_GPU,
-    }
+    return Device(
+        name=properties.name,
+        capability=f"{properties.major}.{properties.minor}",
+        memory_bytes=total,
+        free_memory_bytes=free,
+        bf16=(properties.major, properties.minor) >= OLDEST_GPU,
+    )
 
 
-def _advice(facts: dict[str, Any]) -> list[str]:
-    advice = []
-    if not facts["cuda_devices"]:
+def _advice(machine: Machine) -> Iterator[str]:
+    if not machine.cuda_devices:
         why = (
             "this torch is a CPU build; a CUDA build is at https://pytorch.org/get-started"
-            if facts["cuda_build"] is None
+            if machine.cuda_build is None
             else "no device answers; nvidia-smi shows whether the driver runs"
         )
-        advice.append(f"no GPU: {why}; models over about 1 B parameters will be slow")
-    if facts["native_problem"]:
-        advice.append(
-            f"no native CPU ops: {facts['native_problem']}; training and scoring on the CPU take "
+        yield f"no GPU: {why}; models over about 1 B parameters will be slow"
+    if machine.native_problem:
+        yield (
+            f"no native CPU ops: {machine.native_problem}; training and scoring on the CPU take "
             f"several times as long without them; {REBUILD}"
         )
-    for device in facts["cuda_devices"]:
-        if not device["bf16"]:
-            advice.append(f"{device['name']} has no bf16 matrix units: use --dtype fp32")
-    for name, problem in facts["backend_problems"].items():
-        advice.append(
+    for device in machine.cuda_devices:
+        if not device.bf16:
+            yield f"{device.name} has no bf16 matrix units: use --dtype fp32"
+    for name, problem in machine.backend_problems.items():
+        yield (
             f"{name} cannot be used: {problem}; "
             + (REBUILD if name.startswith("cpu") else "torch, triton and driver must go together")
         )
-    if facts["free_memory_bytes"] < ROOMY_MEMORY_BYTES:
-        advice.append("under 4 GB of memory are free: a 0.5 B model in fp32 takes 2 GB")
-    if facts["free_disk_bytes"] < ROOMY_DISK_BYTES:
-        advice.append("under 10 GB of disk are free: 12 epochs of a 7 B model's adapter take 4 GB")
-    if not facts["folder_writable"]:
-        advice.append(f"{facts['folder']} cannot be written: name another --out")
-    if facts["offline"]:
-        advice.append("HF_HUB_OFFLINE=1: hub ids are found only if they were downloaded before")
-    return advice
+    if machine.free_memory_bytes < ROOMY_MEMORY_BYTES:
+        yield "under 4 GB of memory are free: a 0.5 B model in fp32 takes 2 GB"
+    if machine.free_disk_bytes < ROOMY_DISK_BYTES:
+        yield "under 10 GB of disk are free: 12 epochs of a 7 B model's adapter take 4 GB"
+    if not machine.folder_writable:
+        yield f"{machine.folder} cannot be written: name another --out"
+    if machine.offline:
+        yield "HF_HUB_OFFLINE=1: hub ids are found only if they were downloaded before"
 
 
-def report_text(facts: dict[str, Any]) -> str:
+def report_text(found: Examination) -> str:
     """Return the examination as text."""
-    lines = [f"{name:<14} {value}" for name, value in facts["versions"].items()]
+    machine = found.machine
+    lines = [f"{name:<14} {value}" for name, value in machine.versions.items()]
     lines += [
-        f"{'platform':<14} {facts['platform']}",
-        f"{'cpu':<14} {counted(facts['cpu_threads'], 'thread')}, {facts['cpu_capability']}",
-        f"{'memory':<14} {_of(facts['free_memory_bytes'], facts['memory_bytes'])}",
-        f"{'disk':<14} {facts['free_disk_bytes'] / 1e9:.1f} GB free in {facts['folder']}",
+        f"{'platform':<14} {machine.platform}",
+        f"{'cpu':<14} {counted(machine.cpu_threads, 'thread')}, {machine.cpu_capability}",
+        f"{'memory':<14} {_of(machine.free_memory_bytes, machine.memory_bytes)}",
+        f"{'disk':<14} {machine.free_disk_bytes / 1e9:.1f} GB free in {machine.folder}",
     ]
     lines += [
-        f"{'gpu':<14} {d['name']}, sm {d['capability']}, "
-        f"{_of(d['free_memory_bytes'], d['memory_bytes'])}"
-        for d in facts["cuda_devices"]
+        f"{'gpu':<14} {d.name}, sm {d.capability}, {_of(d.free_memory_bytes, d.memory_bytes)}"
+        for d in machine.cuda_devices
     ] or [f"{'gpu':<14} none"]
     lines += [
-        f"{name:<14} {backend} ops{', broken' if name in facts['backend_problems'] else ''}"
-        for name, backend in facts["backends"].items()
+        f"{name:<14} {backend} ops{', broken' if name in machine.backend_problems else ''}"
+        for name, backend in machine.backends.items()
     ]
-    return "\n".join([*lines, *(f"note: {text}" for text in facts["advice"])])
+    return "\n".join([*lines, *(f"note: {text}" for text in found.advice)])
 
 
 def _of(free_bytes: int, total_bytes: int) -> str:

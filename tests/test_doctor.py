@@ -28,31 +28,31 @@ def with_gpu(monkeypatch) -> None:
 
 
 def advice_of(folder: Path) -> str:
-    return "\n".join(examine(folder)["advice"])
+    return "\n".join(examine(folder).advice)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="counts the rows of a machine without a GPU")
 def test_every_row_is_what_would_be_chosen_and_has_been_tried(tmp_path):
-    facts = examine(tmp_path)
+    found = examine(tmp_path)
     chosen = {"cpu fp32": torch.float32, "cpu bf16": torch.bfloat16}
-    assert facts["backends"] == {name: fastest(CPU, dtype) for name, dtype in chosen.items()}
-    assert facts["backend_problems"] == {}
+    assert found.machine.backends == {name: fastest(CPU, dtype) for name, dtype in chosen.items()}
+    assert found.machine.backend_problems == {}
 
 
 @pytest.mark.gpu
 def test_kernels_of_every_gpu_are_tried(tmp_path):
-    facts = examine(tmp_path)
-    assert facts["backends"][f"{GPU} bf16"] == fastest(torch.device(GPU), torch.bfloat16)
-    assert facts["backend_problems"] == {}
+    found = examine(tmp_path)
+    assert found.machine.backends[f"{GPU} bf16"] == fastest(torch.device(GPU), torch.bfloat16)
+    assert found.machine.backend_problems == {}
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a GPU that does not answer")
 @pytest.mark.usefixtures("with_gpu")
 def test_gpu_that_answers_no_work_is_named_with_what_to_do(tmp_path):
-    facts = examine(tmp_path)
-    assert facts["backends"][f"{GPU} bf16"] == fastest(torch.device(GPU), torch.bfloat16)
-    assert set(facts["backend_problems"]) == {f"{GPU} fp32", f"{GPU} bf16"}
-    text = report_text(facts)
+    found = examine(tmp_path)
+    assert found.machine.backends[f"{GPU} bf16"] == fastest(torch.device(GPU), torch.bfloat16)
+    assert set(found.machine.backend_problems) == {f"{GPU} fp32", f"{GPU} bf16"}
+    text = report_text(found)
     assert "Model X, sm 7.5, 3.0 of 16.0 GB free" in text
     assert f"note: {GPU} bf16 cannot be used: its " in text
     assert "Model X has no bf16 matrix units: use --dtype fp32" in text

@@ -34,7 +34,7 @@ MAY_IMPORT = {
     "layout": {"errors"},
     "kernels": {"errors"},
     "model": {"errors", "reading", "files", "layout", "kernels"},
-    "coverage": {"errors", "assets", "text", "data"},
+    "coverage": {"errors", "assets", "text", "schema", "data"},
     "doctor": BASE,
     "train": BASE,
     "convert": BASE,

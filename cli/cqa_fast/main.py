@@ -290,7 +290,7 @@ def prescreen(config: PrescreenConfig, as_json: bool) -> None:
     with closing(ScoreProgress()) as progress:
         summary = run_prescreen(config, on_event=progress)
     tell(f"points: {config.out / RANKED}" + (f", {config.out / SELECTED}" if config.budget else ""))
-    say_json(summary) if as_json else say(prescreen_text(summary))
+    say_json(summary.to_json()) if as_json else say(prescreen_text(summary))
 
 
 @main.command()
@@ -311,7 +311,7 @@ def scale(config: ScaleConfig, as_json: bool) -> None:
     with closing(ScaleProgress()) as training, closing(ScoreProgress()) as scoring:
         result = run_scale(config, on_train=training, on_score=scoring)
     tell(f"curve: {config.out / CURVE}")
-    say_json(result) if as_json else say(scale_text(result))
+    say_json(result.to_json()) if as_json else say(scale_text(result))
 
 
 @main.command()
@@ -339,7 +339,7 @@ def coverage(files: tuple[Path, ...], by: Any, gold: Path | None, as_json: bool)
     from cqa.coverage.counts import GOLD, cover, coverage_text
 
     result = cover(files, by=by, gold=gold or GOLD)
-    say_json(result) if as_json else say(coverage_text(result))
+    say_json(result.to_json()) if as_json else say(coverage_text(result))
 
 
 @main.command()
@@ -423,5 +423,5 @@ def doctor(as_json: bool) -> None:
     """Show versions, devices, memory and disk, and what could be better."""
     from cqa.doctor import examine, report_text
 
-    facts = examine(Path.cwd())
-    say_json(facts) if as_json else say(report_text(facts))
+    found = examine(Path.cwd())
+    say_json(found.to_json()) if as_json else say(report_text(found))

@@ -12,19 +12,30 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.stats import binomtest
 
 from cqa.assets import COVERAGE
 from cqa.coverage.tagger import TAGS, TYPES, is_english, tags_of
 from cqa.data.samples import Sample, stream_samples
 from cqa.errors import DataError
+from cqa.schema.coverage import (
+    CountedShare,
+    Coverage,
+    EstimatedShare,
+    FileCoverage,
+    TagError,
+    TaggedShare,
+    Tagger,
+    TagQuality,
+)
 from cqa.text import aligned, counted
 
-Row = dict[str, Any]
 By = Literal["auto", "tags", "words"]
+Counted = Literal["tags", "words"]  # what a file was counted by
 GOLD = COVERAGE / "gold.jsonl"
 SUBSETS = [subset for n in (3, 2, 1, 0) for subset in combinations(TYPES, n)]
 DRAWS = 20_000
@@ -52,30 +63,7 @@ class Tally:
         self.subsets[tuple(tag for tag in TYPES if tag in found)] += 1
 
 
-@dataclass(frozen=True, slots=True)
-class TagError:
-    """How often the word lists agree with a tag given by hand."""
-
-    tp: int
-    fp: int
-    fn: int
-    tn: int
-
-    @property
-    def sensitivity(self) -> float | None:
-        """Recall: the share of the samples with the tag that the lists find."""
-        return self.tp / (self.tp + self.fn) if self.tp + self.fn else None
-
-    def describe(self) -> Row:
-        """Return counts, and precision and recall with their Wilson intervals."""
-        return {
-            "tp": self.tp, "fp": self.fp, "fn": self.fn, "tn": self.tn,
-            "precision": _share(self.tp, self.tp + self.fp),
-            "recall": _share(self.tp, self.tp + self.fn),
-        }  # fmt: skip
-
-
-def cover(files: Sequence[Path], *, by: By = "auto", gold: Path = GOLD) -> Row:
+def cover(files: Sequence[Path], *, by: By = "auto", gold: Path = GOLD) -> Coverage:
     """Count what the samples of training files touch.
 
     Args:
@@ -84,38 +72,45 @@ def cover(files: Sequence[Path], *, by: By = "auto", gold: Path = GOLD) -> Row:
             that has them.
         gold: Training samples with tags, on which the word lists' error is measured.
 
-    Returns:
-        {"files": one entry each, "tagger": the error of the word lists where they were used}.
-
     Raises:
         DataError: A file is malformed, or tags are missing on some samples.
     """
     tallies = [(path, *tally_file(path, by)) for path in files]
-    errors = measure(gold) if any(used == "words" for _, used, _ in tallies) else None
-    subset_errors = {} if errors is None else measure_subsets(gold)
-    return {
-        "files": [
-            _entry(path, used, tally, *((errors, subset_errors) if used == "words" else (None, {})))
+    tagger = _tagger(gold) if any(used == "words" for _, used, _ in tallies) else None
+    return Coverage(
+        files=tuple(
+            _file_coverage(path, used, tally, tagger if used == "words" else None)
             for path, used, tally in tallies
-        ],
-        "tagger": None
-        if errors is None
-        else {
-            "gold": str(gold),
-            "tags": {tag: e.describe() for tag, e in errors.items()},
-            "subsets": {name: e.describe() for name, e in subset_errors.items()},
-        },
-    }
+        ),
+        tagger=tagger,
+    )
 
 
-def tally_file(path: Path, by: By) -> tuple[Literal["tags", "words"], Tally]:
+def _tagger(gold: Path) -> Tagger:
+    return Tagger(
+        gold=str(gold),
+        tags={tag: quality(error) for tag, error in measure(gold).items()},
+        subsets={name: quality(error) for name, error in measure_subsets(gold).items()},
+    )
+
+
+def quality(error: TagError) -> TagQuality:
+    """Return precision and recall with their Wilson intervals."""
+    return TagQuality(
+        error,
+        precision=_share(error.tp, error.tp + error.fp),
+        recall=_share(error.tp, error.tp + error.fn),
+    )
+
+
+def tally_file(path: Path, by: By) -> tuple[Counted, Tally]:
     """Count one file; also say by what.
 
     Raises:
         DataError: It is malformed, or `tags` does not do for it.
     """
     tally = Tally()
-    used: Literal["tags", "words"] | None = None if by == "auto" else by
+    used: Counted | None = None if by == "auto" else by
     for sample in stream_samples(path):
         used = used or ("words" if sample.tags is None else "tags")
         if used == "tags":
@@ -198,50 +193,48 @@ def _tag_error(pairs: Iterable[tuple[bool, bool]]) -> TagError:
     )
 
 
-def _entry(
-    path: Path,
-    used: str,
-    tally: Tally,
-    errors: dict[str, TagError] | None,
-    subset_errors: dict[str, TagError],
-) -> Row:
+def _file_coverage(path: Path, used: Counted, tally: Tally, tagger: Tagger | None) -> FileCoverage:
     n = tally.n_counted
 
-    def subset(name: str, count: int) -> Row | None:
-        share = _share(count, n)
-        if share is None or name not in subset_errors:
-            return share
-        return {**share, "corrected": corrected_share(count, n, subset_errors[name])}
+    def subset(name: str, k: int) -> CountedShare | None:
+        return _tagged(k, n, tagger.subsets[name]) if tagger else _share(k, n)
 
-    def single(tag: str) -> Row | None:
-        if used == "tags" and tag not in TYPES and not tally.tags[tag]:
+    def single(tag: str) -> CountedShare | None:
+        k = tally.tags[tag]
+        if used == "tags" and tag not in TYPES and not k:
             return None  # nobody may have looked for it
-        share = _share(tally.tags[tag], n)
-        if errors is None or share is None:
-            return share
-        return {**share, "corrected": corrected_share(tally.tags[tag], n, errors[tag])}
+        return _tagged(k, n, tagger.tags[tag]) if tagger else _share(k, n)
 
     touching = {k: sum(tally.subsets[s] for s in SUBSETS if len(s) == k) for k in (3, 2, 1, 0)}
-    return {
-        "file": str(path),
-        "by": used,
-        "n": tally.n,
-        "n_counted": n,
-        "touching": {str(k): subset(f"{k} of 3", count) for k, count in touching.items()},
-        "subsets": {subset_name(s): subset(subset_name(s), tally.subsets[s]) for s in SUBSETS},
-        "tags": {tag: single(tag) for tag in TAGS},
-    }
+    return FileCoverage(
+        file=str(path),
+        by=used,
+        n=tally.n,
+        n_counted=n,
+        touching={str(k): subset(f"{k} of 3", count) for k, count in touching.items()},
+        subsets={subset_name(s): subset(subset_name(s), tally.subsets[s]) for s in SUBSETS},
+        tags={tag: single(tag) for tag in TAGS},
+    )
 
 
-def _share(k: int, n: int) -> Row | None:
+def _share(k: int, n: int) -> CountedShare | None:
     """Return k of n with its Wilson interval, or None of nothing."""
     if n == 0:
         return None
     interval = binomtest(k, n).proportion_ci(method="wilson")
-    return {"n": k, "share": k / n, "ci95": [float(interval.low), float(interval.high)]}
+    return CountedShare(k, k / n, (float(interval.low), float(interval.high)))
 
 
-def corrected_share(k: int, n: int, error: TagError, *, seed: int = 0) -> Row | None:
+def _tagged(k: int, n: int, known: TagQuality) -> TaggedShare | None:
+    """Return k of n that word lists tagged, and what it would be without their error."""
+    share = _share(k, n)
+    if share is None:
+        return None
+    corrected = corrected_share(k, n, known.error)
+    return TaggedShare(share.n, share.share, share.ci95, corrected=corrected)
+
+
+def corrected_share(k: int, n: int, error: TagError, *, seed: int = 0) -> EstimatedShare | None:
     """Estimate the true share from k of n samples that a fallible tagger tagged.
 
         share = (k/n + specificity - 1) / (sensitivity + specificity - 1), cut to 0 … 1
@@ -250,8 +243,8 @@ def corrected_share(k: int, n: int, error: TagError, *, seed: int = 0) -> Row | 
     draws from their Jeffreys posteriors.
 
     Returns:
-        {"share", "ci95"}, or None where the gold file lacks samples with or without the tag, or
-        does not show that the tagger beats chance.
+        None where the gold file lacks samples with or without the tag, or does not show that the
+        tagger beats chance.
 
     Source: Rogan & Gladen 1978, "Estimating prevalence from the results of a screening test".
     """
@@ -260,7 +253,7 @@ def corrected_share(k: int, n: int, error: TagError, *, seed: int = 0) -> Row | 
     specificity = error.tn / (error.tn + error.fp)
     rng = np.random.default_rng(seed)
 
-    def draw(yes: int, no: int) -> Any:
+    def draw(yes: int, no: int) -> NDArray[np.float64]:
         return rng.beta(yes + 0.5, no + 0.5, DRAWS)
 
     seen, found, spared = draw(k, n - k), draw(error.tp, error.fn), draw(error.tn, error.fp)
@@ -270,47 +263,48 @@ def corrected_share(k: int, n: int, error: TagError, *, seed: int = 0) -> Row | 
     shares = np.clip((seen + spared - 1) / np.where(better > 0, better, np.nan), 0, 1)
     low, high = np.nanquantile(shares, [0.025, 0.975])
     point = (k / n + specificity - 1) / (error.sensitivity + specificity - 1)
-    return {"share": min(1.0, max(0.0, point)), "ci95": [float(low), float(high)]}
+    return EstimatedShare(min(1.0, max(0.0, point)), (float(low), float(high)))
 
 
-def coverage_text(result: Row) -> str:
+def coverage_text(result: Coverage) -> str:
     """Return the counts as text: a part per file, then files side by side, then what to mind."""
-    parts = [_file_text(entry, result["tagger"]) for entry in result["files"]]
-    if not any(entry["n_counted"] for entry in result["files"]):
+    parts = [_file_text(file, result.tagger) for file in result.files]
+    if not any(file.n_counted for file in result.files):
         return "\n".join(parts)
-    if len(result["files"]) > 1:
+    if len(result.files) > 1:
         rows = [
-            [e["file"], str(e["n_counted"]), *(_percent(e["tags"][tag]) for tag in TYPES)]
-            for e in result["files"]
+            [file.file, str(file.n_counted), *(_percent(file.tags[tag]) for tag in TYPES)]
+            for file in result.files
         ]
         parts.append(aligned(["file", "n", *TYPES], rows))
     return "\n\n".join([*parts, "\n".join(_notes(result))])
 
 
-def _file_text(entry: Row, tagger: Row | None) -> str:
-    by = "their own tags" if entry["by"] == "tags" else "word lists"
-    head = f"{entry['file']}: {counted(entry['n'], 'sample')}, by {by}"
-    left = entry["n"] - entry["n_counted"]
-    if left == entry["n"]:
+def _file_text(file: FileCoverage, tagger: Tagger | None) -> str:
+    by = "their own tags" if file.by == "tags" else "word lists"
+    head = f"{file.file}: {counted(file.n, 'sample')}, by {by}"
+    left = file.n - file.n_counted
+    if left == file.n:
         return f"{head}; none is English and long enough to tell: nothing is counted"
     if left:
         head += f"; {left} not English, or too short to tell: not counted"
-    measured = tagger["tags"] if tagger and entry["by"] == "words" else {}
-    exact = tagger["subsets"] if tagger and entry["by"] == "words" else {}
+    known = tagger if file.by == "words" else None
+    exact = known.subsets if known else {}
+    single = known.tags if known else {}
     touching = [
         [f"{k} of 3", *_cells(share), *_error_cells(share, exact.get(f"{k} of 3"))]
-        for k, share in entry["touching"].items()
+        for k, share in file.touching.items()
     ]
     subsets = [
         [name, *_cells(share), *_error_cells(share, exact.get(name))]
-        for name, share in entry["subsets"].items()
+        for name, share in file.subsets.items()
     ]
     tags = [
-        [tag, *_cells(share), *_error_cells(share, measured.get(tag))]
-        for tag, share in entry["tags"].items()
+        [tag, *_cells(share), *_error_cells(share, single.get(tag))]
+        for tag, share in file.tags.items()
     ]
     counts = ["n", "share", "95 % CI"]
-    of_error = ["corrected", "95 % CI", "precision", "recall"] if measured else []
+    of_error = ["corrected", "95 % CI", "precision", "recall"] if known else []
     tables = [
         aligned(["touches", *counts, *of_error], touching + subsets),
         aligned(["tag", *counts, *of_error], tags),
@@ -318,35 +312,34 @@ def _file_text(entry: Row, tagger: Row | None) -> str:
     return "\n\n".join([head, *tables])
 
 
-def _cells(share: Row | None) -> list[str]:
+def _cells(share: CountedShare | None) -> list[str]:
     if share is None:
         return ["n/a", "n/a", "n/a"]
-    return [str(share["n"]), _percent(share), _interval(share)]
+    return [str(share.n), _percent(share), _interval(share)]
 
 
-def _error_cells(share: Row | None, error: Row | None) -> list[str]:
-    if error is None:
+def _error_cells(share: CountedShare | None, known: TagQuality | None) -> list[str]:
+    if known is None:
         return []
-    corrected = share["corrected"] if share else None
-    rates = [f"{e['share']:.2f}" if (e := error[key]) else "–" for key in ("precision", "recall")]
+    corrected = share.corrected if isinstance(share, TaggedShare) else None
+    rates = [f"{rate.share:.2f}" if rate else "–" for rate in (known.precision, known.recall)]
     if corrected is None:
         return ["–", "–", *rates]
     return [_percent(corrected), _interval(corrected), *rates]
 
 
-def _percent(share: Row | None) -> str:
-    return "n/a" if share is None else f"{100 * share['share']:.0f} %"
+def _percent(share: CountedShare | EstimatedShare | None) -> str:
+    return "n/a" if share is None else f"{100 * share.share:.0f} %"
 
 
-def _interval(share: Row | None) -> str:
-    return "n/a" if share is None else "[{:.0f}, {:.0f}]".format(*(100 * x for x in share["ci95"]))
+def _interval(share: CountedShare | EstimatedShare) -> str:
+    return "[{:.0f}, {:.0f}]".format(*(100 * x for x in share.ci95))
 
 
-def _notes(result: Row) -> Iterator[str]:
+def _notes(result: Coverage) -> Iterator[str]:
     yield "Counts describe the data; nothing is filtered by them. Intervals: Wilson."
-    if result["tagger"] is not None:
-        one = next(iter(result["tagger"]["tags"].values()))
-        n = sum(one[key] for key in ("tp", "fp", "fn", "tn"))
+    if result.tagger is not None:
+        n = next(iter(result.tagger.tags.values())).error.n
         yield (
             f"Word lists are blunt: precision and recall are of {n} samples tagged by hand; "
             f"`corrected` is the\nshare with that error taken out, its interval with that of the "

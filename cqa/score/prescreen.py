@@ -19,9 +19,10 @@ from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.special import log_softmax
 
 from cqa.config import command_line, describe, given_settings, input_paths
@@ -34,6 +35,7 @@ from cqa.interrupt import continued_by
 from cqa.output_folder import check_output
 from cqa.schema.events import ScoreEvent
 from cqa.schema.meta import Meta
+from cqa.schema.prescreen import Point, PointClass, PrescreenSummary, RankedPoint
 from cqa.schema.rows import ItemRow, OptionScore
 from cqa.score.config import PrescreenConfig, ScoreConfig, Unit
 from cqa.score.encoded import left_out_text
@@ -41,9 +43,8 @@ from cqa.score.run import score
 from cqa.score_folder import META, SCORES, full_key, parse_row
 from cqa.text import aligned
 
-Row = dict[str, Any]
 RANKED, SELECTED, SUMMARY = "prescreen.jsonl", "selected.jsonl", "prescreen.json"
-CLASSES = ("wrong", "flat", "internalised")
+CLASSES: tuple[PointClass, ...] = get_args(PointClass)
 UNITS: dict[Unit, Callable[[OptionScore], int]] = {  # what a log-probability is divided by
     "sum": lambda option: 1,
     "token": lambda option: option.n_tokens,
@@ -55,7 +56,7 @@ SHOWN = 10
 
 def prescreen(
     config: PrescreenConfig, *, on_event: Callable[[ScoreEvent], None] = lambda _: None
-) -> Row:
+) -> PrescreenSummary:
     """Score decision points under the base, rank them by value, and write the most valuable.
 
     Only a value and a place in the file are kept of a point, besides `expert` where it has one.
@@ -64,10 +65,6 @@ def prescreen(
     Args:
         config: The settings.
         on_event: Called with the events of `cqa.score.run.score`.
-
-    Returns:
-        {"n", "classes", "mean_value_nats", "groups", "budget", "selected", "value_share_selected",
-        "most_valuable", "n_other_class_per_byte", "max_positions", "too_long": group by id}.
 
     Raises:
         CqaError: Anything that the user can mend; see cqa.errors.
@@ -98,25 +95,23 @@ def prescreen(
 
     scores, seen = config.out / SCORES, Fingerprints()
     values, places = array("d"), array("Q")
-    counts: dict[str, Counter[str]] = {}
+    counts: dict[str, Counter[PointClass]] = {}
     n_other_per_byte = 0
     for place, row in _placed_rows(scores):
         if row.model_key == model_key and row.full_key in ids and seen.add(row.id):
             point = point_of(row, config, experts.get(row.id))
-            values.append(point["value_nats"])
+            values.append(point.value_nats)
             places.append(place)
-            counts.setdefault(point["group"], Counter())[point["class"]] += 1
-            n_other_per_byte += point["class"] != point["class_per_byte"]
+            counts.setdefault(point.group, Counter())[point.class_] += 1
+            n_other_per_byte += point.class_ != point.class_per_byte
     order = np.argsort(-np.frombuffer(values), kind="stable")
-    ranked = _read_in_order(scores, (places[i] for i in order), config, experts)
-    top = _write_ranked(config, ranked)
+    points = _read_in_order(scores, (places[i] for i in order), config, experts)
+    top = _write_ranked(config, points)
     discard(config.out / SELECTED)
     if config.budget is not None:
-        _write_selected(config, [point["id"] for point in top[: config.budget]])
-    summary = _summarise(config, np.frombuffer(values)[order], counts, top)
-    summary["n_other_class_per_byte"] = n_other_per_byte
-    summary |= {"max_positions": meta.max_positions, "too_long": meta.too_long}
-    write_json(config.out / SUMMARY, {"settings": describe(config), **summary})
+        _write_selected(config, [ranked.point.id for ranked in top[: config.budget]])
+    summary = _summarise(config, np.frombuffer(values)[order], counts, top, n_other_per_byte, meta)
+    write_json(config.out / SUMMARY, {"settings": describe(config), **summary.to_json()})
     return summary
 
 
@@ -149,8 +144,8 @@ def _expert(item: Item) -> list[float]:
     return [float(p) for p in given]
 
 
-def point_of(row: ItemRow, config: PrescreenConfig, expert: Sequence[float] | None = None) -> Row:
-    """Return a decision point's line of prescreen.jsonl, from its row of scores.
+def point_of(row: ItemRow, config: PrescreenConfig, expert: Sequence[float] | None = None) -> Point:
+    """Return what is said of a decision point, from its row of scores.
 
     Args:
         row: The item's row under the base.
@@ -163,21 +158,21 @@ def point_of(row: ItemRow, config: PrescreenConfig, expert: Sequence[float] | No
     logp = {unit: _log_p(row.options, unit) for unit in UNITS}
     used = logp[config.per]
     p = [math.exp(value) for value in used]
-    return {
-        "id": row.id,
-        "group": row.group,
-        "class": _class_of(used, answer, config.high),
-        "class_per_byte": _class_of(logp["byte"], answer, config.high),
-        "value_nats": -used[answer] if expert is None else _kl(expert, used),
-        "p_right": p[answer],
-        "p_best_wrong": max(value for k, value in enumerate(p) if k != answer),
-        "h_cand_nats": -math.fsum(x * y for x, y in zip(p, used, strict=True)),
-        "n_options": len(p),
-        "p_right_per": {unit: math.exp(values[answer]) for unit, values in logp.items()},
-    }
+    return Point(
+        id=row.id,
+        group=row.group,
+        class_=_class_of(used, answer, config.high),
+        class_per_byte=_class_of(logp["byte"], answer, config.high),
+        value_nats=-used[answer] if expert is None else _kl(expert, used),
+        p_right=p[answer],
+        p_best_wrong=max(value for k, value in enumerate(p) if k != answer),
+        h_cand_nats=-math.fsum(x * y for x, y in zip(p, used, strict=True)),
+        n_options=len(p),
+        p_right_per={unit: math.exp(values[answer]) for unit, values in logp.items()},
+    )
 
 
-def _class_of(log_p: Sequence[float], answer: int, high: float) -> str:
+def _class_of(log_p: Sequence[float], answer: int, high: float) -> PointClass:
     likely = [k for k, value in enumerate(log_p) if math.exp(value) >= high]
     if not likely:
         return "flat"
@@ -206,24 +201,24 @@ def _read_in_order(
     places: Iterator[int],
     config: PrescreenConfig,
     experts: dict[str, list[float]],
-) -> Iterator[Row]:
+) -> Iterator[RankedPoint]:
     with path.open("rb") as file:
         for rank, place in enumerate(places, start=1):
             file.seek(place)
             row = parse_row(file.readline(), str(path))
-            yield {"rank": rank, **point_of(row, config, experts.get(row.id))}
+            yield RankedPoint(rank, point_of(row, config, experts.get(row.id)))
 
 
-def _write_ranked(config: PrescreenConfig, ranked: Iterator[Row]) -> list[Row]:
-    """Write prescreen.jsonl; return its first rows: those of the budget, and those to show."""
-    top: list[Row] = []
+def _write_ranked(config: PrescreenConfig, points: Iterator[RankedPoint]) -> list[RankedPoint]:
+    """Write prescreen.jsonl; return its first points: those of the budget, and those to show."""
+    top: list[RankedPoint] = []
     n_top = max(SHOWN, config.budget or 0)
     with (
         new_file(config.out / RANKED) as temporary,
         temporary.open("w", encoding="utf-8") as file,
     ):
-        for point in ranked:
-            file.write(json.dumps(point, ensure_ascii=False, allow_nan=False) + "\n")
+        for point in points:
+            file.write(json.dumps(point.to_json(), ensure_ascii=False, allow_nan=False) + "\n")
             if len(top) < n_top:
                 top.append(point)
     return top
@@ -243,46 +238,54 @@ def _write_selected(config: PrescreenConfig, ids: list[str]) -> None:
         temporary.write_bytes(b"".join(lines.values()))
 
 
-def _with_id(record: Row, item_id: str) -> bytes:
+def _with_id(record: dict[str, Any], item_id: str) -> bytes:
     return json.dumps({"id": item_id, **record}, ensure_ascii=False).encode()
 
 
 def _summarise(
-    config: PrescreenConfig, values: Any, counts: dict[str, Counter[str]], top: list[Row]
-) -> Row:
-    selected = [point["id"] for point in top[: config.budget or 0]]
+    config: PrescreenConfig,
+    values: NDArray[np.float64],
+    counts: dict[str, Counter[PointClass]],
+    top: list[RankedPoint],
+    n_other_per_byte: int,
+    meta: Meta,
+) -> PrescreenSummary:
+    selected = tuple(ranked.point.id for ranked in top[: config.budget or 0])
     total = math.fsum(values)
-    return {
-        "per": config.per,
-        "high": config.high,
-        "n": len(values),
-        "classes": {name: sum(c[name] for c in counts.values()) for name in CLASSES},
-        "groups": {g: {name: c[name] for name in CLASSES} for g, c in counts.items()},
-        "mean_value_nats": total / len(values),
-        "budget": config.budget,
-        "selected": selected,
-        "value_share_selected": (
+    return PrescreenSummary(
+        per=config.per,
+        high=config.high,
+        n=len(values),
+        classes={name: sum(c[name] for c in counts.values()) for name in CLASSES},
+        groups={g: {name: c[name] for name in CLASSES} for g, c in counts.items()},
+        mean_value_nats=total / len(values),
+        budget=config.budget,
+        selected=selected,
+        value_share_selected=(
             math.fsum(values[: len(selected)]) / total if selected and total > 0 else None
         ),
-        "most_valuable": top[:SHOWN],
-    }
+        most_valuable=tuple(top[:SHOWN]),
+        n_other_class_per_byte=n_other_per_byte,
+        max_positions=meta.max_positions,
+        too_long=meta.too_long,
+    )
 
 
-def prescreen_text(summary: Row) -> str:
+def prescreen_text(summary: PrescreenSummary) -> str:
     """Return the summary as text: how many points of each class, and the most valuable ones."""
-    n = summary["n"]
     rows = [
         [group, *(str(c[name]) for name in CLASSES), str(sum(c.values()))]
-        for group, c in summary["groups"].items()
+        for group, c in summary.groups.items()
     ]
     if len(rows) > 1:
-        rows.append(["all", *(str(summary["classes"][name]) for name in CLASSES), str(n)])
+        rows.append(["all", *(str(summary.classes[name]) for name in CLASSES), str(summary.n)])
     best = [
         [
-            str(p["rank"]), p["id"], p["class"], f"{p['value_nats']:.2f}",
-            f"{p['p_right']:.3f}", f"{p['p_best_wrong']:.3f}", str(p["n_options"]),
+            str(ranked.rank), p.id, p.class_, f"{p.value_nats:.2f}", f"{p.p_right:.3f}",
+            f"{p.p_best_wrong:.3f}", str(p.n_options),
         ]
-        for p in summary["most_valuable"]
+        for ranked in summary.most_valuable
+        for p in (ranked.point,)
     ]  # fmt: skip
     head = ["rank", "id", "class", "value nats", "p right", "p best wrong", "options"]
     return "\n\n".join(
@@ -294,19 +297,19 @@ def prescreen_text(summary: Row) -> str:
     )
 
 
-def _notes(summary: Row) -> Iterator[str]:
+def _notes(summary: PrescreenSummary) -> Iterator[str]:
     yield (
-        f"p = softmax of log P ({summary['per']}) over a point's options; internalised, wrong: "
-        f"p >= {summary['high']:g}"
+        f"p = softmax of log P ({summary.per}) over a point's options; internalised, wrong: "
+        f"p >= {summary.high:g}"
     )
-    yield f"value = KL(expert || p); mean {summary['mean_value_nats']:.2f} nats"
-    if summary["value_share_selected"] is not None:
-        share = 100 * summary["value_share_selected"]
-        yield f"the {len(summary['selected'])} selected hold {share:.0f} % of it"
-    if summary["per"] != "byte":
+    yield f"value = KL(expert || p); mean {summary.mean_value_nats:.2f} nats"
+    if summary.value_share_selected is not None:
+        share = 100 * summary.value_share_selected
+        yield f"the {len(summary.selected)} selected hold {share:.0f} % of it"
+    if summary.per != "byte":
         yield (
-            f"{summary['n_other_class_per_byte']} of {summary['n']} points are of another class "
+            f"{summary.n_other_class_per_byte} of {summary.n} points are of another class "
             f"when compared per byte (--per byte)"
         )
-    if summary["too_long"]:
-        yield left_out_text(summary["too_long"], summary["max_positions"], SUMMARY)
+    if summary.too_long:
+        yield left_out_text(summary.too_long, summary.max_positions, SUMMARY)

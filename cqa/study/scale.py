@@ -16,7 +16,6 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -33,6 +32,8 @@ from cqa.report.tables import write_csv as to_csv
 from cqa.run_folder import STATE, epoch_name
 from cqa.schema.comparison import Comparison
 from cqa.schema.events import ScaleEvent, ScaleRun, ScoreEvent, TrainEvent
+from cqa.schema.scale import CurvePoint, Overlong, RunResult, ScaleResult
+from cqa.schema.written import Result
 from cqa.score.adapters import find_adapters
 from cqa.score.config import ScoreConfig
 from cqa.score.encoded import Items, first_named, left_out_text
@@ -46,7 +47,6 @@ from cqa.train.loop import train
 from cqa.train.plan import Plan, make_plan
 from cqa.train.schedule import first_learning_step
 
-Row = dict[str, Any]
 RESULT, CURVE, RUNS = "scale.json", "curve.csv", "runs.csv"
 MOSTLY_SHARED = 0.5  # of two subsets of one size, from which it is told
 _SUBSET = 1  # number of the SPLIT stream that orders samples for subsets; 0 splits off validation
@@ -72,7 +72,7 @@ def scale(
     *,
     on_train: Callable[[ScaleEvent], None] = lambda _: None,
     on_score: Callable[[ScoreEvent], None] = lambda _: None,
-) -> Row:
+) -> ScaleResult:
     """Train on every subset and seed, score the adapters, and return the curve.
 
     The base is loaded once. What an earlier, killed call finished is not done again, and a run that
@@ -82,11 +82,6 @@ def scale(
         config: The settings; those of training hold for every run.
         on_train: Called with a `ScaleRun` before each run, and with its training events.
         on_score: Called with the scoring events.
-
-    Returns:
-        {"unit", "n_train", "runs": a row per arm, size, seed and group, "curve": a row per
-        arm, size, group, "too_long": {"policy", "samples": ids left out or cut, "items": group by
-        id of those left out, "max_positions"}}.
 
     Raises:
         CqaError: Anything that the user can mend; see cqa.errors.
@@ -119,22 +114,22 @@ def scale(
                 _train(settings[cell], cell, base, on_train)
             discard(settings[cell].out / STATE)
         scored = _score(config, settings, base, on_score)
-    runs = [
-        _run_row(config, arm, cell, group, entry)
+    runs = tuple(
+        _run_result(config, arm, cell, group, entry)
         for arm, group_of_cells in arms.items()
         for cell in group_of_cells
         for group, entry in scored[cell].items()
-    ]
-    result: Row = {"unit": "nats", "n_train": len(plan.train), "runs": runs, "curve": _curve(runs)}
-    result["too_long"] = {
-        "policy": config.too_long,
-        "samples": list(plan.affected_ids),
-        "items": items.overlong,
-        "max_positions": items.max_positions,
-    }
-    write_json(config.out / RESULT, {"settings": describe(config), **result})
-    write_csv(config.out / CURVE, result["curve"])
-    write_csv(config.out / RUNS, runs)
+    )
+    result = ScaleResult(
+        unit="nats",
+        n_train=len(plan.train),
+        runs=runs,
+        curve=tuple(_curve(runs)),
+        too_long=Overlong(config.too_long, plan.affected_ids, items.overlong, items.max_positions),
+    )
+    write_json(config.out / RESULT, {"settings": describe(config), **result.to_json()})
+    write_csv(config.out / CURVE, result.curve)
+    write_csv(config.out / RUNS, result.runs)
     return result
 
 
@@ -267,107 +262,107 @@ def _score(
     }
 
 
-def _run_row(config: ScaleConfig, arm: str, cell: Cell, group: str, entry: Comparison) -> Row:
-    return {
-        "arm": arm,
-        "size": cell.size,
-        "seed": cell.seed,
-        "group": group,
-        "run": cell.name,
-        "epochs": cell.epochs,
-        "scored_epoch": cell.scored_epoch,
-        "steps": _steps(config, cell.size, cell.scored_epoch),
-        "n_items": entry.n,
-        "mean_delta_i_base_nats": entry.delta_i_nats.before,
-        "mean_delta_i_nats": entry.delta_i_nats.after,
-        "mean_ddi_nats": entry.delta_i_nats.change,
-        "d_z": entry.effect.d_z,
-        "wilcoxon_p": entry.wilcoxon.p,
-    }
+def _run_result(
+    config: ScaleConfig, arm: str, cell: Cell, group: str, entry: Comparison
+) -> RunResult:
+    assert entry.delta_i_nats.change is not None  # no group is empty
+    return RunResult(
+        arm=arm,
+        size=cell.size,
+        seed=cell.seed,
+        group=group,
+        run=cell.name,
+        epochs=cell.epochs,
+        scored_epoch=cell.scored_epoch,
+        steps=_steps(config, cell.size, cell.scored_epoch),
+        n_items=entry.n,
+        mean_delta_i_base_nats=entry.delta_i_nats.before,
+        mean_delta_i_nats=entry.delta_i_nats.after,
+        mean_ddi_nats=entry.delta_i_nats.change,
+        d_z=entry.effect.d_z,
+        wilcoxon_p=entry.wilcoxon.p,
+    )
 
 
-def _curve(runs: Sequence[Row]) -> list[Row]:
-    """Return mean and t interval over seeds, by arm, size and group."""
-    points: dict[tuple[str, int, str], list[Row]] = {}
+def _curve(runs: Sequence[RunResult]) -> Iterator[CurvePoint]:
+    """Yield mean and t interval over seeds, by arm, size and group."""
+    points: dict[tuple[str, int, str], list[RunResult]] = {}
     for run in runs:
-        points.setdefault((run["arm"], run["size"], run["group"]), []).append(run)
-    rows = []
+        points.setdefault((run.arm, run.size, run.group), []).append(run)
     for (arm, size, group), seeds in points.items():
-        ddi = [run["mean_ddi_nats"] for run in seeds]
-        d_z = [run["d_z"] for run in seeds if run["d_z"] is not None]
+        ddi = [run.mean_ddi_nats for run in seeds]
+        d_z = [run.d_z for run in seeds if run.d_z is not None]
         bounds = t_interval(ddi)
-        rows.append(
-            {
-                "arm": arm,
-                "size": size,
-                "group": group,
-                "n_seeds": len(seeds),
-                "steps": seeds[0]["steps"],
-                "n_items": seeds[0]["n_items"],
-                "mean_ddi_nats": float(np.mean(ddi)),
-                "ci95_low_nats": bounds[0] if bounds else None,
-                "ci95_high_nats": bounds[1] if bounds else None,
-                "mean_d_z": float(np.mean(d_z)) if d_z else None,
-            }
+        yield CurvePoint(
+            arm=arm,
+            size=size,
+            group=group,
+            n_seeds=len(seeds),
+            steps=seeds[0].steps,
+            n_items=seeds[0].n_items,
+            mean_ddi_nats=float(np.mean(ddi)),
+            ci95_low_nats=bounds[0] if bounds else None,
+            ci95_high_nats=bounds[1] if bounds else None,
+            mean_d_z=float(np.mean(d_z)) if d_z else None,
         )
-    return rows
 
 
-def write_csv(path: Path, rows: Sequence[Row]) -> None:
-    """Write rows of one shape; what does not exist is an empty cell."""
+def write_csv(path: Path, results: Sequence[Result]) -> None:
+    """Write results of one class, a line each; what does not exist is an empty cell."""
+    rows = [result.to_json() for result in results]
     cells = [["" if v is None else plain(v) for v in row.values()] for row in rows]
     with new_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         to_csv(file, list(rows[0]), cells)
 
 
-def scale_text(result: Row) -> str:
+def scale_text(result: ScaleResult) -> str:
     """Return the curve as text: a table per group."""
     head = ["arm", "samples", "steps", "seeds", "ddI nats", "95 % CI", "d_z"]
     parts = []
-    for group in dict.fromkeys(row["group"] for row in result["curve"]):
-        points = [row for row in result["curve"] if row["group"] == group]
+    for group in dict.fromkeys(point.group for point in result.curve):
+        points = [point for point in result.curve if point.group == group]
         rows = [
             [
-                p["arm"], str(p["size"]), str(p["steps"]), str(p["n_seeds"]),
-                signed(p["mean_ddi_nats"]), _interval(p), signed(p["mean_d_z"]),
+                p.arm, str(p.size), str(p.steps), str(p.n_seeds), signed(p.mean_ddi_nats),
+                _interval(p), signed(p.mean_d_z),
             ]
             for p in points
         ]  # fmt: skip
         parts.append(
-            f"{named(group)}: {counted(points[0]['n_items'], 'item')}\n" + aligned(head, rows)
+            f"{named(group)}: {counted(points[0].n_items, 'item')}\n" + aligned(head, rows)
         )
     parts.append(
         "ddI and d_z: means over seeds, which draw subsets and training; the interval is t over\n"
         "seeds and does not hold the chance of the items."
     )
     parts += _overlap_text(result)
-    parts += _overlong_text(result["too_long"])
+    parts += _overlong_text(result.too_long)
     return "\n\n".join(parts)
 
 
-def _overlap_text(result: Row) -> Iterator[str]:
+def _overlap_text(result: ScaleResult) -> Iterator[str]:
     """Say of which sizes the subsets share most of their samples by construction."""
-    shared = {p["size"]: p["size"] / result["n_train"] for p in result["curve"]}
+    shared = {p.size: p.size / result.n_train for p in result.curve}
     large = [size for size, share in shared.items() if share > MOSTLY_SHARED]
     if large:
         sizes = ", ".join(f"{size} ({100 * shared[size]:.0f} %)" for size in sorted(large))
         yield (
-            f"Subsets are drawn from the same {result['n_train']} samples; two of a size share "
+            f"Subsets are drawn from the same {result.n_train} samples; two of a size share "
             f"that share of\ntheir samples on average: {sizes}. There the interval over seeds is "
             f"too narrow by construction."
         )
 
 
-def _overlong_text(overlong: Row) -> Iterator[str]:
+def _overlong_text(overlong: Overlong) -> Iterator[str]:
     """Say which samples and items were not taken as they stand in the files."""
-    if ids := overlong["samples"]:
-        done = "left out" if overlong["policy"] == "drop" else "prompt cut at its start"
+    if ids := overlong.samples:
+        done = "left out" if overlong.policy == "drop" else "prompt cut at its start"
         noun = "sample" if len(ids) == 1 else "samples"
         yield f"{done}, over --max-tokens: {len(ids)} {noun} {first_named(ids, RESULT)}"
-    if overlong["items"]:
-        yield left_out_text(overlong["items"], overlong["max_positions"], RESULT)
+    if overlong.items:
+        yield left_out_text(overlong.items, overlong.max_positions, RESULT)
 
 
-def _interval(point: Row) -> str:
-    low, high = point["ci95_low_nats"], point["ci95_high_nats"]
-    return interval(None if low is None else (low, high))
+def _interval(point: CurvePoint) -> str:
+    low, high = point.ci95_low_nats, point.ci95_high_nats
+    return interval(None if low is None or high is None else (low, high))

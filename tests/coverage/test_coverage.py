@@ -10,15 +10,16 @@ from helpers import DEMO, read_lines, write_lines
 
 from cqa.coverage.counts import (
     GOLD,
-    TagError,
     corrected_share,
     cover,
     coverage_text,
     measure,
     measure_subsets,
+    quality,
 )
 from cqa.coverage.tagger import TAGS, TYPES, is_english, tags_of
 from cqa.errors import DataError
+from cqa.schema.coverage import TagError
 
 CRAFT = "The narrator is the right choice here: the pacing of the scene carries the theme."
 READER = "By then the reader has been told twice, and will expect the letter to be opened."
@@ -92,37 +93,37 @@ def test_every_english_sample_of_the_demo_is_known_as_english():
 
 
 def test_own_tags_are_counted_as_they_stand():
-    (entry,) = cover([DEMO / "train.jsonl"])["files"]
+    (entry,) = cover([DEMO / "train.jsonl"]).files
     rows = [set(r["tags"]) for r in read_lines(DEMO / "train.jsonl")]
-    assert (entry["by"], entry["n"], entry["n_counted"]) == ("tags", 105, 105)
+    assert (entry.by, entry.n, entry.n_counted) == ("tags", 105, 105)
     for k in (0, 1, 2, 3):
         n = sum(len(tags & set(TYPES)) == k for tags in rows)
-        assert entry["touching"][str(k)]["n"] == n
+        assert entry.touching[str(k)].n == n
     subsets = Counter("+".join(t for t in TYPES if t in tags) or "none" for tags in rows)
-    assert len(entry["subsets"]) == 8
-    assert {name: share["n"] for name, share in entry["subsets"].items()} == subsets
+    assert len(entry.subsets) == 8
+    assert {name: share.n for name, share in entry.subsets.items()} == subsets
     for tag in TYPES:
-        assert entry["tags"][tag]["n"] == sum(tag in tags for tags in rows)
-        assert "corrected" not in entry["tags"][tag]
+        assert entry.tags[tag].n == sum(tag in tags for tags in rows)
+        assert "corrected" not in entry.tags[tag].to_json()
 
 
 def test_intervals_are_wilsons():
-    (entry,) = cover([DEMO / "train.jsonl"])["files"]
-    share = entry["touching"]["3"]
-    n, p, z = 105, share["n"] / 105, 1.959963984540054
+    (entry,) = cover([DEMO / "train.jsonl"]).files
+    share = entry.touching["3"]
+    n, p, z = 105, share.n / 105, 1.959963984540054
     middle, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     expected = [(middle - half) / (1 + z * z / n), (middle + half) / (1 + z * z / n)]
-    assert share["share"] == p
-    assert share["ci95"] == pytest.approx(expected)
+    assert share.share == p
+    assert share.ci95 == pytest.approx(expected)
 
 
 def test_tags_that_nobody_gave_are_not_counted_as_zero(tmp_path):
     none = write_lines(tmp_path / "a.jsonl", [sample(PLAIN, tags=["intent"])])
     some = write_lines(tmp_path / "b.jsonl", [sample(PLAIN, tags=["intent", "sensory"])])
-    first, second = cover([none, some])["files"]
-    assert first["tags"]["sensory"] is None
-    assert second["tags"]["sensory"]["n"] == 1
-    assert first["tags"]["reality"]["n"] == 0
+    first, second = cover([none, some]).files
+    assert first.tags["sensory"] is None
+    assert second.tags["sensory"].n == 1
+    assert first.tags["reality"].n == 0
 
 
 @pytest.mark.parametrize(
@@ -142,9 +143,9 @@ def test_tags_that_nobody_gave_are_not_counted_as_zero(tmp_path):
     ids=["prompt", "alpaca", "sharegpt", "messages", "dialogue"],
 )
 def test_answers_are_tagged_in_every_format_and_questions_are_not(tmp_path, record):
-    (entry,) = cover([write_lines(tmp_path / "t.jsonl", [record])])["files"]
-    assert entry["by"] == "words"
-    assert {tag: entry["tags"][tag]["n"] for tag in TYPES} == {
+    (entry,) = cover([write_lines(tmp_path / "t.jsonl", [record])]).files
+    assert entry.by == "words"
+    assert {tag: entry.tags[tag].n for tag in TYPES} == {
         "intent": 1, "audience": 0, "reality": 0,
     }  # fmt: skip
 
@@ -153,17 +154,17 @@ def test_samples_in_other_languages_are_left_out_of_the_counts_and_said_to_be(tm
     texts = [CRAFT, READER, FOREIGN["zh"], FOREIGN["de"]]
     records = [{"prompt": text, "response": text} for text in texts]
     result = cover([write_lines(tmp_path / "t.jsonl", records)])
-    (entry,) = result["files"]
-    assert (entry["n"], entry["n_counted"]) == (4, 2)
-    assert entry["touching"]["1"]["share"] == 1
+    (entry,) = result.files
+    assert (entry.n, entry.n_counted) == (4, 2)
+    assert entry.touching["1"].share == 1
     assert "2 not English, or too short to tell: not counted" in coverage_text(result)
 
 
 def test_of_a_file_in_another_language_nothing_is_said(tmp_path):
     records = [{"prompt": FOREIGN["zh"], "response": FOREIGN["zh"]}]
     result = cover([write_lines(tmp_path / "t.jsonl", records)])
-    (entry,) = result["files"]
-    assert all(share is None for share in [*entry["tags"].values(), *entry["touching"].values()])
+    (entry,) = result.files
+    assert all(share is None for share in [*entry.tags.values(), *entry.touching.values()])
     (line,) = coverage_text(result).splitlines()
     assert line.endswith(
         "t.jsonl: 1 sample, by word lists; none is English and long enough to tell: "
@@ -177,7 +178,7 @@ def test_some_samples_without_tags_are_refused_unless_words_are_asked_for(tmp_pa
         cover([file])
     with pytest.raises(DataError, match="on every sample"):
         cover([write_lines(tmp_path / "u.jsonl", [sample(CRAFT)])], by="tags")
-    assert cover([file], by="words")["files"][0]["n_counted"] == 2
+    assert cover([file], by="words").files[0].n_counted == 2
 
 
 def test_tags_of_another_kind_are_refused_and_not_counted_as_zero(tmp_path):
@@ -204,9 +205,9 @@ def test_error_of_the_word_lists_is_what_the_gold_file_says():
 
 @pytest.mark.parametrize("tag", TYPES)
 def test_word_lists_beat_chance_on_the_three_kinds(tag):
-    error = measure(GOLD)[tag].describe()
-    assert error["precision"]["ci95"][0] > 0.5
-    assert error["recall"]["ci95"][0] > 0.4
+    error = quality(measure(GOLD)[tag])
+    assert error.precision.ci95[0] > 0.5
+    assert error.recall.ci95[0] > 0.4
 
 
 def test_error_may_be_measured_on_a_file_of_ones_own(tmp_path):
@@ -220,21 +221,21 @@ def test_error_may_be_measured_on_a_file_of_ones_own(tmp_path):
         ],
     )
     file = write_lines(tmp_path / "t.jsonl", [sample(CRAFT)])
-    tagger = cover([file], gold=gold)["tagger"]
-    assert tagger["gold"] == str(gold)
-    intent = tagger["tags"]["intent"]
-    assert [intent[cell] for cell in ("tp", "fp", "fn", "tn")] == [1, 1, 1, 1]
-    assert intent["precision"]["share"] == intent["recall"]["share"] == 0.5
-    assert tagger["tags"]["sensory"]["recall"] is None
+    tagger = cover([file], gold=gold).tagger
+    assert tagger.gold == str(gold)
+    intent = tagger.tags["intent"]
+    assert intent.error == TagError(tp=1, fp=1, fn=1, tn=1)
+    assert intent.precision.share == intent.recall.share == 0.5
+    assert tagger.tags["sensory"].recall is None
 
 
 def test_correction_undoes_a_known_error():
     exact = TagError(tp=800_000, fn=200_000, fp=100_000, tn=900_000)
     corrected = corrected_share(31_000, 100_000, exact)  # 0.3 · 0.8 + 0.7 · 0.1
-    assert corrected["share"] == pytest.approx(0.3)
-    assert corrected["ci95"] == pytest.approx([0.296, 0.304], abs=2e-3)
+    assert corrected.share == pytest.approx(0.3)
+    assert corrected.ci95 == pytest.approx([0.296, 0.304], abs=2e-3)
     perfect = TagError(tp=10**6, fn=0, fp=0, tn=10**6)
-    assert corrected_share(40, 100, perfect)["share"] == pytest.approx(0.4)
+    assert corrected_share(40, 100, perfect).share == pytest.approx(0.4)
 
 
 def test_correction_covers_the_truth_as_often_as_it_says():
@@ -246,7 +247,7 @@ def test_correction_covers_the_truth_as_often_as_it_says():
         k = rng.binomial(n, truth * sensitivity + (1 - truth) * (1 - specificity))
         corrected = corrected_share(k, n, TagError(tp=tp, fn=30 - tp, fp=30 - tn, tn=tn))
         if corrected is not None:
-            low, high = corrected["ci95"]
+            low, high = corrected.ci95
             hits.append(low <= truth <= high)
     assert len(hits) > 190
     assert np.mean(hits) > 0.92
@@ -277,7 +278,7 @@ def test_text_names_what_was_counted_and_how_wrong_it_may_be(tmp_path):
 
 def test_result_is_json(tmp_path):
     file = write_lines(tmp_path / "t.jsonl", [sample(CRAFT)])
-    json.dumps(cover([file]), allow_nan=False)
+    json.dumps(cover([file]).to_json(), allow_nan=False)
 
 
 def test_subsets_and_numbers_of_types_have_their_error_beside_them():
@@ -288,5 +289,5 @@ def test_subsets_and_numbers_of_types_have_their_error_beside_them():
         assert error.tp + error.fp + error.fn + error.tn == 60
     text = coverage_text(cover([DEMO / "train.jsonl"], by="words"))
     (row,) = [line for line in text.splitlines() if line.strip().startswith("3 of 3")]
-    assert f"{errors['3 of 3'].describe()['recall']['share']:.2f}" in row
+    assert f"{quality(errors['3 of 3']).recall.share:.2f}" in row
     assert "precision  recall" in text.split("\n\n")[1]

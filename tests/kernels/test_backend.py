@@ -166,9 +166,9 @@ def test_what_is_missing_is_said_with_what_to_do(monkeypatch, tmp_path):
         with pytest.raises(ResourceError, match="got none: they were not built") as caught:
             choose("native", CPU, torch.float32)
         assert "--no-build-isolation" in str(caught.value)
-        facts = examine(tmp_path)
-        assert facts["backends"]["cpu fp32"] == "reference"
-        assert any("no native CPU ops: they were not built" in line for line in facts["advice"])
+        found = examine(tmp_path)
+        assert found.machine.backends["cpu fp32"] == "reference"
+        assert any("no native CPU ops: they were not built" in line for line in found.advice)
     finally:
         native_problem.cache_clear()
 

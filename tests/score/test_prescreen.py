@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from scipy.stats import entropy
 from study.common import MODEL, write_pairs
 
 from cqa.errors import ConfigError, DataError
+from cqa.schema.prescreen import PrescreenSummary
 from cqa.schema.rows import ItemRow, OptionScore
 from cqa.score.config import PrescreenConfig
 from cqa.score.prescreen import point_of, prescreen, prescreen_text
@@ -55,9 +57,9 @@ def test_value_of_a_sure_expert_is_the_surprise_at_the_right_option(logp, data):
     answer = data.draw(st.integers(0, len(logp) - 1))
     point = point_of(row_of(logp, answer), config_of())
     sure = [float(k == answer) for k in range(len(logp))]
-    assert point["value_nats"] == pytest.approx(-math.log(softmax(logp)[answer]), abs=1e-9)
+    assert point.value_nats == pytest.approx(-math.log(softmax(logp)[answer]), abs=1e-9)
     given_expert = point_of(row_of(logp, answer), config_of(), sure)
-    assert given_expert["value_nats"] == pytest.approx(point["value_nats"], abs=1e-9)
+    assert given_expert.value_nats == pytest.approx(point.value_nats, abs=1e-9)
 
 
 @given(LOGPS, st.data())
@@ -65,9 +67,9 @@ def test_value_of_an_unsure_expert_is_the_divergence_of_scipy(logp, data):
     weights = data.draw(st.lists(st.floats(0.01, 1), min_size=len(logp), max_size=len(logp)))
     expert = np.array(weights) / sum(weights)
     point = point_of(row_of(logp, 0), config_of(), list(expert))
-    assert point["value_nats"] == pytest.approx(entropy(expert, softmax(logp)), abs=1e-7)
-    assert point["value_nats"] > -1e-9
-    assert point["h_cand_nats"] == pytest.approx(entropy(softmax(logp)), abs=1e-9)
+    assert point.value_nats == pytest.approx(entropy(expert, softmax(logp)), abs=1e-7)
+    assert point.value_nats > -1e-9
+    assert point.h_cand_nats == pytest.approx(entropy(softmax(logp)), abs=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -85,24 +87,24 @@ def test_value_of_an_unsure_expert_is_the_divergence_of_scipy(logp, data):
 )
 def test_class_is_the_papers_rule_at_the_threshold(p, answer, expected):
     logp = [math.log(x) - 50 for x in p]
-    assert point_of(row_of(logp, answer), config_of())["class"] == expected
+    assert point_of(row_of(logp, answer), config_of()).class_ == expected
 
 
 def test_threshold_and_unit_are_settings():
     row = row_of([math.log(0.6) - 9, math.log(0.4) - 9], 0)
-    assert point_of(row, config_of())["class"] == "flat"
-    assert point_of(row, config_of(high=0.55))["class"] == "internalised"
+    assert point_of(row, config_of()).class_ == "flat"
+    assert point_of(row, config_of(high=0.55)).class_ == "internalised"
     long = row_of([-40.0, -10.0], 0, [40, 2])  # 1 and 5 nats per byte
-    assert point_of(long, config_of())["class"] == "wrong"
+    assert point_of(long, config_of()).class_ == "wrong"
     for unit in ("token", "byte", "char"):
         point = point_of(long, config_of(per=unit))
-        assert (point["class"], point["class_per_byte"]) == ("internalised", "internalised")
-        assert point["p_right"] == pytest.approx(softmax([-1, -5])[0])
-        assert point["p_right_per"]["sum"] == pytest.approx(softmax([-40, -10])[0])
+        assert (point.class_, point.class_per_byte) == ("internalised", "internalised")
+        assert point.p_right == pytest.approx(softmax([-1, -5])[0])
+        assert point.p_right_per["sum"] == pytest.approx(softmax([-40, -10])[0])
 
 
 @pytest.fixture(scope="module")
-def done(tmp_path_factory) -> tuple[PrescreenConfig, dict]:
+def done(tmp_path_factory) -> tuple[PrescreenConfig, PrescreenSummary]:
     folder = tmp_path_factory.mktemp("points")
     pairs = write_pairs(folder / "pairs.jsonl", 4, "literary", "factual")
     several = write_lines(folder / "several.jsonl", [OPTIONS])
@@ -115,7 +117,7 @@ def test_points_are_ranked_by_value_and_say_what_the_scores_say(done):
     points = read_lines(config.out / "prescreen.jsonl")
     rows = {row["id"]: row for row in read_lines(config.out / "scores.jsonl")}
     assert {point["id"] for point in points} == set(rows)
-    assert len(points) == summary["n"] == 9
+    assert len(points) == summary.n == 9
     assert [point["rank"] for point in points] == list(range(1, 10))
     values = [point["value_nats"] for point in points]
     assert values == sorted(values, reverse=True)
@@ -129,32 +131,32 @@ def test_points_are_ranked_by_value_and_say_what_the_scores_say(done):
 def test_counts_and_shares_are_of_the_ranked_file(done):
     config, summary = done
     points = read_lines(config.out / "prescreen.jsonl")
-    for name, n in summary["classes"].items():
+    for name, n in summary.classes.items():
         assert n == sum(point["class"] == name for point in points)
-    assert {g: sum(c.values()) for g, c in summary["groups"].items()} == {
+    assert {g: sum(c.values()) for g, c in summary.groups.items()} == {
         "literary": 4, "factual": 4, "ungrouped": 1,
     }  # fmt: skip
     values = [point["value_nats"] for point in points]
-    assert summary["mean_value_nats"] == pytest.approx(np.mean(values))
-    assert summary["value_share_selected"] == pytest.approx(sum(values[:3]) / sum(values))
-    assert summary["most_valuable"] == points[:10]
+    assert summary.mean_value_nats == pytest.approx(np.mean(values))
+    assert summary.value_share_selected == pytest.approx(sum(values[:3]) / sum(values))
+    assert [ranked.to_json() for ranked in summary.most_valuable] == points[:10]
     held = json.loads((config.out / "prescreen.json").read_text())
     assert held["settings"]["high"] == 0.8
-    assert held["classes"] == summary["classes"]
+    assert held["classes"] == summary.classes
 
 
 def test_budget_selects_the_most_valuable_lines_as_they_were(done):
     config, summary = done
     given = {r["id"]: r for path in config.pairs for r in read_lines(path)}
     best = [p["id"] for p in read_lines(config.out / "prescreen.jsonl")[:3]]
-    assert summary["selected"] == best
+    assert list(summary.selected) == best
     assert read_lines(config.out / "selected.jsonl") == [given[name] for name in best]
 
 
 def test_text_shows_classes_and_the_most_valuable(done):
     text = prescreen_text(done[1])
     assert "wrong  flat  internalised" in text
-    assert done[1]["selected"][0] in text
+    assert done[1].selected[0] in text
     assert "the 3 selected hold" in text
 
 
@@ -186,7 +188,7 @@ def test_points_of_earlier_files_are_not_ranked(done):
     again = config_of(pairs=config.pairs[1:], out=config.out)
     names = ("prescreen.jsonl", "prescreen.json", "selected.jsonl")
     held = {name: (config.out / name).read_bytes() for name in names}
-    assert prescreen(again)["n"] == 1
+    assert prescreen(again).n == 1
     assert [p["id"] for p in read_lines(config.out / "prescreen.jsonl")] == ["o"]
     assert not (config.out / "selected.jsonl").exists()
     for name, content in held.items():
@@ -211,8 +213,8 @@ def test_points_that_are_too_long_are_named_and_in_no_count_when_left_out(done, 
         pairs=(long, *config.pairs), out=tmp_path / "out", budget=3, too_long="drop"
     )
     summary = prescreen(changed)
-    assert without["too_long"] == {}
-    assert summary == {**without, "too_long": {"long": "lengthy"}}
+    assert without.too_long == {}
+    assert summary == replace(without, too_long={"long": "lengthy"})
     assert "long" not in {p["id"] for p in read_lines(changed.out / "prescreen.jsonl")}
     held = json.loads((changed.out / "prescreen.json").read_text())
     assert held["too_long"] == {"long": "lengthy"}

@@ -18,6 +18,7 @@ from cqa.errors import ConfigError, DataError
 from cqa.interrupt import Interrupted
 from cqa.model import load
 from cqa.schema.events import ModelScored, RowsWritten, ScaleEvent, ScaleRun, ScoreEvent, Step
+from cqa.schema.scale import ScaleResult
 from cqa.score.config import ScoreConfig
 from cqa.score.run import score
 from cqa.study.config import ScaleConfig
@@ -49,7 +50,7 @@ def config_of(files: tuple[Path, Path], out: Path, **changes: Any) -> ScaleConfi
 
 
 @pytest.fixture(scope="module")
-def done(files, tmp_path_factory) -> tuple[ScaleConfig, dict, list[ScaleEvent]]:
+def done(files, tmp_path_factory) -> tuple[ScaleConfig, ScaleResult, list[ScaleEvent]]:
     """A finished study: its settings, its result, and the events of training."""
     config = config_of(files, tmp_path_factory.mktemp("scale") / "out")
     events: list[ScaleEvent] = []
@@ -92,20 +93,20 @@ def test_subsets_are_nested_and_drawn_by_the_seed(done, files):
 def test_every_run_is_trained_once_and_the_largest_serves_both_arms(done):
     config, result, events = done
     assert runs_of(events) == [(name, False) for name in RUNS]
-    assert {row["run"] for row in result["runs"]} == set(RUNS)
-    assert len(result["runs"]) == 2 * 2 * 2 * 2  # arms, sizes, seeds, groups
+    assert {row.run for row in result.runs} == set(RUNS)
+    assert len(result.runs) == 2 * 2 * 2 * 2  # arms, sizes, seeds, groups
     kept = sorted(p.parent.name for p in config.out.glob("runs/*/epoch-*"))
     assert kept == sorted(RUNS)
     assert not list(config.out.rglob("state.safetensors"))
 
 
 def test_steps_of_the_step_arm_are_those_of_the_largest_subset(done):
-    steps = {(r["arm"], r["size"]): r["steps"] for r in done[1]["curve"]}
+    steps = {(r.arm, r.size): r.steps for r in done[1].curve}
     assert steps == {("epoch", 2): 2, ("epoch", 4): 4, ("step", 2): 4, ("step", 4): 4}
     for run in RUNS:
         log = read_lines(done[0].out / "runs" / run / "log.jsonl")
         n_steps = sum(event["event"] == "step" for event in log)
-        assert n_steps in {r["steps"] for r in done[1]["runs"] if r["run"] == run}
+        assert n_steps in {r.steps for r in done[1].runs if r.run == run}
 
 
 def test_run_and_scores_are_those_of_train_and_score_alone(done, files, tmp_path):
@@ -124,23 +125,23 @@ def test_run_and_scores_are_those_of_train_and_score_alone(done, files, tmp_path
             out=tmp_path / "scores", device="cpu",
         )
     )  # fmt: skip
-    for row in (r for r in result["runs"] if r["run"] == name):
-        truth = alone_scored.summary.statistics.groups[row["group"]]["epoch-04"]
-        assert row["mean_ddi_nats"] == truth.delta_i_nats.change
-        assert row["wilcoxon_p"] == truth.wilcoxon.p
-        assert row["n_items"] == 4
+    for row in (r for r in result.runs if r.run == name):
+        truth = alone_scored.summary.statistics.groups[row.group]["epoch-04"]
+        assert row.mean_ddi_nats == truth.delta_i_nats.change
+        assert row.wilcoxon_p == truth.wilcoxon.p
+        assert row.n_items == 4
 
 
 def test_curve_is_the_mean_over_seeds_with_its_t_interval(done):
-    for point in done[1]["curve"]:
+    for point in done[1].curve:
         keys = ("arm", "size", "group")
-        same = [r for r in done[1]["runs"] if all(r[k] == point[k] for k in keys)]
-        ddi = [run["mean_ddi_nats"] for run in same]
+        same = [r for r in done[1].runs if all(getattr(r, k) == getattr(point, k) for k in keys)]
+        ddi = [run.mean_ddi_nats for run in same]
         interval = stats.ttest_1samp(ddi, 0).confidence_interval()
-        assert point["n_seeds"] == len(ddi) == 2
-        assert point["mean_ddi_nats"] == pytest.approx(np.mean(ddi))
-        assert point["ci95_low_nats"] == pytest.approx(interval.low)
-        assert point["ci95_high_nats"] == pytest.approx(interval.high)
+        assert point.n_seeds == len(ddi) == 2
+        assert point.mean_ddi_nats == pytest.approx(np.mean(ddi))
+        assert point.ci95_low_nats == pytest.approx(interval.low)
+        assert point.ci95_high_nats == pytest.approx(interval.high)
 
 
 def test_json_and_csv_say_the_same(done):
@@ -148,11 +149,11 @@ def test_json_and_csv_say_the_same(done):
     held = json.loads((config.out / "scale.json").read_text())
     assert held["settings"]["sizes"] == [2, 4]
     for name in ("curve", "runs"):
-        assert held[name] == result[name]
+        assert held[name] == result.to_json()[name]
         with (config.out / f"{name}.csv").open(newline="") as file:
             rows = list(csv.DictReader(file))
         assert [float(row["mean_ddi_nats"]) for row in rows] == [
-            row["mean_ddi_nats"] for row in result[name]
+            row.mean_ddi_nats for row in getattr(result, name)
         ]
     text = scale_text(result)
     assert "literary: 4 items\narm    samples" in text
@@ -214,12 +215,12 @@ def test_more_seeds_later_add_their_runs_only(files, tmp_path):
     events: list[ScaleEvent] = []
     result = scale(config_of(files, tmp_path / "out", arms=("epoch",)), on_train=events.append)
     assert [name for name, is_done in runs_of(events) if not is_done] == [RUNS[1], RUNS[3]]
-    assert {point["n_seeds"] for point in result["curve"]} == {2}
+    assert {point.n_seeds for point in result.curve} == {2}
 
 
 def test_one_seed_has_no_interval(files, tmp_path):
     result = scale(config_of(files, tmp_path / "out", seeds=1, sizes=(2,), arms=("epoch",)))
-    assert all(point["ci95_low_nats"] is None for point in result["curve"])
+    assert all(point.ci95_low_nats is None for point in result.curve)
     assert "n/a" in scale_text(result)
     assert ",,," not in (tmp_path / "out" / "runs.csv").read_text()
 
@@ -285,7 +286,7 @@ def test_samples_that_are_too_long_and_dropped_are_in_no_subset(files, tmp_path)
     result = scale(config)
     subset = read_lines(config.out / "data" / "n005-seed3.jsonl")
     assert {r["id"] for r in subset} == lengths.keys() - {longest}
-    assert result["too_long"]["samples"] == [longest]
+    assert result.too_long.samples == (longest,)
     line = f"left out, over --max-tokens: 1 sample ({longest}; scale.json names all)"
     assert scale_text(result).splitlines()[-1] == line
 
@@ -300,7 +301,7 @@ def test_samples_that_are_cut_are_named_as_cut(files, tmp_path):
     line = f"prompt cut at its start, over --max-tokens: 1 sample ({longest}; scale.json names all)"
     assert scale_text(result).splitlines()[-1] == line
     run = json.loads((tmp_path / "out/runs/n006-seed3-epochs2/run.json").read_text())
-    assert run["too_long_ids"] == result["too_long"]["samples"]
+    assert run["too_long_ids"] == list(result.too_long.samples)
 
 
 @pytest.fixture
@@ -321,10 +322,12 @@ def test_pairs_that_are_too_long_and_dropped_are_named_and_not_counted(done, wit
     limits = {"sizes": (2,), "arms": ("epoch",), "too_long": "drop"}
     config = config_of(with_long, tmp_path / "out", **limits)
     result = scale(config)
-    curve = [p for p in done[1]["curve"] if (p["arm"], p["size"]) == ("epoch", 2)]
-    assert result["curve"] == curve
-    assert result["too_long"]["items"] == {"long": "literary"}
-    assert json.loads((config.out / "scale.json").read_text())["too_long"] == result["too_long"]
+    curve = [p for p in done[1].curve if (p.arm, p.size) == ("epoch", 2)]
+    assert list(result.curve) == curve
+    assert result.too_long.items == {"long": "literary"}
+    assert (
+        json.loads((config.out / "scale.json").read_text())["too_long"] == result.too_long.to_json()
+    )
     text = scale_text(result)
     assert text.startswith("literary: 4 items\n")
     line = "left out, over the model's 1024 positions: 1 literary (long; scale.json names all)"
