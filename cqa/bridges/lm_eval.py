@@ -165,8 +165,10 @@ class CqaLM(TemplateLM):  # type: ignore[misc]
         answers: list[tuple[float, bool]] = [(math.nan, False)] * len(pairs)
         for scored in self._scored(places):
             for pair, stats in scored.items():
+                assert stats.rank is not None  # the decoder gives it
+                greedy = not any(stats.rank)
                 for k in places[pair]:
-                    answers[k] = stats.total, not any(stats.rank)
+                    answers[k] = stats.total, greedy
                     if requests[k][0] is not None:
                         self.cache_hook.add_partial("loglikelihood", requests[k][0], answers[k])
         return answers

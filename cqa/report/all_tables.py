@@ -37,6 +37,7 @@ CI_NATS: Texts = Column(
     lambda r: r.result.per_token_nats.ci95,
     "fine_interval",
 )
+UNKNOWN = PairedChange(None, None, None, None)  # of a quantity that the engine does not give
 
 
 def all_tables(focus: Focus) -> list[Table]:
@@ -72,15 +73,15 @@ def _entropy(focus: Focus) -> Table:
         quantities = {
             "H_cand(X|Y), nats/item": candidates.given_context.entropy_nats,
             "H_cand(X), nats/item": candidates.null.entropy_nats,
-            "H(X|Y), nats/token": tokens.given_context,
-            "H(X), nats/token": tokens.null,
+            "H(X|Y), nats/token": tokens.given_context if tokens else UNKNOWN,
+            "H(X), nats/token": tokens.null if tokens else UNKNOWN,
         }
         rows += [Placed(q, row.group, row.adapter, name) for name, q in quantities.items()]
     for group, models in focus.summary.continuations.items():
         for adapter, entry in models.items():
             if adapter != "base":
                 name = "H(X|Y) of true continuations, nats/token"
-                rows.append(Placed(entry.entropy_per_token_nats, group, adapter, name))
+                rows.append(Placed(entry.entropy_per_token_nats or UNKNOWN, group, adapter, name))
     columns: tuple[Column[Placed[PairedChange]], ...] = (
         GROUP,
         ADAPTER,
@@ -227,7 +228,7 @@ def _base_alone(entry: TextChange) -> TextChange:
         per_token_nats=before(entry.per_token_nats),
         per_token_bits=before(entry.per_token_bits),
         per_byte_bits=before(entry.per_byte_bits),
-        entropy_per_token_nats=before(entry.entropy_per_token_nats),
+        entropy_per_token_nats=None if (h := entry.entropy_per_token_nats) is None else before(h),
     )
 
 

@@ -36,8 +36,8 @@ class LongRow(NamedTuple):
     logp_null_nats: float
     logp_null2_nats: float | None  # None where it was not scored
     pmi_nats: float
-    entropy_given_context_nats: float
-    entropy_null_nats: float
+    entropy_given_context_nats: float | None  # None where the engine gives no entropy
+    entropy_null_nats: float | None
     logp_given_context_per_token_nats: float
     dlogp_per_token_nats: float | None  # change from the base; None for the base
     n_tokens: int

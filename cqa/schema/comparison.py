@@ -228,7 +228,7 @@ class Comparison(Change):
     effect: EffectSizes = field(metadata=merged())
     equivalence: Equivalence
     bayes_factor_10: float | None  # JZS, of source means: an effect against none
-    entropy_per_token: EntropyChange
+    entropy_per_token: EntropyChange | None  # None where the engine gives no entropy
     candidates: Candidates
     variants: Variants = field(metadata=stored_as("readings"))
     ddi_against_length_rho: Correlation | None
@@ -252,7 +252,7 @@ class TextChange(Result):
         "mean_logp_per_byte_base_bits", "mean_logp_per_byte_bits", "mean_dlogp_per_byte_bits",
         "ci95_per_byte_bits",
     ))  # fmt: skip
-    entropy_per_token_nats: PairedChange
+    entropy_per_token_nats: PairedChange | None  # None where the engine gives no entropy
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,8 +24,9 @@ class OptionScore(Record):
     logp_null_nats: float  # S(x|null)
     logp_null2_nats: float | None  # the same after null token and newline; None: not measured
     pmi_nats: float  # I(x; y) = S(x|y) - S(x|null)
-    entropy_given_context_nats: float  # of the next token, summed over the option's tokens
-    entropy_null_nats: float
+    # of the next token, summed over the option's tokens; None: the engine gives none
+    entropy_given_context_nats: float | None
+    entropy_null_nats: float | None
     n_tokens: int
     n_bytes: int
     n_chars: int

@@ -18,9 +18,17 @@ from cqa.score.prefix_batch import PrefixBatch
 
 
 class SequenceStats:
-    """Of every option token after a context: log-probability and entropy in nats, and rank."""
+    """Of every option token after a context: log-probability and entropy in nats, and rank.
 
-    def __init__(self, logp: list[float], entropy: list[float], rank: list[int]) -> None:
+    Entropy and rank are None where an engine gives only the log-probabilities of the text itself.
+    """
+
+    def __init__(
+        self,
+        logp: list[float],
+        entropy: list[float] | None = None,
+        rank: list[int] | None = None,
+    ) -> None:
         self.logp, self.entropy, self.rank = logp, entropy, rank
 
     @property
@@ -29,9 +37,9 @@ class SequenceStats:
         return math.fsum(self.logp)
 
     @property
-    def total_entropy(self) -> float:
-        """The sum of the next-token entropies at the option's tokens."""
-        return math.fsum(self.entropy)
+    def total_entropy(self) -> float | None:
+        """The sum of the next-token entropies at the option's tokens, where they are known."""
+        return None if self.entropy is None else math.fsum(self.entropy)
 
 
 SequenceScores = dict[tuple[Ids, Ids], SequenceStats]  # by context and text

@@ -23,10 +23,10 @@ Numbers = npt.NDArray[np.int32]
 Label = Literal["domain", "source_id", "published_at", "lang"]
 MANY = 100_000  # texts of which each is held once
 Column = str | tuple[str, int]  # a field of `ItemScore`, and which of its numbers
-NUMBERS = ("delta_i_nats", "conditional_nats", "prior_nats", "entropy_given_nats",
-           "entropy_null_nats")  # fmt: skip
+NUMBERS = ("delta_i_nats", "conditional_nats", "prior_nats")
 FLAGS = ("is_first", "is_first_per_byte")
-SOMETIMES = ("delta_i_null2_nats", "min_k")  # NaN stands for None
+SOMETIMES = ("delta_i_null2_nats", "entropy_given_nats", "entropy_null_nats",
+             "min_k")  # NaN stands for None  # fmt: skip
 BEST_WRONG = OF_PMI.index("best_wrong")
 OF_NULL2 = 2  # numbers in `null2_lengths`
 
@@ -217,8 +217,8 @@ class ItemScores(Mapping[str, ItemScore]):
             conditional_nats=number("conditional_nats"),
             prior_nats=number("prior_nats"),
             delta_i_null2_nats=some("delta_i_null2_nats"),
-            entropy_given_nats=number("entropy_given_nats"),
-            entropy_null_nats=number("entropy_null_nats"),
+            entropy_given_nats=some("entropy_given_nats"),
+            entropy_null_nats=some("entropy_null_nats"),
             is_first=bool(number("is_first")),
             is_first_per_byte=bool(number("is_first_per_byte")),
             min_k=some("min_k"),

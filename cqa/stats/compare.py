@@ -141,10 +141,7 @@ def compare_items(
         effect=_effect_sizes(before, after),
         equivalence=equivalence(ddi, sources, margin_nats),
         bayes_factor_10=bayes_factor(ddi, sources),
-        entropy_per_token=EntropyChange(
-            given_context=paired_change(*both("entropy_given_nats")),
-            null=paired_change(*both("entropy_null_nats")),
-        ),
+        entropy_per_token=_entropy(both("entropy_given_nats"), both("entropy_null_nats")),
         candidates=Candidates(
             given_context=_candidates(a.candidates("p_given"), b.candidates("p_given")),
             null=_candidates(a.candidates("p_null"), b.candidates("p_null")),
@@ -171,8 +168,17 @@ def _variant(before: Values, after: Values) -> VariantChange:
 
 
 def _null2(before: Values, after: Values) -> VariantChange | None:
-    known = not (np.isnan(before).any() or np.isnan(after).any())
-    return _variant(before, after) if known else None
+    return _variant(before, after) if _known(before, after) else None
+
+
+def _entropy(given: tuple[Values, Values], null: tuple[Values, Values]) -> EntropyChange | None:
+    known = _known(*given, *null)
+    return EntropyChange(paired_change(*given), paired_change(*null)) if known else None
+
+
+def _known(*columns: Values) -> bool:
+    """Whether every item has a number in every column; NaN is none."""
+    return not any(np.isnan(values).any() for values in columns)
 
 
 def _by_part(before: Values, after: Values, labels: Sequence[str | None]) -> dict[str, Change]:

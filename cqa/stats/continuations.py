@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from cqa.schema.comparison import TextChange, TextComparison
+from cqa.schema.result import PairedChange
 from cqa.schema.rows import ItemRow
 from cqa.stats.change import paired_change
 
@@ -18,7 +19,7 @@ class TextScore:
     """What the statistics need of one continuation under one model."""
 
     logp_nats: float
-    entropy_nats: float  # summed over the tokens, given the context
+    entropy_nats: float | None  # summed over the tokens, given the context; None: not given
     n_tokens: int
     n_bytes: int
     domain: str | None
@@ -73,5 +74,14 @@ def _change(
         per_token_nats=paired_change(*both(lambda s: s.logp_nats / s.n_tokens)),
         per_token_bits=paired_change(*both(lambda s: s.logp_nats / s.n_tokens / BIT)),
         per_byte_bits=paired_change(*both(lambda s: s.logp_nats / s.n_bytes / BIT)),
-        entropy_per_token_nats=paired_change(*both(lambda s: s.entropy_nats / s.n_tokens)),
+        entropy_per_token_nats=_entropy([base[i] for i in ids], [adapted[i] for i in ids]),
     )
+
+
+def _entropy(before: Sequence[TextScore], after: Sequence[TextScore]) -> PairedChange | None:
+    """Return the change of the entropy per token; None where a text has none."""
+    was, now = (
+        [s.entropy_nats / s.n_tokens for s in scores if s.entropy_nats is not None]
+        for scores in (before, after)
+    )
+    return paired_change(was, now) if len(was) == len(now) == len(before) else None

@@ -21,6 +21,7 @@ from cqa.stats.deciding import FEWEST_SOURCES, Change, Family, difference_test, 
 from cqa.stats.equivalence import SMALL_D_Z, equivalence, standardised_change
 
 ALPHA = 0.05
+ENTROPY_TEST = "H(X|Y) ± 2 H(X) both below 0, the larger p"
 NO_SPREAD = "the changes have no spread over sources, so nothing can be tested"
 Sources = Sequence[str | None]
 ByAdapter = Mapping[str, Values]  # one number an item
@@ -70,8 +71,8 @@ class Changes:
     ddi_per_token: ByAdapter  # nats/token
     d_cond: ByAdapter  # nats
     d_prior: ByAdapter  # nats
-    entropy_given: ByAdapter  # change of H(X|Y), nats/token
-    entropy_null: ByAdapter  # change of H(X), nats/token
+    entropy_given: ByAdapter | None  # change of H(X|Y), nats/token; None: not given
+    entropy_null: ByAdapter | None  # change of H(X), nats/token
     delta_i: ByAdapter  # dI under the adapter, nats
 
     def only(self, names: Collection[str]) -> Changes:
@@ -314,15 +315,16 @@ def control_small(control: Changes, adapter: str, margin_nats: float | None) -> 
 
 def entropy(changes: Changes, adapter: str) -> Finding:
     """Did H(X|Y) fall, by more than twice what H(X) moved?"""
-    family = family_test(changes.clusters(changes.entropy_given))
+    of_given, of_null = changes.entropy_given, changes.entropy_null
+    if of_given is None or of_null is None:
+        return _without_entropy(changes, adapter)
+    family = family_test(changes.clusters(of_given))
     bounds = [
-        family_test(
-            changes.clusters(_plus(changes.entropy_given, changes.entropy_null, times))
-        ).changes[adapter]
+        family_test(changes.clusters(_plus(of_given, of_null, times))).changes[adapter]
         for times in (2.0, -2.0)
     ]
     found = family.changes[adapter]
-    given, null = (float(v[adapter].mean()) for v in (changes.entropy_given, changes.entropy_null))
+    given, null = (float(v[adapter].mean()) for v in (of_given, of_null))
     said = f"H(X|Y) {given:+.3f}, H(X) {null:+.3f} nats/token"
     p = max(_less(one) for one in bounds)
     mark: Mark = "not shown"
@@ -340,8 +342,16 @@ def entropy(changes: Changes, adapter: str) -> Finding:
         _finding("entropy", mark, changes.group, adapter, family, reason, unit="nats/token"),
         p=p,
         p_alone=None,
-        test=f"H(X|Y) ± 2 H(X) both below 0, the larger p; {family.method}",
+        test=f"{ENTROPY_TEST}; {family.method}",
     )
+
+
+def _without_entropy(changes: Changes, adapter: str) -> Finding:
+    """Say that the question cannot be asked of an engine that gives log-probabilities alone."""
+    family = changes.ddi_family
+    reason = "the engine that scored gives no entropy"
+    asked = _finding("entropy", "n/a", changes.group, adapter, family, reason, unit="nats/token")
+    return replace(asked, estimate=None, ci95=None, p=None, p_alone=None, test=ENTROPY_TEST)
 
 
 def mean_above_zero(

@@ -30,8 +30,8 @@ class ItemScore:
     delta_i_null2_nats: float | None  # after the second null context; None: not measured
     variants: tuple[float, ...]  # dI in the order of OF_PMI
     null2_lengths: tuple[float, ...] | None  # the same per token and per byte
-    entropy_given_nats: float  # per token, over the tokens of all options
-    entropy_null_nats: float
+    entropy_given_nats: float | None  # per token, over the tokens of all options; None: not given
+    entropy_null_nats: float | None
     p_given: tuple[float, ...]  # softmax of S(x|y) over the candidates
     p_null: tuple[float, ...]
     is_first: bool  # whether the right option has the largest S(x|y), the earliest among equals
@@ -78,8 +78,8 @@ def item_score(row: ItemRow) -> ItemScore:
             delta_i_best_wrong(pmi, answer),
         ),
         null2_lengths=None if pmi2 is None else _per_length(pmi2, options, answer)[:2],
-        entropy_given_nats=sum(o.entropy_given_context_nats for o in options) / n_tokens,
-        entropy_null_nats=sum(o.entropy_null_nats for o in options) / n_tokens,
+        entropy_given_nats=_per_token([o.entropy_given_context_nats for o in options], n_tokens),
+        entropy_null_nats=_per_token([o.entropy_null_nats for o in options], n_tokens),
         p_given=tuple(p_given[k] for k in order),
         p_null=tuple(p_null[k] for k in order),
         is_first=_largest(given) == answer,
@@ -87,6 +87,12 @@ def item_score(row: ItemRow) -> ItemScore:
         == answer,
         min_k=min_k_percent(options[answer].token_logp_null_nats),
     )
+
+
+def _per_token(totals: Sequence[float | None], n_tokens: int) -> float | None:
+    """Return a sum over all options per token; None where an option has none."""
+    known = [total for total in totals if total is not None]
+    return sum(known) / n_tokens if len(known) == len(totals) else None
 
 
 def _per_length(

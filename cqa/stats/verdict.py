@@ -129,18 +129,21 @@ def changes_of(group: str, models: ByModel, facts: Facts) -> Changes | None:
     def moved(name: str, k: int | None = None, *, less: bool = True) -> Moved:
         return Moved({a: one(m, name, k, less=less) for a, m in complete.items()})
 
-    null2 = (model.column("delta_i_null2_nats") for model in (base, *complete.values()))
-    has_null2 = not any(np.isnan(values).any() for values in null2)
+    def known(*names: str) -> bool:
+        columns = (m.column(name) for m in (base, *complete.values()) for name in names)
+        return not any(np.isnan(values).any() for values in columns)
+
+    has_entropy = known("entropy_given_nats", "entropy_null_nats")
     return Changes(
         group=group,
         sources=facts.labels("source_id", base.rows),
         ddi=moved("delta_i_nats"),
-        ddi_null2=moved("delta_i_null2_nats") if has_null2 else None,
+        ddi_null2=moved("delta_i_null2_nats") if known("delta_i_null2_nats") else None,
         ddi_per_token=moved("variants", PER_TOKEN),
         d_cond=moved("conditional_nats"),
         d_prior=moved("prior_nats"),
-        entropy_given=moved("entropy_given_nats"),
-        entropy_null=moved("entropy_null_nats"),
+        entropy_given=moved("entropy_given_nats") if has_entropy else None,
+        entropy_null=moved("entropy_null_nats") if has_entropy else None,
         delta_i=moved("delta_i_nats", less=False),
     )
 
