@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import stat
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,9 @@ from cqa.errors import CqaError
 
 MERGE = "a merge (`<<`)"
 MOST_BYTES = 256 << 20  # the largest tokenizer.json known has a tenth of that
+CARD = "README.md"  # of a model or a data set of the Hugging Face hub
+MOST_CARD_BYTES = 4 << 20
+CARD_HEAD = re.compile(rb"\s*---\r?\n(.*?)\r?\n---", re.DOTALL)
 
 
 def refuse_special(path: Path, error: type[CqaError]) -> None:
@@ -93,3 +97,24 @@ def yaml_loader() -> Any:
                     raise yaml.constructor.ConstructorError(None, None, MERGE, key.start_mark)
 
     return WithoutMerges
+
+
+def read_card_head(folder: Path, error: type[CqaError]) -> dict[str, Any]:
+    """Return the YAML at the head of a folder's card; empty where there is no card or no head.
+
+    Raises:
+        CqaError: Of the class `error`: the card cannot be read, or its head is no YAML mapping.
+    """
+    import yaml
+
+    path = folder / CARD
+    try:
+        head = CARD_HEAD.match(read_bounded(path, error, MOST_CARD_BYTES))
+        held = yaml.load(head[1].decode("utf-8"), yaml_loader()) if head else {}
+    except FileNotFoundError:
+        return {}
+    except (OSError, yaml.YAMLError, ValueError, TypeError, RecursionError):
+        held = None
+    if not isinstance(held, dict):
+        raise error("expected a card whose head is a YAML mapping, got another", where=str(path))
+    return held

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from cqa.errors import DataError, ModelError
-from cqa.reading import read_bounded, read_object
+from cqa.reading import read_bounded, read_card_head, read_object
 
 
 def test_a_link_to_a_file_is_followed(tmp_path):
@@ -57,3 +57,38 @@ def test_a_missing_file_is_none_and_a_loop_of_links_is_refused(tmp_path):
     (tmp_path / "loop").symlink_to("loop")
     with pytest.raises(ModelError, match="symbolic links"):
         read_object(tmp_path / "loop", ModelError)
+
+
+@pytest.mark.parametrize(
+    ("card", "head"),
+    [
+        (b"---\nlicense: mit\n---\n# x", {"license": "mit"}),
+        (b"\n---\r\nlicense: mit\r\n---\r\n", {"license": "mit"}),
+        (b"---\na: 1\n---\n\xff", {"a": 1}),
+        (b"license: mit", {}),
+        (b"---\nlicense: mit\n", {}),
+        (b"", {}),
+        (None, {}),
+    ],
+)
+def test_only_the_head_of_a_card_is_read(tmp_path, card, head):
+    if card is not None:
+        (tmp_path / "README.md").write_bytes(card)
+    assert read_card_head(tmp_path, DataError) == head
+
+
+@pytest.mark.parametrize(
+    "head", [b"{[", b"- a", b"a", b"a: \xff", b"a: &a [1]\nb: {<<: *a}", b"[" * 5000]
+)
+def test_a_head_that_is_no_mapping_is_refused(tmp_path, head):
+    (tmp_path / "README.md").write_bytes(b"---\n" + head + b"\n---\n")
+    with pytest.raises(ModelError, match="expected a card whose head is a YAML mapping") as caught:
+        read_card_head(tmp_path, ModelError)
+    assert caught.value.where == str(tmp_path / "README.md")
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder", "device"])
+def test_a_card_that_is_no_file_is_refused(tmp_path, kind):
+    special(kind, tmp_path / "README.md")
+    with pytest.raises(ModelError, match="expected a regular file"):
+        read_card_head(tmp_path, ModelError)

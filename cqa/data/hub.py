@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 from urllib.parse import unquote
 
 from cqa.errors import DataError
-from cqa.reading import yaml_loader
+from cqa.reading import read_card_head
 
 ENDINGS = (".parquet", ".jsonl", ".ndjson", ".json", ".csv", ".tsv")
 SPLITS = {  # words in the names of files and folders
@@ -119,17 +119,7 @@ class _Dataset:
         return _by_words(held)
 
     def _configs(self) -> list[dict[str, Any]]:
-        import yaml
-
-        card = self.folder / "README.md"
-        text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
-        head = re.match(r"\s*---\r?\n(.*?)\r?\n---", text, re.DOTALL)
-        try:
-            known = yaml.load(head[1], yaml_loader()) if head else None
-        except (yaml.YAMLError, ValueError, TypeError, RecursionError):
-            known = None
-            self._refuse(f"a data card whose head is YAML ({card}), got other text")
-        configs = known.get("configs") if isinstance(known, dict) else None
+        configs = read_card_head(self.folder, DataError).get("configs")
         return [c for c in configs if isinstance(c, dict)] if isinstance(configs, list) else []
 
     def _by_patterns(self, data: Any, held: list[str], inside: str) -> dict[str, list[str]]:

@@ -16,14 +16,12 @@ from cqa.data.tokenizer_files import TOKENIZER_FILES
 from cqa.errors import ModelError
 from cqa.escape import for_markdown
 from cqa.model.conversion import read_conversion
-from cqa.reading import read_bounded, yaml_loader
+from cqa.reading import CARD, read_card_head
 from cqa.schema.events import Eval
 from cqa.text import counted
 from cqa.train.placebo import PLACEBO_TEXT
 from cqa.train.plan import Plan
 
-CARD = "README.md"
-MOST_CARD_BYTES = 1 << 20
 RECIPE = (  # settings that a reader asks for
     "rank", "alpha", "rslora", "targets", "dropout", "epochs", "micro-batch", "grad-accum", "lr",
     "warmup-ratio", "max-grad-norm", "weight-decay", "neftune-alpha", "loss-on", "seed",
@@ -109,18 +107,9 @@ def _facts(
 def base_licence(folder: Path) -> str | None:
     """Return the licence that a base's own card or its GGUF file names; None where none does."""
     conversion = read_conversion(folder) or {}
-    named = _front_matter(folder / CARD).get("license") or conversion.get("licence")
-    return named if isinstance(named, str) and len(named) <= 100 else None
-
-
-def _front_matter(path: Path) -> dict[str, Any]:
-    """Return the YAML at the head of a card; nothing where there is none that can be read."""
-    import yaml
-
     try:
-        text = read_bounded(path, ModelError, MOST_CARD_BYTES).decode("utf-8")
-        _, head, _ = text.split("---\n", 2) if text.startswith("---\n") else ("", "", "")
-        held = yaml.load(head, yaml_loader())
-    except (OSError, ValueError, ModelError, yaml.YAMLError, RecursionError):
-        return {}
-    return held if isinstance(held, dict) else {}
+        head = read_card_head(folder, ModelError)
+    except ModelError:  # a card is no part of a model: training goes on with one that is damaged
+        head = {}
+    named = head.get("license") or conversion.get("licence")
+    return named if isinstance(named, str) and len(named) <= 100 else None
