@@ -99,6 +99,11 @@ def read_family(folder: Path) -> Family:
     except DataError as error:
         again = "the same cqa-fast score command writes it anew, and computes nothing again"
         raise DataError(error.message, where=error.where, hint=again) from None
+    if shard := meta.settings.get("shard"):
+        raise DataError(
+            f"expected the scores of all items, got those of shard {shard}", where=str(folder),
+            hint="cqa-fast merge makes one folder of all shards",
+        )  # fmt: skip
     return _sorted(folder, meta, _wanted(folder / ITEMS, meta))
 
 

@@ -16,13 +16,14 @@ from cqa.errors import ConfigError, CqaError
 from cqa.files import locked, refuse_held, reported, write_json
 from cqa.reading import read_object
 
-Kind = Literal["run", "scores", "prescreen", "scale", "report", "demo"]
+Kind = Literal["run", "scores", "prescreen", "shard", "scale", "report", "demo"]
 
 MARKER = ".cqa-fast.json"
 NOUNS: Mapping[Kind, str] = {
     "run": "a training run",
     "scores": "scores",
     "prescreen": "a prescreening",
+    "shard": "a shard",
     "scale": "a scale study",
     "report": "a report",
     "demo": "a demo",

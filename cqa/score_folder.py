@@ -14,6 +14,7 @@ from cqa.errors import DataError
 from cqa.schema.rows import ItemRow, ItemText
 
 SCORES, ITEMS, META, SUMMARY = "scores.jsonl", "items.jsonl", "meta.json", "summary.json"
+SHARD = "shard.json"  # in the folder of a part of a job
 CHECKSUM = "row_digest"  # of all else in a row of scores.jsonl: a damaged digit is not averaged
 
 
@@ -81,6 +82,27 @@ def read_rows(path: Path) -> Iterator[ItemRow]:
         yield parse_row(line, where)
 
 
+def placed_rows(path: Path) -> Iterator[tuple[int, ItemRow]]:
+    """Yield rows as `read_rows` does, each with the byte at which its line starts."""
+    for start, where, line in _placed_lines(path):
+        yield start, parse_row(line, where)
+
+
+def placed_texts(path: Path) -> Iterator[tuple[int, ItemText]]:
+    """Yield items as `read_texts` does, each with the byte at which its line starts."""
+    for start, where, line in _placed_lines(path):
+        yield start, _parse_text(line, where)
+
+
+def _placed_lines(path: Path) -> Iterator[tuple[int, str, bytes]]:
+    start = 0
+    for where, line in _whole_lines(path):
+        yield start, where, line
+        start += len(line)
+    if start != path.stat().st_size:
+        raise DataError("expected lines as they were written, got empty ones", where=str(path))
+
+
 def read_rows_again(path: Path, model_keys: Collection[str]) -> Iterator[ItemRow]:
     """Yield the rows of some models from a file that `read_rows` has found to be sound.
 
@@ -145,7 +167,11 @@ def read_texts(path: Path) -> Iterator[ItemText]:
         DataError: A line is not as it was written, or the last one is torn.
     """
     for where, line in _whole_lines(path):
-        yield _item_as_written(line) or _checked_item(line, where)
+        yield _parse_text(line, where)
+
+
+def _parse_text(line: bytes, where: str) -> ItemText:
+    return _item_as_written(line) or _checked_item(line, where)
 
 
 def _item_as_written(line: bytes) -> ItemText | None:

@@ -212,6 +212,34 @@ def score(config: ScoreConfig, as_json: bool) -> None:
 
 
 @main.command()
+@click.argument("out", type=A_PATH)
+@click.argument("shards", metavar="SHARD...", nargs=-1, required=True, type=A_PATH)
+@_JSON
+def merge(out: Path, shards: tuple[Path, ...], as_json: bool) -> None:
+    """Make one folder OUT of all shards of a job: the bytes of one run, and its statistics.
+
+    Shards that are missing, come twice, are unfinished or of another job are refused.
+
+    \b
+    Example:
+      cqa-fast score --model DIR --pairs pairs.jsonl --shard 1/2 --out shard-1
+      cqa-fast score --model DIR --pairs pairs.jsonl --shard 2/2 --out shard-2
+      cqa-fast merge scores shard-1 shard-2
+    """
+    from cqa.report.terminal import summary_text
+    from cqa.score.merge import merge as run_merge
+    from cqa.score.prescreen import prescreen_text
+
+    merged = run_merge(out, shards)
+    if as_json:
+        say_json((merged.points or merged.scores).to_json())
+    elif merged.points is not None:
+        say(prescreen_text(merged.points))
+    elif merged.scores.summary is not None:
+        say(summary_text(merged.scores.summary))
+
+
+@main.command()
 @click.argument("scores", type=A_PATH)
 @takes(ReportConfig)
 @_JSON
@@ -289,6 +317,8 @@ def prescreen(config: PrescreenConfig, as_json: bool) -> None:
 
     with closing(ScoreProgress()) as progress:
         summary = run_prescreen(config, on_event=progress)
+    if summary is None:
+        return
     tell(f"points: {config.out / RANKED}" + (f", {config.out / SELECTED}" if config.budget else ""))
     say_json(summary.to_json()) if as_json else say(prescreen_text(summary))
 

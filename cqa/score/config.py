@@ -8,6 +8,7 @@ from typing import Literal
 
 from cqa.config import MOST_TOKENS, option, require, same_option
 from cqa.data.tables import parse_columns
+from cqa.score.shard import read_shard
 from cqa.stats.config import AnalysisConfig
 
 Unit = Literal["sum", "token", "byte", "char"]
@@ -73,6 +74,13 @@ class ScoreConfig(AnalysisConfig):
     )
     out: Path = option(
         "Folder for scores.jsonl, items.jsonl, meta.json and summary.json.", group="Output"
+    )
+    shard: str | None = option(
+        "Part i/K of the items, dealt by their ids, such as 3/8; cqa-fast merge makes one folder "
+        "of the K, and the statistics.",
+        None,
+        group="Output",
+        shown="all items",
     )
     columns: tuple[str, ...] = option(
         "Keys and the columns of the files they are read from, such as good=chosen,bad=rejected.",
@@ -157,6 +165,8 @@ class ScoreConfig(AnalysisConfig):
         _require_batch(self.batch_tokens)
         require(self.nulls in (1, 2), "nulls of 1 or 2", self.nulls)
         parse_columns(self.columns)
+        if self.shard is not None:
+            read_shard(self.shard)
         require(
             self.choose_on is None or (bool(self.pairs) and self.choose == "best"),
             "--choose-on with --pairs and --choose best",
@@ -227,6 +237,7 @@ class PrescreenConfig:
         "sum",
         group="Study",
     )
+    shard: str | None = same_option(ScoreConfig, "shard")
     columns: tuple[str, ...] = same_option(ScoreConfig, "columns")
     template: str = same_option(ScoreConfig, "template")
     allow_special: bool = same_option(ScoreConfig, "allow_special")
@@ -241,6 +252,8 @@ class PrescreenConfig:
         _require_batch(self.batch_tokens)
         require(self.budget is None or self.budget >= 1, "budget of at least 1", self.budget)
         parse_columns(self.columns)
+        if self.shard is not None:
+            read_shard(self.shard)
         require(0.5 < self.high <= 1, "high above 0.5, up to 1", self.high)
 
 

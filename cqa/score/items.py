@@ -55,4 +55,9 @@ def read_all(files: Files) -> Iterator[Item]:
 
 def add_to_digest(total: hashlib._Hash, item: Item) -> None:
     """Add an item's id, texts and labels to a digest."""
-    total.update(digest_json([item.id, item_key(item)]).encode())
+    add_key_to_digest(total, item.id, item_key(item))
+
+
+def add_key_to_digest(total: hashlib._Hash, item_id: str, key: str) -> None:
+    """Add an item of this id and `item_key`."""
+    total.update(digest_json([item_id, key]).encode())

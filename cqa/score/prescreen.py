@@ -40,7 +40,7 @@ from cqa.schema.rows import ItemRow, OptionScore
 from cqa.score.config import PrescreenConfig, ScoreConfig, Unit
 from cqa.score.encoded import left_out_text
 from cqa.score.run import score
-from cqa.score_folder import META, SCORES, full_key, parse_row
+from cqa.score_folder import META, SCORES, full_key, parse_row, placed_rows
 from cqa.text import aligned
 
 RANKED, SELECTED, SUMMARY = "prescreen.jsonl", "selected.jsonl", "prescreen.json"
@@ -56,7 +56,7 @@ SHOWN = 10
 
 def prescreen(
     config: PrescreenConfig, *, on_event: Callable[[ScoreEvent], None] = lambda _: None
-) -> PrescreenSummary:
+) -> PrescreenSummary | None:
     """Score decision points under the base, rank them by value, and write the most valuable.
 
     Only a value and a place in the file are kept of a point, besides `expert` where it has one.
@@ -66,11 +66,14 @@ def prescreen(
         config: The settings.
         on_event: Called with the events of `cqa.score.run.score`.
 
+    Returns:
+        The summary; None of a shard, whose points are ranked when it is merged.
+
     Raises:
         CqaError: Anything that the user can mend; see cqa.errors.
     """
-    check_output(config.out, "prescreen", input_paths(config))
-    ids, experts = _read_experts(config.pairs, config.columns)
+    check_output(config.out, "prescreen" if config.shard is None else "shard", input_paths(config))
+    _read_experts(config.pairs, config.columns)  # a malformed one ends the run before any work
     again = command_line(PrescreenConfig, "prescreen", given_settings(config))
     with continued_by(again):
         score(
@@ -78,6 +81,7 @@ def prescreen(
                 model=config.model,
                 out=config.out,
                 pairs=config.pairs,
+                shard=config.shard,
                 columns=config.columns,
                 template=config.template,
                 allow_special=config.allow_special,
@@ -90,6 +94,15 @@ def prescreen(
             kind="prescreen",
             on_event=on_event,
         )
+    if config.shard is None:
+        return rank_points(config)
+    write_json(config.out / SUMMARY, {"settings": describe(config)})
+    return None
+
+
+def rank_points(config: PrescreenConfig) -> PrescreenSummary:
+    """Rank the points of a folder whose scores are complete, and write what `prescreen` writes."""
+    ids, experts = _read_experts(config.pairs, config.columns)
     meta = Meta.from_json(read_json(config.out / META), str(config.out / META))
     model_key = meta.models[0].model_key
 
@@ -97,7 +110,7 @@ def prescreen(
     values, places = array("d"), array("Q")
     counts: dict[str, Counter[PointClass]] = {}
     n_other_per_byte = 0
-    for place, row in _placed_rows(scores):
+    for place, row in placed_rows(scores):
         if row.model_key == model_key and row.full_key in ids and seen.add(row.id):
             point = point_of(row, config, experts.get(row.id))
             values.append(point.value_nats)
@@ -186,14 +199,6 @@ def _log_p(options: Sequence[OptionScore], unit: Unit) -> list[float]:
 
 def _kl(expert: Sequence[float], log_p: Sequence[float]) -> float:
     return math.fsum(e * (math.log(e) - q) for e, q in zip(expert, log_p, strict=True) if e > 0)
-
-
-def _placed_rows(path: Path) -> Iterator[tuple[int, ItemRow]]:
-    """Yield every row with the byte at which its line starts."""
-    place = 0
-    for where, line in raw_lines(path):
-        yield place, parse_row(line, where)
-        place += len(line)
 
 
 def _read_in_order(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import platform
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
@@ -15,7 +14,6 @@ import torch
 
 from cqa.config import command_line, describe, given_settings, input_paths
 from cqa.data.tokenizer import Boundary, Tokenizer
-from cqa.family import read_family
 from cqa.files import discard, inside, read_json, write_json
 from cqa.identity import code_digest, versions
 from cqa.interrupt import Interrupt, continued_by
@@ -48,10 +46,10 @@ from cqa.score.plan import kept_plan
 from cqa.score.results import ItemsHeld, Results
 from cqa.score.same_base import check_same_base
 from cqa.score.scorer import score_rows
-from cqa.score_folder import META, SUMMARY, copies, digest_json, full_key
-from cqa.stats.config import AnalysisConfig
+from cqa.score.shard_folder import check_same_shard, shard_items, write_shard
+from cqa.score.summary import statistics_digest, write_summary
+from cqa.score_folder import META, SUMMARY, digest_json, full_key
 from cqa.stats.roles import choose_roles
-from cqa.stats.summary import Scores, summarise
 
 CODE = (
     "data/items.py", "score/prefix_batch.py", "score/scorer.py", "score/engine.py",
@@ -93,13 +91,15 @@ def score(
         config: The settings.
         base: `config.model` if it is loaded already, with room for every adapter; its device and
             dtype then count.
-        kind: What the folder is of, where scores are only a part of it.
+        kind: What the folder is of, where scores are only a part of it; with `config.shard`, what
+            the folder that its shards are merged to is of.
         on_event: Called with what happens, for progress.
 
     Raises:
         CqaError: Anything that the user can mend; see cqa.errors.
     """
-    check_output(config.out, kind, input_paths(config))
+    held_as: Kind = kind if config.shard is None else "shard"
+    check_output(config.out, held_as, input_paths(config))
     if config.plan is not None:
         kept_plan(config.plan)  # a file that is no plan ends the run before anything is done
     folder, adapters = locate(config.model), find_adapters(config)
@@ -114,13 +114,18 @@ def score(
         # a bad adapter ends the run before anything is computed or written
         models = identify(config, engine, identity, adapters, items)
     check_same_base(config.out, models[0])
+    shard = None if config.shard is None else shard_items(items, kind)
+    if shard is not None:
+        check_same_shard(config.out, shard)
     with (
         continued_by(command_line(ScoreConfig, "score", given_settings(config))),
         Interrupt() as interrupt,
-        filled(config.out, kind),
+        filled(config.out, held_as),
         closing(Results(config.out, with_tokens=config.tokens)) as results,
     ):
         held = results.write_items(items)
+        if shard is not None:
+            write_shard(config.out, shard)
         on_event(ScoreStart(n_items=n_items, n_models=len(models)))
         for text in (*items.notes(), *_template_notes(models)):
             on_event(Note(text=text))
@@ -128,9 +133,9 @@ def score(
         run = _Run(items, held, results, engine, conversion, interrupt, on_event)
         discard(inside(config.out, SUMMARY))  # it would be of another meta.json
         _score_models(run, adapters, models)
-        summary = _summarised(config) if config.summary else None
-        if summary is not None:
-            write_json(inside(config.out, SUMMARY), summary.to_json())
+        summary = None
+        if config.summary and shard is None:  # of a part there are no statistics
+            summary = write_summary(config.out, config)
     return ScoreResult(n_items, len(models), summary)
 
 
@@ -191,20 +196,6 @@ def _score_models(
     _write_meta(run, timed, earlier, plan)
 
 
-def _summarised(config: ScoreConfig) -> ScoreSummary:
-    """Read the rows of the folder's family again; return their statistics."""
-    family = read_family(config.out)
-    scores = Scores(family.rows(), copies(family.texts()), family.order)
-    return ScoreSummary(
-        statistics=summarise(scores, config, made=family.made),
-        digest=family.meta.digest,
-        items_digest=family.meta.items_digest,
-        n_too_long=dict(Counter(family.meta.too_long.values())),
-        model_keys={name or "base": key for name, key in family.keys.items()},
-        not_in_family=family.not_in_family,
-    )
-
-
 def identify(
     config: ScoreConfig,
     engine: Engine,
@@ -234,7 +225,7 @@ def identify(
                     model_digest=identity.model,
                     tokenizer_digest=items.tokenizer.digest,
                 )
-            check_has_effect(engine, adapter, items.encoded(), items.tokenizer)
+            check_has_effect(engine, adapter, items.all_encoded(), items.tokenizer)
             n_kept += host_bytes(adapter.kept) if adapter.kept else 0
             adapter.kept = adapter.kept if n_kept <= KEPT_BYTES else None
         models.append(model)
@@ -282,14 +273,12 @@ def _write_meta(
 ) -> None:
     items = run.items
     settings = describe(items.config)
-    of_statistics = {key: settings[key] for key in describe(AnalysisConfig())}
-    keys = [model.model_key for model in models]
     meta = Meta(
         settings=settings,
         device=torch.cuda.get_device_name() if models[0].device == "cuda" else platform.machine(),
         n_threads=torch.get_num_threads(),
         versions=versions(),
-        digest=digest_json([of_statistics, run.held.digest, keys]),
+        digest=statistics_digest(settings, run.held.digest, models),
         given_digest=items.digest or "",
         items_digest=run.held.digest,
         item_lines=run.held.lines,

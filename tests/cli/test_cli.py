@@ -50,13 +50,14 @@ FLAGS = {
     "score": [
         "--model", "--adapter", "--run", "--epochs", "--pairs", "--continuations", "--out",
         "--tokens", "--null-token", "--score-eos", "--dtype", "--cutoff", "--margin", "--config",
-        "--json",
+        "--json", "--shard",
     ],
+    "merge": ["--json"],
     "report": ["--run", "--out", "--cutoff", "--margin", "--config", "--json"],
     "demo": ["--json"],
     "prescreen": [
         "--model", "--pairs", "--out", "--budget", "--high", "--per", "--too-long", "--device",
-        "--config", "--json",
+        "--config", "--json", "--shard",
     ],
     "coverage": ["--by", "--gold", "--json"],
     "bench": [
