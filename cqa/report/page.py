@@ -270,7 +270,7 @@ def _as_json(tokens: TokenValues) -> dict[str, list[int]]:
 def provenance(focus: Focus) -> list[tuple[str, str]]:
     """Return what identifies the result: settings, versions and hashes."""
     meta = focus.source.meta
-    base = meta.models[0]
+    base, choice = meta.models[0], focus.selection
     facts: list[tuple[str, Any]] = [
         ("base model", focus.source.settings.model),
         ("model, sha256", base.model),
@@ -284,7 +284,7 @@ def provenance(focus: Focus) -> list[tuple[str, str]]:
         ),
         ("end token scored", "yes" if base.score_eos else "no"),
         ("reading of dI", "sum over tokens, nats; several options: right − mean of the wrong"),
-        ("choice of an adapter", "smallest one-sided signed-rank p, then largest d_z"),
+        ("choice of an adapter", choice.rule if choice else "no more than one to choose from"),
         ("code of the scorer, sha256", base.code),
         ("items, sha256", meta.items_digest),
         ("engine", base.engine),
