@@ -96,7 +96,7 @@ def tiny_run(folder: Path) -> Path:
     data = write_lines(folder / "train.jsonl", samples)
     train(
         TrainConfig(
-            model=str(model), data=data, out=folder / "run", epochs=2, rank=2, lr=3e-2,
+            model=str(model), data=(data,), out=folder / "run", epochs=2, rank=2, lr=3e-2,
             warmup_ratio=0.0, validation="0", device="cpu", grad_accum=1,
         )
     )  # fmt: skip

@@ -43,13 +43,17 @@ def path_text(path: Path) -> str:
     return f"hf://{'/'.join(path.parts[1:])}" if is_hub(path) else str(path)
 
 
-def data_files(path: Path) -> list[Path]:
-    """Return the files that a path stands for: itself, or the cached files of a split, in order.
+def data_files(*paths: Path) -> list[Path]:
+    """Return the files that paths stand for: themselves, or cached files of a split, in order.
 
     Raises:
         DataError: The data set is not cached, or not whole; it has no such config, split or file.
     """
-    return _Dataset.named(path).files() if is_hub(path) else [path]
+    return [
+        file
+        for path in paths
+        for file in (_Dataset.named(path).files() if is_hub(path) else [path])
+    ]
 
 
 @dataclass(frozen=True, slots=True)

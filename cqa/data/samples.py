@@ -14,7 +14,7 @@ words). Another key of a turn is refused, since it may change what was meant.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -22,7 +22,7 @@ from typing import Any, Literal
 from cqa.data.jsonl import check_text, read_records, take_id
 from cqa.data.tokenizer import Tokenizer
 from cqa.data.turns import FLAGS, TURNS, Turn
-from cqa.data.unique import each_once, line_id
+from cqa.data.unique import each_once, file_line_id, line_id
 from cqa.errors import DataError
 
 THOUGHTS_END = "</think>"  # what templates take out of earlier answers ends so
@@ -72,31 +72,38 @@ class EncodedSample:
         return sum(self.loss_mask[1:])
 
 
-def read_samples(path: Path, columns: Sequence[str] = ()) -> list[Sample]:
-    """Read a whole training file, which `stream_samples` reads a sample at a time."""
-    return list(stream_samples(path, columns))
+def read_samples(*paths: Path, columns: Sequence[str] = ()) -> list[Sample]:
+    """Read whole training files, which `stream_samples` reads a sample at a time."""
+    return list(stream_samples(*paths, columns=columns))
 
 
-def stream_samples(path: Path, columns: Sequence[str] = ()) -> Iterator[Sample]:
-    """Yield the samples of a training file.
+def stream_samples(*paths: Path, columns: Sequence[str] = ()) -> Iterator[Sample]:
+    """Yield the samples of training files, one file after the other.
 
     Args:
-        path: JSON Lines, or a table.
+        paths: JSON Lines, or tables; each in a format of its own.
         columns: Keys and the columns they are read from, such as `response=answer`.
 
     Raises:
-        DataError: A line is malformed or of another format than the first, an id comes twice, or
-            the file is empty.
+        DataError: A line is malformed or of another format than the first of its file, an id comes
+            twice, or a file is empty.
     """
+    name = line_id if len(paths) == 1 else file_line_id
+    samples = (sample for path in paths for sample in _samples_of(path, columns, name))
+    return each_once(samples, name=name, columns=columns)
+
+
+def _samples_of(
+    path: Path, columns: Sequence[str], name: Callable[[str], str]
+) -> Iterator[Sample]:
     kind = ""
 
     def parse(record: dict[str, Any], where: str) -> Sample:
         nonlocal kind
         kind = kind or detect_format(record, where)
-        return parse_sample(record, kind, where)
+        return parse_sample(record, kind, where, name)
 
-    records = read_records(path, parse, noun="sample", columns=columns)
-    return each_once(records, name=line_id, columns=columns)
+    return read_records(path, parse, noun="sample", columns=columns)
 
 
 def detect_format(record: dict[str, Any], where: str) -> str:
@@ -120,14 +127,16 @@ def detect_format(record: dict[str, Any], where: str) -> str:
     )
 
 
-def parse_sample(record: dict[str, Any], kind: str, where: str) -> Sample:
-    """Parse a record of a known format; its line names it where it has no id."""
+def parse_sample(
+    record: dict[str, Any], kind: str, where: str, name: Callable[[str], str] = line_id
+) -> Sample:
+    """Parse a record of a known format; `name` makes an id of its line where it has none."""
     turns = tuple(TURNS[kind](record, where))
     _refuse_meant_keys(record, kind, where)
     if not any(turn.learned for turn in turns):
         raise DataError("expected a turn to learn, got none", where=where)
-    name = take_id(record, where, line_id(where))
-    return Sample(name, kind, turns, _tags(record.get("tags"), where), where)
+    sample_id = take_id(record, where, name(where))
+    return Sample(sample_id, kind, turns, _tags(record.get("tags"), where), where)
 
 
 def _refuse_meant_keys(record: dict[str, Any], kind: str, where: str) -> None:

@@ -132,8 +132,10 @@ def _leaks(focus: Focus) -> Iterator[str]:
             f"validate."
         )
     elif found is None:
-        data = run.data.data
-        yield f"Overlap of items and training texts is n/a: {data} is not available as trained on."
+        data, are = ", ".join(run.data.data), "is" if len(run.data.data) == 1 else "are"
+        yield (
+            f"Overlap of items and training texts is n/a: {data} {are} not available as trained on."
+        )
     elif found:
         whole = sum(overlap.excerpt is None for overlap in found.values())
         first = ", ".join(

@@ -31,7 +31,7 @@ from cqa.stats.summary import Scores
 class DataSettings(Record):
     """What of a training run's settings says which texts were learned."""
 
-    data: str
+    data: tuple[str, ...]
     validation: str | None
     columns: tuple[str, ...] = ()
 
@@ -188,7 +188,10 @@ def read_run(folder: Path, digests: Mapping[str, str]) -> TrainingRun:
     """
     path = folder / RUN
     facts = RunFacts.from_json(read_json(path), str(path))
-    data = DataSettings.from_json(facts.settings, f"{path}: settings")
+    settings = facts.settings
+    if isinstance(one := settings.get("data"), str):  # a run of an earlier version
+        settings = settings | {"data": [one]}
+    data = DataSettings.from_json(settings, f"{path}: settings")
     names = {digest: name for name, digest in digests.items()}
     scored = {
         names[digest]: epoch
@@ -209,14 +212,14 @@ def read_run(folder: Path, digests: Mapping[str, str]) -> TrainingRun:
 
 def _trained(settings: DataSettings, digest: str | None) -> TrainedTexts | None:
     """Return the texts trained on; None where the file was moved or is another one by now."""
-    data, held_out = Path(settings.data), Path(settings.validation or "")
-    if data.exists() and not data.is_file():  # a pipe would be waited for
+    data, held_out = [Path(path) for path in settings.data], Path(settings.validation or "")
+    if any(path.exists() and not path.is_file() for path in data):  # a pipe would be waited for
         return None
     try:
-        files = data_files(data)
+        files = data_files(*data)
         if held_out.is_file() or is_hub(held_out):
             files += data_files(held_out)
         same = digest_bytes(files) == digest
-        return TrainedTexts(read_samples(data, settings.columns)) if same else None
+        return TrainedTexts(read_samples(*data, columns=settings.columns)) if same else None
     except (DataError, OSError, ValueError):
         return None

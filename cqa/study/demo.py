@@ -39,7 +39,7 @@ def run_demo(
     again = shlex.join(["cqa-fast", "demo", "--out", str(out), "--epochs", str(epochs)])
     with filled(out, "demo"), continued_by(again):
         train(
-            TrainConfig(model=model, data=DEMO / "train.jsonl", out=run, epochs=epochs),
+            TrainConfig(model=model, data=(DEMO / "train.jsonl",), out=run, epochs=epochs),
             resume=True,
             on_event=on_train,
         )

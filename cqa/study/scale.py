@@ -92,8 +92,14 @@ def scale(
         raise ConfigError(
             f"expected sizes up to {len(plan.train)}, the samples there are to train on, got: "
             f"{config.sizes[-1]}",
-            where=str(config.data),
+            where=", ".join(map(str, config.data)),
             hint="--sizes names others",
+        )
+    if len(plan.formats) > 1:
+        raise ConfigError(
+            f"expected samples of one format, got {', '.join(plan.formats)}",
+            where=", ".join(map(str, config.data)),
+            hint="a subset of them is one file; convert them to one format",
         )
     _check_steps(config)
     items = Items(_scoring(config, ()), plan.tokenizer, plan.shape.max_positions)
@@ -137,7 +143,8 @@ def _write_subsets(config: ScaleConfig, plan: Plan) -> str:
     """Write every subset, and the held-out samples if any; return the setting `validation`."""
     lines = {
         where: line.rstrip(b"\r\n") + b"\n"
-        for where, line in raw_lines(config.data, config.columns)
+        for path in config.data
+        for where, line in raw_lines(path, config.columns)
     }
     (config.out / "data").mkdir(exist_ok=True)
     for seed in range(config.seed, config.seed + config.seeds):
@@ -198,7 +205,7 @@ def _cells(config: ScaleConfig, arm: str) -> list[Cell]:
 def _settings(config: ScaleConfig, cell: Cell, validation: str) -> TrainConfig:
     own = {f.name: getattr(config, f.name) for f in fields(TrainConfig)}
     changed = {
-        "data": _subset(config, cell.size, cell.seed),
+        "data": (_subset(config, cell.size, cell.seed),),
         "out": config.out / "runs" / cell.name,
         "epochs": cell.epochs,
         "seed": cell.seed,

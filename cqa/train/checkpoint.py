@@ -145,7 +145,7 @@ def write_run(
         plan.config.out / RUN,
         {
             "settings": describe(plan.config),
-            "format": plan.format,
+            "format": ", ".join(plan.formats),
             "n_train": len(plan.train),
             "n_validation": len(plan.validation),
             "validation_ids": [sample.id for sample in plan.validation],

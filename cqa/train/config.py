@@ -52,10 +52,11 @@ class TrainConfig:
         group="Model and data",
         path_unless=(),
     )
-    data: Path = option(
+    data: tuple[Path, ...] = option(
         "Training samples, JSON Lines or a table: prompt/response, alpaca, sharegpt, messages or "
-        "dialogue.",
+        "dialogue. Several files are read one after the other, each in a format of its own.",
         group="Model and data",
+        repeat=True,
     )
     columns: tuple[str, ...] = option(
         "Keys and the columns of the files they are read from, such as response=answer.",
@@ -190,6 +191,7 @@ class TrainConfig:
         require(0 <= self.seed < 2**64, "seed from 0 to below 2^64", self.seed)
         require(not (self.cuda_graphs and self.recompute), "cuda-graphs without recompute", "both")
         parse_columns(self.columns)
+        require(bool(self.data), "--data", "none")
         known = bool(self.targets) and set(self.targets) <= set(TARGETS)
         require(known, f"targets among {','.join(TARGETS)}", ",".join(self.targets))
         if self.max_tokens is not None:

@@ -85,7 +85,7 @@ def describe_plan(plan: Plan) -> PlanDescription:
     largest = largest_pass(plan)
     memory = estimate_plan(plan, largest, device, dtype)
     return PlanDescription(
-        format=plan.format,
+        format=", ".join(plan.formats),
         placebo=config.placebo,
         n_train=len(plan.train),
         n_validation=len(plan.validation),

@@ -31,7 +31,7 @@ class Plan:
     folder: Path  # of the base model
     shape: DecoderConfig
     tokenizer: Tokenizer
-    format: str
+    formats: tuple[str, ...]  # of the files, each once
     train: tuple[EncodedSample, ...]
     validation: tuple[EncodedSample, ...]
     affected_ids: tuple[str, ...]  # of samples that --too-long dropped or cut
@@ -115,16 +115,17 @@ def make_plan(config: TrainConfig) -> Plan:
         whole_text = config.loss_on == "whole-text"
         return encode_samples(samples, tokenizer, limit, config.too_long, whole_text=whole_text)
 
-    def load(path: Path) -> tuple[list[Sample], list[EncodedSample], list[str]]:
-        samples = read_samples(path, config.columns)
+    def load(*paths: Path) -> tuple[list[Sample], list[EncodedSample], list[str]]:
+        samples = read_samples(*paths, columns=config.columns)
         for sample in samples:
             if sample.format == "prompt" and config.template == "plain":
                 question, answer = sample.turns
                 spacing.add(sample.id, question.text, (answer.text,))
         return samples, *encode(samples, limit)
 
-    read, samples, affected = load(config.data)
-    digests = data_files(config.data)
+    read, samples, affected = load(*config.data)
+    where = ", ".join(map(str, config.data))
+    digests = data_files(*config.data)
     share = config.validation_share
     held = read
     if share is None:
@@ -136,13 +137,13 @@ def make_plan(config: TrainConfig) -> Plan:
         train, validation = split(samples, share, config.seed)
     if config.placebo:
         kept = {sample.id for sample in train}
-        dealt = deal([s for s in read if s.id in kept], config.seed, str(config.data))
+        dealt = deal([s for s in read if s.id in kept], config.seed, where)
         # The samples were chosen before: a dealt one may be longer, so that the steps are the same.
         train, more = encode(dealt, limit if config.too_long == "truncate" else shape.max_positions)
         affected += [name for name in more if name not in affected]
     if not train:
         raise DataError(
-            "expected at least one sample to train on, got none", where=str(config.data)
+            "expected at least one sample to train on, got none", where=where
         )
     n_steps = math.ceil(len(train) / config.global_batch_size) * config.epochs
     if first_learning_step(n_steps, config.warmup_ratio) is None:
@@ -150,9 +151,10 @@ def make_plan(config: TrainConfig) -> Plan:
             "expected steps that learn, got one, at the zero rate that a warm-up begins with",
             hint="more --epochs, a smaller --grad-accum, or --warmup-ratio 0",
         )
+    formats = tuple(dict.fromkeys(sample.format for sample in read))
     shown = examples_of([*_paired(read, train), *_paired(held, validation)])
     return Plan(
-        config, folder, shape, tokenizer, read[0].format, tuple(train), tuple(validation),
+        config, folder, shape, tokenizer, formats, tuple(train), tuple(validation),
         tuple(affected), digest_bytes(digests), tuple(spacing.warnings("prompt", "response")),
         shown,
     )  # fmt: skip

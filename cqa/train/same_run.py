@@ -60,7 +60,7 @@ def check_same_run(held: dict[str, Any], plan: Plan) -> None:
     if held.get("data_digest") != plan.data_digest:
         raise DataError(
             "expected the data of the run to resume, got other bytes",
-            where=str(plan.config.data),
+            where=", ".join(map(str, plan.config.data)),
             hint=OTHER_RUN,
         )
 

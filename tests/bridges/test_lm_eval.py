@@ -108,7 +108,7 @@ def adapter(folder, tmp_path_factory) -> Path:
     )
     train(
         TrainConfig(
-            model=str(folder), data=data, out=out / "run", epochs=2, rank=4, lr=3e-2,
+            model=str(folder), data=(data,), out=out / "run", epochs=2, rank=4, lr=3e-2,
             validation="0", warmup_ratio=0.0, device="cpu",
         )
     )  # fmt: skip

@@ -74,7 +74,7 @@ def test_list_that_may_not_be_empty_is_marked_as_required_and_refused_without(na
 @pytest.mark.parametrize(
     ("args", "shown"),
     [
-        (["train", "--data", "a", "--data=b"], "expected --data once, got: --data a and --data b"),
+        (["train", "--out", "a", "--out=b"], "expected --out once, got: --out a and --out b"),
         (["score", "--model", "a", "--model", "a"], "got: --model a and --model a"),
         (["report", "s", "--run", "r1", "--run", "r2"], "got: --run r1 and --run r2"),
         (["train", "--rslora", "--no-rslora"], "expected --rslora once, got: --rslora and --no-rs"),

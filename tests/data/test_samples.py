@@ -192,6 +192,28 @@ def test_unnamed_sample_is_named_by_its_line(file):
     assert (sample.id, sample.where) == ("line-3", f"{file}:3")
 
 
+def test_several_files_follow_each_other_each_in_its_format(tmp_path):
+    first = write_lines(tmp_path / "first.jsonl", [{**PROMPT, "id": "a"}, PROMPT])
+    second = write_lines(tmp_path / "second.jsonl", [ALPACA])
+    samples = read_samples(first, second)
+    assert [(s.id, s.format, s.where) for s in samples] == [
+        ("a", "prompt", f"{first}:1"),
+        ("first-2", "prompt", f"{first}:2"),
+        ("second-1", "alpaca", f"{second}:1"),
+    ]
+    assert [s.turns for s in samples[2:]] == [s.turns for s in read_samples(second)]
+
+
+def test_an_id_counts_once_over_all_files(tmp_path):
+    first, second = (
+        write_lines(tmp_path / f"{name}.jsonl", [{**PROMPT, "id": "a"}]) for name in "xy"
+    )
+    with pytest.raises(DataError, match=rf"{second}:1: .*`a`.*{first}:1"):
+        read_samples(first, second)
+    with pytest.raises(DataError, match=rf"{first}:1: .*`a`"):
+        read_samples(first, first)
+
+
 TURN = {"role": "assistant", "content": "The first."}
 TWO = [
     {"role": "user", "content": "Which?"},
@@ -575,7 +597,7 @@ def test_truncated_sample_keeps_its_bos(file):
     model = shared("models/stories260k")
 
     def ids(**limits: object) -> tuple[int, ...]:
-        config = TrainConfig(model=str(model), data=file, out=file, validation="0", **limits)
+        config = TrainConfig(model=str(model), data=(file,), out=file, validation="0", **limits)
         return make_plan(config).train[0].ids
 
     whole = ids()

@@ -51,7 +51,7 @@ def test_the_same_rows_are_the_same_items_and_samples(tmp_path, kind):
     ]
     first_row = 2 if kind in ("csv", "tsv", "semicolons") else 1
     assert [item.where for item in items] == [f"{path}:{first_row + k}" for k in range(2)]
-    samples = read_samples(path, ("prompt=question", "response=right"))
+    samples = read_samples(path, columns=("prompt=question", "response=right"))
     assert [[turn.text for turn in s.turns] for s in samples] == [
         [r["question"], r["right"]] for r in ROWS
     ]

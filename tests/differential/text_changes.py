@@ -138,7 +138,7 @@ def run_case(models: Models, number: int, folder: Path) -> str:
     out = folder / "out"
     if rng.random() < 0.5:
         path = training_file(rng, folder / "t.jsonl")
-        config = TrainConfig(**settings, data=path, out=out, validation="0")
+        config = TrainConfig(**settings, data=(path,), out=out, validation="0")
         plan, refused = verdict(lambda: make_plan(config))
         if plan is not None:
             compare_samples(plan, path, models.folders[name])

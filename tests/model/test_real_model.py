@@ -129,7 +129,7 @@ def test_twenty_steps_of_training_equal_peft(tmp_path):
     ]
     data = write_lines(tmp_path / "train.jsonl", samples)
     settings = RECIPE | {"epochs": 1, "lr": 2e-4, "model": str(FOLDER)}
-    config = TrainConfig(data=data, out=tmp_path / "run", **settings)
+    config = TrainConfig(data=(data,), out=tmp_path / "run", **settings)
     train(config)
     steps = [e for e in read_lines(config.out / "log.jsonl") if e["event"] == "step"]
     theirs = Reference(config, samples, steps).steps

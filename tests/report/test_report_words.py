@@ -367,7 +367,7 @@ def run_of(data: str, trained: TrainedTexts | None) -> TrainingRun:
     facts = RunFacts(
         settings={"data": data}, n_train=None, n_validation=None, total_steps=None, data_digest=None
     )
-    settings = DataSettings(data=data, validation=None)
+    settings = DataSettings(data=(str(data),), validation=None)
     return TrainingRun(Path("run"), facts, settings, {}, {}, {}, trained)
 
 
@@ -400,10 +400,11 @@ def test_training_texts_count_only_if_the_file_is_the_one_trained_on(tmp_path):
     data = write_lines(tmp_path / "t.jsonl", [{"prompt": "Why?", "response": ROW}])
     run = make_run(tmp_path / "run")
     facts = json.loads((run / "run.json").read_text())
-    facts["settings"] |= {"data": str(data), "validation": "0.1"}
-    for digest, is_known in ((digest_bytes([data]), True), ("0" * 64, False)):
-        (run / "run.json").write_text(json.dumps(facts | {"data_digest": digest}))
-        assert (read_run(run, {}).trained is not None) is is_known
+    for named in ([str(data)], str(data)):  # earlier versions named one file
+        facts["settings"] |= {"data": named, "validation": "0.1"}
+        for digest, is_known in ((digest_bytes([data]), True), ("0" * 64, False)):
+            (run / "run.json").write_text(json.dumps(facts | {"data_digest": digest}))
+            assert (read_run(run, {}).trained is not None) is is_known
 
 
 def test_an_unstable_choice_is_named_and_what_it_is_worth():

@@ -46,7 +46,7 @@ def run(tmp_path_factory) -> Path:
     out = folder / "run"
     train(
         TrainConfig(
-            model=str(MODEL), data=data, out=out, epochs=2, rank=4, lr=3e-3, validation="0",
+            model=str(MODEL), data=(data,), out=out, epochs=2, rank=4, lr=3e-3, validation="0",
             device="cpu",
         )
     )  # fmt: skip

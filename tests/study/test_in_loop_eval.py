@@ -27,7 +27,7 @@ def files(tmp_path_factory) -> tuple[Path, Path]:
 
 
 def config_of(files: tuple[Path, Path], out: Path, **changes: Any) -> WatchedTrainConfig:
-    settings = {"data": files[0], "dev": files[1], "out": out, "epochs": 2, **SMALL, **changes}
+    settings = {"data": (files[0],), "dev": files[1], "out": out, "epochs": 2, **SMALL, **changes}
     return WatchedTrainConfig(model=str(MODEL), **settings)
 
 

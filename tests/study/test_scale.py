@@ -43,7 +43,7 @@ def files(tmp_path_factory) -> tuple[Path, Path]:
 
 def config_of(files: tuple[Path, Path], out: Path, **changes: Any) -> ScaleConfig:
     settings = {
-        **SMALL, "data": files[0], "pairs": (files[1],), "out": out, "sizes": (2, 4), "seeds": 2,
+        **SMALL, "data": (files[0],), "pairs": (files[1],), "out": out, "sizes": (2, 4), "seeds": 2,
         "epochs": 2, "seed": 3, **changes,
     }  # fmt: skip
     return ScaleConfig(model=str(MODEL), **settings)
@@ -113,7 +113,7 @@ def test_run_and_scores_are_those_of_train_and_score_alone(done, files, tmp_path
     config, result, _ = done
     name = RUNS[-1]
     alone = TrainConfig(
-        model=str(MODEL), data=config.out / "data" / "n002-seed4.jsonl", out=tmp_path / "run",
+        model=str(MODEL), data=(config.out / "data" / "n002-seed4.jsonl",), out=tmp_path / "run",
         epochs=4, seed=4, **SMALL,
     )  # fmt: skip
     train(alone)

@@ -27,7 +27,7 @@ def config_of(data: Path, out: Path, **changes: Any) -> TrainConfig:
         "seed": 11,
         "device": "cpu",
     }
-    return TrainConfig(model=str(MODEL), data=data, out=out, **{**settings, **changes})
+    return TrainConfig(model=str(MODEL), data=(data,), out=out, **{**settings, **changes})
 
 
 def log_of(out: Path) -> list[dict]:

@@ -70,6 +70,6 @@ def test_gradients_equal_those_of_peft(name, backend, tmp_path):
 
 def test_a_mixture_of_experts_is_scored_and_not_trained(tmp_path):
     base = tiny_checkpoint(tmp_path / "base", *CASES["qwen3-moe"][:1], **CASES["qwen3-moe"][1])
-    config = TrainConfig(model=str(base), data=tmp_path / "no.jsonl", out=tmp_path / "run")
+    config = TrainConfig(model=str(base), data=(tmp_path / "no.jsonl",), out=tmp_path / "run")
     with pytest.raises(ModelError, match="expected a model without experts, got qwen3_moe"):
         make_plan(config)

@@ -37,7 +37,7 @@ def config_of(inputs: tuple[Path, Path], out: Path) -> TrainConfig:
     """Dropout, noise, validation, a last partial window: two epochs of two steps."""
     model, data = inputs
     return TrainConfig(
-        model=str(model), data=data, out=out, epochs=2, rank=2, lr=1e-2, validation="0.3",
+        model=str(model), data=(data,), out=out, epochs=2, rank=2, lr=1e-2, validation="0.3",
         device="cpu", seed=3,
     )  # fmt: skip
 

@@ -159,7 +159,7 @@ def plan(tmp_path):
     data = write_lines(tmp_path / "train.jsonl", read_lines(DEMO / "train.jsonl")[:6])
     model = str(DEMO / "model")
     config = TrainConfig(
-        model=model, data=data, out=tmp_path / "run", epochs=1, validation="0", device="cpu"
+        model=model, data=(data,), out=tmp_path / "run", epochs=1, validation="0", device="cpu"
     )
     return make_plan(config)
 

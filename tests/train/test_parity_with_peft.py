@@ -132,7 +132,7 @@ def pair(request, tmp_path_factory) -> tuple[TrainConfig, list[dict], Reference]
     samples = demo_samples(n)
     data = write_lines(folder / "train.jsonl", samples)
     settings = {**RECIPE, **changes}
-    config = TrainConfig(model=str(MODEL), data=data, out=folder / "run", **settings)
+    config = TrainConfig(model=str(MODEL), data=(data,), out=folder / "run", **settings)
     train(config)
     steps = [e for e in read_lines(config.out / "log.jsonl") if e["event"] == "step"]
     return config, steps, Reference(config, samples, steps)
@@ -192,7 +192,7 @@ def plan_of(tmp_path_factory) -> Callable[..., Plan]:
 
     def make(**changes) -> Plan:
         settings = {**RECIPE, **DROPPED, **changes}
-        return make_plan(TrainConfig(model=str(MODEL), data=data, out=data.parent, **settings))
+        return make_plan(TrainConfig(model=str(MODEL), data=(data,), out=data.parent, **settings))
 
     return make
 

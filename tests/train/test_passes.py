@@ -39,7 +39,7 @@ def config_of(inputs: tuple[Path, Path], out: Path, **changes: object) -> TrainC
     model, data = inputs
     settings = {"epochs": 3, "grad_accum": 4, "validation": "0.3", "seed": 3, **changes}
     return TrainConfig(
-        model=str(model), data=data, out=out, rank=2, lr=1e-2, warmup_ratio=0.0, device="cpu",
+        model=str(model), data=(data,), out=out, rank=2, lr=1e-2, warmup_ratio=0.0, device="cpu",
         **settings,
     )  # fmt: skip
 

@@ -48,6 +48,20 @@ def test_every_epoch_is_kept_beside_the_start(finished):
     assert len(set(weights.values())) == len(weights) == 4
 
 
+def test_samples_of_two_files_are_learned_as_those_of_one(data, tmp_path):
+    parts = [
+        write_lines(tmp_path / f"{name}.jsonl", samples)
+        for name, samples in (("a", SAMPLES[:4]), ("b", SAMPLES[4:]))
+    ]
+    config = config_of(parts[0], tmp_path / "run", data=tuple(parts))
+    whole, both = make_plan(config_of(data, tmp_path / "run")), make_plan(config)
+    assert [s.ids for s in both.train] == [s.ids for s in whole.train]
+    assert [s.id for s in both.validation] == [s.id for s in whole.validation]
+    assert both.data_digest == whole.data_digest
+    again = command_line(type(config), "train", given_settings(config))
+    assert f"--data {parts[0]} --data {parts[1]} " in again
+
+
 @pytest.mark.parametrize("name", ["init", *EPOCHS])
 def test_peft_loads_every_kept_adapter(finished, name):
     folder = finished[0] / name
@@ -157,7 +171,7 @@ def test_run_json_holds_settings_counts_and_identities(finished, data):
     assert settings["lr"] == 1e-3
     assert settings["targets"] == ["q", "k", "v", "o", "gate", "up", "down"]
     assert settings["neftune-alpha"] == 5.0
-    assert settings["data"] == str(data)
+    assert settings["data"] == [str(data)]
     assert held["format"] == "prompt"
     assert (held["n_train"], held["n_validation"], held["too_long_ids"]) == (7, 3, [])
     assert (held["steps_per_epoch"], held["total_steps"]) == (STEPS_PER_EPOCH, TOTAL)
@@ -243,7 +257,7 @@ def test_validation_share_is_drawn_by_the_seed_and_keeps_the_order_of_the_file(d
 
 
 def test_paper_preset_on_105_samples_makes_564_steps_57_of_them_warm_up(tmp_path):
-    config = TrainConfig(model=str(MODEL), data=DEMO / "train.jsonl", out=tmp_path)
+    config = TrainConfig(model=str(MODEL), data=(DEMO / "train.jsonl",), out=tmp_path)
     plan = make_plan(config)
     assert (len(plan.train), len(plan.validation)) == (94, 11)
     assert (plan.steps_per_epoch, plan.total_steps) == (47, 564)
