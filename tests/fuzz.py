@@ -214,8 +214,8 @@ class Sound:
     def training(self, folder: Path) -> TrainConfig:
         """Return the settings of the run in the folder."""
         return TrainConfig(
-            model=str(self.model), data=(self.folder / "train.jsonl",), out=folder / "run", epochs=2,
-            rank=2, validation="0", device="cpu", lr=1e-2,
+            model=str(self.model), data=(self.folder / "train.jsonl",), out=folder / "run",
+            epochs=2, rank=2, validation="0", device="cpu", lr=1e-2,
         )  # fmt: skip
 
     def scoring(self, folder: Path) -> ScoreConfig:

@@ -65,8 +65,8 @@ class Jobs:
     def train(self, out: Path) -> None:
         """Train, or go on training."""
         config = TrainConfig(
-            model=str(self.folder / "model"), data=(self.folder / "train.jsonl",), out=out, epochs=4,
-            rank=4, lr=1e-2, validation="0.1", seed=5, device="cpu",
+            model=str(self.folder / "model"), data=(self.folder / "train.jsonl",), out=out,
+            epochs=4, rank=4, lr=1e-2, validation="0.1", seed=5, device="cpu",
         )  # fmt: skip
         train(config, resume=True)
 

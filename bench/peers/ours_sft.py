@@ -14,8 +14,8 @@ from cqa.train.step import take_step
 
 plan = make_plan(
     TrainConfig(
-        model=settings["model"], data=(Path(settings["data"]),), out=Path(settings["folder"]) / "run",
-        validation="0",
+        model=settings["model"], data=(Path(settings["data"]),),
+        out=Path(settings["folder"]) / "run", validation="0",
     )
 )  # fmt: skip
 base = load_model(

@@ -93,9 +93,7 @@ def stream_samples(*paths: Path, columns: Sequence[str] = ()) -> Iterator[Sample
     return each_once(samples, name=name, columns=columns)
 
 
-def _samples_of(
-    path: Path, columns: Sequence[str], name: Callable[[str], str]
-) -> Iterator[Sample]:
+def _samples_of(path: Path, columns: Sequence[str], name: Callable[[str], str]) -> Iterator[Sample]:
     kind = ""
 
     def parse(record: dict[str, Any], where: str) -> Sample:

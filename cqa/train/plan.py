@@ -142,9 +142,7 @@ def make_plan(config: TrainConfig) -> Plan:
         train, more = encode(dealt, limit if config.too_long == "truncate" else shape.max_positions)
         affected += [name for name in more if name not in affected]
     if not train:
-        raise DataError(
-            "expected at least one sample to train on, got none", where=where
-        )
+        raise DataError("expected at least one sample to train on, got none", where=where)
     n_steps = math.ceil(len(train) / config.global_batch_size) * config.epochs
     if first_learning_step(n_steps, config.warmup_ratio) is None:
         raise ConfigError(

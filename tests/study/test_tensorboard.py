@@ -17,8 +17,8 @@ def config_of(folder: Path, **changes) -> WatchedTrainConfig:
         samples = [{"prompt": "She waited", "response": f" by door {k}."} for k in range(5)]
         write_lines(data, samples)
     settings = {
-        "model": str(DEMO / "model"), "data": (data,), "out": folder / "run", "epochs": 2, "rank": 2,
-        "validation": "0", "device": "cpu", "tensorboard": True,
+        "model": str(DEMO / "model"), "data": (data,), "out": folder / "run", "epochs": 2,
+        "rank": 2, "validation": "0", "device": "cpu", "tensorboard": True,
     }  # fmt: skip
     return WatchedTrainConfig(**{**settings, **changes})
 

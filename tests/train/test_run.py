@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ from train.runs import (
 )
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from cqa.config import command_line, given_settings
 from cqa.errors import DataError
 from cqa.train.config import TrainConfig
 from cqa.train.loop import train
@@ -53,7 +55,7 @@ def test_samples_of_two_files_are_learned_as_those_of_one(data, tmp_path):
         write_lines(tmp_path / f"{name}.jsonl", samples)
         for name, samples in (("a", SAMPLES[:4]), ("b", SAMPLES[4:]))
     ]
-    config = config_of(parts[0], tmp_path / "run", data=tuple(parts))
+    config = replace(config_of(data, tmp_path / "run"), data=tuple(parts))
     whole, both = make_plan(config_of(data, tmp_path / "run")), make_plan(config)
     assert [s.ids for s in both.train] == [s.ids for s in whole.train]
     assert [s.id for s in both.validation] == [s.id for s in whole.validation]
