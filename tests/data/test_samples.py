@@ -208,7 +208,7 @@ def test_an_id_counts_once_over_all_files(tmp_path):
     first, second = (
         write_lines(tmp_path / f"{name}.jsonl", [{**PROMPT, "id": "a"}]) for name in "xy"
     )
-    with pytest.raises(DataError, match=rf"{second}:1: .*`a`.*{first}:1"):
+    with pytest.raises(DataError, match=rf"{second}:1: .*`a` again\nhint: first seen at {first}:1"):
         read_samples(first, second)
     with pytest.raises(DataError, match=rf"{first}:1: .*`a`"):
         read_samples(first, first)

@@ -218,7 +218,7 @@ def test_commands_that_cannot_fit_end_with_6_and_leave_nothing(plan, monkeypatch
     common = ["--model", str(DEMO / "model"), "--device", "cpu", "--out", str(tmp_path / "out")]
     pairs = str(DEMO / "literary.jsonl")
     for arguments, what in (
-        (["train", "--data", str(plan.config.data), *common], "for passes of"),
+        (["train", "--data", str(plan.config.data[0]), *common], "for passes of"),
         (["score", "--pairs", pairs, *common], "for the weights in float32, got 1 MB"),
         (["bench", "--model", str(DEMO / "model"), "--device", "cpu"], "for the weights"),
     ):
