@@ -121,7 +121,11 @@ def resolve(cls: type[T], *layers: Mapping[str, Any]) -> T:
         if f.default is dataclasses.MISSING and name not in values
     ]
     if missing:
-        raise ConfigError(f"expected a value for --{missing[0]}, got none")
+        (what,) = (f.metadata["help"] for name, f in fields.items() if key_of(name) == missing[0])
+        raise ConfigError(
+            f"expected a value for --{missing[0]}, got none",
+            hint=f"--{missing[0]}: {what.partition('. ')[0].rstrip('.')}",
+        )
     return cls(**values)
 
 

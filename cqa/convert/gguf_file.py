@@ -87,7 +87,8 @@ def open_gguf(path: Path) -> GgufFile:
     except (ValueError, KeyError, IndexError, TypeError, OverflowError) as error:
         reason = str(error.args[0] if error.args else error)
         raise ModelError(
-            f"expected a GGUF file, got another at byte {at:,}: {reason:.200}", where=str(path)
+            f"expected a GGUF file, got something else at byte {at:,}: {reason:.200}",
+            where=str(path),
         ) from None
     if reader.endianess != gguf.GGUFEndian.LITTLE:
         raise ModelError(

@@ -165,7 +165,12 @@ def read_peft_config(folder: Path) -> PeftConfig:
         raise ModelError("expected an adapter folder, got a file", where=str(folder))
     raw = read_object(path, ModelError)
     if raw is None:
-        raise ModelError(f"expected an adapter folder with {CONFIG}, got none", where=str(folder))
+        within = sorted(folder.glob(f"*/{CONFIG}"))
+        raise ModelError(
+            f"expected an adapter folder with {CONFIG}, got none",
+            where=str(folder),
+            hint=f"it holds adapters, such as {within[-1].parent}" if within else None,
+        )
     _refuse_unsupported(raw, str(path))
     try:
         return _parse(raw)

@@ -80,8 +80,10 @@ def plan_power(
     effect = config.effect if pilot is None or config.effect is not None else pilot.effect
     sd = config.sd if pilot is None or config.sd is not None else pilot.sd
     if effect is None or sd is None:
+        given = [f"--{name}" for name, x in (("effect", effect), ("sd", sd)) if x is not None]
+        got = f"{given[0]} alone" if given else "neither"
         raise ConfigError(
-            "expected --effect and --sd, or a folder of a pilot's scores, got neither",
+            f"expected --effect and --sd, or a folder of a pilot's scores, got {got}",
             hint="cqa-fast power --help shows both ways",
         )
     if effect <= 0:
@@ -163,7 +165,9 @@ def _assumptions(
         f"of the control 0, with the same sd",
         f"items {shape}; {design.items_per_source} a source, ICC {design.icc:.2f}",
         f"{design.n_adapters} adapters, all with this effect, correlated {design.rho:.2f}; the "
-        f"tests pay for all",
+        f"tests pay for all"
+        if design.n_adapters > 1
+        else "1 adapter with this effect, for which the tests pay nothing",
         f"the deciding tests at 5 % in {runs} simulated studies a size; per token and agreement of "
         f"readings, which withhold “shown” too, are left out, so that somewhat more is needed",
     ]

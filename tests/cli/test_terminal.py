@@ -68,7 +68,8 @@ def test_list_that_may_not_be_empty_is_marked_as_required_and_refused_without(na
     assert option.help.endswith("[required; may be given several times]")
     data = ["--data", "x"] if name == "scale" else []
     done = invoke(name, "--model", "x", *data, "--out", "y")
-    assert (done.exit_code, done.stderr) == (2, f"error: expected a value for {flag}, got none\n")
+    assert done.exit_code == 2
+    assert done.stderr.startswith(f"error: expected a value for {flag}, got none\nhint: {flag}: ")
 
 
 @pytest.mark.parametrize(

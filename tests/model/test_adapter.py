@@ -338,7 +338,12 @@ def test_folder_without_config_is_refused(decoder, folder):
     (folder / "adapter_config.json").unlink()
     with pytest.raises(ModelError, match=r"with adapter_config.json, got none") as caught:
         read_adapter(folder, decoder)
-    assert caught.value.where == str(folder)
+    assert (caught.value.where, caught.value.hint) == (str(folder), None)
+
+
+def test_folder_of_adapters_is_told_from_one(decoder, folder):
+    with pytest.raises(ModelError, match=f"got none\nhint: it holds adapters, such as {folder}"):
+        read_adapter(folder.parent, decoder)
 
 
 def test_pickled_weights_are_not_read(decoder, folder):

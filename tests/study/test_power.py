@@ -22,6 +22,12 @@ def test_assumptions_give_sizes_and_are_said():
     assert "d_z 0.60" in text
     assert "ICC 0.20" in text
     assert "normal" in text
+    assert "2 adapters, all with this effect" in text
+
+
+def test_one_adapter_is_told_as_one():
+    plan = plan_power(PowerConfig(effect=2.0, sd=2.0), runs=2)
+    assert "1 adapter with this effect, for which the tests pay nothing" in plan.assumptions
 
 
 def test_a_pilot_fills_what_is_left_open(tmp_path):
@@ -35,8 +41,10 @@ def test_a_pilot_fills_what_is_left_open(tmp_path):
 
 
 def test_what_is_not_known_is_asked_for(tmp_path):
-    with pytest.raises(ConfigError, match="--effect and --sd"):
+    with pytest.raises(ConfigError, match=r"--effect and --sd, .* got --effect alone"):
         plan_power(PowerConfig(effect=1.0))
+    with pytest.raises(ConfigError, match=r"--effect and --sd, .* got neither"):
+        plan_power(PowerConfig())
     with pytest.raises(ConfigError, match="sd above 0"):
         PowerConfig(sd=0.0)
     with pytest.raises(DataError, match="a pilot with an adapter"):
