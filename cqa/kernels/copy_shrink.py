@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
 from cqa.kernels.aug_columns import AugColumns, store_constants
 from cqa.kernels.aug_op import AugOp, augment
 from cqa.kernels.backend import Backend, choose
-from cqa.kernels.launch import TILE_ROWS, any_rows, dot_type, launch, tile_width
+from cqa.kernels.launch import any_rows
 from cqa.kernels.shrink import (
-    GroupLaunch,
     Shrink,
     dropout_rows,
     expand_add_triton,
     member_of,
     native_arguments,
     shrink_tile,
-    store_split,
-    sum_splits,
 )
+from cqa.kernels.split_shrink import launch_splits, store_split
 
 SPLITS = 4  # of the columns, so that a few hundred rows fill a GPU
 
@@ -84,28 +81,7 @@ def _copy_shrink_kernel(  # a program: a block of rows, a share of the columns, 
 
 
 def _copy_triton(x: Tensor, x_aug: Tensor, columns: AugColumns, shrink: Shrink) -> None:
-    m, k = x.shape
-    group = GroupLaunch.of(shrink)
-    partial = x.new_empty(SPLITS, m, columns.rank_columns, dtype=torch.float32)
-    launch(
-        _copy_shrink_kernel,
-        (triton.cdiv(m, TILE_ROWS), SPLITS, group.parts),
-        x=x,
-        out=x_aug,
-        partial=partial,
-        m=m,
-        k=k,
-        x_stride=x.stride(0),
-        out_stride=x_aug.stride(0),
-        **columns.bounds,
-        rank_columns=columns.rank_columns,
-        ROWS=TILE_ROWS,
-        WIDTH=tile_width(x.dtype),
-        DOT=dot_type(x.dtype),
-        **group.arguments,
-        num_warps=4,
-    )
-    sum_splits(partial, x_aug[:, columns.ranks])
+    launch_splits(_copy_shrink_kernel, SPLITS, x, x_aug, columns, shrink)
 
 
 def _copy_backward_triton(dx: Tensor, _x: None, ds: Tensor, shrink: Shrink) -> Tensor:

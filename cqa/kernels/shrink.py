@@ -198,60 +198,6 @@ def expand_tile(  # Σ_g mask_g · (dS_g · A_g) for columns [start, start + WID
     return total
 
 
-@triton.jit
-def store_split(  # one member's sum over one share of the columns, for `sum_splits`
-    partial,  # (splits, M, G * R) fp32, written
-    s,  # (ROWS, RANK) fp32
-    split,
-    member,
-    first_rank,
-    rows,  # (ROWS,) int64
-    in_range,  # (ROWS,)
-    m,
-    rank,
-    rank_columns,
-    RANK: tl.constexpr,
-):
-    ranks = first_rank + tl.arange(0, RANK)
-    at = partial + (split * m + rows)[:, None] * rank_columns + (member * rank + ranks)[None, :]
-    tl.store(at, s, mask=in_range[:, None] & (ranks < rank)[None, :])
-
-
-@any_rows
-def _sum_splits_kernel(  # a program: a row
-    partial,  # (splits, M, G * R) fp32
-    out,  # (M, G * R), written
-    out_stride,
-    m,
-    rank_columns,
-    n_splits,
-    WIDTH: tl.constexpr,
-):
-    row = tl.program_id(0).to(tl.int64)
-    cols = tl.arange(0, WIDTH)
-    total = tl.zeros((WIDTH,), tl.float32)
-    for split in range(n_splits):
-        at = partial + (split * m + row) * rank_columns + cols
-        total += tl.load(at, mask=cols < rank_columns, other=0.0)
-    tl.store(out + row * out_stride + cols, total, mask=cols < rank_columns)
-
-
-def sum_splits(partial: Tensor, out: Tensor) -> None:
-    """Sum (splits, M, G * R) over the splits, in order, into (M, G * R)."""
-    n_splits, m, rank_columns = partial.shape
-    launch(
-        _sum_splits_kernel,
-        (m,),
-        partial=partial,
-        out=out,
-        out_stride=out.stride(0),
-        m=m,
-        rank_columns=rank_columns,
-        n_splits=n_splits,
-        WIDTH=triton.next_power_of_2(rank_columns),
-    )
-
-
 @dataclass(frozen=True, slots=True)
 class GroupLaunch:
     """A group's low-rank side as Triton kernels take it; without an adapter it has no members."""

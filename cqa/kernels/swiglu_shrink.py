@@ -25,9 +25,8 @@ from cqa.kernels.shrink import (
     member_of,
     native_arguments,
     shrink_tile,
-    store_split,
-    sum_splits,
 )
+from cqa.kernels.split_shrink import launch_splits, store_split
 
 SPLITS = 8  # of the columns, so that a few hundred rows fill a GPU
 
@@ -65,12 +64,12 @@ def _sigmoid(z):
 
 @any_rows
 def _swiglu_shrink_kernel(  # a program: a block of rows, a share of the columns, one member
-    gate_up,  # (M, 2 K)
+    x,  # (M, 2 K)
     out,  # (M, total), X and the constants written
     partial,  # (splits, M, G * R) fp32, written
     m,
     k,
-    in_stride,
+    x_stride,
     out_stride,
     base,
     end_of_ranks,
@@ -98,7 +97,7 @@ def _swiglu_shrink_kernel(  # a program: a block of rows, a share of the columns
     for start in range(split * WIDTH, k, tl.num_programs(1) * WIDTH):
         cols = start + tl.arange(0, WIDTH)
         mask = in_range[:, None] & (cols < k)[None, :]
-        at = gate_up + rows[:, None] * in_stride + cols[None, :]
+        at = x + rows[:, None] * x_stride + cols[None, :]
         gate = tl.load(at, mask=mask, other=0.0).to(tl.float32)
         up = tl.load(at + k, mask=mask, other=0.0).to(tl.float32)
         act = (gate * _sigmoid(gate) * up).to(out.dtype.element_ty)
@@ -169,31 +168,8 @@ def _swiglu_backward_kernel(  # a tile a program
 def _swiglu_triton(
     gate_up: Tensor, act_aug: Tensor, columns: AugColumns, shrink: Shrink | None
 ) -> None:
-    m, k = gate_up.shape[0], columns.features
-    group = GroupLaunch.of(shrink)
-    shape = (SPLITS, m, columns.rank_columns)
-    partial = act_aug.new_empty(shape, dtype=torch.float32) if shrink else None
-    launch(
-        _swiglu_shrink_kernel,
-        (triton.cdiv(m, TILE_ROWS), SPLITS, group.parts),
-        gate_up=gate_up,
-        out=act_aug,
-        partial=partial,
-        m=m,
-        k=k,
-        in_stride=gate_up.stride(0),
-        out_stride=act_aug.stride(0),
-        **columns.bounds,
-        rank_columns=columns.rank_columns,
-        LORA=group.members > 0,
-        ROWS=TILE_ROWS,
-        WIDTH=tile_width(act_aug.dtype),
-        DOT=dot_type(act_aug.dtype),
-        **group.arguments,
-        num_warps=4,
-    )
-    if partial is not None:
-        sum_splits(partial, act_aug[:, columns.ranks])
+    lora = shrink is not None
+    launch_splits(_swiglu_shrink_kernel, SPLITS, gate_up, act_aug, columns, shrink, LORA=lora)
 
 
 def _swiglu_backward_triton(

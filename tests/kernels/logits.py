@@ -6,7 +6,6 @@ from torch import Tensor
 
 KINDS = pytest.mark.parametrize("kind", ["normal", "peaked", "flat", "offset"])
 SIZES = pytest.mark.parametrize("v", [1, 2, 4096, 5003])
-DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 
 
 def rows_of(kind: str, v: int, m: int = 5) -> tuple[Tensor, Tensor]:

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from itertools import pairwise
 
-import pytest
 import torch
 from helpers import assert_as_accurate
 from torch import Tensor
@@ -11,7 +10,6 @@ from torch import Tensor
 from cqa.kernels.aug_columns import AugColumns
 from cqa.kernels.aug_linear import LoraRows, aug_linear
 from cqa.kernels.copy_shrink import copy_shrink
-from cqa.kernels.launch import INTERPRETED
 from cqa.kernels.philox import Dropout
 from cqa.kernels.rms_norm import norm_shrink
 from cqa.kernels.shrink import Shrink
@@ -150,78 +148,3 @@ def assert_all_as_accurate(
 ) -> None:
     for name, value in actual.items():
         assert_as_accurate(name, value, naive[name], truth[name])
-
-
-SIZES = pytest.mark.parametrize(
-    ("m", "k"), [(1, 16), (1, 13), (7, 40), (40, 300), (130, 64)], ids=lambda n: str(n)
-)
-SETTINGS = pytest.mark.parametrize(
-    "settings",
-    [
-        {"p": 0.0, "bias": False},
-        {"p": 0.0},
-        {"bias": False},
-        {},
-        {"p": 0.9, "rank": 8},
-        {"adapted": (1,)},
-        {"adapted": (0, 2), "rank": 1},
-        {"multiple": 64},
-    ],
-    ids=["plain", "bias", "dropout", "both", "p=0.9", "one-member", "two-members", "pad-64"],
-)
-DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
-BIAS = pytest.mark.parametrize("bias", [False, True], ids=["no-bias", "bias"])
-ADAPTER = pytest.mark.parametrize("with_adapter", [False, True], ids=["base", "adapter"])
-RANKS = pytest.mark.parametrize("rank", [72, 256])
-
-
-def check_projections(problem: Problem, dtype: torch.dtype, backend: str) -> None:
-    """Values and gradients are as accurate as plain PyTorch's."""
-    sizes = ((7, 40), (40, 300)) if dtype == torch.float32 else ((7, 40),)
-    if backend == "triton" and INTERPRETED and (problem.m, problem.k) not in sizes:
-        pytest.skip("one tile and several are enough in the slow interpreter")
-    truth, naive = plain(problem, torch.float64), plain(problem, dtype)
-    assert_all_as_accurate(fused(problem, dtype), naive, truth)
-
-
-def check_base(problem: Problem) -> None:
-    """Without an adapter the base alone is projected."""
-    t = problem.tensors(torch.float32)
-    weight, _ = augmented_weight(problem, t)
-    x_aug = augment(problem, {**t, "x": t["x"].requires_grad_()}, None)
-    assert x_aug.shape == (problem.m, problem.columns.base)
-    y = aug_linear(x_aug, weight)
-    actual = differentiated({"x": t["x"]}, y, t["dy"])
-
-    def expected(dtype: torch.dtype) -> dict[str, Tensor]:
-        t = problem.tensors(dtype)
-        x = t["x"].requires_grad_()
-        y = before(problem.op, x, t["norm"]) @ t["weight"].T + t["bias"]
-        return differentiated({"x": x}, y, t["dy"])
-
-    assert_all_as_accurate(actual, expected(torch.float32), expected(torch.float64))
-
-
-def check_constants(problem: Problem, *, with_adapter: bool) -> None:
-    """The constant column is exactly one, and the padding zero."""
-    t = problem.tensors(torch.float32)
-    shrink = Shrink(t["a"], problem.modules, problem.dropout) if with_adapter else None
-    x_aug = augment(problem, t, shrink)
-    k, columns = problem.k, problem.columns
-    assert x_aug.isfinite().all()
-    if problem.bias:
-        assert (x_aug[:, k] == 1).all()
-        assert (x_aug[:, k + 1 : columns.base] == 0).all()
-    assert x_aug.shape[1] == (columns.total if with_adapter else columns.base)
-    if with_adapter:
-        assert columns.total % 64 == 0
-        assert columns.total > columns.ranks.stop
-        assert (x_aug[:, columns.ranks.stop :] == 0).all()
-
-
-def check_no_rows(op: str, p: float) -> None:
-    """An empty batch has gradients, and they are zero."""
-    actual = fused(Problem(op, 0, 40, p=p), torch.float32)
-    assert actual["y"].shape == (0, 18)
-    for name in ("da", "db0", "db1", "db2"):
-        assert torch.equal(actual[name], torch.zeros_like(actual[name])), name

@@ -1,4 +1,4 @@
-"""The projection of an augmented input: what is added to it. Its products are in lora_problem."""
+"""What is added to the projection of an augmented input; its products are in test_aug_op."""
 
 import torch
 

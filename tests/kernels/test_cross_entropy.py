@@ -6,7 +6,8 @@ import pytest
 import torch
 from helpers import assert_as_accurate
 from kernels.conftest import ON_GPU, TRITON
-from kernels.logits import DTYPES, KINDS, SIZES, far_apart, rows_of, statistics
+from kernels.logits import KINDS, SIZES, far_apart, rows_of, statistics
+from kernels.marks import DTYPES
 from torch import Tensor
 
 from cqa.kernels.cross_entropy import cross_entropy

@@ -7,7 +7,8 @@ import pytest
 import torch
 from helpers import assert_as_accurate
 from kernels.conftest import ON_GPU, TRITON
-from kernels.logits import DTYPES, at, far_apart, statistics
+from kernels.logits import at, far_apart, statistics
+from kernels.marks import DTYPES
 from torch import Tensor
 
 from cqa.kernels import fused_linear_logprob, token_logprobs

@@ -5,7 +5,7 @@ from itertools import accumulate
 import pytest
 import torch
 from helpers import assert_as_accurate
-from kernels.lora_problem import DTYPES
+from kernels.marks import DTYPES
 
 from cqa.kernels.outer_sums import OuterSum, outer_sums, outer_sums_native
 from cqa.kernels.philox import NO_DROPOUT, Dropout, GroupDropout

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from helpers import assert_as_accurate
+from kernels.marks import DTYPES
 from torch import Tensor
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
@@ -14,7 +15,7 @@ def angles(positions: Tensor, head_dim: int) -> tuple[Tensor, Tensor]:
     return half.cos(), half.sin()
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@DTYPES
 def test_rotation_equals_that_of_transformers(dtype):
     x = torch.randn(13, 3, 8).to(dtype)
     cos, sin = (t.float() for t in angles(torch.arange(13), 8))
@@ -27,7 +28,7 @@ def test_rotation_equals_that_of_transformers(dtype):
     assert_as_accurate("rope", rope(x, cos, sin), theirs(x), theirs(x.double()))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@DTYPES
 @pytest.mark.parametrize(("rows", "heads", "head_dim"), [(5, 3, 8), (3, 7, 80), (2, 40, 128)])
 def test_rotation_of_slices_of_a_projection_and_its_gradient(rows, heads, head_dim, dtype):
     cos, sin = (t.float() for t in angles(torch.arange(rows) + 1000, head_dim))

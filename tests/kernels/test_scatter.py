@@ -2,11 +2,12 @@
 
 import pytest
 import torch
+from kernels.marks import DTYPES
 
 from cqa.kernels.scatter import ScatterTable, Segment, scatter
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@DTYPES
 def test_segments_go_scaled_to_their_blocks_and_nowhere_else(dtype):
     shapes = {
         "block": (7, 5),

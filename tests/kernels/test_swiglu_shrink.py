@@ -1,55 +1,13 @@
-"""The gate, alone and before LoRA's down projection, against float64."""
+"""The gate, alone; the down projection behind it is tested in test_aug_op."""
 
 import pytest
 import torch
-from kernels.lora_problem import (
-    ADAPTER,
-    BIAS,
-    DTYPES,
-    RANKS,
-    SETTINGS,
-    SIZES,
-    Problem,
-    check_base,
-    check_constants,
-    check_no_rows,
-    check_projections,
-)
 
 from cqa.kernels.aug_columns import AugColumns
 from cqa.kernels.shrink import Shrink
 from cqa.kernels.swiglu_shrink import swiglu_ref, swiglu_shrink
 
 pytestmark = pytest.mark.usefixtures("memory_full_of_nan")
-
-
-@SIZES
-@SETTINGS
-@DTYPES
-def test_projections_and_gradients_are_as_accurate_as_plain_torch(m, k, settings, dtype, backend):
-    check_projections(Problem("swiglu", m, k, **settings), dtype, backend)
-
-
-@RANKS
-def test_ranks_of_several_tiles_are_as_accurate_as_plain_torch(rank, backend):
-    check_projections(Problem("swiglu", 7, 40, rank=rank), torch.float32, backend)
-
-
-@BIAS
-@pytest.mark.parametrize("k", [13, 48])
-def test_without_an_adapter_the_base_alone_is_projected(bias, k):
-    check_base(Problem("swiglu", 7, k, bias=bias))
-
-
-@BIAS
-@ADAPTER
-def test_constant_and_padding_columns_are_exactly_one_and_zero(bias, with_adapter):
-    check_constants(Problem("swiglu", 5, 13, bias=bias, multiple=64), with_adapter=with_adapter)
-
-
-@pytest.mark.parametrize("p", [0.0, 0.3])
-def test_no_rows_give_no_gradient(p):
-    check_no_rows("swiglu", p)
 
 
 def test_swiglu_of_saturated_gates_stays_finite():

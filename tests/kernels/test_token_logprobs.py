@@ -6,6 +6,7 @@ from dataclasses import astuple
 import pytest
 import torch
 from helpers import assert_as_accurate
+from kernels.marks import DTYPES
 from torch import Tensor
 
 from cqa.kernels.token_logprobs import CHUNK_ROWS, token_logprobs, token_stats
@@ -50,7 +51,6 @@ def double(*tensors: Tensor) -> tuple[Tensor, ...]:
 
 
 KINDS = pytest.mark.parametrize("kind", ["normal", "peaked", "flat", "offset"])
-DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 PARTS = pytest.mark.parametrize("m", [0, 1, 127, 128, 129], ids=lambda m: f"{m}-and-{300 - m}-rows")
 
 
