@@ -72,7 +72,7 @@ def bench_half_billion(benchmark, half_billion, n_items, n_options):
     compare(benchmark, {"model": str(half_billion), "pairs": pairs, "batch_size": 4})
 
 
-@pytest.mark.skipif(not HELLASWAG.exists(), reason="real data not at hand: HellaSwag")
+@pytest.mark.skipif(not HELLASWAG.exists(), reason="real data not available: HellaSwag")
 def bench_half_billion_hellaswag(benchmark, half_billion):
     pairs = real_items(HELLASWAG, 6)
     compare(benchmark, {"model": str(half_billion), "pairs": pairs, "batch_size": 4})

@@ -1,4 +1,4 @@
-"""One accumulation window, forward to optimizer step, against the trainers that people use."""
+"""One global batch, forward to optimizer step, against the trainers that people use."""
 
 import shutil
 from pathlib import Path

@@ -108,17 +108,17 @@ def train(
     Raises:
         CqaError: Anything that the user can mend; see `cqa.errors`.
     """
-    from cqa.study.config import WatchedTrainConfig
-    from cqa.study.in_loop_eval import train_watched
+    from cqa.study.config import CallbackTrainConfig
+    from cqa.study.in_loop_eval import train_with_callbacks
     from cqa.train.config import PRESETS
     from cqa.train.earlier import taken_over
 
     if preset is not None and preset not in PRESETS:
         raise ConfigError(f"expected preset to be {' | '.join(PRESETS)}, got: {preset}")
     chosen = PRESETS[preset] if preset is not None else {}
-    under = taken_over(WatchedTrainConfig, {"resume": resume, **chosen, **settings})
-    config = read_keywords(WatchedTrainConfig, under, chosen, settings)
-    return train_watched(config, resume=resume, on_event=on_event)
+    under = taken_over(CallbackTrainConfig, {"resume": resume, **chosen, **settings})
+    config = read_keywords(CallbackTrainConfig, under, chosen, settings)
+    return train_with_callbacks(config, resume=resume, on_event=on_event)
 
 
 def score(

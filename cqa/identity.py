@@ -40,8 +40,8 @@ def versions() -> dict[str, str]:
 def code_digest(*parts: str) -> str:
     """Return a sha256 over the source that computes, its compiled part, and torch's version.
 
-    Two results with the same digest were computed by the same code; a change that moves no digit
-    gives another digest too.
+    Two results with the same digest were computed by the same code; a change after which
+    results are bit-identical gives another digest too.
 
     Args:
         parts: Files and folders of the package, beside those that training and scoring share.

@@ -54,7 +54,7 @@ CQA_INLINE void philox(const Stream& s, uint64_t first, uint32_t* words) {
 // One module's dropout of a pass. Columns of a row share its counters, eight 16-bit lanes to each.
 struct Mask {
   Stream stream;
-  const int64_t* rows;  // number of each row within the accumulation window
+  const int64_t* rows;  // number of each row within the global batch
   int64_t counters_per_row;
   uint16_t threshold;  // lanes below are dropped
 

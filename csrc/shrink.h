@@ -10,7 +10,7 @@ constexpr int64_t BAND = 48;  // rows that stay in the cache between two steps o
 // The dropout of a group's members, as an op is given it.
 struct Dropout {
   const Tensor& streams;  // (G,) int64, one a member
-  const Tensor& rows;     // (M,) int64, numbers of the rows within the accumulation window
+  const Tensor& rows;     // (M,) int64, numbers of the rows within the global batch
   int64_t seed, step;
   int64_t threshold;  // lanes of 16 bits below are dropped; 0 is no dropout
   double scale;       // of what is kept

@@ -229,7 +229,7 @@ def _beside(design: Design, rng: np.random.Generator, primary: Changes) -> dict[
     }
 
 
-MEDIANS = {"normal": 0.0, "t, 3 df": 0.0}  # also of sums; that of skewed sums is not at hand
+MEDIANS = {"normal": 0.0, "t, 3 df": 0.0}  # also of sums; that of skewed sums is not known
 
 
 def _out(interval: Interval, truth: float) -> bool:
@@ -400,7 +400,7 @@ def held_or_simulated(
 
 
 def page(rows: dict[str, dict[Design, tuple[dict[str, float], int]]], runs: int, again: int) -> str:
-    """Return the page on the figures at hand; data without figures are counted."""
+    """Return the page on the figures that there are; data without figures are counted."""
     errors = [100 * (0.05 * 0.95 / n) ** 0.5 for n in (runs, again)]
     lacking = sum(d not in rows[part.title] for part in parts() for d in part.designs)
     left = (

@@ -1,4 +1,4 @@
-"""Shared set-up: no network, no progress bars, and the two real models where they are at hand."""
+"""Shared set-up: no network, no progress bars, and the two real models where they are available."""
 
 import os
 import signal

@@ -17,7 +17,7 @@ def shared(name: str) -> Path:
     """Return a file or folder of the real data, or skip the test."""
     path = SHARED / name
     if not path.exists():
-        pytest.skip(f"real data not at hand: {name}")
+        pytest.skip(f"real data not available: {name}")
     return path
 
 

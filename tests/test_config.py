@@ -20,7 +20,7 @@ from cqa.config import (
     same_option,
 )
 from cqa.errors import ConfigError
-from cqa.study.config import ScaleConfig, WatchedTrainConfig
+from cqa.study.config import CallbackTrainConfig, ScaleConfig
 from cqa.train.config import PRESETS, TrainConfig
 
 REQUIRED = {"model": "base", "data": "train.jsonl", "out": "run"}
@@ -218,7 +218,7 @@ def test_setting_taken_from_another_config_differs_only_in_what_is_said():
         resolve(Other)
 
 
-@pytest.mark.parametrize("cls", [WatchedTrainConfig, ScaleConfig])
+@pytest.mark.parametrize("cls", [CallbackTrainConfig, ScaleConfig])
 def test_paper_preset_is_the_default_of_every_command_that_takes_it(cls):
     given = REQUIRED | ({"pairs": ["p"]} if cls is ScaleConfig else {})
     assert resolve(cls, PRESETS["paper"], given) == resolve(cls, given)

@@ -18,7 +18,7 @@ from cqa.bench.config import BenchConfig
 from cqa.bridges.config import LmEvalConfig
 from cqa.report.config import ReportConfig
 from cqa.score.config import PlanConfig, PrescreenConfig, ScoreConfig
-from cqa.study.config import PowerConfig, ScaleConfig, ValidateConfig, WatchedTrainConfig
+from cqa.study.config import CallbackTrainConfig, PowerConfig, ScaleConfig, ValidateConfig
 from cqa.train.config import PRESETS
 from cqa.train.earlier import taken_over
 from cqa_fast.group import ErrorsAsMessages, require_working_directory
@@ -131,7 +131,7 @@ def validate(config: ValidateConfig, files: tuple[Path, ...], as_json: bool) -> 
 
 
 @main.command()
-@takes(WatchedTrainConfig, PRESETS, implied=partial(taken_over, WatchedTrainConfig))
+@takes(CallbackTrainConfig, PRESETS, implied=partial(taken_over, CallbackTrainConfig))
 @flag(
     "--resume",
     is_flag=True,
@@ -144,7 +144,7 @@ def validate(config: ValidateConfig, files: tuple[Path, ...], as_json: bool) -> 
     "write nothing.",
 )
 @_JSON
-def train(config: WatchedTrainConfig, resume: bool, dry_run: bool, as_json: bool) -> None:
+def train(config: CallbackTrainConfig, resume: bool, dry_run: bool, as_json: bool) -> None:
     """Fine-tune a LoRA; the defaults are the paper's recipe.
 
     \b
@@ -160,11 +160,11 @@ def train(config: WatchedTrainConfig, resume: bool, dry_run: bool, as_json: bool
         described = describe_plan(plan)
         say_json(described.to_json()) if as_json else say(plan_text(plan, described))
         return
-    from cqa.study.in_loop_eval import train_watched
+    from cqa.study.in_loop_eval import train_with_callbacks
     from cqa_fast.progress import TrainProgress
 
     with closing(TrainProgress()) as progress:
-        result = train_watched(config, resume=resume, on_event=progress)
+        result = train_with_callbacks(config, resume=resume, on_event=progress)
     if as_json:
         say_json(result.to_json())
 

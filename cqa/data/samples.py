@@ -325,13 +325,13 @@ def encode_samples(
         whole_text: Learn the prompt too.
 
     Returns:
-        The samples that stay, and the ids of those that the policy touched.
+        The samples that stay, and the ids of those that the policy affected.
 
     Raises:
         DataError: See `encode_sample` and `fit_lengths`.
     """
     fitting: list[EncodedSample] = []
-    touched: list[str] = []
+    affected_ids: list[str] = []
     for sample in samples:
         counted = sample.turns
         if policy == "truncate":  # what cannot be cut
@@ -340,14 +340,14 @@ def encode_samples(
         if at_least > max_tokens:
             if policy != "drop":
                 raise _too_long(sample, max_tokens, f"at least {at_least}")
-            touched.append(sample.id)
+            affected_ids.append(sample.id)
             continue
         most = max_tokens if policy == "truncate" else None
         encoded = encode_sample(sample, tokenizer, whole_text=whole_text, most_prompt_tokens=most)
         kept, cut = fit_lengths([encoded], max_tokens, policy)
         fitting += kept
-        touched += cut
-    return fitting, touched
+        affected_ids += cut
+    return fitting, affected_ids
 
 
 def _too_long(sample: Sample | EncodedSample, max_tokens: int, got: str) -> DataError:

@@ -49,7 +49,7 @@ def _copy_shrink_kernel(  # a program: a block of rows, a share of the columns, 
     dropout_scale,
     key,
     streams,
-    window_rows,
+    batch_rows,
     threshold,
     ROWS: tl.constexpr,
     RANK: tl.constexpr,
@@ -60,7 +60,7 @@ def _copy_shrink_kernel(  # a program: a block of rows, a share of the columns, 
     rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     split, part, in_range = tl.program_id(1), tl.program_id(2), rows < m
     member, first_rank = member_of(part, rank, RANK)
-    numbers = dropout_rows(window_rows, rows, in_range, DROPOUT)
+    numbers = dropout_rows(batch_rows, rows, in_range, DROPOUT)
     s = tl.zeros((ROWS, RANK), tl.float32)
     for start in range(split * WIDTH, k, tl.num_programs(1) * WIDTH):
         cols = start + tl.arange(0, WIDTH)

@@ -54,7 +54,7 @@ def _embed_noisy_kernel(  # a program: a row
     table,  # (V, D)
     out,  # (M, D), written
     key,
-    window_rows,  # (M,)
+    batch_rows,  # (M,)
     lengths,  # (M,)
     stream,
     n_cols,
@@ -65,7 +65,7 @@ def _embed_noisy_kernel(  # a program: a row
     row = tl.program_id(0).to(tl.int64)
     magnitude = alpha / tl.sqrt_rn((tl.load(lengths + row) * n_cols).to(tl.float32))
     calls = tl.cdiv(n_cols, 4)
-    first_call = tl.load(window_rows + row) * calls
+    first_call = tl.load(batch_rows + row) * calls
     source = table + tl.load(ids + row) * n_cols
     for start in range(0, n_cols, WIDTH):
         index = first_call + start // 4 + tl.arange(0, WIDTH // 4)
@@ -87,7 +87,7 @@ def _embed_noisy_triton(ids: Tensor, table: Tensor, noise: Noise, scale: float) 
         table=table,
         out=out,
         key=noise.key,
-        window_rows=noise.rows,
+        batch_rows=noise.rows,
         lengths=noise.lengths,
         stream=stream_of(NEFTUNE),
         n_cols=table.shape[1],

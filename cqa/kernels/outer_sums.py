@@ -35,7 +35,7 @@ def _outer_sum_kernel(  # a program: a tile of out
     scale,
     key,
     streams,
-    window_rows,
+    batch_rows,
     threshold,
     ALIGNED: tl.constexpr,
     ROWS: tl.constexpr,
@@ -58,7 +58,7 @@ def _outer_sum_kernel(  # a program: a tile of out
         block = tl.load(x_at, mask=(rows < m)[:, None] & (cols < stop)[None, :], other=0.0)
         if DROPOUT:
             stream = tl.load(streams + tl.load(tile + 5))
-            numbers = tl.load(window_rows + rows, mask=rows < m, other=0)
+            numbers = tl.load(batch_rows + rows, mask=rows < m, other=0)
             keep = dropout_keep(key, stream, threshold, numbers, first, k, WIDTH)
             block = tl.where(keep, block, 0.0)
         s_at = s + rows[:, None] * s_stride + (s_column + ranks)[None, :]

@@ -7,7 +7,7 @@ masks are made again in backward, and a resumed run needs only its seed and step
     counter  = (index low, index high, stream, step)       four words out per counter
     stream   = kind << 24 | number                         kinds below; number e.g. of a module
 
-Dropout of module m, row i (counted within the accumulation window), column j of K:
+Dropout of module m, row i (counted within the global batch), column j of K:
     lane  = 16 bits: words of index i * ceil(K / 8) + j // 8; lane l = j % 8 is word l // 2,
             low half if l is even, high half if l is odd
     keep  = lane >= round(65536 p);   scale = 65536 / (65536 - round(65536 p))
@@ -107,7 +107,7 @@ def philox_words(key, stream, index):
 def dropout_keep(key, stream, threshold, rows, first, n_cols, WIDTH: tl.constexpr):
     """The mask of columns [first, first + WIDTH) of some rows, first and WIDTH multiples of 8.
 
-    One counter decides eight neighbouring columns. `rows` (M,) are numbers within the window;
+    One counter decides eight neighbouring columns. `rows` (M,) are numbers within the global batch;
     the result is (M, WIDTH), True is kept.
     """
     calls = tl.cdiv(n_cols, 8)
@@ -169,7 +169,7 @@ class Keyed:
 class Dropout(Keyed):
     """One step's dropout: every module draws its own mask from (seed, step, module, row, column).
 
-    `rows` are the pass's rows as numbered in the whole accumulation window, shape (M,) int64, so
+    `rows` are the pass's rows as numbered in the whole global batch, shape (M,) int64, so
     that neither packing nor pruning changes a mask.
     """
 
@@ -224,7 +224,7 @@ class GroupDropout:
         return {
             "key": self.key,
             "streams": self.streams,
-            "window_rows": self.rows,
+            "batch_rows": self.rows,
             "threshold": self.threshold,
             "DROPOUT": self.threshold > 0,
         }

@@ -89,7 +89,7 @@ def _norm_shrink_kernel(  # a program: a block of rows and one member; the first
     dropout_scale,
     key,
     streams,
-    window_rows,
+    batch_rows,
     threshold,
     LORA: tl.constexpr,
     ROWS: tl.constexpr,
@@ -103,7 +103,7 @@ def _norm_shrink_kernel(  # a program: a block of rows and one member; the first
     part, in_range = tl.program_id(1), rows < m
     member, first_rank = member_of(part, rank, RANK)
     rstd = _rstd(x, x_stride, rows, in_range, k, eps, ROWS, WIDTH, SUM)
-    numbers = dropout_rows(window_rows, rows, in_range, DROPOUT)
+    numbers = dropout_rows(batch_rows, rows, in_range, DROPOUT)
     s = tl.zeros((ROWS, RANK), tl.float32)
     for start in range(0, k, WIDTH):
         cols = start + tl.arange(0, WIDTH)

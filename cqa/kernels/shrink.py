@@ -111,11 +111,11 @@ def shrink_backward_ref(
 
 
 @triton.jit
-def dropout_rows(window_rows, rows, in_range, DROPOUT: tl.constexpr):
-    """The numbers of some rows within the window, which dropout counts by."""
+def dropout_rows(batch_rows, rows, in_range, DROPOUT: tl.constexpr):
+    """The numbers of some rows within the global batch, which dropout counts by."""
     numbers = rows
     if DROPOUT:
-        numbers = tl.load(window_rows + rows, mask=in_range, other=0)
+        numbers = tl.load(batch_rows + rows, mask=in_range, other=0)
     return numbers
 
 
@@ -133,7 +133,7 @@ def shrink_tile(  # one member's share of S from columns [start, start + WIDTH) 
     member,
     first_rank,
     start,
-    numbers,  # (ROWS,) of the rows within the window
+    numbers,  # (ROWS,) of the rows within the global batch
     k,
     lora_a,  # (G * R, K)
     rank,
@@ -163,7 +163,7 @@ def expand_tile(  # Σ_g mask_g · (dS_g · A_g) for columns [start, start + WID
     start,
     rows,  # (ROWS,) int64
     in_range,  # (ROWS,)
-    numbers,  # (ROWS,) of the rows within the window
+    numbers,  # (ROWS,) of the rows within the global batch
     k,
     lora_a,  # (G * R, K)
     rank,
@@ -246,7 +246,7 @@ def _expand_add_kernel(  # dx += Σ_g mask_g · (dS_g · A_g) · dropout_scale; 
     dropout_scale,
     key,
     streams,
-    window_rows,
+    batch_rows,
     threshold,
     MEMBERS: tl.constexpr,
     ROWS: tl.constexpr,
@@ -258,7 +258,7 @@ def _expand_add_kernel(  # dx += Σ_g mask_g · (dS_g · A_g) · dropout_scale; 
 ):
     rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     start, in_range = tl.program_id(1) * WIDTH, rows < m
-    numbers = dropout_rows(window_rows, rows, in_range, DROPOUT)
+    numbers = dropout_rows(batch_rows, rows, in_range, DROPOUT)
     low = expand_tile(
         ds, ds_stride, start, rows, in_range, numbers, k, lora_a, rank, key, streams, threshold,
         MEMBERS, RANK, RANK_TILES, WIDTH, DROPOUT, DOT,

@@ -80,7 +80,7 @@ def _swiglu_shrink_kernel(  # a program: a block of rows, a share of the columns
     dropout_scale,
     key,
     streams,
-    window_rows,
+    batch_rows,
     threshold,
     LORA: tl.constexpr,
     ROWS: tl.constexpr,
@@ -92,7 +92,7 @@ def _swiglu_shrink_kernel(  # a program: a block of rows, a share of the columns
     rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     split, part, in_range = tl.program_id(1), tl.program_id(2), rows < m
     member, first_rank = member_of(part, rank, RANK)
-    numbers = dropout_rows(window_rows, rows, in_range, DROPOUT)
+    numbers = dropout_rows(batch_rows, rows, in_range, DROPOUT)
     s = tl.zeros((ROWS, RANK), tl.float32)
     for start in range(split * WIDTH, k, tl.num_programs(1) * WIDTH):
         cols = start + tl.arange(0, WIDTH)
@@ -133,7 +133,7 @@ def _swiglu_backward_kernel(  # a tile a program
     dropout_scale,
     key,
     streams,
-    window_rows,
+    batch_rows,
     threshold,
     MEMBERS: tl.constexpr,
     ROWS: tl.constexpr,
@@ -150,7 +150,7 @@ def _swiglu_backward_kernel(  # a tile a program
     d = tl.load(dact + rows[:, None] * dact_stride + cols[None, :], mask=mask, other=0.0)
     d = d.to(tl.float32)
     if MEMBERS > 0:
-        numbers = dropout_rows(window_rows, rows, in_range, DROPOUT)
+        numbers = dropout_rows(batch_rows, rows, in_range, DROPOUT)
         d += dropout_scale * expand_tile(
             ds, ds_stride, start, rows, in_range, numbers, k, lora_a, rank, key, streams,
             threshold, MEMBERS, RANK, RANK_TILES, WIDTH, DROPOUT, DOT,

@@ -45,7 +45,7 @@ def check_origin(
     """Refuse an adapter that says it was trained on another base or, if given, tokenizer.
 
     Raises:
-        ModelError: A digest is not that of the model at hand.
+        ModelError: A digest is not that of the model that is given.
     """
     origin = read_origin(folder) or {}
     at_hand = {"model": model_digest, "tokenizer": tokenizer_digest}

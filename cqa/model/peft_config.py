@@ -31,7 +31,7 @@ PLAIN = {
     "init_lora_weights": INITS,
 }
 # Settings that change nothing of a trained adapter's forward pass. `fan_in_fan_out` is for layers
-# whose weights lie transposed; PEFT switches it off for those of the models at hand.
+# whose weights lie transposed; PEFT switches it off for those of the models that load here.
 WITHOUT_EFFECT = {
     "auto_mapping", "base_model_name_or_path", "corda_config", "ensure_weight_tying", "eva_config",
     "fan_in_fan_out", "inference_mode", "loftq_config", "lora_dropout", "lora_ga_config",

@@ -145,7 +145,7 @@ def _leaks(focus: Focus) -> Iterator[str]:
         rest = " …" if len(found) > NAMED else ""
         yield (
             f"{len(found)} {'items overlap' if len(found) > 1 else 'item overlaps'} with training "
-            f"texts, {whole} by a whole text, the rest by {N_WORDS} words in a row or more: "
+            f"texts, {whole} by a whole text, the rest by a {N_WORDS}-gram of words: "
             f"{first}{rest}."
         )
 

@@ -362,7 +362,7 @@ def _count(
 
 
 def _law_of(found: Values, t: Values, observed: Values, *, extra: int) -> _Law:
-    """Return the law of draws that are all at hand: of the statistic, and of t, (draws, K) each."""
+    """Return the law of draws that are all held: of the statistic, and of t, (draws, K) each."""
     extremes = np.stack([t.max(1), t.min(1)])
     return _law(_reached(found, observed), extremes, len(found), extra)
 

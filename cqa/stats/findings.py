@@ -29,7 +29,7 @@ ByAdapter = Mapping[str, Values]  # one number an item
 
 class Moved(Mapping[str, Values]):
     """Changes under each adapter, computed when they are asked for: of a million items under many
-    adapters only those at hand are held.
+    adapters only those asked for last are held.
     """
 
     def __init__(self, of: Mapping[str, Callable[[], Values]]) -> None:

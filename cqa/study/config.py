@@ -14,8 +14,8 @@ from cqa.train.config import TrainConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class WatchedTrainConfig(TrainConfig):
-    """A training run that may be watched on a task while it trains."""
+class CallbackTrainConfig(TrainConfig):
+    """A training run with its callbacks: a metric of the task, and curves for TensorBoard."""
 
     dev: Path | None = option(
         "Pairs whose mean ddI is logged after every epoch; selects nothing.",

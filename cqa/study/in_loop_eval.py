@@ -24,7 +24,7 @@ from cqa.score.decoder_engine import run_prefix_batch
 from cqa.score.prefix_batch import encode_item
 from cqa.score.scorer import score_rows
 from cqa.stats.summary import Scores, summarise
-from cqa.study.config import WatchedTrainConfig
+from cqa.study.config import CallbackTrainConfig
 from cqa.study.tensorboard import TensorBoard
 from cqa.train.config import TrainConfig
 from cqa.train.loop import TrainResult, train
@@ -92,8 +92,8 @@ class DevMetric:
         return [row for rows, _ in passes for row in rows]
 
 
-def train_watched(
-    config: WatchedTrainConfig,
+def train_with_callbacks(
+    config: CallbackTrainConfig,
     *,
     resume: bool = False,
     on_event: Callable[[TrainEvent], None] = lambda _: None,

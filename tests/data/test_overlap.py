@@ -1,4 +1,4 @@
-"""What is evaluated on and trained on is found: whole texts, and 13 words in a row."""
+"""What is evaluated on and trained on is found: whole texts, and 13-grams of words."""
 
 import pytest
 

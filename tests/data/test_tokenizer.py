@@ -52,7 +52,7 @@ def demo() -> Tokenizer:
 
 
 def texts() -> list[str]:
-    """Return real passages, English and Chinese where they are at hand."""
+    """Return real passages, English and Chinese where they are available."""
     files = [DEMO / "literary.jsonl", DEMO / "factual.jsonl"]
     files += [SHARED / f"data/pairs/{name}.jsonl" for name in ("zh_xcopa", "literary_figurative")]
     records = [r for file in files if file.exists() for r in read_lines(file)[:30]]

@@ -14,7 +14,7 @@ TOO_MUCH = {  # real demands that no machine can meet
     "numpy": lambda: np.empty(1 << 55, dtype=np.uint8),
     "python": lambda: bytearray(1 << 55),
 }
-SAID = {  # what devices say that are not at hand
+SAID = {  # what devices say that are not available
     "cuda": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
     "cublas": RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`"),
     "c++": RuntimeError("std::bad_alloc"),

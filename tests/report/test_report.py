@@ -571,5 +571,5 @@ def test_trained_texts_among_the_items_are_named(few, tmp_path):
     (run / "run.json").write_text(json.dumps(facts | trained))
     report = make_report(few, ReportConfig(out=tmp_path / "out", run=run))
     (warning,) = [text for text in report.caveats if "with training texts" in text]
-    assert f"1 by a whole text, the rest by 13 words in a row or more: {item['id']} (" in warning
+    assert f"1 by a whole text, the rest by a 13-gram of words: {item['id']} (" in warning
     assert f"({data}:1)" in warning

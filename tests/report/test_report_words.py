@@ -385,8 +385,8 @@ def test_items_that_are_trained_on_are_named_whole_or_by_their_words():
     items |= {name: replace(item, options=("another", "b")) for name, item in items.items()}
     (text,) = said(focus, "training texts")
     assert text == (
-        "1 item overlaps with training texts, 0 by a whole text, the rest by 13 words in a row or "
-        f"more: literary-7 (train.jsonl:2, “{ROW}”)."
+        "1 item overlaps with training texts, 0 by a whole text, the rest by a 13-gram of words: "
+        f"literary-7 (train.jsonl:2, “{ROW}”)."
     )
 
 

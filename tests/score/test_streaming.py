@@ -183,7 +183,7 @@ def test_rows_merge_by_id_whatever_the_order_of_the_files(tmp_path):
     for files in ((some,), (rest, some), (pairs,), (some,)):
         result = score(ScoreConfig(model=str(MODEL), pairs=files, out=out))
         counts.append(result.summary.statistics.base["ungrouped"].n)
-    assert counts == [4, 9, 9, 4]  # of the files at hand, not of all that the folder holds
+    assert counts == [4, 9, 9, 4]  # of the files given, not of all that the folder holds
     assert list(ids_of(out)) == [f"row-{i}" for i in (6, 5, 4, 3, 8, 0, 1, 2, 7)]
 
 

@@ -12,8 +12,8 @@ from study.common import MODEL, SMALL, write_pairs, write_samples
 from cqa.errors import ConfigError, DataError
 from cqa.score.config import ScoreConfig
 from cqa.score.run import score
-from cqa.study.config import WatchedTrainConfig
-from cqa.study.in_loop_eval import train_watched
+from cqa.study.config import CallbackTrainConfig
+from cqa.study.in_loop_eval import train_with_callbacks
 
 GROUPS = ("literary", "factual")
 
@@ -26,15 +26,15 @@ def files(tmp_path_factory) -> tuple[Path, Path]:
     return write_samples(folder / "train.jsonl", 4), pairs
 
 
-def config_of(files: tuple[Path, Path], out: Path, **changes: Any) -> WatchedTrainConfig:
+def config_of(files: tuple[Path, Path], out: Path, **changes: Any) -> CallbackTrainConfig:
     settings = {"data": (files[0],), "dev": files[1], "out": out, "epochs": 2, **SMALL, **changes}
-    return WatchedTrainConfig(model=str(MODEL), **settings)
+    return CallbackTrainConfig(model=str(MODEL), **settings)
 
 
 @pytest.fixture(scope="module")
 def watched(files, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("watched") / "run"
-    train_watched(config_of(files, out))
+    train_with_callbacks(config_of(files, out))
     return out
 
 
@@ -66,7 +66,7 @@ def test_it_is_what_scoring_the_kept_epochs_says(watched, files, tmp_path):
 
 
 def test_looking_changes_no_bit_of_the_run(watched, files, tmp_path):
-    train_watched(config_of(files, tmp_path / "run", dev=None))
+    train_with_callbacks(config_of(files, tmp_path / "run", dev=None))
     assert adapters(tmp_path / "run") == adapters(watched)
     assert not devs(tmp_path / "run")
 
@@ -74,9 +74,9 @@ def test_looking_changes_no_bit_of_the_run(watched, files, tmp_path):
 def test_resumed_run_logs_what_an_uninterrupted_one_does(watched, files, tmp_path):
     config = config_of(files, tmp_path / "run")
     with pytest.raises(KeyboardInterrupt):
-        train_watched(config, on_event=at_step(3, crash))
+        train_with_callbacks(config, on_event=at_step(3, crash))
     assert len(devs(config.out)) == 2
-    train_watched(config, resume=True)
+    train_with_callbacks(config, resume=True)
     assert devs(config.out) == devs(watched)
     assert adapters(config.out) == adapters(watched)
 
@@ -85,12 +85,12 @@ def test_file_is_recorded_and_another_one_refused_on_resume(watched, files):
     settings = json.loads((watched / "run.json").read_text())["settings"]
     assert settings["dev"] == str(files[1])
     with pytest.raises(ConfigError, match=r"run to resume with --dev .*, got without --dev"):
-        train_watched(config_of(files, watched, dev=None), resume=True)
+        train_with_callbacks(config_of(files, watched, dev=None), resume=True)
 
 
 def test_bad_file_is_refused_before_anything_is_written(files, tmp_path):
     pair = read_lines(files[1])[0]
     twice = write_lines(tmp_path / "dev.jsonl", [pair, pair])
     with pytest.raises(DataError, match=f"^{twice}:2: expected each id once"):
-        train_watched(config_of((files[0], twice), tmp_path / "run"))
+        train_with_callbacks(config_of((files[0], twice), tmp_path / "run"))
     assert not (tmp_path / "run").exists()

@@ -7,11 +7,11 @@ import pytest
 from helpers import DEMO, read_lines, write_lines
 
 from cqa.errors import ConfigError
-from cqa.study.config import WatchedTrainConfig
-from cqa.study.in_loop_eval import train_watched
+from cqa.study.config import CallbackTrainConfig
+from cqa.study.in_loop_eval import train_with_callbacks
 
 
-def config_of(folder: Path, **changes) -> WatchedTrainConfig:
+def config_of(folder: Path, **changes) -> CallbackTrainConfig:
     data = folder / "train.jsonl"
     if not data.exists():
         samples = [{"prompt": "She waited", "response": f" by door {k}."} for k in range(5)]
@@ -20,7 +20,7 @@ def config_of(folder: Path, **changes) -> WatchedTrainConfig:
         "model": str(DEMO / "model"), "data": (data,), "out": folder / "run", "epochs": 2,
         "rank": 2, "validation": "0", "device": "cpu", "tensorboard": True,
     }  # fmt: skip
-    return WatchedTrainConfig(**{**settings, **changes})
+    return CallbackTrainConfig(**{**settings, **changes})
 
 
 @pytest.mark.filterwarnings("ignore")  # of tensorboard and what it imports
@@ -32,7 +32,7 @@ def test_the_curves_are_the_log(tmp_path):
     pair = {"context": "She sat", "good": " by the lamp.", "bad": " of a.", "group": "literary"}
     write_lines(dev, [{**pair, "id": "a"}, {**pair, "id": "b", "context": "He ran"}])
     config = config_of(tmp_path, validation="0.2", dev=dev)
-    train_watched(config)
+    train_with_callbacks(config)
     log = read_lines(config.out / "log.jsonl")
     read = EventAccumulator(str(config.out / "tensorboard"))
     read.Reload()
@@ -60,5 +60,5 @@ def test_without_tensorboard_one_message_and_nothing_is_written(tmp_path, monkey
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     config = config_of(tmp_path, validation="0")
     with pytest.raises(ConfigError, match=r"cqa-fast\[tensorboard\]"):
-        train_watched(config)
+        train_with_callbacks(config)
     assert not config.out.exists()

@@ -239,12 +239,12 @@ class Masked(torch.nn.Module):
         return x * self.dropout.keep(self.number, self.n_cols) * self.dropout.scale
 
 
-def masked_loss(model: PeftModel, config: TrainConfig, window: list[EncodedSample]) -> Tensor:
-    """The window's loss sample by sample, noise and masks drawn for their rows in the window."""
+def masked_loss(model: PeftModel, config: TrainConfig, batch: list[EncodedSample]) -> Tensor:
+    """The global batch's loss sample by sample, noise and masks drawn for their rows in it."""
     table = model.get_input_embeddings().weight
-    starts = accumulate((len(sample.ids) for sample in window), initial=0)
+    starts = accumulate((len(sample.ids) for sample in batch), initial=0)
     loss = torch.zeros(())
-    for sample, start in zip(window, starts, strict=False):
+    for sample, start in zip(batch, starts, strict=False):
         length = len(sample.ids)
         rows, ids = torch.arange(start, start + length), torch.tensor(sample.ids)
         for module in model.modules():
@@ -256,7 +256,7 @@ def masked_loss(model: PeftModel, config: TrainConfig, window: list[EncodedSampl
         logits = model(inputs_embeds=embeds[None]).logits[0, :-1]
         is_label = torch.tensor(sample.loss_mask[1:])
         loss = loss + cross_entropy(logits[is_label], ids[1:][is_label], reduction="sum")
-    return loss / sum(sample.n_labels for sample in window)
+    return loss / sum(sample.n_labels for sample in batch)
 
 
 def test_dropout_and_noise_give_the_gradients_of_peft_with_the_same_masks(lora, plan_of, tmp_path):
