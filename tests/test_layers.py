@@ -1,4 +1,4 @@
-"""The import diagram, executable; change a layer here first."""
+"""The import diagram and the size of a module, executable; change a layer here first."""
 
 import ast
 import subprocess
@@ -48,6 +48,7 @@ MAY_IMPORT = {
 }
 PEERS = ROOT / "cqa" / "bench" / "peers"  # they are what they are compared with
 ONLY_IN = {"click": set(), "rich": set(), "transformers": {"data", "model", "convert"}}
+MOST_LINES = 400  # what is longer has two jobs
 MODULES = sorted(p for p in (ROOT / "cqa").rglob("*.py") if p != ROOT / "cqa/__init__.py")
 
 
@@ -72,6 +73,15 @@ def test_module_imports_only_lower_layers(path):
     for library, layers in ONLY_IN.items():
         if layer not in layers and path.parent != PEERS:
             assert not any(n.split(".")[0] == library for n in names), library
+
+
+@pytest.mark.parametrize(
+    "path",
+    [*MODULES, *sorted((ROOT / "cli").rglob("*.py"))],
+    ids=lambda p: str(p.relative_to(ROOT)),
+)
+def test_module_is_short(path):
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= MOST_LINES
 
 
 def test_every_package_is_listed_in_pyproject():

@@ -13,7 +13,6 @@ from typing import Any, NoReturn
 import click
 
 from cqa.errors import ConfigError, CqaError, ResourceError
-from cqa_fast.options import HelpfulCommand
 from cqa_fast.terminal import show, tell
 
 _ENDING = (signal.SIGTERM, signal.SIGHUP)
@@ -29,8 +28,6 @@ class Terminated(BaseException):
 
 class ErrorsAsMessages(click.Group):
     """A group whose commands end in one message and an exit code where a user can mend it."""
-
-    command_class = HelpfulCommand
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; what a user can mend becomes `error: …` on standard error."""

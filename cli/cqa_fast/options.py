@@ -101,6 +101,14 @@ def flag(*names: str, **kwargs: Any) -> Callable[[Command], Command]:
     return click.option(*names, cls=Setting, **kwargs)
 
 
+JSON = flag("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
+
+
+def command(name: str | None = None) -> Callable[[Command], click.Command]:
+    """Make a function a command, by its own name or another."""
+    return click.command(name, cls=HelpfulCommand)
+
+
 def takes(
     cls: type[T],
     presets: dict[str, dict[str, Any]] | None = None,

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Generic, TypedDict, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -14,7 +14,18 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from cqa.escape import for_svg
+from cqa.report.figure_parts import (
+    band,
+    in_order,
+    label_axis,
+    legend_above,
+    look_of,
+    panels_of,
+    places_of,
+    short,
+    with_gaps,
+    zero_line,
+)
 from cqa.report.figure_rows import (
     CandidateBar,
     EffectPoint,
@@ -40,122 +51,41 @@ from cqa.report.figure_style import (
 )
 
 R = TypeVar("R", bound=PlotRow)
-MARKERS = ("o", "s", "^", "D", "v", "P")
 MOST_GROUPS = 12  # in a figure, as is all that follows; its CSV file has every row
 MOST_POINTS = 400  # of a group
 MOST_ROWS = 60
-MOST_NAMES = 40  # along an axis
 PARTS = {"ddI": (INK, "o"), "d_cond": (PALETTE[2], "^"), "d_prior": (PALETTE[3], "s")}
-Bounded = tuple[float | None, float | None, float | None]  # a value and its interval
-
-
-class Look(TypedDict):
-    """How a group's marks look, as matplotlib takes it."""
-
-    color: str
-    marker: str
-
-
-def _look(groups: Sequence[str], group: str) -> Look:
-    k = groups.index(group)
-    return {"color": PALETTE[k % len(PALETTE)], "marker": MARKERS[k % len(MARKERS)]}
-
-
-def _groups(groups: Iterable[str | None]) -> list[str]:
-    """Return the groups in the order of the rows, so that one has its colour in every figure."""
-    return list(dict.fromkeys(group for group in groups if group is not None))
-
-
-def _axis_of(rows: Sequence[EffectPoint | PartPoint]) -> tuple[dict[str, float], bool]:
-    """Return each adapter's place: its epoch, or its rank where not all have an epoch of theirs."""
-    epochs = {row.adapter: row.epoch for row in rows}
-    numbers = [float(epoch) for epoch in epochs.values() if epoch is not None]
-    if len(set(numbers)) == len(epochs):
-        return dict(zip(epochs, numbers, strict=True)), True
-    return {adapter: float(k) for k, adapter in enumerate(epochs)}, False
-
-
-def _label_axis(ax: Axes, places: dict[str, float], by_epoch: bool) -> None:
-    if by_epoch:
-        ax.set_xlabel("epoch")
-        if len(places) <= 13:
-            ax.set_xticks(sorted(places.values()), [f"{p:g}" for p in sorted(places.values())])
-        else:
-            ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    else:
-        step = -(-len(places) // MOST_NAMES)
-        named = list(places.items())[::step]
-        ax.set_xticks([p for _, p in named], [_short(name) for name, _ in named], rotation=20)
-    if len(places) == 1:
-        (place,) = places.values()
-        ax.set_xlim(place - 1, place + 1)
-
-
-def _short(name: str, limit: int = 22) -> str:
-    """Return a name that a user gave as it is drawn: in a line, its end if it is too long."""
-    line = for_svg(name[-500:])
-    line = line if len(line) <= limit else f"…{line[1 - limit :]}"
-    return f" {line}" if line.startswith("_") else line  # matplotlib hides labels that begin so
-
-
-def _zero(ax: Axes) -> None:
-    ax.axhline(0, color=MUTED, linewidth=0.9, zorder=1)
-
-
-def _gaps(values: Iterable[float | None]) -> list[float]:
-    """Return numbers, what is absent as a gap."""
-    return [float("nan") if value is None else value for value in values]
-
-
-def _band(ax: Axes, x: Sequence[float], points: Sequence[Bounded], look: Look) -> None:
-    """Draw values with their interval: a line in a band, or a lone mark on a bar."""
-    y, low, high = map(_gaps, zip(*points, strict=True))
-    if len(points) == 1:
-        ax.vlines(x, low, high, color=look["color"], linewidth=1.4)
-    else:
-        ax.fill_between(x, low, high, color=look["color"], alpha=0.16, linewidth=0)
-    ax.plot(x, y, zorder=3, **look)
 
 
 def d_by_epoch(rows: Sequence[EffectPoint], width: float) -> Figure:
     """Draw Figure 1: d_z over epochs with its 95 % band, one line per group."""
     figure = Figure(figsize=(width, 3.1 if width > 5 else 3.4))
     ax = figure.add_subplot()
-    groups, (places, by_epoch) = _groups(row.group for row in rows), _axis_of(rows)
+    groups, (places, by_epoch) = in_order(row.group for row in rows), places_of(rows)
     for k, group in enumerate(groups):
         mine = sorted((row for row in rows if row.group == group), key=lambda r: places[r.adapter])
         shift = 0.1 * k if len(places) == 1 else 0.0
         x = [places[row.adapter] + shift for row in mine]
-        look = _look(groups, group)
-        _band(ax, x, [(row.d_z, row.low, row.high) for row in mine], look)
-        ax.lines[-1].set_label(f"{_short(group, 40 if width > 5 else 26)}, n = {mine[0].n:,}")
+        look = look_of(groups, group)
+        band(ax, x, [(row.d_z, row.low, row.high) for row in mine], look)
+        ax.lines[-1].set_label(f"{short(group, 40 if width > 5 else 26)}, n = {mine[0].n:,}")
         for place, row in zip(x, mine, strict=True):
             if row.shown and row.d_z is not None:
                 ax.plot(
                     place, row.d_z, "o", markersize=10, markerfacecolor="none",
                     markeredgecolor=look["color"], markeredgewidth=1.1,
                 )  # fmt: skip
-    _zero(ax)
-    _label_axis(ax, places, by_epoch)
+    zero_line(ax)
+    label_axis(ax, places, by_epoch)
     ax.set_ylabel("d_z of ddI")
-    _legend_above(figure, ax, len(groups), width)
+    legend_above(figure, ax, len(groups), width)
     return figure
-
-
-LEGEND_MARK, LEGEND_CHARACTER = 0.5, 0.068  # inches of an entry: its mark, and a wide character
-
-
-def _legend_above(figure: Figure, ax: Axes, n: int, width: float) -> None:
-    handles, labels = ax.get_legend_handles_labels()
-    longest = LEGEND_MARK + LEGEND_CHARACTER * max(map(len, labels), default=0)
-    columns = max(1, min(n, 4 if width > 5 else 2, int(width / longest)))
-    figure.legend(handles, labels, loc="outside upper left", ncols=columns)
 
 
 def parts(rows: Sequence[PartPoint], width: float) -> Figure:
     """Draw ddI = d_cond - d_prior over epochs, one panel per group."""
-    groups, (places, by_epoch) = _groups(row.group for row in rows), _axis_of(rows)
-    figure, axes = _panels(len(groups), width, 2.5)
+    groups, (places, by_epoch) = in_order(row.group for row in rows), places_of(rows)
+    figure, axes = panels_of(len(groups), width, 2.5)
     step = min((b - a for a, b in pairwise(sorted(places.values()))), default=1.0)
     for ax, group in zip(axes, groups, strict=True):
         for k, (part, (color, marker)) in enumerate(PARTS.items()):
@@ -163,46 +93,32 @@ def parts(rows: Sequence[PartPoint], width: float) -> Figure:
             mine.sort(key=lambda row: places[row.adapter])
             x = [places[row.adapter] + (k - 1) * 0.16 * step for row in mine]
             bounded = [(row.mean_nats, row.low, row.high) for row in mine]
-            y, low, high = map(_gaps, zip(*bounded, strict=True))
+            y, low, high = map(with_gaps, zip(*bounded, strict=True))
             ax.vlines(x, low, high, color=color, linewidth=1.1, alpha=0.7)
             ax.plot(x, y, marker=marker, markersize=3.5, color=color, linewidth=1, label=part)
-        _zero(ax)
-        _label_axis(ax, places, by_epoch)
-        ax.set_title(_short(group))
+        zero_line(ax)
+        label_axis(ax, places, by_epoch)
+        ax.set_title(short(group))
     axes[0].set_ylabel("change, nats")
-    _legend_above(figure, axes[0], 3, 10)
+    legend_above(figure, axes[0], 3, 10)
     return figure
-
-
-def _panels(
-    n: int, width: float, height: float, *, share_y: bool = False
-) -> tuple[Figure, list[Axes]]:
-    """Return n panels: side by side where there is room, else one below the other."""
-    columns = min(n, 2) if width > 5 else 1
-    lines = -(-n // columns)
-    figure = Figure(figsize=(width, height * lines + 0.35))
-    axes = figure.subplots(lines, columns, squeeze=False, sharey=share_y)
-    flat: list[Axes] = list(axes.flat)
-    for spare in flat[n:]:
-        spare.remove()
-    return figure, flat[:n]
 
 
 def collapse(rows: Sequence[CandidateBar], width: float) -> Figure:
     """Draw Figure 2 from data: p over the candidates before and after, given y and given ∅."""
-    groups = _groups(row.group for row in rows)
-    figure, axes = _panels(2 * len(groups), width, 2.0)
+    groups = in_order(row.group for row in rows)
+    figure, axes = panels_of(2 * len(groups), width, 2.0)
     titles = {"given_context": "given the context", "null": "after ∅"}
     panels = [(group, where) for group in groups for where in titles]
     for k, (ax, (group, where)) in enumerate(zip(axes, panels, strict=True)):
         mine = [row for row in rows if row.group == group and row.where == where]
         ranks = [row.rank for row in mine]
-        colour = _look(groups, group)["color"]
+        colour = look_of(groups, group)["color"]
         for shift, p, shade in (
             (-0.2, [row.p_base for row in mine], BASE),
             (0.2, [row.p_adapter for row in mine], colour),
         ):
-            y = _gaps(p)
+            y = with_gaps(p)
             x = [rank + shift for rank in ranks]
             ax.bar(x, y, 0.36, color=shade)
             for place, height in zip(x, y, strict=True):
@@ -216,7 +132,7 @@ def collapse(rows: Sequence[CandidateBar], width: float) -> Figure:
         ax.set_yticks([0, 0.5, 1])
         ax.grid(axis="x", visible=False)
         h = mine[0]
-        ax.set_title(f"{_short(group, 16)}, {titles[where]}", pad=16)
+        ax.set_title(f"{short(group, 16)}, {titles[where]}", pad=16)
         ax.annotate(
             f"H {h.h_base_nats:.3f} → {h.h_adapter_nats:.3f} nats/item", (0, 1), (0, 3),
             xycoords="axes fraction", textcoords="offset points", ha="left", va="bottom",
@@ -225,7 +141,7 @@ def collapse(rows: Sequence[CandidateBar], width: float) -> Figure:
         if k % 2 == 0 or width <= 5:
             ax.set_ylabel("mean p")
     handles = [Patch(color=BASE), Patch(color=PALETTE[0])]
-    names = ["base", f"under {_short(rows[0].adapter)} (coloured)"]
+    names = ["base", f"under {short(rows[0].adapter)} (coloured)"]
     figure.legend(handles, names, loc="outside upper left", ncols=2)
     return figure
 
@@ -250,8 +166,8 @@ def overfitting(rows: Sequence[EpochPoint], width: float) -> Figure:
     }
     held = {row.quantity for row in rows}
     names = [n for n in titles if n in held or (n == "loss" and held & {"eval_loss", "train_loss"})]
-    groups = _groups(row.group for row in rows)
-    figure, axes = _panels(len(names), width, 1.9)
+    groups = in_order(row.group for row in rows)
+    figure, axes = panels_of(len(names), width, 1.9)
     epochs = sorted({row.epoch for row in rows})
     for ax, name in zip(axes, names, strict=True):
         if name == "loss":
@@ -262,17 +178,17 @@ def overfitting(rows: Sequence[EpochPoint], width: float) -> Figure:
             if mine:
                 x = [row.epoch for row in mine]
                 bounded = [(row.value, row.low, row.high) for row in mine]
-                _band(ax, x, bounded, _look(groups, group))
-                ax.lines[-1].set_label(_short(group, 40 if width > 5 else 26))
+                band(ax, x, bounded, look_of(groups, group))
+                ax.lines[-1].set_label(short(group, 40 if width > 5 else 26))
         if name in ("mean_ddi", "d_z"):
-            _zero(ax)
+            zero_line(ax)
         ax.set_title(titles[name])
         ax.set_xlim(epochs[0] - 0.4, epochs[-1] + 0.4)
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     for ax in axes[-2:] if width > 5 else axes[-1:]:
         ax.set_xlabel("epoch")
     if groups:
-        _legend_above(figure, axes[-1], len(groups), width)
+        legend_above(figure, axes[-1], len(groups), width)
     return figure
 
 
@@ -284,21 +200,21 @@ def _losses(ax: Axes, rows: Sequence[EpochPoint]) -> None:
     for name, (label, color, style, marker) in looks.items():
         mine = sorted((r for r in rows if r.quantity == name), key=lambda r: r.epoch)
         if mine:
-            x, y = [row.epoch for row in mine], _gaps(row.value for row in mine)
+            x, y = [row.epoch for row in mine], with_gaps(row.value for row in mine)
             ax.plot(x, y, style, color=color, marker=marker, label=label)
     ax.legend(loc="best")
 
 
 def items(rows: Sequence[ItemPoint], width: float) -> Figure:
     """Draw every item's ddI, largest last, one panel per group."""
-    groups = _groups(row.group for row in rows)
-    figure, axes = _panels(len(groups), width, 2.1, share_y=True)
+    groups = in_order(row.group for row in rows)
+    figure, axes = panels_of(len(groups), width, 2.1, share_y=True)
     for ax, group in zip(axes, groups, strict=True):
         values = sorted(row.ddi_nats for row in rows if row.group == group)
         mean = sum(values) / len(values)
         places = _evenly(len(values))
         x, values = [place + 1 for place in places], [values[place] for place in places]
-        color = _look(groups, group)["color"]
+        color = look_of(groups, group)["color"]
         ax.vlines(x, 0, values, color=color, linewidth=max(0.5, min(1.6, 120 / len(x))), alpha=0.55)
         ax.plot(x, values, "o", color=color, markersize=max(1.5, min(4.0, 160 / len(x))))
         ax.axhline(mean, color=INK, linewidth=1.0, linestyle=(0, (4, 3)))
@@ -306,8 +222,8 @@ def items(rows: Sequence[ItemPoint], width: float) -> Figure:
             f"mean {mean:+.2f}".replace("-", "−"), (0.01, mean), (2, 3),
             xycoords=("axes fraction", "data"), textcoords="offset points", fontsize=8, color=INK,
         )  # fmt: skip
-        _zero(ax)
-        ax.set_title(_short(group))
+        zero_line(ax)
+        ax.set_title(short(group))
         ax.set_xlabel("items, by ddI")
         ax.grid(axis="x", visible=False)
         ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
@@ -317,17 +233,17 @@ def items(rows: Sequence[ItemPoint], width: float) -> Figure:
 
 def continuations(rows: Sequence[TextPoint], width: float) -> Figure:
     """Draw Table 2: the change of log P per token with its interval, a line per domain."""
-    groups = _groups(row.group for row in rows)
+    groups = in_order(row.group for row in rows)
     figure = Figure(figsize=(width, 0.75 + 0.28 * len(rows)))
     ax = figure.add_subplot()
     labels = []
     for k, row in enumerate(rows):
-        look = _look(groups, row.group)
-        x, low, high = _gaps((row.change_nats_per_token, row.low, row.high))
+        look = look_of(groups, row.group)
+        x, low, high = with_gaps((row.change_nats_per_token, row.low, row.high))
         ax.hlines(k, low, high, color=look["color"], linewidth=1.6)
         fill = look["color"] if row.domain is None else "none"
         ax.plot(x, k, markersize=6, markerfacecolor=fill, **look)
-        labels.append(f"{_short(row.domain or row.group)}, n = {row.n:,}")
+        labels.append(f"{short(row.domain or row.group)}, n = {row.n:,}")
     ax.axvline(0, color=MUTED, linewidth=0.9, zorder=1)
     ax.set_yticks(range(len(rows)), labels)
     for label, row in zip(ax.get_yticklabels(), rows, strict=True):
@@ -341,17 +257,17 @@ def continuations(rows: Sequence[TextPoint], width: float) -> Figure:
 
 def specifications(rows: Sequence[SpecificationPoint], width: float) -> Figure:
     """Draw p of every specification, a line each, smallest first."""
-    questions = _groups(row.question for row in rows)
+    questions = in_order(row.question for row in rows)
     tall = 0.7 + 0.19 * len(rows)
     figure = Figure(figsize=(width, tall))
     axes = figure.subplots(len(questions), squeeze=False)[:, 0]
     for ax, question in zip(axes, questions, strict=True):
         mine = sorted((r for r in rows if r.question == question), key=lambda r: r.p or 0.0)
-        tests = _groups(row.test for row in mine)
+        tests = in_order(row.test for row in mine)
         for k, row in enumerate(mine):
-            look = _look(sorted(tests), row.test)
+            look = look_of(sorted(tests), row.test)
             fill = look["color"] if row.agrees else "none"
-            p = [max(value, 1e-5) for value in _gaps([row.p])]
+            p = [max(value, 1e-5) for value in with_gaps([row.p])]
             ax.plot(p, [k], linestyle="none", markersize=5, markerfacecolor=fill, **look)
         ax.axvline(0.05, color=MUTED, linewidth=0.9, zorder=1)
         ax.set_xscale("log")
@@ -370,7 +286,7 @@ def specifications(rows: Sequence[SpecificationPoint], width: float) -> Figure:
 
 def _drawn(rows: Sequence[R]) -> tuple[Sequence[R], str]:
     """Return the rows that a figure has room for, and what of it is left out, in words."""
-    groups, said = _groups(getattr(row, "group", None) for row in rows), []
+    groups, said = in_order(getattr(row, "group", None) for row in rows), []
     if len(groups) > MOST_GROUPS:
         shown = set(groups[:MOST_GROUPS])
         rows = [row for row in rows if getattr(row, "group", None) in {None, *shown}]

@@ -1,0 +1,133 @@
+"""The commands of further studies.
+
+They are thin, without logic; what is heavy is imported inside their bodies.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import click
+
+from cqa.bridges.config import LmEvalConfig
+from cqa.score.config import PrescreenConfig
+from cqa.study.config import PowerConfig, ScaleConfig
+from cqa.train.config import PRESETS
+from cqa.train.earlier import taken_over
+from cqa_fast.options import A_PATH, JSON, command, flag, takes
+from cqa_fast.terminal import say, say_json, tell
+
+
+@command("lm-eval")
+@takes(LmEvalConfig)
+@JSON
+def lm_eval(config: LmEvalConfig, as_json: bool) -> None:
+    """Evaluate tasks of lm-eval, those that compare or score given texts.
+
+    \b
+    Example:
+      cqa-fast lm-eval --model Qwen/Qwen2.5-7B --adapter run/epoch-05 \\
+          --tasks arc_easy,piqa,hellaswag
+    """
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_DISABLE", "1")  # read when tqdm is imported
+    from cqa.bridges.lm_eval_run import evaluate, results_text
+
+    results = evaluate(config)
+    say_json(results) if as_json else say(results_text(results))
+
+
+@command()
+@click.argument("scores", required=False, type=A_PATH)
+@takes(PowerConfig)
+@JSON
+def power(config: PowerConfig, scores: Path | None, as_json: bool) -> None:
+    """Say how many items a study needs, by simulation, before they are collected.
+
+    \b
+    Example:
+      cqa-fast power --effect 0.5 --sd 1.5 --icc 0.1 \\
+          --items-per-source 4 --epochs-swept 7
+      cqa-fast power pilot-scores --effect 0.5
+    """
+    from cqa.study.power import plan_power, power_text
+
+    result = plan_power(config, scores, on_part=lambda name: tell(f"simulating {name}"))
+    say_json(result.to_json()) if as_json else say(power_text(result))
+
+
+@command()
+@takes(PrescreenConfig)
+@JSON
+def prescreen(config: PrescreenConfig, as_json: bool) -> None:
+    """Rank decision points by what a base model has yet to learn about them.
+
+    \b
+    Example:
+      cqa-fast prescreen --model Qwen/Qwen2.5-7B --pairs points.jsonl \\
+          --budget 100 --out points
+    """
+    from cqa.score.prescreen import RANKED, SELECTED, prescreen_text
+    from cqa.score.prescreen import prescreen as run_prescreen
+    from cqa_fast.progress import ScoreProgress
+
+    with closing(ScoreProgress()) as progress:
+        summary = run_prescreen(config, on_event=progress)
+    if summary is None:
+        return
+    tell(f"points: {config.out / RANKED}" + (f", {config.out / SELECTED}" if config.budget else ""))
+    say_json(summary.to_json()) if as_json else say(prescreen_text(summary))
+
+
+@command()
+@takes(ScaleConfig, PRESETS, implied=partial(taken_over, ScaleConfig))
+@JSON
+def scale(config: ScaleConfig, as_json: bool) -> None:
+    """Train on nested subsets of several sizes and seeds, and show how the effect grows.
+
+    \b
+    Example:
+      cqa-fast scale --model Qwen/Qwen2.5-7B --data train.jsonl \\
+          --pairs literary.jsonl --out scale
+    """
+    from cqa.study.scale import CURVE, scale_text
+    from cqa.study.scale import scale as run_scale
+    from cqa_fast.progress import ScaleProgress, ScoreProgress
+
+    with closing(ScaleProgress()) as training, closing(ScoreProgress()) as scoring:
+        result = run_scale(config, on_train=training, on_score=scoring)
+    tell(f"curve: {config.out / CURVE}")
+    say_json(result.to_json()) if as_json else say(scale_text(result))
+
+
+@command()
+@click.argument("files", nargs=-1, required=True, type=A_PATH)
+@flag(
+    "--by",
+    type=click.Choice(["auto", "tags", "words"]),
+    default="auto",
+    show_default=True,
+    help="The samples' own `tags`, or English word lists; auto takes tags where there are some.",
+)
+@flag(
+    "--gold",
+    type=A_PATH,
+    help="Samples tagged by hand, to measure the word lists on instead of the 60 embedded ones.",
+)
+@JSON
+def coverage(files: tuple[Path, ...], by: Any, gold: Path | None, as_json: bool) -> None:
+    """Count which kinds of knowledge the samples of training FILES touch; filter nothing.
+
+    \b
+    Example:
+      cqa-fast coverage train.jsonl alpaca.jsonl
+    """
+    from cqa.coverage.counts import GOLD, cover, coverage_text
+
+    result = cover(files, by=by, gold=gold or GOLD)
+    say_json(result.to_json()) if as_json else say(coverage_text(result))
