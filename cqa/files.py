@@ -18,7 +18,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock, FileLock, Timeout
 from safetensors import SafetensorError
 
 from cqa.errors import ConfigError, DataError, ResourceError
@@ -279,8 +279,12 @@ def refuse_held(folder: Path) -> None:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
     """Hold a folder for this process; the lock of a killed process is free at once.
+
+    Args:
+        folder: The folder; it is made if it is not there.
+        wait: Whether to wait for another process that holds it.
 
     Raises:
         ResourceError: Another process holds it, which the message names.
@@ -291,21 +295,12 @@ def locked(folder: Path) -> Iterator[None]:
             raise ConfigError("expected --out to be a folder, got a file", where=str(folder))
         folder.mkdir(parents=True, exist_ok=True)
         sync(folder.parent)
-        lock = FileLock(folder / ".lock", mode=_usual_mode())
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
+        lock = _acquired(folder / ".lock", wait=wait)
+        if lock is None:
             raise ResourceError(
                 f"expected a folder that no other run uses, got one held by {_name_of(holder)}",
                 where=str(folder), hint=_hint_for(holder),
-            ) from None  # fmt: skip
-        except (NotImplementedError, OSError) as error:
-            if isinstance(error, OSError) and error.errno not in _NO_LOCKS:
-                raise
-            raise ResourceError(
-                "expected a file system that has locks, got one without", where=str(folder),
-                hint="name an --out on another one, and copy it when the run has ended",
-            ) from None  # fmt: skip
+            )  # fmt: skip
     try:
         with reported(holder):
             discard(holder)
@@ -319,6 +314,41 @@ def locked(folder: Path) -> Iterator[None]:
                 discard(holder)
         finally:
             lock.release()
+
+
+@contextmanager
+def claimed(path: Path) -> Iterator[bool]:
+    """Claim a piece of work that several processes share, by the lock of a file.
+
+    The claim of a process that has died is free at once, and the work can be claimed again.
+
+    Yields:
+        Whether it is this process's now; False is that another one has it.
+    """
+    with reported(path):
+        lock = _acquired(path)
+    try:
+        yield lock is not None
+    finally:
+        if lock is not None:
+            lock.release()
+
+
+def _acquired(path: Path, *, wait: bool = False) -> BaseFileLock | None:
+    """Return the lock of a file, which is made; None where another process has it."""
+    lock = FileLock(path, mode=_usual_mode())
+    try:
+        lock.acquire(timeout=-1 if wait else 0)
+    except Timeout:
+        return None
+    except (NotImplementedError, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in _NO_LOCKS:
+            raise
+        raise ResourceError(
+            "expected a file system that has locks, got one without", where=str(path.parent),
+            hint="name an --out on another one, and copy it when the run has ended",
+        ) from None  # fmt: skip
+    return lock
 
 
 def _hint_for(holder: Path) -> str:

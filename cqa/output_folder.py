@@ -41,13 +41,16 @@ _REPORT = ("report.html", "report.md", "tables/scores_long.csv")
 _NEW_FILE_SYSTEM = "lost+found"
 
 
-def check_output(out: Path, kind: Kind, inputs: Iterable[tuple[str, Path]] = ()) -> None:
+def check_output(
+    out: Path, kind: Kind, inputs: Iterable[tuple[str, Path]] = (), *, shared: bool = False
+) -> None:
     """Refuse a folder that a command must not write to, before anything slow is done.
 
     Args:
         out: The folder; it need not be there.
         kind: What the command fills it with.
         inputs: What the command reads, as `input_paths` returns it.
+        shared: Whether several processes may fill it, each waiting for its turn.
 
     Raises:
         ConfigError: It is a file, holds an input, or holds what is not of this kind.
@@ -64,14 +67,20 @@ def check_output(out: Path, kind: Kind, inputs: Iterable[tuple[str, Path]] = ())
     if not out.exists():
         return
     _check_kind(out, kind)
-    refuse_held(out)
+    if not shared:
+        refuse_held(out)
 
 
 @contextmanager
-def filled(out: Path, kind: Kind) -> Iterator[None]:
+def filled(out: Path, kind: Kind, *, wait: bool = False) -> Iterator[None]:
     """Hold a folder for this process and mark it as of a kind, made if it is not there.
 
     Work that fails before it wrote anything leaves no mark, so another kind may take its place.
+
+    Args:
+        out: The folder.
+        kind: What it is filled with.
+        wait: Whether to wait for another process that holds it.
 
     Raises:
         ConfigError: It holds what is not of this kind.
@@ -79,7 +88,7 @@ def filled(out: Path, kind: Kind) -> Iterator[None]:
     """
     if out.is_dir():
         _check_kind(out, kind)
-    with locked(out):
+    with locked(out, wait=wait):
         unmarked = _marked_kind(out) is None
         if unmarked:
             write_json(out / MARKER, {"kind": kind})

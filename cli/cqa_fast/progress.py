@@ -25,6 +25,7 @@ from cqa.schema.events import (
     RowsWritten,
     ScaleEvent,
     ScaleRun,
+    ScaleWait,
     ScoreEvent,
     ScoreStart,
     Step,
@@ -189,6 +190,10 @@ class ScaleProgress(_Progress):
                 self.display.advance(step, self._name)
             case Step(loss_nats=loss):
                 self.display.advance(1, f"{self._name}  loss {loss:.3f}")
+            case ScaleWait(names=names):
+                self.display.stop()
+                more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+                self.display.line(f"waiting for other processes: {names[0]}{more}")
 
 
 class ScoreProgress(_Progress):

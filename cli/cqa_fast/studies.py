@@ -90,6 +90,8 @@ def prescreen(config: PrescreenConfig, as_json: bool) -> None:
 def scale(config: ScaleConfig, as_json: bool) -> None:
     """Train on nested subsets of several sizes and seeds, and show how the effect grows.
 
+    Several processes with the same --out share the runs; the same command continues a study.
+
     \b
     Example:
       cqa-fast scale --model Qwen/Qwen2.5-7B --data train.jsonl \\

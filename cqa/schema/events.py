@@ -115,6 +115,14 @@ class ScaleRun(Record):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ScaleWait(Record):
+    """All runs of a scale study are done but those that other processes do."""
+
+    event: Literal["wait"] = "wait"
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ScoreStart(Record):
     """Scoring begins."""
 
@@ -168,6 +176,6 @@ class BenchResult(Record):
 
 LogLine = Step | Eval | Dev | Memory | Note
 TrainEvent = TrainStart | Finished | LogLine
-ScaleEvent = ScaleRun | TrainEvent
+ScaleEvent = ScaleRun | ScaleWait | TrainEvent
 ScoreEvent = ScoreStart | ModelStart | RowsWritten | ModelScored | Note
 BenchEvent = BenchPart | BenchResult

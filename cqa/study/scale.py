@@ -12,26 +12,23 @@ training, not that of the items, which are the same for all.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
 
 from cqa.config import command_line, describe, given_settings, input_paths
 from cqa.data.jsonl import raw_lines
-from cqa.errors import ConfigError
-from cqa.files import discard, new_file, write_json
-from cqa.interrupt import Interrupted, continued_by
+from cqa.errors import ConfigError, DataError
+from cqa.files import new_file, write_json
+from cqa.interrupt import continued_by
 from cqa.kernels.philox import SPLIT, permutation, stream_of
 from cqa.model.load import BaseModel, open_model
 from cqa.output_folder import check_output, filled
 from cqa.report.tables import plain
 from cqa.report.tables import write_csv as to_csv
-from cqa.run_folder import STATE, epoch_name
 from cqa.schema.comparison import Comparison
-from cqa.schema.events import ScaleEvent, ScaleRun, ScoreEvent, TrainEvent
+from cqa.schema.events import ScaleEvent, ScoreEvent
 from cqa.schema.scale import CurvePoint, Overlong, RunResult, ScaleResult
 from cqa.schema.written import Result
 from cqa.score.adapters import find_adapters
@@ -40,31 +37,24 @@ from cqa.score.encoded import Items, first_named, left_out_text
 from cqa.score.run import score
 from cqa.stats.tests import t_interval
 from cqa.study.config import ScaleConfig
+from cqa.study.scale_runs import (
+    RUNS_FOLDER,
+    Cell,
+    adapter_of,
+    cells_of,
+    settings_of,
+    steps_of,
+    subset_of,
+    train_all,
+)
 from cqa.text import aligned, counted, interval, named, signed
-from cqa.train.checkpoint import check_same_model, open_run
 from cqa.train.config import TrainConfig
-from cqa.train.loop import train
 from cqa.train.plan import Plan, make_plan
 from cqa.train.schedule import first_learning_step
 
 RESULT, CURVE, RUNS = "scale.json", "curve.csv", "runs.csv"
 MOSTLY_SHARED = 0.5  # of two subsets of one size, from which it is told
 _SUBSET = 1  # number of the SPLIT stream that orders samples for subsets; 0 splits off validation
-
-
-@dataclass(frozen=True, slots=True)
-class Cell:
-    """One training run: a subset, a seed and a schedule."""
-
-    size: int
-    seed: int
-    epochs: int
-    scored_epoch: int
-
-    @property
-    def name(self) -> str:
-        """What its folder is called."""
-        return f"n{self.size:03d}-seed{self.seed}-epochs{self.epochs}"
 
 
 def scale(
@@ -76,7 +66,9 @@ def scale(
     """Train on every subset and seed, score the adapters, and return the curve.
 
     The base is loaded once. What an earlier, killed call finished is not done again, and a run that
-    it left goes on from its last state; only the scored epoch's adapter of each run is kept.
+    it left goes on from its last state; only the scored epoch's adapter of each run is kept. Any
+    number of processes, on machines that share the folder, may do the runs of one study: each run
+    is trained by the one that claims it, and the scores are those of the first that finds all done.
 
     Args:
         config: The settings; those of training hold for every run.
@@ -86,7 +78,7 @@ def scale(
     Raises:
         CqaError: Anything that the user can mend; see cqa.errors.
     """
-    check_output(config.out, "scale", input_paths(config))
+    check_output(config.out, "scale", input_paths(config), shared=True)
     plan = make_plan(config)
     if config.sizes[-1] > len(plan.train):
         raise ConfigError(
@@ -104,38 +96,37 @@ def scale(
     _check_steps(config)
     items = Items(_scoring(config, ()), plan.tokenizer, plan.shape.max_positions)
     items.check()
-    again = command_line(ScaleConfig, "scale", given_settings(config))
-    with filled(config.out, "scale"), continued_by(again):
-        validation = _write_subsets(config, plan)
-        arms = {arm: _cells(config, arm) for arm in config.arms}
-        cells = list(dict.fromkeys(cell for group in arms.values() for cell in group))
-        settings = {cell: _settings(config, cell, validation) for cell in cells}
+    arms = {arm: cells_of(config, arm) for arm in config.arms}
+    cells = list(dict.fromkeys(cell for group in arms.values() for cell in group))
+    with continued_by(command_line(ScaleConfig, "scale", given_settings(config))):
+        with filled(config.out, "scale", wait=True):
+            validation = _write_subsets(config, plan)
+            (config.out / RUNS_FOLDER).mkdir(exist_ok=True)
+        settings = {cell: settings_of(config, cell, validation) for cell in cells}
         columns = plan.spec.rank_columns()
         base = open_model(plan.folder, config.device, config.dtype, rank_columns=columns)
-        for k, cell in enumerate(cells, start=1):
-            steps = _steps(config, cell.size, cell.scored_epoch)
-            done = _is_trained(settings[cell], cell, base)
-            on_train(ScaleRun(name=cell.name, k=k, n_runs=len(cells), n_steps=steps, done=done))
-            if not done:
-                _train(settings[cell], cell, base, on_train)
-            discard(settings[cell].out / STATE)
-        scored = _score(config, settings, base, on_score)
-    runs = tuple(
-        _run_result(config, arm, cell, group, entry)
-        for arm, group_of_cells in arms.items()
-        for cell in group_of_cells
-        for group, entry in scored[cell].items()
-    )
-    result = ScaleResult(
-        unit="nats",
-        n_train=len(plan.train),
-        runs=runs,
-        curve=tuple(_curve(runs)),
-        too_long=Overlong(config.too_long, plan.affected_ids, items.overlong, items.max_positions),
-    )
-    write_json(config.out / RESULT, {"settings": describe(config), **result.to_json()})
-    write_csv(config.out / CURVE, result.curve)
-    write_csv(config.out / RUNS, result.runs)
+        train_all(config, settings, base, on_train)
+        with filled(config.out, "scale", wait=True):
+            scored = _score(config, settings, base, on_score)
+            runs = tuple(
+                _run_result(config, arm, cell, group, entry)
+                for arm, group_of_cells in arms.items()
+                for cell in group_of_cells
+                for group, entry in scored[cell].items()
+            )
+            overlong = Overlong(
+                config.too_long, plan.affected_ids, items.overlong, items.max_positions
+            )
+            result = ScaleResult(
+                unit="nats",
+                n_train=len(plan.train),
+                runs=runs,
+                curve=tuple(_curve(runs)),
+                too_long=overlong,
+            )
+            write_json(config.out / RESULT, {"settings": describe(config), **result.to_json()})
+            write_csv(config.out / CURVE, result.curve)
+            write_csv(config.out / RUNS, result.runs)
     return result
 
 
@@ -151,90 +142,44 @@ def _write_subsets(config: ScaleConfig, plan: Plan) -> str:
         order = permutation(seed, 0, stream_of(SPLIT, _SUBSET), len(plan.train))
         for size in config.sizes:
             chosen = [lines[plan.train[i].where] for i in order[:size]]
-            _replace(_subset(config, size, seed), chosen)
+            _keep(subset_of(config, size, seed), chosen, config.data)
     if not config.validation_share:
         return config.validation
     held = config.out / "data" / "validation.jsonl"
-    _replace(held, [lines[sample.where] for sample in plan.validation])
+    _keep(held, [lines[sample.where] for sample in plan.validation], config.data)
     return str(held)
 
 
-def _subset(config: ScaleConfig, size: int, seed: int) -> Path:
-    return config.out / "data" / f"n{size:03d}-seed{seed}.jsonl"
+def _keep(path: Path, lines: Iterable[bytes], data: Sequence[Path]) -> None:
+    """Write samples to a file, which then stays: the runs of any process are of its bytes.
 
-
-def _replace(path: Path, lines: Iterable[bytes]) -> None:
+    Raises:
+        DataError: It is there with others.
+    """
+    whole = b"".join(lines)
+    if path.exists():
+        if path.read_bytes() != whole:
+            raise DataError(
+                f"expected the data of the study to go on with, got other samples for {path}",
+                where=", ".join(map(str, data)), hint="another study has another --out",
+            )  # fmt: skip
+        return
     with new_file(path) as temporary:
-        temporary.write_bytes(b"".join(lines))
-
-
-def _steps(config: ScaleConfig, size: int, epochs: int) -> int:
-    return math.ceil(size / config.global_batch_size) * epochs
+        temporary.write_bytes(whole)
 
 
 def _check_steps(config: ScaleConfig) -> None:
     """Refuse a run that would be scored before a step of it has learned."""
-    for cell in (cell for arm in config.arms for cell in _cells(config, arm)):
-        total = _steps(config, cell.size, cell.epochs)
+    for cell in (cell for arm in config.arms for cell in cells_of(config, arm)):
+        total = steps_of(config, cell.size, cell.epochs)
         first = first_learning_step(total, config.warmup_ratio)
-        if first is None or first > (scored := _steps(config, cell.size, cell.scored_epoch)):
+        if first is None or first > (scored := steps_of(config, cell.size, cell.scored_epoch)):
             n = total if first is None else scored
             raise ConfigError(
                 f"expected steps that learn in every run, got {counted(n, 'step')} at zero rate "
                 f"with {counted(cell.size, 'sample')}",
                 hint="more --epochs, a smaller --grad-accum, larger --sizes, or --warmup-ratio 0",
             )
-
-
-def _cells(config: ScaleConfig, arm: str) -> list[Cell]:
-    """Return the runs of an arm; steps are matched to the nearest whole epoch."""
-    scored = config.scored_epoch or config.epochs
-    cells = []
-    for size in config.sizes:
-        longer = 1.0
-        if arm == "step":
-            longer = _steps(config, config.sizes[-1], 1) / _steps(config, size, 1)
-        epochs, scored_epoch = (max(1, round(n * longer)) for n in (config.epochs, scored))
-        cells += [
-            Cell(size, seed, epochs, scored_epoch)
-            for seed in range(config.seed, config.seed + config.seeds)
-        ]
-    return cells
-
-
-def _settings(config: ScaleConfig, cell: Cell, validation: str) -> TrainConfig:
-    own = {f.name: getattr(config, f.name) for f in fields(TrainConfig)}
-    changed = {
-        "data": (_subset(config, cell.size, cell.seed),),
-        "out": config.out / "runs" / cell.name,
-        "epochs": cell.epochs,
-        "seed": cell.seed,
-        "validation": validation,
-    }
-    return TrainConfig(**{**own, **changed})
-
-
-def _adapter(settings: TrainConfig, cell: Cell) -> Path:
-    return settings.out / epoch_name(cell.scored_epoch)
-
-
-def _is_trained(settings: TrainConfig, cell: Cell, base: BaseModel) -> bool:
-    """Whether a run's adapter is there, made with the same settings, data and base."""
-    if not _adapter(settings, cell).is_dir():
-        return False
-    plan = make_plan(settings)
-    open_run(plan, resume=True)
-    check_same_model(plan, base.digest, base.decoder.dtype)
-    return True
-
-
-def _train(
-    settings: TrainConfig, cell: Cell, base: BaseModel, on_event: Callable[[TrainEvent], None]
-) -> None:
-    try:
-        train(settings, resume=True, base=base, only_epoch=cell.scored_epoch, on_event=on_event)
-    except Interrupted as stop:
-        raise Interrupted(stop.exit_code - 128, f"stopped in run {cell.name}") from None
 
 
 def _scoring(config: ScaleConfig, adapters: tuple[Path, ...]) -> ScoreConfig:
@@ -258,7 +203,7 @@ def _score(
     on_event: Callable[[ScoreEvent], None],
 ) -> dict[Cell, dict[str, Comparison]]:
     """Score every run's adapter; return the summary's entry by run and group."""
-    folders = {_adapter(settings[cell], cell): cell for cell in settings}
+    folders = {adapter_of(settings[cell], cell): cell for cell in settings}
     scoring = _scoring(config, tuple(folders))
     summary = score(scoring, base=base, on_event=on_event).summary
     assert summary is not None  # the settings ask for it
@@ -281,7 +226,7 @@ def _run_result(
         run=cell.name,
         epochs=cell.epochs,
         scored_epoch=cell.scored_epoch,
-        steps=_steps(config, cell.size, cell.scored_epoch),
+        steps=steps_of(config, cell.size, cell.scored_epoch),
         n_items=entry.n,
         mean_delta_i_base_nats=entry.delta_i_nats.before,
         mean_delta_i_nats=entry.delta_i_nats.after,

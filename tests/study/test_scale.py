@@ -5,24 +5,39 @@ import json
 import math
 import os
 import signal
+import subprocess
+import sys
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from helpers import read_lines, write_lines
+from helpers import ROOT, read_lines, write_lines
 from scipy import stats
 from study.common import MODEL, SMALL, write_pairs, write_samples
 
 from cqa.errors import ConfigError, DataError
+from cqa.files import claimed
 from cqa.interrupt import Interrupted
 from cqa.model import load
-from cqa.schema.events import ModelScored, RowsWritten, ScaleEvent, ScaleRun, ScoreEvent, Step
+from cqa.output_folder import filled
+from cqa.schema.events import (
+    ModelScored,
+    RowsWritten,
+    ScaleEvent,
+    ScaleRun,
+    ScaleWait,
+    ScoreEvent,
+    Step,
+)
 from cqa.schema.scale import ScaleResult
 from cqa.score.config import ScoreConfig
 from cqa.score.run import score
 from cqa.study.config import ScaleConfig
-from cqa.study.scale import _cells, scale, scale_text
+from cqa.study.scale import scale, scale_text
+from cqa.study.scale_runs import cells_of, claim_of
 from cqa.train.config import TrainConfig
 from cqa.train.loop import train
 from cqa.train.plan import make_plan
@@ -67,7 +82,9 @@ def adapters_of(out: Path) -> dict[str, bytes]:
 
 def test_default_arms_match_epochs_or_steps(files, tmp_path):
     config = config_of(files, tmp_path, sizes=(10, 30, 60, 100), seeds=1, epochs=12)
-    by_epoch, by_step = ([(c.size, c.epochs) for c in _cells(config, a)] for a in ("epoch", "step"))
+    by_epoch, by_step = (
+        [(c.size, c.epochs) for c in cells_of(config, a)] for a in ("epoch", "step")
+    )
     assert by_epoch == [(10, 12), (30, 12), (60, 12), (100, 12)]
     assert by_step == [(10, 120), (30, 40), (60, 20), (100, 12)]
     assert all(math.ceil(size / 2) * epochs == 600 for size, epochs in by_step)
@@ -75,8 +92,8 @@ def test_default_arms_match_epochs_or_steps(files, tmp_path):
 
 def test_scored_epoch_of_smaller_subsets_comes_after_as_many_steps(files, tmp_path):
     config = config_of(files, tmp_path, sizes=(10, 30, 60, 100), seeds=1, epochs=12, scored_epoch=5)
-    assert [c.scored_epoch for c in _cells(config, "epoch")] == [5, 5, 5, 5]
-    assert [c.scored_epoch for c in _cells(config, "step")] == [50, 17, 8, 5]
+    assert [c.scored_epoch for c in cells_of(config, "epoch")] == [5, 5, 5, 5]
+    assert [c.scored_epoch for c in cells_of(config, "step")] == [50, 17, 8, 5]
 
 
 def test_subsets_are_nested_and_drawn_by_the_seed(done, files):
@@ -194,6 +211,128 @@ def test_killed_study_goes_on_where_it_was(done, files, tmp_path, run):
     assert times == {name: (config.out / name).stat().st_mtime_ns for name in before}
 
 
+SMALLER = {"seeds": 1, "arms": ("epoch",)}
+TWO = [RUNS[0], RUNS[2]]
+
+
+@pytest.fixture(scope="module")
+def small(files, tmp_path_factory) -> tuple[ScaleConfig, ScaleResult]:
+    """A finished study of two runs."""
+    config = config_of(files, tmp_path_factory.mktemp("small") / "out", **SMALLER)
+    return config, scale(config)
+
+
+def results_of(out: Path) -> dict[str, bytes]:
+    """What a study comes to, wherever it was made."""
+    names = ("curve.csv", "runs.csv", "scores/scores.jsonl", "scores/summary.json")
+    return {**adapters_of(out), **{name: (out / name).read_bytes() for name in names}}
+
+
+def begun(config: ScaleConfig) -> None:
+    """Make the folder as another process has begun it."""
+    with filled(config.out, "scale"):
+        (config.out / "runs").mkdir()
+
+
+def test_run_that_another_process_does_is_waited_for_and_the_others_are_done(
+    small, files, tmp_path
+):
+    config = config_of(files, tmp_path / "out", **SMALLER)
+    first, *_ = cells_of(config, "epoch")
+    events: list[ScaleEvent] = []
+    waits = threading.Event()
+
+    def see(event: ScaleEvent) -> None:
+        events.append(event)
+        if isinstance(event, ScaleWait):
+            waits.set()
+
+    begun(config)
+    found: list[ScaleResult] = []
+    worker = threading.Thread(target=lambda: found.append(scale(config, on_train=see)))
+    with claimed(claim_of(config, first)) as ours:
+        assert ours
+        worker.start()
+        while worker.is_alive() and not waits.wait(0.1):
+            pass
+        assert runs_of(events) == [(name, False) for name in TWO[1:]]
+        assert not (config.out / "runs" / TWO[0]).exists()
+    worker.join()
+    assert runs_of(events)[-1] == (TWO[0], False)
+    assert [e.names for e in events if isinstance(e, ScaleWait)] == [(TWO[0],)]
+    assert found == [small[1]]
+    assert results_of(config.out) == results_of(small[0].out)
+
+
+def test_claim_of_a_process_that_was_killed_is_taken_up(small, files, tmp_path):
+    config = config_of(files, tmp_path / "out", **SMALLER)
+    first, *_ = cells_of(config, "epoch")
+    begun(config)
+    code = (
+        "import sys, time; from pathlib import Path; from cqa.files import claimed\n"
+        "with claimed(Path(sys.argv[1])) as ours: print(ours, flush=True); time.sleep(600)"
+    )
+    holder = subprocess.Popen(
+        [sys.executable, "-c", code, str(claim_of(config, first))], cwd=ROOT,
+        stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert holder.stdout is not None
+    with holder.stdout as said:
+        assert said.readline() == "True\n"
+
+    def kill(event: ScaleEvent) -> None:
+        if isinstance(event, ScaleWait):
+            holder.kill()
+            holder.wait()
+
+    assert scale(config, on_train=kill) == small[1]
+    assert holder.returncode == -signal.SIGKILL
+    assert results_of(config.out) == results_of(small[0].out)
+
+
+def test_two_processes_share_a_study_and_one_killed_is_replaced(small, files, tmp_path):
+    config = config_of(files, tmp_path / "out", **SMALLER)
+    settings = [
+        "--model", MODEL, "--data", files[0], "--pairs", files[1], "--out", config.out,
+        "--sizes", "2,4", "--seeds", 1, "--arms", "epoch", "--epochs", 2, "--seed", 3, "--rank", 2,
+        "--targets", "q,v", "--lr", 5e-3, "--validation", 0, "--device", "cpu",
+    ]  # fmt: skip
+    code = (  # kills itself in its first run, whose claim and state it leaves
+        "import os, signal, sys; from cqa_fast.main import main; from cqa.train import loop\n"
+        "real = loop.save_state\n"
+        "def killed(*a): real(*a); os.kill(os.getpid(), signal.SIGKILL)\n"
+        "loop.save_state = killed; main(sys.argv[1:])"
+    )
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'cli'}{os.pathsep}{ROOT}"}
+    other = subprocess.Popen(
+        [sys.executable, "-c", code, "scale", *map(str, settings)], env=environment,
+        stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    while other.poll() is None and not list(config.out.glob("runs/.*.claim")):
+        time.sleep(0.05)
+    events: list[ScaleEvent] = []
+    assert scale(config, on_train=events.append) == small[1]
+    assert other.wait() == -signal.SIGKILL
+    assert results_of(config.out) == results_of(small[0].out)
+    assert sorted(name for name, _ in runs_of(events)) == sorted(TWO)
+
+
+def test_signal_while_waiting_stops_it_and_says_what_continues(files, tmp_path):
+    config = config_of(files, tmp_path / "out", seeds=1, sizes=(2,), arms=("epoch",))
+    (cell,) = cells_of(config, "epoch")
+    begun(config)
+
+    def stop(event: ScaleEvent) -> None:
+        assert isinstance(event, ScaleWait)
+        timer.start()
+
+    timer = threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGTERM))
+    message = "^stopped while waiting for runs of other processes\nhint: continue with: cqa-fast sc"
+    with claimed(claim_of(config, cell)), pytest.raises(Interrupted, match=message) as caught:
+        scale(config, on_train=stop)
+    assert caught.value.exit_code == 143
+
+
 def test_study_killed_while_scoring_trains_nothing_again(done, files, tmp_path):
     config = config_of(files, tmp_path / "out", seeds=1)
 
@@ -246,7 +385,7 @@ def test_other_samples_for_runs_that_are_there_are_refused(files, tmp_path):
     config = config_of((data, files[1]), tmp_path / "out", sizes=(2,), seeds=1, arms=("epoch",))
     scale(config)
     data.write_bytes(b"".join(data.read_bytes().splitlines(keepends=True)[::-1]))
-    with pytest.raises(DataError, match="data of the run to resume, got other bytes"):
+    with pytest.raises(DataError, match="data of the study to go on with, got other samples"):
         scale(config)
 
 
