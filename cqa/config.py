@@ -31,6 +31,7 @@ GROUPS = (  # headings of `--help`, in the order in which it shows them
     "Study",
     "Statistics",
     "Memory and device",
+    "Server",
     "Command",
 )
 LONGEST_RANGE = 10_000

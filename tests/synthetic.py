@@ -159,7 +159,7 @@ def make_meta(adapters: list[str | None], items: list[Row], **settings: Any) -> 
         "items_digest": digest.hexdigest(),
         "item_lines": [[1, len(items)]] if items else [], "n_options": 1,
         "n_boundary_merges": 0, "n_contexts_ending_in_space": 0,
-        "n_options_lacking_space": 0, "max_positions": 512, "too_long": {},
+        "n_options_lacking_space": 0, "max_positions": 512, "too_long": {}, "unscored": {},
     }  # fmt: skip
 
 

@@ -42,7 +42,9 @@ SHORTER = {  # what takes long even on little data
         "--window", "9+9", "--job", "2x9+2x9", "--seconds", "0.01", "--device", "cpu",
     ],
 }  # fmt: skip
-OF_OTHERS = {"--no-build-isolation", "--inplace", "--repo-type"}  # of pip, setup.py and hf
+OF_OTHERS = {  # of pip, setup.py, hf and vllm
+    "--no-build-isolation", "--inplace", "--repo-type", "--port",
+}  # fmt: skip
 
 
 def commands(*, real: bool) -> list[str]:

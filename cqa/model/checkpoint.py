@@ -20,8 +20,12 @@ WANTED = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")  # of a repo
 UNWANTED = ("consolidated*", "original/*")  # the weights once more, in the maker's own format
 
 
-def locate(model: str) -> Path:
+def locate(model: str, *, weights: bool = True) -> Path:
     """Return the local folder of `--model`: the folder itself, or a snapshot of a hub id.
+
+    Args:
+        model: A folder or a hub id.
+        weights: Whether a snapshot has to have the weights too.
 
     Raises:
         ModelError: There is no such folder, and the hub id is neither cached nor reachable.
@@ -38,7 +42,8 @@ def locate(model: str) -> Path:
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import HFValidationError
 
-    patterns = {"allow_patterns": list(WANTED), "ignore_patterns": list(UNWANTED)}
+    unwanted = UNWANTED if weights else (*UNWANTED, "*.safetensors")
+    patterns = {"allow_patterns": list(WANTED), "ignore_patterns": list(unwanted)}
     try:
         return Path(snapshot_download(model, **patterns))
     except (OSError, ValueError, HFValidationError) as error:

@@ -15,6 +15,7 @@ from cqa.report.tables import show
 from cqa.schema.rows import MANY_MERGES
 from cqa.schema.summary import DatedCounts
 from cqa.stats.tests import ALPHA, MEDIUM
+from cqa.text import counted
 
 # At equal nats per token, a tenth more tokens is a tenth of every sum: of the size of the effects.
 UNEVEN = 1.1  # ratio of mean lengths
@@ -27,8 +28,8 @@ NAMED = 3  # items that a caveat names
 def caveats(focus: Focus) -> list[str]:
     """Return warnings in the order in which they matter."""
     checks = (
-        _roles, plan_caveats, _choice, _few, _left_out, _lengths, _leaks, _clusters, _dates,
-        _seen, design_caveats, _variants, _merges, _spaces, _scope,
+        _roles, plan_caveats, _choice, _few, _left_out, _unscored, _lengths, _leaks, _clusters,
+        _dates, _seen, design_caveats, _variants, _merges, _spaces, _scope,
     )  # fmt: skip
     return [text for check in checks for text in _first(list(check(focus)))]
 
@@ -103,6 +104,20 @@ def _left_out(focus: Focus) -> Iterator[str]:
             f"{group}: {len(ids)} items are longer than the model's "
             f"{focus.source.meta.max_positions} positions and were left out ({first}; meta.json "
             f"names all). Results are of shorter texts only."
+        )
+
+
+def _unscored(focus: Focus) -> Iterator[str]:
+    groups: dict[str, list[str]] = {}
+    for item_id, why in focus.source.meta.unscored.items():
+        groups.setdefault(why.group, []).append(item_id)
+    for group, ids in groups.items():
+        first = ", ".join(ids[:NAMED]) + (", …" if len(ids) > NAMED else "")
+        reason = focus.source.meta.unscored[ids[0]].reason
+        yield (
+            f"{group}: incomplete. {counted(len(ids), 'item')} could not be scored and "
+            f"{'is' if len(ids) == 1 else 'are'} in no number ({first}; meta.json names all with "
+            f"their reasons). The first: {reason}."
         )
 
 

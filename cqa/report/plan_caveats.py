@@ -50,6 +50,8 @@ def _departures(focus: Focus, plan: dict[str, Any]) -> Iterator[str]:
         yield f"other items than planned ({planned})"
     if left_out := focus.source.meta.too_long:
         yield f"{len(left_out)} planned items left out as too long"
+    if unscored := focus.source.meta.unscored:
+        yield f"{len(unscored)} planned items that could not be scored"
 
 
 def _adapters(focus: Focus, plan: dict[str, Any]) -> Iterator[str]:

@@ -58,6 +58,9 @@ def _caveats(scored: ScoreSummary) -> Iterator[str]:
     if scored.n_too_long:
         counts = ", ".join(f"{n} {group}" for group, n in scored.n_too_long.items())
         yield f"left out, over the model's positions (--too-long drop): {counts}"
+    if scored.n_unscored:
+        counts = ", ".join(f"{n} {group}" for group, n in scored.n_unscored.items())
+        yield f"incomplete: left out, since they could not be scored: {counts} (meta.json says why)"
     if isinstance(n := summary.n_by_date, StratumCounts):
         yield (
             f"published by {summary.cutoff}: {n.before}, after it: {n.after}, unknown: "

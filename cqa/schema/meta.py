@@ -55,6 +55,14 @@ class ScoredModel(Record):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Unscored(Record):
+    """An item that an engine could not score under the base or an adapter."""
+
+    group: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Meta(Record):
     """The settings, the items and the models of the command that wrote last."""
 
@@ -72,11 +80,13 @@ class Meta(Record):
     n_options_lacking_space: int
     max_positions: int
     too_long: dict[str, str]  # id: group of the items that are left out
+    unscored: dict[str, Unscored]  # by id; they are not among the items that are scored
     plan: dict[str, Any] | None  # as it stood in its file, with that file's digest
     planned_first: bool  # whether the plan was there before any row was
     models: tuple[ScoredModel, ...]  # the base first
     earlier_models: tuple[dict[str, Any], ...]  # of other rows in the folder, as they stood
     conversion: dict[str, Any] | None = None  # what the base was converted from, if it was
+    capabilities: str | None = None  # digest of capabilities.json, where a server scored
 
     def problem(self) -> str | None:
         """Say what whoever reads the rows would stumble over."""

@@ -98,5 +98,6 @@ class ScoreSummary(Result):
     digest: str  # as in meta.json
     items_digest: str
     n_too_long: dict[str, int]  # items left out, by group
+    n_unscored: dict[str, int]  # the same of those that the engine could not score
     model_keys: dict[str, str]  # by adapter, or "base"
     not_in_family: tuple[NotInFamily, ...]

@@ -9,12 +9,15 @@ from typing import Literal
 from cqa.config import MOST_TOKENS, option, require, same_option
 from cqa.data.tables import parse_columns
 from cqa.score.shard import read_shard
+from cqa.server.address import USUAL_KEY, Server, url_problem
 from cqa.stats.config import AnalysisConfig
 
 Unit = Literal["sum", "token", "byte", "char"]
 
 
 EngineName = Literal["cqa", "transformers"]
+MOST_REQUESTS = 256  # to a server at a time: a thread and a connection each
+EXPECTED_REQUESTS = f"concurrency from 1 to {MOST_REQUESTS}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +25,8 @@ class ScoreConfig(AnalysisConfig):
     """One scoring run: the base once, then every adapter on the same resident base."""
 
     model: str = option(
-        "Base model: a folder in Hugging Face format, or a hub id.",
+        "Base model: a folder in Hugging Face format, or a hub id; with --server its tokenizer "
+        "alone is read.",
         group="Model and data",
         path_unless=(),
     )
@@ -157,10 +161,35 @@ class ScoreConfig(AnalysisConfig):
         "auto",
         group="Memory and device",
     )
+    server: str | None = option(
+        "Address of a server of completions that has the weights and scores token ids (vLLM, "
+        "SGLang and others), such as http://localhost:8000; it is probed before any work.",
+        None,
+        group="Server",
+        shown="none",
+    )
+    served_model: str | None = option(
+        "What the server calls the model.", None, group="Server", shown="none"
+    )
+    server_key_env: str | None = option(
+        "Environment variable that holds the server's key.",
+        None,
+        group="Server",
+        shown=f"{USUAL_KEY} if it is set and goes out encrypted or to this machine",
+    )
+    concurrency: int = option("Requests to the server at a time.", 4, group="Server")
+
+    @property
+    def at_server(self) -> Server | None:
+        """The server that scores, if one does."""
+        if self.server is None or self.served_model is None:
+            return None
+        return Server(self.server, self.served_model, self.server_key_env, self.concurrency)
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
         super().__post_init__()
+        self._check_server()
         require(bool(self.pairs or self.continuations), "--pairs or --continuations", "neither")
         _require_batch(self.batch_tokens)
         require(self.nulls in (1, 2), "nulls of 1 or 2", self.nulls)
@@ -175,6 +204,25 @@ class ScoreConfig(AnalysisConfig):
         require(bool(self.run) or not self.epochs, "--run with --epochs", "no --run")
         require(all(e >= 1 for e in self.epochs), "epochs from 1", self.epochs)
         require(len(set(self.epochs)) == len(self.epochs), "each epoch once", self.epochs)
+
+    def _check_server(self) -> None:
+        require(
+            (self.server is None) == (self.served_model is None),
+            "--server and --served-model together",
+            "one of them",
+        )
+        require(1 <= self.concurrency <= MOST_REQUESTS, EXPECTED_REQUESTS, self.concurrency)
+        if self.server is None:
+            require(self.server_key_env is None, "--server with --server-key-env", "no --server")
+            return
+        expected = "server to be an address such as http://localhost:8000"
+        require((problem := url_problem(self.server)) is None, expected, problem)
+        got = "--adapter" if self.adapter else "--run"
+        expected = "the model that the server serves alone"
+        require(not (self.adapter or self.run), expected, got)
+        for name in ("engine", "device", "dtype"):
+            default, value = ScoreConfig.__dataclass_fields__[name].default, getattr(self, name)
+            require(value == default, f"--server without --{name}", value)
 
 
 @dataclass(frozen=True, kw_only=True)

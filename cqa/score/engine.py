@@ -30,6 +30,14 @@ class SequenceStats:
         rank: list[int] | None = None,
     ) -> None:
         self.logp, self.entropy, self.rank = logp, entropy, rank
+        self.problem: str | None = None  # why there is no score, where there is none
+
+    @classmethod
+    def unscored(cls, n_tokens: int, problem: str) -> SequenceStats:
+        """Stand for a sequence that an engine could not score: no number, and never 0."""
+        stats = cls([math.nan] * n_tokens)
+        stats.problem = problem
+        return stats
 
     @property
     def total(self) -> float:

@@ -7,10 +7,30 @@ from pathlib import Path
 
 from cqa.model.load import BaseModel, Device, Dtype
 from cqa.score.adapters import AdapterFolder
-from cqa.score.config import EngineName
+from cqa.score.config import EngineName, ScoreConfig
 from cqa.score.decoder_engine import DecoderEngine
 from cqa.score.engine import Engine
+from cqa.score.server_engine import ServerEngine
 from cqa.score.transformers_engine import TransformersEngine
+
+
+def engine_of(
+    config: ScoreConfig,
+    folder: Path,
+    adapters: Sequence[AdapterFolder],
+    base: BaseModel | None = None,
+) -> Engine:
+    """Return the engine that the settings of a scoring run name; a server has been probed.
+
+    Raises:
+        ModelError: The model is not one that the engine computes, or a probe of the server failed.
+        ResourceError: The server does not answer.
+    """
+    if config.at_server is not None:
+        return ServerEngine(folder, config.at_server, null_token=config.null_token, out=config.out)
+    return make_engine(
+        config.engine, folder, adapters, device=config.device, dtype=config.dtype, base=base
+    )
 
 
 def make_engine(

@@ -221,6 +221,7 @@ def _merged_meta(
         too_long={item_id: group for _, item_id, group in left_out},
         models=models,
         planned_first=all(meta.planned_first for meta in metas),
+        capabilities=None,  # each shard asked for itself
     )
 
 

@@ -18,7 +18,9 @@ from cqa.score.shard_folder import read_shard_items
 from cqa.score_folder import META, SHARD
 
 RANKING = "prescreen.json"  # of a shard of prescreen: its settings, written when all is scored
-OF_ONE_SHARD = ("out", "shard")  # the settings in which the shards of a job differ
+OF_ONE_SHARD = (  # the settings in which the shards of a job may differ
+    "out", "shard", "server", "server-key-env", "concurrency",
+)  # fmt: skip
 OF_THE_JOB = ("given_digest", "max_positions", "plan", "conversion")  # of meta.json, as the next
 OF_THE_MACHINE = ("device", "versions")  # on others a score may have other bits
 NAMED = 5  # shards that a message names
@@ -87,6 +89,10 @@ def _open(folder: Path) -> OpenShard:
     for model in meta.models:
         if model.seconds is None or model.n_tokens is None:
             raise opened.unfinished("one that was stopped, or goes on")
+    if meta.unscored:
+        first, why = next(iter(meta.unscored.items()))
+        n = len(meta.unscored)
+        raise opened.unfinished(f"{n} of its items unscored; `{first}`: {why.reason}")
     if {item.id for item in items.left_out} != meta.too_long.keys():
         raise DataError(
             f"expected {SHARD} and {META} of one command, got different items left out",

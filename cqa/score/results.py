@@ -33,6 +33,11 @@ class ItemsHeld:
     lines: tuple[tuple[int, int], ...]  # first and last of each run of lines, from 1
     digest: str
 
+    @property
+    def n_items(self) -> int:
+        """How many they are."""
+        return sum(last - first + 1 for first, last in self.lines)
+
 
 class Results:
     """scores.jsonl and items.jsonl of one folder, append-only.
@@ -79,13 +84,24 @@ class Results:
     def write_items(self, items: Iterable[Item]) -> ItemsHeld:
         """Append the texts of items that are not there yet: all of them, or none.
 
+        Args:
+            items: They are gone through twice.
+
         Returns:
-            Which lines of items.jsonl the items are, in whatever order they come.
+            Where they are.
 
         Raises:
             DataError: An id is there with another text, or a line of an earlier run is damaged.
         """
         self._append_items(items)
+        return self.held(items)
+
+    def held(self, items: Iterable[Item]) -> ItemsHeld:
+        """Return which lines of items.jsonl some items are, in whatever order they come.
+
+        Raises:
+            DataError: A line of an earlier run is damaged.
+        """
         wanted = Fingerprints()
         for item in items:
             wanted.add(full_key(item))

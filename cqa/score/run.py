@@ -6,7 +6,7 @@ import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from cqa.model.memory import reported as memory_reported
 from cqa.model.origin import check_origin, read_origin
 from cqa.output_folder import Kind, check_output, filled
 from cqa.run_folder import missing_epochs, planned_epochs
+from cqa.schema.capabilities import Capabilities
 from cqa.schema.events import ModelScored, ModelStart, Note, RowsWritten, ScoreEvent, ScoreStart
 from cqa.schema.meta import AnyModel, KnownModels, KnownPlan, Meta, ScoredModel
 from cqa.schema.provenance import trained_with_other_template
@@ -41,19 +42,22 @@ from cqa.score.config import ScoreConfig
 from cqa.score.effect import check_has_effect
 from cqa.score.encoded import Items
 from cqa.score.engine import Engine, EngineIdentity
-from cqa.score.engines import make_engine
+from cqa.score.engines import engine_of
 from cqa.score.plan import kept_plan
 from cqa.score.results import ItemsHeld, Results
 from cqa.score.same_base import check_same_base
 from cqa.score.scorer import score_rows
+from cqa.score.server_engine import ServerEngine
 from cqa.score.shard_folder import check_same_shard, shard_items, write_shard
 from cqa.score.summary import statistics_digest, write_summary
-from cqa.score_folder import META, SUMMARY, digest_json, full_key
+from cqa.score.unscored import UnscoredItems
+from cqa.score_folder import CAPABILITIES, META, SUMMARY, digest_json, full_key
 from cqa.stats.roles import choose_roles
 
 CODE = (
     "data/items.py", "score/prefix_batch.py", "score/scorer.py", "score/engine.py",
-    "score/decoder_engine.py", "score/transformers_engine.py", "stats/information.py",
+    "score/decoder_engine.py", "score/transformers_engine.py", "score/server_engine.py",
+    "server/completions.py", "stats/information.py",
 )  # fmt: skip
 
 
@@ -102,11 +106,10 @@ def score(
     check_output(config.out, held_as, input_paths(config))
     if config.plan is not None:
         kept_plan(config.plan)  # a file that is no plan ends the run before anything is done
-    folder, adapters = locate(config.model), find_adapters(config)
+    folder = locate(config.model, weights=config.at_server is None)
+    adapters = find_adapters(config)
     _note_missing_epochs(config, on_event)
-    engine = make_engine(
-        config.engine, folder, adapters, device=config.device, dtype=config.dtype, base=base
-    )
+    engine = engine_of(config, folder, adapters, base)
     items, n_items = _checked_items(config, folder, engine)
     keep_sums_whole()
     with memory_reported("the model", "--dtype bf16, or a device with more memory"):
@@ -127,10 +130,14 @@ def score(
         if shard is not None:
             write_shard(config.out, shard)
         on_event(ScoreStart(n_items=n_items, n_models=len(models)))
-        for text in (*items.notes(), *_template_notes(models)):
+        served = engine.capabilities if isinstance(engine, ServerEngine) else None
+        if served is not None:
+            write_json(inside(config.out, CAPABILITIES), served.to_json())
+        said = () if served is None else (served.note,)
+        for text in (*items.notes(), *_template_notes(models), *said):
             on_event(Note(text=text))
         conversion = read_conversion(folder)
-        run = _Run(items, held, results, engine, conversion, interrupt, on_event)
+        run = _Run(items, held, results, engine, conversion, served, interrupt, on_event)
         discard(inside(config.out, SUMMARY))  # it would be of another meta.json
         _score_models(run, adapters, models)
         summary = None
@@ -148,7 +155,7 @@ def _template_notes(models: Sequence[ScoredModel]) -> Iterator[str]:
         )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Run:
     """What every model's scoring shares."""
 
@@ -157,8 +164,10 @@ class _Run:
     results: Results
     engine: Engine
     conversion: dict[str, Any] | None
+    served: Capabilities | None
     interrupt: Interrupt
     on_event: Callable[[ScoreEvent], None]
+    unscored: UnscoredItems = field(default_factory=UnscoredItems)
 
 
 def _checked_items(config: ScoreConfig, model: Path, engine: Engine) -> tuple[Items, int]:
@@ -193,6 +202,10 @@ def _score_models(
             adapter.check_unchanged(model.adapter_digest)
         timed.append(_score_model(run, model))
         run.on_event(ModelScored(adapter=model.adapter))
+    if without := run.unscored.by_id:
+        run.unscored.refuse_all(run.held, str(out))
+        run.held = run.results.held(item for item in run.items if item.id not in without)
+        run.on_event(Note(text=run.unscored.note()))
     _write_meta(run, timed, earlier, plan)
 
 
@@ -275,7 +288,7 @@ def _write_meta(
     settings = describe(items.config)
     meta = Meta(
         settings=settings,
-        device=torch.cuda.get_device_name() if models[0].device == "cuda" else platform.machine(),
+        device=_device_name(models[0].device),
         n_threads=torch.get_num_threads(),
         versions=versions(),
         digest=statistics_digest(settings, run.held.digest, models),
@@ -288,13 +301,21 @@ def _write_meta(
         n_options_lacking_space=items.spacing.n_unspaced,
         max_positions=items.max_positions,
         too_long=items.overlong,
+        unscored=run.unscored.by_id,
         models=tuple(models),
         earlier_models=earlier,
         plan=plan.held,
         planned_first=plan.first,
         conversion=run.conversion,
+        capabilities=None if run.served is None else digest_json(run.served.to_json()),
     )
     write_json(inside(items.config.out, META), meta.to_json())
+
+
+def _device_name(device: str) -> str:
+    if device == "server":
+        return "a server"
+    return torch.cuda.get_device_name() if device == "cuda" else platform.machine()
 
 
 def _note_missing_epochs(config: ScoreConfig, on_event: Callable[[ScoreEvent], None]) -> None:
@@ -320,6 +341,7 @@ def _score_model(run: _Run, model: ScoredModel) -> ScoredModel:
         adapter=model.adapter,
         model_key=model.model_key,
         tokens=config.tokens,
+        on_unscored=run.unscored.add,
     )
     for rows, n_fed in passes:
         run.results.append(rows)

@@ -17,8 +17,9 @@ else is in the pass, so neither order nor budget changes a row.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
+from cqa.data.items import Item
 from cqa.data.tokenizer import Tokenizer
 from cqa.errors import NumericsError, ResourceError
 from cqa.model.memory import give_back, ran_out
@@ -27,6 +28,8 @@ from cqa.score.engine import Run, SequenceScores
 from cqa.score.prefix_batch import EncodedItem, PrefixBatch, passes
 from cqa.score_folder import item_key
 from cqa.stats.information import contrast, delta_i_best_wrong, rank_prob
+
+OnUnscored = Callable[[Item, str], None]  # an item without a score, and why
 
 
 def score_rows(
@@ -38,6 +41,7 @@ def score_rows(
     adapter: str | None,
     model_key: str = "",
     tokens: bool = False,
+    on_unscored: OnUnscored | None = None,
 ) -> Iterator[tuple[list[ItemRow], int]]:
     """Score items as they come; yield the rows of each pass, and how many tokens it fed.
 
@@ -49,19 +53,33 @@ def score_rows(
         adapter: What the rows call the model; None is the base.
         model_key: What identifies the model in the rows.
         tokens: Whether the rows have per-token values.
+        on_unscored: Called with each item that the engine could not score, which then has no row;
+            without it such an item is an error.
 
     Raises:
         NumericsError: A score is not finite.
         ResourceError: There is not enough memory for one item alone.
     """
     for group, sequences, n_fed in scored_passes(run, items, tokenizer, batch_tokens):
-        rows = [
-            item_row(
-                encoded, sequences, tokenizer, adapter=adapter, model_key=model_key, tokens=tokens
-            )
-            for encoded in group
-        ]
+        rows = []
+        for encoded in group:
+            problem = _problem(encoded, sequences, tokenizer) if on_unscored else None
+            if on_unscored is not None and problem is not None:
+                on_unscored(encoded.item, problem)
+                continue
+            rows.append(
+                item_row(
+                    encoded, sequences, tokenizer,
+                    adapter=adapter, model_key=model_key, tokens=tokens,
+                )
+            )  # fmt: skip
         yield rows, n_fed
+
+
+def _problem(encoded: EncodedItem, sequences: SequenceScores, tokenizer: Tokenizer) -> str | None:
+    """Return why the engine could not score an item, if it could not."""
+    problems = (sequences[pair].problem for pair in encoded.sequences(tokenizer))
+    return next((problem for problem in problems if problem is not None), None)
 
 
 def scored_passes(

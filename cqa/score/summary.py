@@ -26,6 +26,7 @@ def write_summary(out: Path, config: AnalysisConfig) -> ScoreSummary:
         digest=family.meta.digest,
         items_digest=family.meta.items_digest,
         n_too_long=dict(Counter(family.meta.too_long.values())),
+        n_unscored=dict(Counter(why.group for why in family.meta.unscored.values())),
         model_keys={name or "base": key for name, key in family.keys.items()},
         not_in_family=family.not_in_family,
     )

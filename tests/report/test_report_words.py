@@ -218,7 +218,7 @@ def test_groups_of_other_names_that_nobody_named_are_told_of():
 
 
 def scored(focus: Focus) -> ScoreSummary:
-    return ScoreSummary(focus.summary, "d", "i", {}, {}, ())
+    return ScoreSummary(focus.summary, "d", "i", {}, {}, {}, ())
 
 
 def test_a_change_of_the_prior_is_not_taken_for_one_of_the_conditional():

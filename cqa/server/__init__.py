@@ -1,0 +1,1 @@
+"""Servers of completions that give the log-probabilities of a prompt, and whether to trust one."""
