@@ -32,10 +32,14 @@ from cqa.model.checkpoint import locate, opened
 from cqa.model.config import HEAD, TABLE, read_checkpoint, read_config, tensor_shapes
 from cqa.model.digest import digest_files
 from cqa.model.lora import Key
-from cqa.model.origin import ORIGIN, check_origin
-from cqa.reading import read_object
+from cqa.model.origin import check_origin
+from cqa.reading import CARD, read_object
 
-BESIDE = (".json", ".txt", ".model", ".jinja")  # what a model folder holds beside its weights
+BESIDE = (".json", ".txt", ".model", ".jinja")  # what a folder holds beside its weights
+PLAIN_ALPHA = """
+**A copy with a plain alpha** for programs that scale by alpha / r whatever `use_rslora` says:
+`lora_alpha` is the alpha of the training times the root of the rank; so the scaling is the same.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +77,8 @@ def export_plain_alpha(adapter: Path, out: Path) -> Exported:
     """Write an adapter whose plain alpha / r is the scaling that it was trained with.
 
     For programs that scale by alpha / r whatever `use_rslora` says: alpha' = alpha·√r, in
-    `alpha_pattern` too. The tensors stay as they are, under PEFT's own names.
+    `alpha_pattern` too. The tensors stay as they are, under PEFT's own names; tokenizer and card go
+    with them.
 
     Raises:
         ConfigError: `out` exists.
@@ -102,6 +107,7 @@ def _write_plain(found: AdapterFile, folder: Path, out: Path) -> None:
         "alpha_pattern": {re.escape(n): _tidy(a) for n, a in alphas.items() if a != common},
         "use_rslora": False,
     }
+    _copy_beside(folder, out)
     text = json.dumps(raw | changed, indent=2, sort_keys=True) + "\n"
     (out / CONFIG).write_text(text, encoding="utf-8")
     names = {
@@ -112,8 +118,10 @@ def _write_plain(found: AdapterFile, folder: Path, out: Path) -> None:
     with opened(found.path) as file:
         tensors = {names.get(name, name): file.get_tensor(name) for name in found.shapes}
     save_file(tensors, out / WEIGHTS, metadata={"format": "pt"})
-    if (folder / ORIGIN).exists():
-        shutil.copyfile(folder / ORIGIN, out / ORIGIN)
+    if (folder / CARD).is_file():
+        shutil.copyfile(folder / CARD, out / CARD)
+        with (out / CARD).open("a", encoding="utf-8") as card:
+            card.write(PLAIN_ALPHA)
 
 
 def _tidy(number: float) -> float:
@@ -285,7 +293,7 @@ def _nearest(path: Path) -> Path:
 
 
 def _copy_beside(base: Path, out: Path) -> None:
-    """Copy config, tokenizer and whatever else of text lies in a model folder."""
+    """Copy config, tokenizer and whatever else of text lies in a folder."""
     for path in sorted(base.iterdir()):
         if path.suffix in BESIDE and path.is_file():
             shutil.copyfile(path, out / path.name)

@@ -77,7 +77,12 @@ def test_alpha_is_multiplied_by_the_root_of_the_rank(tmp_path):
     )
     assert before["use_rslora"] is True
     assert after["lora_alpha"] == pytest.approx(before["lora_alpha"] * 2**0.5, rel=1e-14)
-    assert (tmp_path / "out" / "origin.json").read_bytes() == (epoch / "origin.json").read_bytes()
+    for path in epoch.iterdir():
+        if path.name not in ("adapter_config.json", "README.md"):
+            assert (tmp_path / "out" / path.name).read_bytes() == path.read_bytes()
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert card.startswith((epoch / "README.md").read_text())
+    assert "**A copy with a plain alpha**" in card
 
 
 def test_merged_weights_are_those_that_peft_merges(base, adapter, tmp_path):
