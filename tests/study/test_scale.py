@@ -14,7 +14,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from helpers import ROOT, read_lines, write_lines
+from safetensors.torch import load_file
 from scipy import stats
 from study.common import MODEL, SMALL, write_pairs, write_samples
 
@@ -124,6 +126,15 @@ def test_steps_of_the_step_arm_are_those_of_the_largest_subset(done):
         log = read_lines(done[0].out / "runs" / run / "log.jsonl")
         n_steps = sum(event["event"] == "step" for event in log)
         assert n_steps in {r.steps for r in done[1].runs if r.run == run}
+
+
+def test_runs_may_start_from_an_adapter(done, files, tmp_path):
+    start = done[0].out / "runs" / RUNS[0] / "epoch-02"
+    config = config_of(files, tmp_path / "out", from_=start, sizes=(2,), seeds=1)
+    scale(config)
+    first = load_file(config.out / "runs" / RUNS[0] / "init" / "adapter_model.safetensors")
+    for name, tensor in load_file(start / "adapter_model.safetensors").items():
+        assert torch.equal(first[name], tensor)
 
 
 def test_run_and_scores_are_those_of_train_and_score_alone(done, files, tmp_path):
