@@ -4,11 +4,10 @@ import json
 import os
 import shutil
 import unicodedata
-from functools import cache
-from pathlib import Path
 
 import pytest
-from helpers import DEMO, SHARED, read_lines, shared
+from data.tokenizers import BOUNDARIES, END, NAMES, TEXTS, edited, folder_of, loaded, model_folder
+from helpers import DEMO
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as Backend
@@ -16,24 +15,7 @@ from transformers import AutoTokenizer
 
 from cqa.data.tokenizer import Tokenizer
 from cqa.data.tokenizer_files import panics_silenced
-from cqa.errors import ConfigError, CqaError, DataError, ModelError
-
-END = "<|endoftext|>"
-NAMES = ["cqa-demo", "stories260k", "qwen2.5-tokenizer"]
-BOUNDARIES = ["split", "joint"]
-CHATML = (
-    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-
-
-def folder_of(name: str) -> Path:
-    return DEMO / "model" if name == "cqa-demo" else shared(f"models/{name}")
-
-
-@cache
-def loaded(name: str) -> Tokenizer:
-    return Tokenizer(folder_of(name))
+from cqa.errors import DataError, ModelError
 
 
 @pytest.fixture(scope="module", params=NAMES)
@@ -49,18 +31,6 @@ def tokenizer(name) -> Tokenizer:
 @pytest.fixture
 def demo() -> Tokenizer:
     return loaded("cqa-demo")
-
-
-def texts() -> list[str]:
-    """Return real passages, English and Chinese where they are available."""
-    files = [DEMO / "literary.jsonl", DEMO / "factual.jsonl"]
-    files += [SHARED / f"data/pairs/{name}.jsonl" for name in ("zh_xcopa", "literary_figurative")]
-    records = [r for file in files if file.exists() for r in read_lines(file)[:30]]
-    found = [f"{r['context'][-80:]}{r['good'][:60]}" for r in records]
-    return [text for text in found if unicodedata.is_normalized("NFC", text)]
-
-
-TEXTS = texts()
 
 
 def test_bos_is_in_front_if_and_only_if_the_tokenizer_adds_one(name, tokenizer):
@@ -252,14 +222,6 @@ def test_control_tokens_of_a_llama_tokenizer_are_refused_in_a_text(text):
     tokenizer.refuse_special("a < s > and <b>", "a.jsonl:3")
 
 
-def edited(folder: Path, **parts: object) -> Path:
-    """Copy the demo's tokenizer as that of a Qwen2 model, with parts of tokenizer.json replaced."""
-    shutil.copytree(DEMO / "model", folder, ignore=shutil.ignore_patterns("*.safetensors"))
-    file = folder / "tokenizer.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), **parts}))
-    return folder
-
-
 ODD = "He paid 12,345 francs, didn't he?\n\n  Then: cafe\u0301 ... 'tis [sic]\u2003done"
 
 
@@ -299,174 +261,6 @@ def test_ids_do_not_depend_on_whether_mistral_common_is_installed(tmp_path, monk
     name = "transformers.integrations.mistral.tokenizer.is_mistral_common_available"
     monkeypatch.setattr(name, lambda *_: True)
     assert Tokenizer(folder).encode_context(ODD) == without
-
-
-def test_plain_template_leaves_a_context_alone(tokenizer):
-    assert tokenizer.render_context("Why?\n", "Yes.") == "Why?\n"
-
-
-@pytest.fixture
-def chatml(tmp_path) -> str:
-    path = tmp_path / "chat.jinja"
-    path.write_text(CHATML, encoding="utf-8")
-    return str(path)
-
-
-@pytest.mark.parametrize("boundary", BOUNDARIES)
-def test_jinja_file_makes_a_prompt_of_a_context(chatml, boundary):
-    tokenizer = Tokenizer(DEMO / "model", template=chatml)
-    prompt = tokenizer.render_context("Why did she run?", "Yes.")
-    assert prompt == "<|im_start|>user\nWhy did she run?<|im_end|>\n<|im_start|>assistant\n"
-    encoded = tokenizer.encode_pair(prompt, "Because.", boundary)
-    assert tokenizer.decode(encoded.context_ids) == prompt
-    assert tokenizer.decode(encoded.option_ids) == "Because."
-    assert encoded.context_ids[0] == tokenizer.hf.convert_tokens_to_ids("<|im_start|>")
-
-
-def test_chat_template_of_the_tokenizer_itself_is_used():
-    tokenizer = Tokenizer(folder_of("qwen2.5-tokenizer"), template="chat")
-    prompt = tokenizer.render_context("为什么？", "Yes.")
-    assert prompt.endswith("<|im_start|>user\n为什么？<|im_end|>\n<|im_start|>assistant\n")
-    encoded = tokenizer.encode_pair(prompt, "因为下雨。", "split")
-    assert tokenizer.decode(encoded.context_ids + encoded.option_ids) == prompt + "因为下雨。"
-
-
-def test_bos_of_a_template_is_not_doubled(tmp_path):
-    template = tmp_path / "bos.jinja"
-    template.write_text("{{ bos_token }}Q: {{ messages[0].content }}\nA:", encoding="utf-8")
-    tokenizer = Tokenizer(folder_of("stories260k"), template=str(template))
-    prompt = tokenizer.render_context("Why?", "Yes.")
-    assert prompt == "Q: Why?\nA:"
-    assert tokenizer.encode_context(prompt).count(tokenizer.bos_ids[0]) == 1
-
-
-def test_template_of_a_tokenizer_without_one_is_refused():
-    with pytest.raises(ModelError, match=r"expected .* chat template, got one without\nhint: "):
-        Tokenizer(DEMO / "model", template="chat")
-
-
-def test_missing_template_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match="expected --template plain, chat or a Jinja file, got: "):
-        Tokenizer(DEMO / "model", template=str(tmp_path / "absent.jinja"))
-
-
-@pytest.mark.parametrize(
-    "template", ["{% for m in %}", "{{ raise_exception('no') }}"], ids=["syntax", "raises"]
-)
-def test_template_that_does_not_render_is_refused(tmp_path, template):
-    path = tmp_path / "bad.jinja"
-    path.write_text(template, encoding="utf-8")
-    with pytest.raises(CqaError, match="expected "):
-        Tokenizer(DEMO / "model", template=str(path)).render_context("Why?", "Yes.")
-
-
-def model_folder(folder: Path, *files: str, **written: object) -> Path:
-    """Make a model folder of some of the demo's files, and of new JSON files."""
-    folder.mkdir()
-    for file in files:
-        shutil.copy(DEMO / "model" / file, folder)
-    for stem, value in written.items():
-        (folder / f"{stem}.json").write_text(json.dumps(value), encoding="utf-8")
-    return folder
-
-
-LATER = """\
-{%- if not date_string is defined %}{% set date_string = strftime_now('%d %b %Y') %}{% endif -%}
-Today: {{ date_string }}. {{ messages[0].content }}"""
-
-
-@pytest.mark.parametrize(
-    ("template", "what"),
-    [
-        (LATER, "reads the clock"),
-        ("Hi\n{{ [1, 2] | random }}{{ messages[0].content }}", "draws at random"),
-        ("Hi\n{{ [[1, 2]] | map('random') | list }}{{ messages[0].content }}", "draws at random"),
-        ("Hi\n{{ lipsum() }}{{ messages[0].content }}", "draws at random"),
-    ],
-    ids=["clock", "filter", "map", "lipsum"],
-)
-def test_template_that_may_render_another_text_next_time_is_refused(tmp_path, template, what):
-    path = tmp_path / "t.jinja"
-    path.write_text(template)
-    tokenizer = Tokenizer(DEMO / "model", template=str(path))
-    with pytest.raises(ConfigError, match=rf"^{path}:\d: expected .* every time, .* {what}\nhint"):
-        tokenizer.render_context("Why?", "Yes.", "a.jsonl:3")
-
-
-def test_date_that_is_written_into_the_template_is_rendered(tmp_path):
-    path = tmp_path / "t.jinja"
-    path.write_text("{% set date_string = '26 Jul 2024' %}" + LATER)
-    tokenizer = Tokenizer(DEMO / "model", template=str(path))
-    assert tokenizer.render_context("Why?", "Yes.") == "Today: 26 Jul 2024. Why?"
-
-
-ENDLESS = {
-    "loop": "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
-    "macros": "{% macro m(n) %}{% if n %}{{ m(n-1) }}{{ m(n-1) }}{% endif %}{% endmacro %}"
-    "{{ m(60) }}",
-    "doubling": "{% set n = namespace(s='aa') %}{% for a in range(99) %}{% set n.s = n.s ~ n.s %}"
-    "{% endfor %}",
-    "product": "{{ messages[0].content * 10 ** 12 }}",
-    "method": "{% set n = namespace(s='aa') %}{% for a in range(99) %}"
-    "{% set n.s = n.s.replace('a', 'aa') %}{% endfor %}",
-    "power": "{{ 7 ** 10 ** 9 }}",
-    "output": "{% for a in range(99999) %}{{ 'a' * 999 }}{% endfor %}",
-    "recursion": "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}",
-    "surrogate": "{{ messages[0].content }}{{ '\\ud800' }}",
-    "fails": "{{ messages[0].content }}{{ a.b.c }}",
-    "raises": "{{ raise_exception('x' * 10 ** 6) }}",
-}
-
-
-@pytest.mark.parametrize("template", ENDLESS.values(), ids=ENDLESS)
-def test_template_that_fails_or_finds_no_end_is_stopped_with_one_message(
-    tmp_path, monkeypatch, template
-):
-    monkeypatch.setattr("cqa.data.template.SECONDS", 0.3)
-    path = tmp_path / "t.jinja"
-    path.write_text(template)
-    tokenizer = Tokenizer(DEMO / "model", template=str(path))
-    with pytest.raises(DataError, match=r"^a\.jsonl:3: expected ") as caught:
-        tokenizer.render_context("Why?", "Yes.", "a.jsonl:3")
-    assert len(str(caught.value)) < 800
-
-
-QWEN3_LIKE = """\
-{%- for message in messages %}
-    {%- set content = message.content %}
-    {{- '<|im_start|>' + message.role + '\\n' }}
-    {%- if message.role == 'assistant' and loop.last -%}
-    {{ '<think>\\n\\n</think>\\n\\n' }}
-    {%- endif %}
-    {{- content.lstrip('\\n') + '<|im_end|>\\n' }}
-{%- endfor %}
-{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}"""
-
-
-@pytest.mark.parametrize(
-    "template",
-    [CHATML, QWEN3_LIKE, "{% macro m(x) %}[{{ x }}]{% endmacro %}"
-     "{% for x in messages %}{{ m(x.role) ~ x.content | tojson }}{% if loop.first %}{% continue %}"
-     "{% endif %}{% generation %}!{% endgeneration %}{% endfor %}{{ bos_token }}{{ 7 % 4 * 2 }}"],
-    ids=["chatml", "thinking", "all-sorts"],
-)  # fmt: skip
-@pytest.mark.parametrize("prompt_only", [False, True])
-def test_templates_render_as_in_transformers(chatml, template, prompt_only):
-    Path(chatml).write_text(template, encoding="utf-8")
-    tokenizer = Tokenizer(DEMO / "model", template=chatml)
-    messages = [{"role": r, "content": f"{r} \n<é>"} for r in ("system", "user", "assistant")]
-    theirs = tokenizer.hf.apply_chat_template(
-        messages, chat_template=template, tokenize=False, add_generation_prompt=prompt_only
-    )
-    assert tokenizer.render_chat(messages, prompt_only=prompt_only) == theirs
-
-
-def test_prompt_that_leaves_the_context_out_is_refused(chatml):
-    Path(chatml).write_text("{{ prompt }}")
-    tokenizer = Tokenizer(DEMO / "model", template=chatml)
-    message = r"^a\.jsonl:3: expected .* the context, got a prompt without it\nhint: .*`prompt`"
-    with pytest.raises(DataError, match=message):
-        tokenizer.render_context("Why?", "Yes.", "a.jsonl:3")
 
 
 BROKEN = {
@@ -552,3 +346,7 @@ def test_tokenizer_without_a_token_for_a_text_is_refused(tmp_path):
     folder = model_folder(tmp_path / "model", "config.json", tokenizer=changed)
     with pytest.raises(ModelError, match="expected a tokenizer"):
         Tokenizer(folder)
+
+
+def test_plain_template_leaves_a_context_alone(tokenizer):
+    assert tokenizer.render_context("Why?\n", "Yes.") == "Why?\n"

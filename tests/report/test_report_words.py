@@ -1,126 +1,22 @@
 """The verdict and the caveats: what they say follows from the tests, and from nothing else."""
 
-import json
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from helpers import write_lines
-from synthetic import digest_of, key_of, make_items, make_meta, make_row, make_run, records
+from report.made_up import PLAIN, focus_of, said, scored, spread
+from synthetic import digest_of, make_items, make_row, make_run
 
-from cqa.data.overlap import TrainedTexts
-from cqa.data.samples import Sample, Turn
-from cqa.data.unique import Fingerprints
-from cqa.family import Family
-from cqa.identity import digest_bytes
-from cqa.report.caveats import caveats
 from cqa.report.figure_data import figure_rows
 from cqa.report.focus import Focus, make_focus
 from cqa.report.item_table import scored_items
 from cqa.report.item_texts import ScoredItem, shown_options
 from cqa.report.pair_tables import interaction
-from cqa.report.source import DataSettings, RunFacts, Source, TrainingRun, read_run
+from cqa.report.source import read_run
 from cqa.report.terminal import summary_text
 from cqa.report.verdict import make_page
-from cqa.schema.meta import Meta, ScoreSettings
-from cqa.schema.provenance import Provenance
 from cqa.schema.rows import ItemRow, ItemText
-from cqa.schema.summary import ScoreSummary
-from cqa.stats.config import AnalysisConfig
-from cqa.stats.summary import Scores, summarise
-
-Changes = dict[str, dict[str, Sequence[float]]]  # adapter, group: ddI of every item, nats
-
-
-@dataclass(slots=True)
-class HeldFamily(Family):
-    """A family of texts and rows in memory; a folder holds those of a real one."""
-
-    held_texts: dict[str, ItemText] = field(default_factory=dict)  # by id
-    held_rows: list[ItemRow] = field(default_factory=list)
-
-    def texts(self) -> Iterator[ItemText]:
-        return iter(self.held_texts.values())
-
-    def rows_again(self, name: str | None) -> Iterator[ItemRow]:
-        return (row for row in self.held_rows if row.adapter == name)
-
-
-def spread(mean: float, n: int = 20, sd: float = 1.0) -> np.ndarray:
-    """Return n values of a given mean and standard deviation, none of them alike."""
-    values = np.random.default_rng(0).permutation(np.linspace(-1, 1, n) ** 3)
-    return (values - values.mean()) / values.std(ddof=1) * sd + mean
-
-
-def focus_of(changes: Changes, *, prior: float = 0.0, **facts) -> Focus:
-    """Return a focus on pairs whose dI changes as told; `prior` is about each item's d_prior."""
-    rows, items = [], {}
-    sizes = {group: len(v) for models in changes.values() for group, v in models.items()}
-    for group, n in sizes.items():
-        for k in range(n):
-            item_id = f"{group}-{k}"
-            items[item_id] = ItemText(
-                id=item_id, item_key="", kind="pair", context="c", options=("g", "b"), answer=0,
-                lang="en",
-            )  # fmt: skip
-            base = float(5 * np.sin(7 * k + 1))
-            for adapter in (None, *changes):
-                moved = 0.0 if adapter is None else float(changes[adapter][group][k])
-                shift = 0.0 if adapter is None or not prior else prior + 0.1 * float(np.sin(3 * k))
-                rows.append(_row(item_id, group, adapter, base + moved + shift, shift, facts))
-    meta = Meta.from_json(make_meta([None, *changes], []), "made up")
-    names = {key_of(name): name for name in (None, *changes)}
-    digests = {name: digest_of(name) for name in changes}
-    made = dict.fromkeys(changes, Provenance())
-    held = list(records(rows))
-    family = HeldFamily(
-        Path("scores"), meta, names, digests, made, Fingerprints(), {},
-        held_texts=items, held_rows=held,
-    )  # fmt: skip
-    source = Source(
-        family, ScoreSettings.from_json(meta.settings, "made up"), len(items), Scores(held),
-        Counter(row.adapter for row in held), list(changes), facts.get("run"),
-    )  # fmt: skip
-    named = ("cutoff", "primary", "control")
-    config = AnalysisConfig(**{name: facts[name] for name in named if name in facts})
-    return make_focus(source, summarise(source.scores, config))
-
-
-def _row(item_id, group, adapter, given, null, facts):
-    lengths = facts.get("tokens", (10, 10))
-    number = int(item_id.rpartition("-")[2])
-    options = [
-        {
-            "role": role,
-            "logp_given_context_nats": -50 + (given if good else 0.0),
-            "logp_null_nats": -50 + (null if good else 0.0),
-            "logp_null2_nats": -50 + (null if good else 0.0),
-            "pmi_nats": given - null if good else 0.0,
-            "entropy_given_context_nats": 30.0,
-            "entropy_null_nats": 30.0,
-            "n_tokens": length, "n_bytes": length, "n_chars": length,
-            "boundary_merge": facts.get("merge", False),
-        }
-        for role, length, good in (("good", lengths[0], True), ("bad", lengths[1], False))
-    ]  # fmt: skip
-    sources = facts.get("sources")
-    return {
-        "id": item_id, "group": group, "domain": None, "lang": "en", "kind": "pair", "answer": 0,
-        "source_id": f"book-{number % sources}" if sources else None,
-        "published_at": facts.get("dates", [None])[number % len(facts.get("dates", [None]))],
-        "adapter": adapter, "model_key": key_of(adapter), "item_key": "", "options": options,
-        "delta_i_nats": given - null,
-    }  # fmt: skip
-
-
-def with_primary(focus: Focus, **changed) -> Focus:
-    """Return a focus whose primary group under the highlighted adapter has other results."""
-    models = focus.summary.groups[focus.primary]
-    models[focus.highlighted] = replace(models[focus.highlighted], **changed)
-    return focus
+from cqa.stats.summary import summarise
 
 
 def marks(focus: Focus) -> list[str]:
@@ -217,10 +113,6 @@ def test_groups_of_other_names_that_nobody_named_are_told_of():
     assert make_page(focus).headline.endswith("without a control group nothing is said of others.")
 
 
-def scored(focus: Focus) -> ScoreSummary:
-    return ScoreSummary(focus.summary, "d", "i", {}, {}, {}, ())
-
-
 def test_a_change_of_the_prior_is_not_taken_for_one_of_the_conditional():
     changes = {"mine": {"literary": spread(1.5)}}
     answers = {}
@@ -273,181 +165,6 @@ def test_two_equal_falls_are_no_evidence_of_one():
     page = make_page(focus_of({"mine": {"literary": [-0.5, -0.5]}}))
     assert page.answers[0].mark == "n/a"
     assert page.headline == "No change of sensitivity to quality in literary items is shown."
-
-
-PLAIN = {"literary": spread(0.5, 60), "factual": spread(0.0, 60)}
-
-
-def said(focus: Focus, words: str) -> list[str]:
-    return [text for text in caveats(focus) if words in text]
-
-
-def test_a_clean_result_has_only_the_caveats_that_nothing_was_given_for():
-    found = caveats(focus_of({"mine": PLAIN}))
-    assert len(found) == 6
-    assert "No plan was given" in " ".join(found)
-    assert sum("no item names its source_id" in text for text in found) == 2
-    assert "no --cutoff was given" in " ".join(found)
-    assert "Min-K% of the base" in " ".join(found)
-    assert "(--run)" in " ".join(found)
-
-
-def test_few_items_are_named_with_the_power_that_they_have():
-    (text,) = said(focus_of({"mine": {"literary": spread(1.0)}}), "few items")
-    assert "With n = 20 the test finds an effect of d_z = 0.5 in 70 % of cases" in text
-    assert "0.58 for 80 %" in text
-
-
-@pytest.mark.parametrize(("tokens", "warned"), [((10, 10), 0), ((12, 10), 1), ((10, 12), 1)])
-def test_uneven_options_are_named(tokens, warned):
-    found = said(
-        focus_of({"mine": {"literary": spread(1.0, 60)}}, tokens=tokens), "tokens on average"
-    )
-    assert len(found) == warned
-
-
-def test_sources_that_share_items_are_counted():
-    focus = focus_of({"mine": {"literary": spread(1.0, 60)}}, sources=12)
-    (text,) = said(focus, "named sources")
-    assert "60 of 60 items come from 12 named sources" in text
-    assert not said(focus_of({"mine": {"literary": spread(1.0, 60)}}, sources=60), "sources")
-
-
-def test_mixed_strata_are_counted():
-    dates = ["2023", "2025", None]
-    focus = focus_of({"mine": {"literary": spread(1.0, 60)}}, cutoff="2024", dates=dates)
-    (text,) = said(focus, "Mixed strata")
-    assert "20 items were published by 2024, 20 after it, 20 are of unknown date" in text
-    focus = focus_of({"mine": {"literary": spread(1.0, 60)}}, cutoff="2024", dates=["2025"])
-    assert not said(focus, "strata")
-
-
-def test_boundary_merges_are_named():
-    (text,) = said(
-        focus_of({"mine": {"literary": spread(1.0, 60)}}, merge=True), "--boundary joint"
-    )
-    assert "in 100 % of the items" in text
-
-
-def test_items_that_were_left_out_are_named():
-    focus = focus_of({"mine": PLAIN})
-    assert not said(focus, "left out")
-    too_long = {"a": "literary", "b": "factual", "c": "literary"}
-    focus.source.family.meta = replace(focus.source.meta, max_positions=512, too_long=too_long)
-    literary, factual = said(focus, "left out")
-    assert literary.startswith(
-        "literary: 2 items are longer than the model's 512 positions and were left out (a, c; "
-    )
-    assert factual.startswith("factual: 1 items")
-
-
-def test_texts_that_meet_wrongly_are_counted():
-    focus = focus_of({"mine": PLAIN})
-    assert not said(focus, "space")
-    n = focus.source.n_items
-    counts = {"n_contexts_ending_in_space": 2, "n_options_lacking_space": 0}
-    focus.source.family.meta = replace(focus.source.meta, **counts)
-    (text,) = said(focus, "space")
-    assert text.startswith(f"The context ends in a space in 2 of {n} items: ")
-    counts = {"n_contexts_ending_in_space": 0, "n_options_lacking_space": 3}
-    focus.source.family.meta = replace(focus.source.meta, **counts)
-    (text,) = said(focus, "space")
-    assert text.startswith(f"An option meets its context without a space in 3 of {n} items, ")
-
-
-def trained_on(*texts: str) -> TrainingRun:
-    samples = [
-        Sample(f"s{k}", "prompt", (Turn("user", text),), None, f"train.jsonl:{k}")
-        for k, text in enumerate(texts, start=1)
-    ]
-    return run_of("train.jsonl", TrainedTexts(samples))
-
-
-def run_of(data: str, trained: TrainedTexts | None) -> TrainingRun:
-    facts = RunFacts(
-        settings={"data": data}, n_train=None, n_validation=None, total_steps=None, data_digest=None
-    )
-    settings = DataSettings(data=(str(data),), validation=None)
-    return TrainingRun(Path("run"), facts, settings, {}, {}, {}, trained)
-
-
-ROW = "one two three four five six seven eight nine ten eleven twelve thirteen"
-
-
-def test_items_that_are_trained_on_are_named_whole_or_by_their_words():
-    clean = focus_of({"mine": PLAIN}, run=trained_on("Nothing of it.", ROW))
-    assert not said(clean, "training texts")
-    focus = focus_of({"mine": PLAIN}, run=trained_on("Nothing of it.", f"It goes: {ROW}!", "G"))
-    items = focus.source.family.held_texts
-    items["literary-7"] = replace(items["literary-7"], context=f"He counted {ROW}.")
-    (text,) = said(focus, "training texts")  # every item's right option is `g`
-    assert text.startswith("120 items overlap with training texts, 120 by a whole text")
-    items |= {name: replace(item, options=("another", "b")) for name, item in items.items()}
-    (text,) = said(focus, "training texts")
-    assert text == (
-        "1 item overlaps with training texts, 0 by a whole text, the rest by a 13-gram of words: "
-        f"literary-7 (train.jsonl:2, “{ROW}”)."
-    )
-
-
-def test_overlap_is_not_known_without_the_run_or_its_file(tmp_path):
-    assert said(focus_of({"mine": PLAIN}), "no training run was given")
-    unknown = run_of("gone.jsonl", None)
-    assert said(focus_of({"mine": PLAIN}, run=unknown), "gone.jsonl is not available as trained on")
-
-
-def test_training_texts_count_only_if_the_file_is_the_one_trained_on(tmp_path):
-    data = write_lines(tmp_path / "t.jsonl", [{"prompt": "Why?", "response": ROW}])
-    run = make_run(tmp_path / "run")
-    facts = json.loads((run / "run.json").read_text())
-    for named in ([str(data)], str(data)):  # earlier versions named one file
-        facts["settings"] |= {"data": named, "validation": "0.1"}
-        for digest, is_known in ((digest_bytes([data]), True), ("0" * 64, False)):
-            (run / "run.json").write_text(json.dumps(facts | {"data_digest": digest}))
-            assert (read_run(run, {}).trained is not None) is is_known
-
-
-def test_an_unstable_choice_is_named_and_what_it_is_worth():
-    rng = np.random.default_rng(2)
-    epochs = {f"epoch-{k:02d}": {"literary": rng.normal(0.1, 1, 12)} for k in range(1, 8)}
-    focus = focus_of(epochs)
-    assert focus.selection.chosen_when_drawn_anew[focus.highlighted] < 0.8
-    (text,) = said(focus, "The choice is unstable")
-    assert "with the sources drawn anew it is epoch-" in text
-    assert said(focus, "chosen on the other sources each time")
-
-
-def test_epochs_that_were_not_scored_are_counted():
-    losses = dict.fromkeys(range(1, 13), 3.0)
-    scored = {f"epoch-{k:02d}": k for k in (2, 5)}
-    run = replace(run_of("train.jsonl", None), loss_nats=losses, scored=scored)
-    epochs = dict.fromkeys(scored, PLAIN)
-    (text,) = said(focus_of(epochs, run=run), "trained epochs were scored")
-    assert text.startswith("2 of 12 trained epochs")
-
-
-def test_readings_that_disagree_are_named():
-    focus = focus_of({"mine": {"literary": spread(1.0, 60)}})
-    assert not said(focus, "The reading of dI decides the paper's test")
-    named = focus.comparison.variants
-    with_primary(focus, variants=replace(named, per_token=replace(named.per_token, p=0.4)))
-    (text,) = said(focus, "The reading of dI decides the paper's test")
-    assert "the mean per token 0.400" in text
-
-
-def test_an_adapter_that_lacks_items_is_left_out_by_name():
-    source = focus_of({"mine": PLAIN, "stopped": PLAIN}).source
-    rows = source.scores
-    stopped = rows.items["literary"]["stopped"]
-    lost = rows.facts.numbers["literary-3"]
-    rows.items["literary"]["stopped"] = stopped.take(stopped.rows != lost)
-    summary = summarise(rows)
-    family = summary.families["literary"]
-    assert list(family.changes) == ["mine"]
-    assert family.incomplete == {"stopped": 59}
-    focus = make_focus(source, summary)
-    assert said(focus, "literary: stopped has scores for 59 of 60 items only")
-    assert "stopped has 59 of 60 items" in summary_text(scored(focus))
 
 
 def item_with_tokens(score_eos: bool) -> ScoredItem:

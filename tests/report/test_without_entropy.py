@@ -10,7 +10,6 @@ from synthetic import make_folder
 from cqa.report.config import ReportConfig
 from cqa.report.source import read_source
 from cqa.report.write import write_report
-from cqa.schema.result import to_json
 from cqa.score_folder import CHECKSUM, with_checksum
 from cqa.stats.summary import summarise
 
@@ -41,7 +40,7 @@ def reports(tmp_path_factory):
 
 
 def summary_of(folder):
-    return to_json(summarise(read_source(folder).scores))
+    return summarise(read_source(folder).scores).to_json()
 
 
 def cells(path):
