@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cqa.data.jsonl import LONGEST_NAME, check_text, read_records, take_id, take_text
+from cqa.data.jsonl import LONGEST_NAME, check_text, read_records, stop_at, take_id, take_text
 from cqa.data.unique import file_line_id
 from cqa.errors import DataError
 from cqa.schema.rows import Kind, Role
@@ -45,8 +45,20 @@ class Item:
         return "right" if index == self.answer else "wrong"
 
 
+class BadItemError(DataError):
+    """A line is no item; what of it can be told besides."""
+
+    def __init__(self, error: DataError, where: str, item_id: str | None) -> None:
+        super().__init__(error.message, where=where, hint=error.hint)
+        self.item_id = item_id
+
+
 def read_items(
-    paths: Iterable[Path], *, continuations: bool = False, columns: Sequence[str] = ()
+    paths: Iterable[Path],
+    *,
+    continuations: bool = False,
+    columns: Sequence[str] = (),
+    refuse: Callable[[DataError], object] = stop_at,
 ) -> Iterator[Item]:
     """Read items from files in order.
 
@@ -54,13 +66,32 @@ def read_items(
         paths: JSON Lines files, or tables.
         continuations: Whether the files hold continuations instead of pairs and options.
         columns: Keys and the columns they are read from, such as `good=chosen`.
+        refuse: Takes the error of a bad line, which is then left out; a `BadItemError` where the
+            line is an object.
 
     Raises:
-        DataError: A line is malformed, or a file holds no item.
+        DataError: A file cannot be read or holds no line; what `refuse` raises, which is by
+            default the error of the first malformed line.
     """
     parse = parse_continuation if continuations else parse_pair
+
+    def parse_named(record: dict[str, Any], where: str) -> Item:
+        try:
+            return parse(record, where)
+        except DataError as error:
+            raise BadItemError(error, where, _known_id(record, where)) from None
+
+    known = parse if refuse is stop_at else parse_named
     for path in paths:
-        yield from read_records(path, parse, noun="item", columns=columns)
+        yield from read_records(path, known, noun="item", refuse=refuse, columns=columns)
+
+
+def _known_id(record: dict[str, Any], where: str) -> str | None:
+    """Return the id that a malformed record gives, if that is one."""
+    try:
+        return take_id(record, where, "") or None
+    except DataError:
+        return None
 
 
 def parse_pair(record: dict[str, Any], where: str) -> Item:

@@ -28,7 +28,8 @@ NAMED = 3  # items that a caveat names
 def caveats(focus: Focus) -> list[str]:
     """Return warnings in the order in which they matter."""
     checks = (
-        _roles, plan_caveats, _choice, _few, _left_out, _unscored, _lengths, _leaks, _clusters,
+        _roles, plan_caveats, _choice, _few, _left_out, _unscored, _rejected, _lengths, _leaks,
+        _clusters,
         _dates, _seen, design_caveats, _variants, _merges, _spaces, _scope,
     )  # fmt: skip
     return [text for check in checks for text in _first(list(check(focus)))]
@@ -118,6 +119,14 @@ def _unscored(focus: Focus) -> Iterator[str]:
             f"{group}: incomplete. {counted(len(ids), 'item')} could not be scored and "
             f"{'is' if len(ids) == 1 else 'are'} in no number ({first}; meta.json names all with "
             f"their reasons). The first: {reason}."
+        )
+
+
+def _rejected(focus: Focus) -> Iterator[str]:
+    if n := focus.source.meta.n_rejected:
+        yield (
+            f"{counted(n, 'line')} of the files could not be scored as an item and "
+            f"{'was' if n == 1 else 'were'} left out (rejected.jsonl has all, with reasons)."
         )
 
 

@@ -52,6 +52,8 @@ def _departures(focus: Focus, plan: dict[str, Any]) -> Iterator[str]:
         yield f"{len(left_out)} planned items left out as too long"
     if unscored := focus.source.meta.unscored:
         yield f"{len(unscored)} planned items that could not be scored"
+    if n_rejected := focus.source.meta.n_rejected:
+        yield f"{n_rejected} lines left out as no items"
 
 
 def _adapters(focus: Focus, plan: dict[str, Any]) -> Iterator[str]:

@@ -61,6 +61,8 @@ def _caveats(scored: ScoreSummary) -> Iterator[str]:
     if scored.n_unscored:
         counts = ", ".join(f"{n} {group}" for group, n in scored.n_unscored.items())
         yield f"incomplete: left out, since they could not be scored: {counts} (meta.json says why)"
+    if scored.n_rejected:
+        yield f"left out, malformed or not to be encoded (--on-error skip): {scored.n_rejected}"
     if isinstance(n := summary.n_by_date, StratumCounts):
         yield (
             f"published by {summary.cutoff}: {n.before}, after it: {n.after}, unknown: "

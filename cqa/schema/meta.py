@@ -85,6 +85,7 @@ class Meta(Record):
     planned_first: bool  # whether the plan was there before any row was
     models: tuple[ScoredModel, ...]  # the base first
     earlier_models: tuple[dict[str, Any], ...]  # of other rows in the folder, as they stood
+    n_rejected: int = 0  # lines left out because something is wrong with them
     conversion: dict[str, Any] | None = None  # what the base was converted from, if it was
     capabilities: str | None = None  # digest of capabilities.json, where a server scored
 

@@ -1,4 +1,4 @@
-"""Lines of scores.jsonl and items.jsonl."""
+"""Lines of scores.jsonl, items.jsonl and rejected.jsonl."""
 
 from __future__ import annotations
 
@@ -114,3 +114,13 @@ class ItemText(Record):
     def full_key(self) -> str:
         """What the item and its rows are found again by: texts, labels and id."""
         return self.item_key + self.id
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RejectedItem(Record):
+    """An item that was left out because something is wrong with it: a line of rejected.jsonl."""
+
+    where: str  # file:line
+    id: str | None  # None where it cannot be read
+    reason: str
+    hint: str | None

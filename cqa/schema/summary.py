@@ -101,3 +101,4 @@ class ScoreSummary(Result):
     n_unscored: dict[str, int]  # the same of those that the engine could not score
     model_keys: dict[str, str]  # by adapter, or "base"
     not_in_family: tuple[NotInFamily, ...]
+    n_rejected: int = 0  # items left out because something is wrong with them

@@ -120,6 +120,12 @@ class ScoreConfig(AnalysisConfig):
         "refuse",
         group="Text",
     )
+    on_error: Literal["stop", "skip"] = option(
+        "What to do with items that are malformed or cannot be encoded: refuse all before any "
+        "work, or leave them out, each with its reason in rejected.jsonl.",
+        "stop",
+        group="Text",
+    )
     score_eos: bool = option("Score the end token after each option too.", False, group="Text")
     plan: Path | None = option(
         "Analysis plan (cqa-fast plan): its settings are taken where none is given here, and its "

@@ -9,16 +9,18 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
 from itertools import filterfalse
 
-from cqa.data.items import Item
+from cqa.data.items import BadItemError, Item
+from cqa.data.jsonl import stop_at
 from cqa.data.spacing import Spacing
 from cqa.data.tokenizer import Tokenizer
-from cqa.data.unique import Fingerprints, each_once, file_line_id
+from cqa.data.unique import Fingerprints, UniqueIds, file_line_id
 from cqa.errors import DataError
 from cqa.schema.rows import CHOOSERS, MANY_MERGES
 from cqa.schema.shard import LeftOut
 from cqa.score.config import ScoreConfig
 from cqa.score.items import add_to_digest, read_all
 from cqa.score.prefix_batch import EncodedItem, OverlongError, encode_item
+from cqa.score.rejected import Rejections, none_scored
 from cqa.score.shard import read_shard
 from cqa.score_folder import META, item_key, texts_key
 from cqa.text import named
@@ -34,11 +36,13 @@ class Items:
         self.n_options, self.n_merged = 0, 0  # the options, and those that joint encoding changes
         self.spacing = Spacing()
         self.overlong: dict[str, str] = {}  # id: group of the items that are left out
+        self.rejected = Rejections()  # items with which something is wrong
         self.groups: dict[str, None] = {}  # of the pairs of the whole job, in their order
         self.digest: str | None = None  # of all texts and labels in order, after the first pass
-        self.places = array("Q")  # among all items, of those that are scored, where it is a shard
+        self.places = array("Q")  # among all lines, of the items scored, where it is a shard
         self.left_out: list[LeftOut] = []  # the items of `overlong`, where it is a shard
         self._shard = None if config.shard is None else read_shard(config.shard)
+        self._skips = config.on_error == "skip"
 
     def __iter__(self) -> Iterator[Item]:
         """Yield the items; from the second pass on, without those that are left out.
@@ -46,16 +50,25 @@ class Items:
         Raises:
             DataError: At the end, if they are not those of the first pass.
         """
-        for item in self._given():
-            if self._is_ours(item) and item.id not in self.overlong:
+        for place, item in self._given():
+            left_out = item.id in self.overlong or place in self.rejected
+            if self._is_ours(item.id) and not left_out:
                 yield item
 
-    def _given(self) -> Iterator[Item]:
-        """Yield all items of the job."""
-        total = hashlib.sha256()
-        for item in read_all(self.config):
+    def _given(self) -> Iterator[tuple[int, Item]]:
+        """Yield all items of the job, each with its place among all lines."""
+        total, place = hashlib.sha256(), 0
+
+        def refuse(error: DataError) -> None:
+            nonlocal place
+            if self.digest is None:
+                self._reject_line(error, place)
+            place += 1
+
+        for item in read_all(self.config, refuse if self._skips else stop_at):
             add_to_digest(total, item)
-            yield item
+            yield place, item
+            place += 1
         if self.digest not in (None, total.hexdigest()):
             raise DataError(
                 "expected the items as they were at the start, got others",
@@ -64,8 +77,15 @@ class Items:
             )
         self.digest = total.hexdigest()
 
-    def _is_ours(self, item: Item) -> bool:
-        return self._shard is None or self._shard.holds(item.id)
+    def _reject_line(self, error: DataError, place: int) -> None:
+        """Note a line that is no item."""
+        where = error.where or ""
+        item_id = error.item_id if isinstance(error, BadItemError) else None
+        if self._is_ours(item_id or file_line_id(where)):
+            self.rejected.add(error, place=place, where=where, item_id=item_id, key=None)
+
+    def _is_ours(self, item_id: str) -> bool:
+        return self._shard is None or self._shard.holds(item_id)
 
     @property
     def _files(self) -> str:
@@ -78,10 +98,11 @@ class Items:
 
     def all_encoded(self) -> Iterator[EncodedItem]:
         """Yield the items as token ids, those of other shards too; without those left out."""
-        for item in self._given():
-            if item.id in self.overlong:
+        left_out = DataError if self._skips else OverlongError
+        for place, item in self._given():
+            if item.id in self.overlong or place in self.rejected:
                 continue
-            with suppress(OverlongError):  # where it is of this shard, `check` has refused it
+            with suppress(left_out):  # of another shard; those of this one, `check` has seen
                 yield self._encode(item)
 
     def _encode(self, item: Item) -> EncodedItem:
@@ -99,25 +120,37 @@ class Items:
         Of a shard every line is read, and its own items are encoded: there may be none.
 
         Raises:
-            DataError: An item is malformed, an id comes twice, or there is no room for an item and
-                the settings do not leave such items out, or for none at all.
+            DataError: An item is malformed, an id comes twice, or there is no room for an item, and
+                the settings do not leave such items out; or none is left.
         """
-        n_items = sum(
-            1 for _ in each_once(self._counted(), name=file_line_id, columns=self.config.columns)
-        ) - len(self.overlong)
-        if not n_items and self._shard is None:
-            raise none_fits(self.max_positions, self._files)
-        return n_items
-
-    def _counted(self) -> Iterator[Item]:
         self.n_options, self.n_merged, self.spacing = 0, 0, Spacing()
+        is_new = _finds_doubles(self.config)
         reported = Fingerprints()
-        for place, item in enumerate(self._given()):
-            ours = self._is_ours(item)
-            if not ours or self._fits(item, place):
-                self._check_group(item, reported)
-            if ours:
-                yield item
+        n_items = 0
+        for place, item in self._given():
+            ours = self._is_ours(item.id)
+            try:
+                if ours:
+                    is_new(item)
+                _check_chooser(item, reported)
+                fits = self._fits(item, place) if ours else True
+            except DataError as error:
+                if not self._skips:
+                    raise
+                if ours:
+                    key = item_key(item)
+                    self.rejected.add(
+                        error, place=place, where=item.where, item_id=item.id, key=key
+                    )
+                continue
+            n_items += ours and fits
+            if fits and item.group != CHOOSERS and item.kind != "continuation":
+                self.groups.setdefault(item.group)
+                if self.config.choose_on is not None:
+                    reported.add(texts_key(item))
+        if not n_items and self._shard is None:
+            raise none_scored(self.max_positions, self._files, next(iter(self.rejected.rows), None))
+        return n_items
 
     def _fits(self, item: Item, place: int) -> bool:
         """Count an item of this run, or note that it is left out."""
@@ -138,23 +171,9 @@ class Items:
         self.n_merged += sum(option.boundary_merge for option in encoded.options)
         return True
 
-    def _check_group(self, item: Item, reported: Fingerprints) -> None:
-        """Note an item's group, and that no item both chooses and is reported."""
-        if item.group == CHOOSERS:
-            if texts_key(item) in reported:
-                raise DataError(
-                    f"expected items that are not reported, got the texts of one that is: "
-                    f"`{item.id}`",
-                    where=item.where,
-                    hint="an adapter that was chosen on an item is not tested on it",
-                )
-        elif item.kind != "continuation":
-            self.groups.setdefault(item.group)
-            if self.config.choose_on is not None:
-                reported.add(texts_key(item))
-
     def notes(self) -> Iterator[str]:
         """Say what a user should know of the items before they are scored."""
+        yield from self.rejected.note()
         if self.overlong:
             yield left_out_text(self.overlong, self.max_positions, META)
         yield from self.spacing.warnings("context", "option")
@@ -165,13 +184,31 @@ class Items:
             )
 
 
-def none_fits(max_positions: int, files: str) -> DataError:
-    """Return the error of a job all of whose items are over the model's positions."""
-    return DataError(
-        f"expected an item of at most {max_positions} tokens, got only longer ones",
-        where=files,
-        hint="shorten the contexts; nothing is ever cut",
-    )
+def _finds_doubles(config: ScoreConfig) -> Callable[[Item], None]:
+    """Return what raises a `DataError` at an item whose id came before.
+
+    Where such items are skipped there may be many; the line of the first is then not looked for.
+    """
+    if config.on_error == "stop":
+        ids = UniqueIds(file_line_id, config.columns)
+        return lambda item: ids.add(item.id, item.where)
+    seen = Fingerprints()
+
+    def is_new(item: Item) -> None:
+        if not seen.add(item.id):
+            raise DataError(f"expected each id once, got `{item.id:.80}` again", where=item.where)
+
+    return is_new
+
+
+def _check_chooser(item: Item, reported: Fingerprints) -> None:
+    """Refuse an item that chooses an adapter if its texts are those of one that is reported."""
+    if item.group == CHOOSERS and texts_key(item) in reported:
+        raise DataError(
+            f"expected items that are not reported, got the texts of one that is: `{item.id}`",
+            where=item.where,
+            hint="an adapter that was chosen on an item is not tested on it",
+        )
 
 
 def left_out_text(overlong: Mapping[str, str], max_positions: int, file: str) -> str:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
-from cqa.data.items import Item, read_items
+from cqa.data.items import BadItemError, Item, read_items
+from cqa.data.jsonl import stop_at
 from cqa.errors import DataError
 from cqa.schema.rows import CHOOSERS
 from cqa.score_folder import digest_json, item_key
@@ -34,23 +35,30 @@ class Files(Protocol):
         """Keys and the columns they are read from."""
 
 
-def read_all(files: Files) -> Iterator[Item]:
+def read_all(files: Files, refuse: Callable[[DataError], object] = stop_at) -> Iterator[Item]:
     """Yield all items in their order; those that choose an adapter have a group of their own.
+
+    Args:
+        files: The settings.
+        refuse: Takes the error of a bad item, which is then left out.
 
     Raises:
         DataError: An item is malformed, or has the name of that group.
     """
-    for item in read_items(files.pairs, columns=files.columns):
+    for item in read_items(files.pairs, columns=files.columns, refuse=refuse):
         if item.group == CHOOSERS:
-            raise DataError(
-                f"expected another group than `{CHOOSERS}`, which --choose-on gives its items",
-                where=item.where,
+            error = DataError(
+                f"expected another group than `{CHOOSERS}`, which --choose-on gives its items"
             )
-        yield item
+            refuse(BadItemError(error, item.where, item.id))
+        else:
+            yield item
     if files.choose_on is not None:
-        for item in read_items([files.choose_on], columns=files.columns):
+        for item in read_items([files.choose_on], columns=files.columns, refuse=refuse):
             yield replace(item, labels={**item.labels, "group": CHOOSERS})
-    yield from read_items(files.continuations, continuations=True, columns=files.columns)
+    yield from read_items(
+        files.continuations, continuations=True, columns=files.columns, refuse=refuse
+    )
 
 
 def add_to_digest(total: hashlib._Hash, item: Item) -> None:

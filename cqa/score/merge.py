@@ -22,22 +22,22 @@ from cqa.config import resolve
 from cqa.data.items import read_items
 from cqa.data.unique import fingerprint
 from cqa.errors import ConfigError, DataError
-from cqa.files import inside, new_file, read_json, write_json
+from cqa.files import discard, inside, new_file, read_json, write_json
 from cqa.output_folder import check_output, filled
 from cqa.schema.meta import Meta
 from cqa.schema.prescreen import PrescreenSummary
 from cqa.score.config import PrescreenConfig, ScoreConfig
-from cqa.score.encoded import none_fits
 from cqa.score.items import add_key_to_digest, add_to_digest
 from cqa.score.lines import Lines
-from cqa.score.merge_input import OpenShard, open_shards
+from cqa.score.merge_input import OpenShard, open_shards, read_rejected
 from cqa.score.prescreen import rank_points
+from cqa.score.rejected import none_scored, write_rejected
 from cqa.score.run import ScoreResult
 from cqa.score.summary import statistics_digest, write_summary
-from cqa.score_folder import ITEMS, META, SCORES, ItemsDigest, placed_rows, placed_texts
+from cqa.score_folder import ITEMS, META, REJECTED, SCORES, ItemsDigest, placed_rows, placed_texts
 
 _NO_ROW = (1 << 64) - 1
-_NOBODY, _LEFT_OUT = -1, -2
+_NOBODY, _UNSCORED = -1, -2
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +76,7 @@ def merge(out: Path, folders: Sequence[Path]) -> Merged:
         by_model = [[held.rows[m] for held in found] for m in range(len(meta.models))]
         _write(out, SCORES, shards, owners, by_model)
         _write(out, ITEMS, shards, owners, [[held.items for held in found]])
+        _write_rejected(out, shards)
         write_json(inside(out, META), meta.to_json())
         summary = write_summary(out, config) if config.summary else None
         points = None if ranking is None else rank_points(ranking)
@@ -98,11 +99,14 @@ def _check_files(config: PrescreenConfig, held: OpenShard) -> None:
 
 def _owners(shards: Sequence[OpenShard]) -> array[int]:
     """Return which of the shards has scored the item at each place."""
-    n_places = sum(len(held.items.places) + len(held.items.left_out) for held in shards)
+    n_places = sum(
+        len(held.items.places) + len(held.items.left_out) + len(held.items.rejected)
+        for held in shards
+    )
     owners = array("i", [_NOBODY]) * n_places
     for k, held in enumerate(shards):
-        left_out = [item.place for item in held.items.left_out]
-        for places, owner in ((held.items.places, k), (left_out, _LEFT_OUT)):
+        unscored = [item.place for item in (*held.items.left_out, *held.items.rejected)]
+        for places, owner in ((held.items.places, k), (unscored, _UNSCORED)):
             for place in places:
                 if place >= n_places or owners[place] != _NOBODY:
                     raise _other_items(held)
@@ -168,12 +172,15 @@ def _checked_items(shards: Sequence[OpenShard], owners: array[int], found: Seque
     """
     given, scored = hashlib.sha256(), ItemsDigest()
     starts = [iter(held.items) for held in found]
-    left_out = {item.place: item for held in shards for item in held.items.left_out}
+    unscored = {
+        item.place: item for held in shards for item in (*held.items.left_out, *held.items.rejected)
+    }
     with Lines([held.folder / ITEMS for held in shards]) as lines:
         for place, owner in enumerate(owners):
-            if owner == _LEFT_OUT:
-                item = left_out[place]
-                add_key_to_digest(given, item.id, item.item_key)
+            if owner == _UNSCORED:
+                item = unscored[place]
+                if item.id is not None and item.item_key is not None:
+                    add_key_to_digest(given, item.id, item.item_key)
             else:
                 text = json.loads(lines.read(owner, next(starts[owner])))
                 add_key_to_digest(given, text["id"], text["item_key"])
@@ -184,8 +191,9 @@ def _checked_items(shards: Sequence[OpenShard], owners: array[int], found: Seque
             where=", ".join(str(held.folder) for held in shards),
             hint="a file of one is damaged; score that shard anew",
         )
-    if len(left_out) == len(owners):
-        raise none_fits(shards[0].meta.max_positions, str(shards[0].folder))
+    if len(unscored) == len(owners):
+        first = next((row for held in shards for _, row in read_rejected(held)), None)
+        raise none_scored(shards[0].meta.max_positions, str(shards[0].folder), first)
     return scored.hexdigest()
 
 
@@ -206,6 +214,7 @@ def _merged_meta(
         (item.place, item.id, held.meta.too_long[item.id])
         for held in shards
         for item in held.items.left_out
+        if item.id is not None
     )
     settings = {**first.settings, **whole}
     return replace(
@@ -219,6 +228,7 @@ def _merged_meta(
         n_contexts_ending_in_space=sum(meta.n_contexts_ending_in_space for meta in metas),
         n_options_lacking_space=sum(meta.n_options_lacking_space for meta in metas),
         too_long={item_id: group for _, item_id, group in left_out},
+        n_rejected=sum(meta.n_rejected for meta in metas),
         models=models,
         planned_first=all(meta.planned_first for meta in metas),
         capabilities=None,  # each shard asked for itself
@@ -263,5 +273,17 @@ def _write(
         for part in parts:
             starts = [iter(found) for found in part]
             for owner in owners:
-                if owner != _LEFT_OUT:
+                if owner != _UNSCORED:
                     file.write(lines.read(owner, next(starts[owner])))
+
+
+def _write_rejected(out: Path, shards: Sequence[OpenShard]) -> None:
+    """Write rejected.jsonl from those of the shards, by place; without a line there is none."""
+    rows = sorted(
+        (item.place, line)
+        for held in shards
+        for item, (line, _) in zip(held.items.rejected, read_rejected(held), strict=True)
+    )
+    discard(inside(out, REJECTED))
+    if rows:
+        write_rejected(out, [line for _, line in rows])

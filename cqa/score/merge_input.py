@@ -8,14 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from cqa.config import command_line, given_settings, resolve
+from cqa.data.jsonl import parse_object, raw_lines
 from cqa.errors import ConfigError, DataError, ModelError
 from cqa.files import inside, read_json
 from cqa.schema.meta import Meta
+from cqa.schema.rows import RejectedItem
 from cqa.schema.shard import ShardItems
 from cqa.score.config import PrescreenConfig, ScoreConfig
 from cqa.score.shard import Shard, read_shard
 from cqa.score.shard_folder import read_shard_items
-from cqa.score_folder import META, SHARD
+from cqa.score_folder import META, REJECTED, SHARD
 
 RANKING = "prescreen.json"  # of a shard of prescreen: its settings, written when all is scored
 OF_ONE_SHARD = (  # the settings in which the shards of a job may differ
@@ -93,7 +95,8 @@ def _open(folder: Path) -> OpenShard:
         first, why = next(iter(meta.unscored.items()))
         n = len(meta.unscored)
         raise opened.unfinished(f"{n} of its items unscored; `{first}`: {why.reason}")
-    if {item.id for item in items.left_out} != meta.too_long.keys():
+    left_out = {item.id for item in items.left_out}
+    if left_out != meta.too_long.keys() or len(items.rejected) != meta.n_rejected:
         raise DataError(
             f"expected {SHARD} and {META} of one command, got different items left out",
             where=str(folder), hint="a file is damaged; score this shard anew",
@@ -171,3 +174,25 @@ def _differences(first: OpenShard, other: OpenShard) -> Iterator[tuple[str, str,
         for key in sorted({*settings, *theirs_too} - {*OF_ONE_SHARD}):
             if settings.get(key) != theirs_too.get(key):
                 yield where, f"--{key}", again
+
+
+def read_rejected(held: OpenShard) -> list[tuple[bytes, RejectedItem]]:
+    """Return the lines of a shard's rejected.jsonl, and what they say.
+
+    Raises:
+        DataError: They are not those that shard.json counts.
+    """
+    if not held.items.rejected:
+        return []
+    path = inside(held.folder, REJECTED)
+    rows = [
+        (line, RejectedItem.from_json(parse_object(line, where), where))
+        for where, line in raw_lines(path)
+    ]
+    if [row.id for _, row in rows] != [item.id for item in held.items.rejected]:
+        raise DataError(
+            f"expected the {len(held.items.rejected)} rejected items of shard {held.shard}, got "
+            "others",
+            where=str(path), hint="score the shard anew",
+        )  # fmt: skip
+    return rows

@@ -127,6 +127,7 @@ def score(
         closing(Results(config.out, with_tokens=config.tokens)) as results,
     ):
         held = results.write_items(items)
+        items.rejected.write(config.out)
         if shard is not None:
             write_shard(config.out, shard)
         on_event(ScoreStart(n_items=n_items, n_models=len(models)))
@@ -302,6 +303,7 @@ def _write_meta(
         max_positions=items.max_positions,
         too_long=items.overlong,
         unscored=run.unscored.by_id,
+        n_rejected=len(items.rejected),
         models=tuple(models),
         earlier_models=earlier,
         plan=plan.held,

@@ -23,6 +23,7 @@ def shard_items(items: Items, of: Kind) -> ShardItems:
         given_digest=items.digest or "",
         places=tuple(items.places),
         left_out=tuple(items.left_out),
+        rejected=tuple(items.rejected.unscored),
     )
 
 

@@ -27,6 +27,7 @@ def write_summary(out: Path, config: AnalysisConfig) -> ScoreSummary:
         items_digest=family.meta.items_digest,
         n_too_long=dict(Counter(family.meta.too_long.values())),
         n_unscored=dict(Counter(why.group for why in family.meta.unscored.values())),
+        n_rejected=family.meta.n_rejected,
         model_keys={name or "base": key for name, key in family.keys.items()},
         not_in_family=family.not_in_family,
     )

@@ -36,7 +36,7 @@ FLAGS = {
     "score": [
         "--model", "--adapter", "--run", "--epochs", "--pairs", "--continuations", "--out",
         "--tokens", "--null-token", "--score-eos", "--dtype", "--cutoff", "--margin", "--config",
-        "--json", "--shard",
+        "--json", "--shard", "--on-error",
     ],
     "merge": ["--json"],
     "report": ["--run", "--out", "--cutoff", "--margin", "--config", "--json"],
