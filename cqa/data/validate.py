@@ -20,6 +20,7 @@ from cqa.data.samples import Sample, detect_format, parse_sample, plain_parts
 from cqa.data.spacing import Spacing
 from cqa.data.unique import Fingerprints, each_once, file_line_id, fingerprint, line_id
 from cqa.errors import DataError
+from cqa.schema.first import Encoding, FirstItem, FirstSample, Part
 from cqa.text import counted, named
 
 IMBALANCE = 1.2  # longest over shortest option, in characters, from which a warning is due
@@ -36,7 +37,7 @@ class FileReport:
     n_refused: int = 0
     errors: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
-    first: dict[str, Any] = field(default_factory=dict)  # what is learned or scored of a record
+    first: FirstSample | FirstItem | None = None
 
 
 class Encoder(Protocol):
@@ -45,7 +46,7 @@ class Encoder(Protocol):
     def check(self, record: Item | Sample) -> None:
         """Encode a record as it would be learned or scored, or refuse it."""
 
-    def describe(self, record: Item | Sample) -> dict[str, Any]:
+    def describe(self, record: Item | Sample) -> Encoding:
         """Return the ids and pieces of a record that was not refused."""
 
 
@@ -111,13 +112,12 @@ def _sides(kind: str) -> tuple[str, str]:
     return "prompt", "response"
 
 
-def _described(record: Item | Sample, encoder: Encoder | None) -> dict[str, Any]:
+def _described(record: Item | Sample, encoder: Encoder | None) -> FirstSample | FirstItem:
+    encoding = encoder.describe(record) if encoder else None
     if isinstance(record, Sample):
-        parts = [{"text": text, "learned": learned} for text, learned in plain_parts(record)]
-        shown: dict[str, Any] = {"id": record.id, "parts": parts}
-    else:
-        shown = {"id": record.id, "context": record.context, "options": list(record.options)}
-    return shown | (encoder.describe(record) if encoder else {})
+        parts = tuple(Part(text, learned) for text, learned in plain_parts(record))
+        return FirstSample(record.id, parts, encoding)
+    return FirstItem(record.id, record.context, record.options, encoding)
 
 
 def _records(
@@ -209,7 +209,7 @@ def describe_report(report: FileReport) -> dict[str, Any]:
         "n_records": report.n_records,
         "n_refused": report.n_refused,
         "groups": {str(group): n for group, n in report.groups.items()},
-        "first": report.first,
+        "first": report.first.to_json() if report.first else {},
         "errors": report.errors,
         "warnings": report.warnings,
     }
@@ -229,27 +229,25 @@ def _lines(report: FileReport) -> list[str]:
     verdict = f"{report.n_refused} refused" if report.errors else "ok"
     return [
         f"{report.path}: {what}: {verdict}",
-        *(f"  {text}" for text in _first_lines(report.first)),
+        *(f"  {text}" for text in (_first_lines(report.first) if report.first else ())),
         *(f"  error: {text}" for text in report.errors),
         *(f"  warning: {text}" for text in report.warnings),
     ]
 
 
-def _first_lines(first: dict[str, Any]) -> Iterator[str]:
+def _first_lines(first: FirstSample | FirstItem) -> Iterator[str]:
     """Yield what is learned or scored of the first record, between ⟦ and ⟧."""
-    if not first:
-        return
-    if "parts" in first:
-        what, parts = "learned", [(part["text"], part["learned"]) for part in first["parts"]]
+    if isinstance(first, FirstSample):
+        what, parts = "learned", [(part.text, part.learned) for part in first.parts]
     else:
-        what, parts = "scored", [(first["context"], False), (first["options"][0], True)]
+        what, parts = "scored", [(first.context, False), (first.options[0], True)]
     yield f"first, {what} between ⟦ and ⟧: " + "".join(
         f"⟦{_shortened(text)}⟧" if marked else _shortened(text) for text, marked in parts
     )
-    if "pieces" in first:
-        start = first["learned"].index(True)
+    if encoding := first.encoding:
+        start = encoding.learned.index(True)
         near = slice(max(0, start - _NEAR), start + _NEAR)
-        tokens = zip(first["ids"][near], first["pieces"][near], strict=True)
+        tokens = zip(encoding.ids[near], encoding.pieces[near], strict=True)
         yield f"its tokens from {near.start + 1} on, {what} from {start + 1} on: " + " ".join(
             f"{token}={piece!r}" for token, piece in tokens
         )

@@ -40,10 +40,12 @@ class Result:
         held: dict[str, Any] = {}
         for name, key, parts, optional in _fields_of(type(self)):
             value = getattr(self, name)
+            if optional and value is None:
+                continue
             if parts is not None:
                 merged_in = _plain(value)
                 held |= zip(parts or merged_in, merged_in.values(), strict=True)
-            elif not optional or value is not None:
+            else:
                 held[key] = _plain(value)
         return held
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from cqa.data.items import Item
 from cqa.data.samples import Sample, encode_samples
 from cqa.data.tokenizer import Tokenizer
 from cqa.model.checkpoint import locate
 from cqa.model.config import read_config
+from cqa.schema.first import Encoding
 from cqa.score.prefix_batch import encode_item
 from cqa.study.config import ValidateConfig
 
@@ -38,17 +37,14 @@ class ModelEncoder:
         """
         self._encode(record)
 
-    def describe(self, record: Item | Sample) -> dict[str, Any]:
-        """Return the ids of a record, the piece of text that each stands for, and the marked ones.
-
-        Of an item those are the ids of its context and its first option.
-        """
+    def describe(self, record: Item | Sample) -> Encoding:
+        """Return a record as token ids; of an item those of its context and its first option."""
         ids, marked = self._encode(record)
-        pieces = [
+        pieces = tuple(
             self.tokenizer.decode_following([token]) if k else self.tokenizer.decode([token])
             for k, token in enumerate(ids)
-        ]
-        return {"ids": list(ids), "pieces": pieces, "learned": list(marked)}
+        )
+        return Encoding(ids, pieces, marked)
 
     def _encode(self, record: Item | Sample) -> tuple[tuple[int, ...], tuple[bool, ...]]:
         if isinstance(record, Sample):

@@ -68,10 +68,10 @@ def test_what_is_learned_and_scored_of_the_first_records_is_shown(tmp_path):
     assert text.endswith("  first, learned between ⟦ and ⟧: Who?⏎⟦Ann.⟧")
     encoder = ModelEncoder(str(DEMO / "model"), ValidateConfig())
     pairs, samples = validate_files(files, encoder=encoder)
-    assert "".join(pairs.first["pieces"]) == PAIR["context"] + PAIR["good"]
-    assert "".join(samples.first["pieces"]) == "Who?\nAnn.<|endoftext|>"
-    start = samples.first["learned"].index(True)
-    assert "".join(samples.first["pieces"][start:]) == "Ann.<|endoftext|>"
+    assert "".join(pairs.first.encoding.pieces) == PAIR["context"] + PAIR["good"]
+    assert "".join(samples.first.encoding.pieces) == "Who?\nAnn.<|endoftext|>"
+    start = samples.first.encoding.learned.index(True)
+    assert "".join(samples.first.encoding.pieces[start:]) == "Ann.<|endoftext|>"
     assert "scored from 5 on: " in report_text([pairs])
 
 

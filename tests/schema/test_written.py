@@ -52,6 +52,16 @@ def test_a_default_of_none_is_written_where_it_holds_something_else():
     assert held.to_json() == WHOLE.to_json() | {"caveat": "c"}
 
 
+def test_what_is_merged_may_be_left_out():
+    @dataclass(frozen=True, slots=True)
+    class Loose(Result):
+        n: int
+        means: Means | None = field(metadata=merged(), default=None)
+
+    assert Loose(1).to_json() == {"n": 1}
+    assert Loose(1, Means(2.0, None)).to_json() == {"n": 1, "before": 2.0, "after": None}
+
+
 def test_as_many_keys_as_parts_are_needed():
     @dataclass(frozen=True, slots=True)
     class Wrong(Result):
