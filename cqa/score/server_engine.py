@@ -23,7 +23,7 @@ from cqa.score.engine import EngineIdentity, SequenceScores, SequenceStats
 from cqa.score.prefix_batch import PrefixBatch
 from cqa.score_folder import CAPABILITIES
 from cqa.server.address import Server
-from cqa.server.client import Client, RefusedError
+from cqa.server.client import FAILED, Client, LostError, RefusedError
 from cqa.server.completions import NoLogprobsError, problem
 from cqa.server.handshake import Prompts, shake_hands
 from cqa.server.parallel import in_parallel
@@ -121,12 +121,24 @@ class ServerEngine:
                     hint="it was there at the start; the rows so far are kept",
                 ) from None
             return SequenceStats.unscored(len(option), f"the server answered {refused}")
+        except LostError as lost:
+            if lost.status != FAILED or not self._still_scores():
+                raise
+            return SequenceStats.unscored(len(option), f"the server answered {lost.said}")
         except NoLogprobsError as error:
             return SequenceStats.unscored(len(option), f"the server gave {error}")
         if found := problem(answer, len(ids), since=len(context)):
             return SequenceStats.unscored(len(option), f"the server gave {found}")
         own = answer.own[len(context) :]
         return SequenceStats([min(value, 0.0) for value in own if value is not None])
+
+    def _still_scores(self) -> bool:
+        """Whether the server scores what it did: then what it fails on is at fault, not it."""
+        try:
+            self._completions.ask(self.capabilities.probe_ids, tries=1)
+        except (LostError, RefusedError, NoLogprobsError):
+            return False
+        return True
 
 
 def _prompts(tokenizer: Tokenizer) -> Prompts:

@@ -18,9 +18,11 @@ from email.utils import parsedate_to_datetime
 from typing import IO, Any
 
 from cqa.errors import ModelError, ResourceError
-from cqa.text import named
+from cqa.text import named, shortened
 
 MOST_BYTES = 256 << 20  # of an answer; one with 32,768 log-probabilities has a fiftieth
+LONGEST_ANSWER = 160  # characters that a message quotes of what a server says
+FAILED = 500  # what some servers answer to every request that they do not take
 BUSY = (408, 425, 429)  # worth another try, as is every 5xx
 AGAIN = "give the same command again when it is back; the rows so far are kept"
 
@@ -43,12 +45,19 @@ class RefusedError(Exception):
         self.status = status
 
 
+class LostError(ResourceError):
+    """The server did not answer, however often it was asked."""
+
+    said = ""  # the last time
+    status: int | None = None  # if it said anything
+
+
 class _PassedError(Exception):
     """The server could not answer this time."""
 
-    def __init__(self, reason: str, wait_s: float | None = None) -> None:
+    def __init__(self, reason: str, wait_s: float | None = None, status: int | None = None) -> None:
         super().__init__(reason)
-        self.wait_s = wait_s  # what the server asks for
+        self.wait_s, self.status = wait_s, status  # what the server asks for, and says
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
@@ -96,7 +105,7 @@ class Client:
         Raises:
             RefusedError: The server does not take this request.
             ModelError: It does not take the key, or answers with a redirect.
-            ResourceError: There is no answer after all tries.
+            LostError: There is no answer after all tries.
         """
         return self._tried(path, json.dumps(body).encode(), tries)
 
@@ -113,14 +122,16 @@ class Client:
                 wait_s *= 2
         raise AssertionError("the last try returns or raises")
 
-    def _lost(self, path: str, passed: _PassedError, n_tries: int) -> ResourceError:
+    def _lost(self, path: str, passed: _PassedError, n_tries: int) -> LostError:
         asked = f", which asks to wait {passed.wait_s:.0f} s" if passed.wait_s else ""
-        return ResourceError(
+        lost = LostError(
             f"expected an answer from the server, got after "
             f"{'1 try' if n_tries == 1 else f'{n_tries} tries'}: {passed}{asked}",
             where=self.url + path,
             hint=AGAIN,
         )
+        lost.said, lost.status = str(passed), passed.status
+        return lost
 
     def _once(self, path: str, data: bytes | None) -> dict[str, Any]:
         headers = {"Accept": "application/json"}
@@ -142,9 +153,8 @@ class Client:
 
     def _refused(self, path: str, error: urllib.error.HTTPError) -> Exception:
         if error.code in BUSY or error.code >= 500:
-            return _PassedError(
-                self._shown(error), _retry_after_s(error.headers.get("Retry-After"))
-            )
+            wait_s = _retry_after_s(error.headers.get("Retry-After"))
+            return _PassedError(self._shown(error), wait_s, error.code)
         if error.code in (401, 403):
             return ModelError(  # without what the server says, which may hold the key
                 f"expected a key that the server takes, got refused by {error.code} with "
@@ -167,7 +177,8 @@ class Client:
             said = _message(error.read(1 << 16))
         except (OSError, http.client.HTTPException):
             said = ""
-        return f"{error.code} {named(self._without_key(said or str(error.reason)))}".strip()
+        said = " ".join(self._without_key(said or str(error.reason)).split())
+        return f"{error.code} {shortened(said, LONGEST_ANSWER)}".strip()
 
     def _without_key(self, text: str) -> str:
         return text.replace(self._key, "<key>") if self._key else text

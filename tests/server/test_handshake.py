@@ -228,13 +228,22 @@ def test_values_that_it_draws_from(stub, client, prompts, route):
     assert "draws from" in caught.value.hint
 
 
-def test_ids_are_not_taken(stub, client, prompts):
+@pytest.mark.parametrize("status", [400, 422, 500])
+def test_ids_are_not_taken(stub, client, prompts, status):
+    """llama-cpp-python's own server says so with 500."""
     said = {"detail": [{"msg": "Input should be a valid string"}]}
-    stub.statuses = [lambda h: h.send(422, said)] * 9
+    stub.statuses = [lambda h: h.send(status, said)] * 9
     with pytest.raises(ModelError, match="Input should be a valid string") as caught:
         shake_hands(client, NAME, prompts)
     assert "(probe `ids`)" in str(caught.value)
     assert "cut them into tokens of its own" in caught.value.hint
+    assert caught.value.exit_code == 4
+
+
+def test_a_server_that_is_starting_is_lost_and_not_refused(stub, client, prompts):
+    stub.statuses = [503] * 9
+    with pytest.raises(ResourceError, match=r"503 status 503 \(probe `logprobs`\)"):
+        shake_hands(client, NAME, prompts)
 
 
 def test_no_logprobs_of_a_prompt(stub, client, prompts):

@@ -239,26 +239,41 @@ def test_what_a_server_does_not_give_is_unscored_with_its_reason_and_never_0(
     assert "incomplete" not in (tmp_path / "report" / "report.md").read_text()
 
 
-def test_a_text_that_a_server_refuses_is_unscored(items, model, stub, url, tmp_path):
-    plain = stub.answer
-    ids = list(stub.tokenizer.encode_following(" she"))
-    said = {"error": {"message": "maximum context length exceeded"}}
+def ends_in(stub: Stub, text: str):
+    ids = list(stub.tokenizer.encode_following(text))
+    return lambda sent: sent[-len(ids) :] == ids
 
-    class Refusing(list):
-        """Refuses one prompt, whenever it comes."""
 
-        def __bool__(self):
-            return stub.bodies[-1]["prompt"][-len(ids) :] == ids and len(stub.bodies) > 20
-
-        def pop(self, _):
-            return lambda handler: handler.send(400, said)
-
-    stub.statuses = Refusing()
+@pytest.mark.parametrize("status", [400, 413, 500])
+def test_a_text_that_a_server_refuses_is_unscored(items, model, stub, url, tmp_path, status):
+    ours, said = ends_in(stub, " lit she was"), {"error": {"message": "prompt\n  too long"}}
+    stub.status_of = lambda ids: (lambda h: h.send(status, said)) if ours(ids) else 200
     config = config_of(items, tmp_path / "scores", model, server=url, served_model=NAME)
     score(config)
-    reason = meta_of(config.out)["unscored"]["p5"]["reason"]
-    assert reason == "the server answered 400 maximum context length exceeded"
-    assert plain
+    (reason,) = meta_of(config.out)["unscored"].items()
+    assert reason[0] == "p3"
+    assert reason[1]["reason"] == f"the server answered {status} prompt too long"
+    assert len(rows_by(config.out)) == 6
+
+
+def test_a_server_that_fails_on_everything_is_lost(items, model, stub, url, tmp_path):
+    stub.statuses = [200] * 40 + [500] * 999
+    config = config_of(
+        items, tmp_path / "scores", model, server=url, served_model=NAME, batch_tokens=30
+    )
+    with pytest.raises(ResourceError, match="500 status 500"):
+        score(config)
+    assert 0 < len(rows_by(config.out)) < 7
+
+
+def test_a_model_that_is_served_no_more(items, model, stub, url, tmp_path):
+    stub.statuses = [200] * 40 + [404] * 999
+    config = config_of(
+        items, tmp_path / "scores", model, server=url, served_model=NAME, batch_tokens=30
+    )
+    with pytest.raises(ModelError, match="expected tiny at the server, got 404 status 404"):
+        score(config)
+    assert 0 < len(rows_by(config.out)) < 7
 
 
 def test_nothing_scored_is_an_error(items, model, stub, url, tmp_path):
