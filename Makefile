@@ -26,7 +26,7 @@ SERVER := .server-env
 server-env: real-model  ## llama.cpp, and its server by token ids, over the real model's GGUF: tests/server/test_llama_cpp.py
 	$(BIN)/python examples/real_run/get_model.py $(REAL) $(SERVER)/smollm2-135m-instruct.gguf
 	test -x $(SERVER)/venv/bin/python || $(PYTHON) -m venv $(SERVER)/venv
-	CMAKE_ARGS=-DLLAVA_BUILD=OFF $(SERVER)/venv/bin/python -m pip install --quiet 'llama-cpp-python[server]==0.3.36'
+	CMAKE_ARGS="-DLLAVA_BUILD=OFF -DLLAMA_BUILD_TOOLS=OFF" $(SERVER)/venv/bin/python -m pip install --quiet 'llama-cpp-python[server]==0.3.36'
 
 real-run: real-model  ## train it on the real explanations in DATA and score the real items there
 	PATH="$(CURDIR)/$(BIN):$$PATH" examples/real_run/run.sh $(REAL) "$(DATA)" "$(or $(OUT),runs/real)"

@@ -70,7 +70,7 @@ class ServerEngine:
         client = client or Client(server.base, server.key())
         before = None if out is None else _read_capabilities(out)
         self._completions, self.capabilities = shake_hands(
-            client, server.model, _prompts(tokenizer), before
+            client, server.model, _prompts(tokenizer), concurrency=server.concurrency, before=before
         )
         given = [sizes[key] for key in POSITIONS if key in sizes]
         if (most := self.capabilities.max_model_tokens) is not None:

@@ -1,7 +1,7 @@
 """JSON to and from a server: a bounded number of tries, and a key that nothing shows.
 
-A redirect is not followed, since the key would go along; what the server says in an error is
-shown without the key.
+A redirect is not followed, since the key would go along, and to this machine no proxy is asked;
+what the server says in an error is shown without the key.
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import IO, Any
+from urllib.parse import urlsplit
 
 from cqa.errors import ModelError, ResourceError
+from cqa.server.address import THIS_MACHINE
 from cqa.text import named, shortened
 
 MOST_BYTES = 256 << 20  # of an answer; one with 32,768 log-probabilities has a fiftieth
@@ -88,7 +90,10 @@ class Client:
         self._key = key
         self._patience = patience or Patience()
         self._sleep = sleep
-        self._opener = urllib.request.build_opener(_NoRedirect)
+        handlers: list[type | urllib.request.BaseHandler] = [_NoRedirect]
+        if urlsplit(url).hostname in THIS_MACHINE:
+            handlers.append(urllib.request.ProxyHandler({}))
+        self._opener = urllib.request.build_opener(*handlers)
 
     def get(self, path: str, *, tries: int | None = None) -> dict[str, Any]:
         """Return the JSON object at a path; see `post`."""
@@ -177,11 +182,16 @@ class Client:
             said = _message(error.read(1 << 16))
         except (OSError, http.client.HTTPException):
             said = ""
-        said = " ".join(self._without_key(said or str(error.reason)).split())
+        said = " ".join(self._without_key(whole(said or str(error.reason))).split())
         return f"{error.code} {shortened(said, LONGEST_ANSWER)}".strip()
 
     def _without_key(self, text: str) -> str:
         return text.replace(self._key, "<key>") if self._key else text
+
+
+def whole(text: str) -> str:
+    """Return a server's text as a file can hold it: without halves of signs."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def _bounded(answer: IO[bytes]) -> bytes:

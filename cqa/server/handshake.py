@@ -7,7 +7,7 @@
                N tokens by its own count: no BOS is added. Asked of a text, of one that no tokenizer
                would cut so, which shows a server that decodes the ids, and of a text after nothing
                but the null token
-    repeat     the same prompt gives the same numbers after another prompt
+    repeat     the same prompt gives the same numbers among others, as many at a time as in scoring
     prefix     and after one that shares its beginning, of which a cache holds wrong ones
     change     another token changes the sum: a server that answers 0.0 everywhere is none
     position   it changes its own place and none before; what the server would rather have had there
@@ -27,14 +27,16 @@ from typing import Any
 
 from cqa.errors import ModelError
 from cqa.schema.capabilities import Capabilities, Route
-from cqa.server.client import FAILED, Client, LostError, RefusedError
+from cqa.server.client import FAILED, Client, LostError, RefusedError, whole
 from cqa.server.completions import Answer, Completions, NoLogprobsError, problem
+from cqa.server.parallel import in_parallel
 from cqa.text import named
 
 # The most that one token's log-probability may move by itself. Batches of other sizes move it by
 # a few hundredths in bf16; what a cache holds of another prompt is off by whole nats.
 MOST_DRIFT_NATS = 0.1
 TRIES = 3  # of the first prompt by each route
+MOST_REPEATS = 16
 N_OTHERS = 4  # other tokens that are put in one place
 Others = dict[int, list[Answer]]  # by the place in which another token stands
 ROUTES: tuple[Route, ...] = ("prompt_logprobs", "echo")
@@ -56,7 +58,12 @@ class Prompts:
 
 
 def shake_hands(
-    client: Client, model: str, prompts: Prompts, before: Capabilities | None = None
+    client: Client,
+    model: str,
+    prompts: Prompts,
+    *,
+    concurrency: int = 1,
+    before: Capabilities | None = None,
 ) -> tuple[Completions, Capabilities]:
     """Probe a server; return how to ask it, and what was found.
 
@@ -64,13 +71,14 @@ def shake_hands(
         client: The server.
         model: The model's name there.
         prompts: What it is asked.
+        concurrency: Requests at a time.
         before: What was found when the folder of scores that is gone on with was begun.
 
     Raises:
         ModelError: A probe failed, which the message names.
         ResourceError: The server does not answer.
     """
-    return _Handshake(client, model, prompts).shake(before)
+    return _Handshake(client, model, prompts, concurrency).shake(before)
 
 
 @dataclass(slots=True)
@@ -78,6 +86,7 @@ class _Handshake:
     client: Client
     model: str
     prompts: Prompts
+    concurrency: int
     probes: dict[str, str] = field(default_factory=dict)
 
     def shake(self, before: Capabilities | None) -> tuple[Completions, Capabilities]:
@@ -88,12 +97,13 @@ class _Handshake:
             self._sound(server, self.prompts.spelled, "count")
         self._sound(server, self.prompts.alone, "count")
         self.probes["count"] = "passed"
-        repeat = self._drift(server, first, "repeat")
+        repeat = self._repeated(server, first)
         others = self._others(server)
-        prefix = self._drift(server, first, "prefix")
+        prefix = self._drift("prefix", first, [self._again(server, "prefix")])
         change = self._changed(first, others)
         self._position(first, others)
-        temperature = self._drift(server, first, "temperature", temperature=1.0)
+        warm = self._again(server, "temperature", temperature=1.0)
+        temperature = self._drift("temperature", first, [warm])
         found = Capabilities(
             server=self.client.url,
             served_model=self.model,
@@ -196,12 +206,21 @@ class _Handshake:
             raise self._refusal(probe, expected, found, _hint_of(answer, len(ids)))
         return answer
 
-    def _drift(
-        self, server: Completions, first: Answer, probe: str, temperature: float = 0.0
-    ) -> float:
-        """Ask for the first prompt again; return how much it moved."""
-        again = self._sound(server, self.prompts.text, probe, temperature)
-        moved = _largest(first, again)
+    def _again(self, server: Completions, probe: str, temperature: float = 0.0) -> Answer:
+        return self._sound(server, self.prompts.text, probe, temperature)
+
+    def _repeated(self, server: Completions, first: Answer) -> float:
+        """Ask for the first prompt among others; return how much it moved."""
+        n = min(max(2, self.concurrency), MOST_REPEATS)
+        text, alone = self.prompts.text, self.prompts.alone
+        answers = in_parallel(
+            lambda ids: self._sound(server, ids, "repeat"), [alone, text] * n, self.concurrency
+        )
+        return self._drift("repeat", first, answers[1::2])
+
+    def _drift(self, probe: str, first: Answer, again: Sequence[Answer]) -> float:
+        """Return how much the first prompt moved when it was asked for again."""
+        moved = max(_largest(first, answer) for answer in again)
         if moved > MOST_DRIFT_NATS:
             what = {
                 "repeat": "the same log-probabilities for the same prompt",
@@ -209,7 +228,7 @@ class _Handshake:
                 "temperature": "the same log-probabilities at temperatures 0 and 1",
             }[probe]
             hint = {
-                "repeat": "requests that share a batch or a cache change each other's numbers",
+                "repeat": "requests change each other's numbers; --concurrency 1 may help",
                 "prefix": "start the server without prefix caching",
                 "temperature": "it gives those that it draws from, not the model's",
             }[probe]
@@ -253,7 +272,7 @@ class _Handshake:
         expected = f"another token at place {place} to change"
         hint = "the server's log-probabilities are off by a position"
         for other in others:
-            early = max(_moved(first, other, k) for k in range(1, place))
+            early = max((_moved(first, other, k) for k in range(1, place)), default=0.0)
             if early > MOST_DRIFT_NATS:
                 got = f"a change of {early:.3g} nats before it"
                 raise self._refusal(
@@ -327,7 +346,7 @@ def _largest(a: Answer, b: Answer) -> float:
 
 
 def _text(value: object) -> str | None:
-    return value if isinstance(value, str) else None
+    return whole(value) if isinstance(value, str) else None
 
 
 def _count(value: object) -> int | None:

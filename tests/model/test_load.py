@@ -356,6 +356,20 @@ def test_hub_id_that_is_not_available_is_refused_with_a_hint(name, offline, monk
     assert ("HF_HUB_OFFLINE" in caught.value.hint) is offline
 
 
+@pytest.mark.parametrize("weights", [True, False])
+def test_a_hub_id_without_weights_has_the_rest(model, monkeypatch, weights):
+    asked = []
+
+    def snapshot(name, *, allow_patterns, ignore_patterns):
+        asked.append((name, "*.safetensors" in ignore_patterns))
+        assert "*.json" in allow_patterns
+        return str(model)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+    assert locate("some/thing", weights=weights) == model
+    assert asked == [("some/thing", not weights)]
+
+
 def test_device_and_dtype_are_resolved(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert pick_device("auto") == pick_device("cpu") == CPU

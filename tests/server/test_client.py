@@ -159,3 +159,19 @@ def test_waiting_is_a_thing_of_the_clock(stub, url):
     started = time.perf_counter()
     Client(f"{url}/v1", patience=Patience(first_wait_s=0.2)).post("/completions", BODY)
     assert time.perf_counter() - started >= 0.2
+
+
+def test_no_proxy_is_asked_for_this_machine(stub, url, monkeypatch):
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    assert Client(f"{url}/v1", patience=HASTE).get("/models")["data"]
+    with pytest.raises(ResourceError, match="Connection refused"):  # of the proxy
+        Client("http://example.invalid/v1", patience=HASTE).get("/models")
+
+
+def test_halves_of_signs_can_be_shown(stub, url):
+    stub.statuses = [lambda h: h.send(400, b'{"detail": "no \\ud83d here"}')]
+    with pytest.raises(RefusedError, match=r"no \? here"):
+        Client(f"{url}/v1", patience=HASTE).post("/completions", BODY)

@@ -2,6 +2,8 @@
 
 import math
 import re
+import threading
+import time
 
 import pytest
 from server.conftest import HASTE
@@ -46,7 +48,7 @@ def test_a_sound_server_passes_every_probe(stub, client, prompts, route):
     assert server == Completions(client, NAME, route)
     assert all(body["max_tokens"] == 1 for body in stub.bodies)
     assert {body["temperature"] for body in stub.bodies} == {0.0, 1.0}
-    assert len(stub.bodies) < 20
+    assert len(stub.bodies) < 24
 
 
 def test_what_a_server_does_not_say_is_no_fault(stub, client, prompts, route):
@@ -55,6 +57,35 @@ def test_what_a_server_does_not_say_is_no_fault(stub, client, prompts, route):
     assert found.probes.pop("name") == "n/a: it lists no models"
     assert set(found.probes.values()) == {"passed"}
     assert (found.root, found.max_model_tokens) == (None, None)
+
+
+def test_requests_that_share_a_batch_and_change_each_other(stub, client, prompts):
+    plain, lock = stub.answer, threading.Lock()
+    inside = [0]
+
+    def answer(body):
+        with lock:
+            inside[0] += 1
+        time.sleep(0.05)
+        n = inside[0]
+        found = plain(body)
+        with lock:
+            inside[0] -= 1
+        for entry in found["choices"][0]["prompt_logprobs"][1:] if n > 2 else ():
+            entry.update({token: {"logprob": v["logprob"] - 0.5} for token, v in entry.items()})
+        return found
+
+    stub.answer = answer
+    assert shake_hands(client, NAME, prompts, concurrency=1)
+    with pytest.raises(ModelError, match=r"probe `repeat`.*up to 0\.5 nats") as caught:
+        shake_hands(client, NAME, prompts, concurrency=6)
+    assert "--concurrency 1" in caught.value.hint
+
+
+def test_what_a_server_says_can_be_written(stub, client, prompts):
+    stub.served[0]["root"] = "half \ud800"
+    _, found = shake_hands(client, NAME, prompts)
+    assert found.root == "half ?"
 
 
 def test_an_end_that_is_generated_has_no_entry(stub, client, prompts):
@@ -275,7 +306,7 @@ def test_nobody_there(prompts):
     assert caught.value.exit_code == 6
 
 
-@pytest.mark.parametrize(("n", "probe"), [(0, "logprobs"), (1, "count"), (5, "repeat|change")])
+@pytest.mark.parametrize(("n", "probe"), [(0, "logprobs"), (1, "count"), (7, "repeat|change")])
 def test_lost_in_the_handshake(stub, client, prompts, n, probe):
     stub.statuses = [200] * n + [closed] * 9
     with pytest.raises(ResourceError, match=rf"after 3 tries.*\(probe `({probe})`\)"):
@@ -284,13 +315,13 @@ def test_lost_in_the_handshake(stub, client, prompts, n, probe):
 
 def test_a_folder_that_is_gone_on_with_has_one_model(stub, client, prompts):
     _, before = shake_hands(client, NAME, prompts)
-    _, again = shake_hands(client, NAME, prompts, before)
+    _, again = shake_hands(client, NAME, prompts, before=before)
     assert again.probes["same"] == "passed"
     stub.change = lambda ids, own: [v and v - 0.01 for v in own]
-    assert shake_hands(client, NAME, prompts, before)[1].probes["same"] == "passed"
+    assert shake_hands(client, NAME, prompts, before=before)[1].probes["same"] == "passed"
     stub.change = lambda ids, own: [v and v - 0.3 for v in own]
     with pytest.raises(ModelError, match=r"differ by up to 0\.3 nats") as caught:
-        shake_hands(client, NAME, prompts, before)
+        shake_hands(client, NAME, prompts, before=before)
     assert "(probe `same`)" in str(caught.value)
 
 

@@ -1,8 +1,11 @@
 """score --server: the rows of the same model in this process, and what a server does not give."""
 
 import json
+import os
 import shutil
+import signal
 import threading
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -13,13 +16,15 @@ from helpers import read_lines, write_lines
 from server.conftest import HASTE
 from server.stub import KEY, NAME, Stub, closed, serving
 
-from cqa.errors import ConfigError, DataError, ModelError, ResourceError
+from cqa.errors import ConfigError, CqaError, DataError, ModelError, ResourceError
 from cqa.report.config import ReportConfig
 from cqa.report.write import write_report
 from cqa.schema.events import Note
 from cqa.score.config import ScoreConfig
 from cqa.score.merge import merge
 from cqa.score.run import score
+from cqa.score.server_engine import ServerEngine
+from cqa.server.address import Server
 from cqa.server.client import Client
 
 GROUPS = {"group": "literary"}, {"group": "factual"}
@@ -64,6 +69,15 @@ def tokenizer_alone(model, tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def n_handshake(model):
+    """How many requests a handshake makes."""
+    stub = Stub(model)
+    with serving(stub) as url:
+        ServerEngine(model, Server(url, NAME), client=Client(f"{url}/v1", patience=HASTE))
+    return len(stub.bodies)
+
+
 def config_of(items: Path, out: Path, model: Path, **changes) -> ScoreConfig:
     settings = {"tokens": True, "pairs": (items / "pairs.jsonl",)}
     settings |= {"continuations": (items / "texts.jsonl",)}
@@ -104,7 +118,7 @@ def assert_as_local(rows: dict[str, dict], local: dict[str, dict]) -> None:
 
 @pytest.mark.parametrize("route", ["prompt_logprobs", "echo"])
 def test_rows_are_those_of_the_model_in_this_process(
-    items, tokenizer_alone, stub, url, local, tmp_path, route
+    items, tokenizer_alone, stub, url, local, tmp_path, route, n_handshake
 ):
     stub.route = route
     out = tmp_path / "scores"
@@ -128,7 +142,8 @@ def test_rows_are_those_of_the_model_in_this_process(
     n_asked = len(stub.bodies)
     score(config)
     assert len(rows_by(out)) == 7
-    assert 0 < len(stub.bodies) - n_asked < 20  # the handshake alone
+    by_other_route = route == "echo"  # which is asked for first
+    assert len(stub.bodies) - n_asked == n_handshake + by_other_route
 
 
 def test_the_report_says_n_a_and_by_what_it_was_scored(items, model, stub, url, tmp_path):
@@ -175,14 +190,12 @@ def test_requests_at_a_time_are_bounded_and_change_no_row(
     ]
 
 
-def test_every_text_is_asked_for_once_after_every_context(items, model, stub, url, tmp_path):
+def test_every_text_is_asked_for_once_after_every_context(
+    items, model, stub, url, tmp_path, n_handshake
+):
     config = config_of(items, tmp_path / "scores", model, server=url, served_model=NAME)
     score(config)
-    prompts = [tuple(body["prompt"]) for body in stub.bodies]
-    score(config)  # the handshake again
-    handshake = [tuple(body["prompt"]) for body in stub.bodies[len(prompts) :]]
-    asked = prompts[len(handshake) :]
-    assert prompts[: len(handshake)] == handshake
+    asked = [tuple(body["prompt"]) for body in stub.bodies[n_handshake:]]
     assert len(set(asked)) == len(asked)
     assert N_SEQUENCES - 8 < len(asked) < N_SEQUENCES  # a text of two items has one null
 
@@ -256,8 +269,8 @@ def test_a_text_that_a_server_refuses_is_unscored(items, model, stub, url, tmp_p
     assert len(rows_by(config.out)) == 6
 
 
-def test_a_server_that_fails_on_everything_is_lost(items, model, stub, url, tmp_path):
-    stub.statuses = [200] * 40 + [500] * 999
+def test_a_server_that_fails_on_everything_is_lost(items, model, stub, url, tmp_path, n_handshake):
+    stub.statuses = [200] * (n_handshake + 20) + [500] * 999
     config = config_of(
         items, tmp_path / "scores", model, server=url, served_model=NAME, batch_tokens=30
     )
@@ -266,8 +279,8 @@ def test_a_server_that_fails_on_everything_is_lost(items, model, stub, url, tmp_
     assert 0 < len(rows_by(config.out)) < 7
 
 
-def test_a_model_that_is_served_no_more(items, model, stub, url, tmp_path):
-    stub.statuses = [200] * 40 + [404] * 999
+def test_a_model_that_is_served_no_more(items, model, stub, url, tmp_path, n_handshake):
+    stub.statuses = [200] * (n_handshake + 20) + [404] * 999
     config = config_of(
         items, tmp_path / "scores", model, server=url, served_model=NAME, batch_tokens=30
     )
@@ -276,14 +289,8 @@ def test_a_model_that_is_served_no_more(items, model, stub, url, tmp_path):
     assert 0 < len(rows_by(config.out)) < 7
 
 
-def test_nothing_scored_is_an_error(items, model, stub, url, tmp_path):
-    handshake = []
-
-    def change(ids, own):
-        handshake.append(ids)
-        return own if len(handshake) <= 17 else [*own[:-1], None]
-
-    stub.change = change
+def test_nothing_scored_is_an_error(items, model, stub, url, tmp_path, n_handshake):
+    stub.change = lambda ids, own: own if len(stub.bodies) <= n_handshake else [*own[:-1], None]
     config = config_of(items, tmp_path / "scores", model, server=url, served_model=NAME)
     with pytest.raises(ModelError, match=r"got none for all 7 items; `p0`: the server gave no"):
         score(config)
@@ -291,12 +298,12 @@ def test_nothing_scored_is_an_error(items, model, stub, url, tmp_path):
 
 
 def test_a_lost_server_is_an_error_and_the_same_command_goes_on(
-    items, model, stub, local, tmp_path
+    items, model, stub, local, tmp_path, n_handshake
 ):
     settings = {"served_model": NAME, "batch_tokens": 30, "concurrency": 2}
     out = tmp_path / "scores"
     with serving(stub) as url:
-        stub.statuses = [200] * 35 + [closed] * 999
+        stub.statuses = [200] * (n_handshake + 20) + [closed] * 999
         config = config_of(items, out, model, server=url, **settings)
         with pytest.raises(ResourceError, match="after 3 tries") as caught:
             score(config)
@@ -312,7 +319,28 @@ def test_a_lost_server_is_an_error_and_the_same_command_goes_on(
         score(config_of(items, out, model, server=url, **settings))
     assert (out / "scores.jsonl").read_bytes().startswith(kept)
     assert_as_local(rows_by(out), local)
-    assert len(stub.bodies) < 20 + N_SEQUENCES - 3 * n_kept
+    assert len(stub.bodies) < n_handshake + N_SEQUENCES - 3 * n_kept
+
+
+def test_a_signal_leaves_whole_rows_and_the_command_that_goes_on(
+    items, model, stub, url, local, tmp_path, n_handshake
+):
+    def interrupting(ids):
+        if len(stub.bodies) == n_handshake + 12:
+            os.kill(os.getpid(), signal.SIGINT)
+        return 200
+
+    stub.status_of = interrupting
+    config = config_of(
+        items, tmp_path / "scores", model, server=url, served_model=NAME, batch_tokens=30
+    )
+    with pytest.raises(CqaError, match="stopped between two passes") as caught:
+        score(config)
+    assert caught.value.exit_code == 130
+    assert f"--server {url} --served-model {NAME}" in caught.value.command
+    assert 0 < len(rows_by(config.out)) < 7
+    score(config)
+    assert_as_local(rows_by(config.out), local)
 
 
 def test_another_model_of_the_same_name_is_refused(items, model, stub, url, tmp_path):
@@ -325,7 +353,10 @@ def test_another_model_of_the_same_name_is_refused(items, model, stub, url, tmp_
     assert (config.out / "capabilities.json").read_bytes() == before
 
 
-def test_a_busy_server_is_waited_for(items, model, stub, url, local, tmp_path):
+def test_a_busy_server_is_waited_for(items, model, stub, url, local, tmp_path, monkeypatch):
+    patient = replace(HASTE, tries=20)  # one request may meet every refusal of those at its time
+    monkeypatch.setattr("cqa.score.server_engine.Client", partial(Client, patience=patient))
+
     def busy(handler):
         handler.send(429, {"detail": "slow down"}, Retry_After="0")
 
