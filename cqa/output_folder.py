@@ -16,7 +16,7 @@ from cqa.errors import ConfigError, CqaError
 from cqa.files import locked, refuse_held, reported, write_json
 from cqa.reading import read_object
 
-Kind = Literal["run", "scores", "prescreen", "shard", "scale", "report", "demo"]
+Kind = Literal["run", "scores", "prescreen", "shard", "scale", "report", "comparison", "demo"]
 
 MARKER = ".cqa-fast.json"
 NOUNS: Mapping[Kind, str] = {
@@ -26,6 +26,7 @@ NOUNS: Mapping[Kind, str] = {
     "shard": "a shard",
     "scale": "a scale study",
     "report": "a report",
+    "comparison": "a comparison",
     "demo": "a demo",
 }
 # What a folder without a marker, of an earlier version, is known by: a file of it, and its keys.
@@ -34,6 +35,7 @@ _KNOWN: tuple[tuple[Kind, str, tuple[str, ...]], ...] = (
     ("scale", "scale.json", ("settings", "curve")),
     ("prescreen", "prescreen.json", ("settings", "classes")),
     ("scores", "meta.json", ("settings", "models")),
+    ("comparison", "compare.json", ("reference", "systems")),
     ("demo", "run/run.json", ("settings", "model_digest")),
     ("scale", "runs/n*-seed*-epochs*/run.json", ("settings", "model_digest")),  # not yet done
 )

@@ -42,6 +42,7 @@ MAY_IMPORT = {
     "server": {"errors", "text", "schema"},
     "score": BASE | {"stats", "server"},
     "report": BASE | {"stats"},
+    "compare": BASE | {"stats", "report"},
     "study": BASE | {"train", "score", "stats", "report"},
     "bridges": BASE | {"score"},
     "api": BASE | {"train", "score", "stats", "report", "study"},

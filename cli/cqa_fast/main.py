@@ -60,6 +60,7 @@ for command in (
     job.merge,
     job.report,
     studies.lm_eval,
+    studies.compare,
     studies.power,
     studies.prescreen,
     studies.scale,

@@ -15,6 +15,7 @@ from typing import Any
 import click
 
 from cqa.bridges.config import LmEvalConfig
+from cqa.compare.config import CompareConfig
 from cqa.score.config import PrescreenConfig
 from cqa.study.config import PowerConfig, ScaleConfig
 from cqa.train.config import PRESETS
@@ -59,6 +60,27 @@ def power(config: PowerConfig, scores: Path | None, as_json: bool) -> None:
 
     result = plan_power(config, scores, on_part=lambda name: tell(f"simulating {name}"))
     say_json(result.to_json()) if as_json else say(power_text(result))
+
+
+@command()
+@click.argument("folders", nargs=-1, required=True, metavar="FOLDER...", type=A_PATH)
+@takes(CompareConfig)
+@JSON
+def compare(config: CompareConfig, folders: tuple[Path, ...], as_json: bool) -> None:
+    """Compare models, in FOLDERs of scores, on the items that they have in common.
+
+    Bases, adapters, engines and servers may differ, and so may their tokenizers.
+
+    \b
+    Example:
+      cqa-fast compare scores-qwen scores-llama --models base --out comparison
+    """
+    from cqa.compare.run import compare as run_compare
+    from cqa.compare.tables import compare_text
+
+    result = run_compare(folders, config)
+    tell(f"comparison: {config.out / 'compare.md'}")
+    say_json(result.to_json()) if as_json else say(compare_text(result))
 
 
 @command()

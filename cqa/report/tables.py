@@ -16,8 +16,8 @@ from cqa.schema.result import Interval
 from cqa.text import p_value, rank_sum, shortened, signed
 
 Form = Literal[
-    "text", "count", "signed", "number", "fine", "fine_number", "p", "share", "w",
-    "interval", "fine_interval", "shares",
+    "text", "count", "signed", "number", "fine", "fine_number", "p", "share", "w", "small",
+    "interval", "fine_interval", "number_interval", "shares",
 ]  # fmt: skip
 Cell = str | float | int | bool | Interval | None
 T_co = TypeVar("T_co", covariant=True)
@@ -25,7 +25,7 @@ R_contra = TypeVar("R_contra", contravariant=True)
 ABSENT = "n/a"
 MOST_LINES = 400  # of a table in page, Markdown and LaTeX; CSV files hold all
 LONGEST_CELL = 200  # characters of a name that a page shows; CSV files hold it whole
-INTERVALS = ("interval", "fine_interval", "shares")
+INTERVALS = ("interval", "fine_interval", "number_interval", "shares")
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +132,7 @@ _NUMBERS: dict[Form, Callable[[float], str]] = {
     "p": p_value,
     "share": lambda v: f"{100 * v:.0f} %",
     "w": rank_sum,
+    "small": lambda v: f"{v:.2g}".replace("-", "−"),
 }
 
 
@@ -139,6 +140,8 @@ def _show_interval(bounds: Interval, form: Form) -> str:
     low, high = bounds
     if form == "shares":
         return f"{100 * low:.0f} – {100 * high:.0f} %".replace(" ", "\N{NO-BREAK SPACE}")
+    if form == "number_interval":
+        return f"[{low:.3f},\N{NO-BREAK SPACE}{high:.3f}]".replace("-", "−")
     digits = 3 if form == "fine_interval" else 2
     return f"[{_signed(low, digits)},\N{NO-BREAK SPACE}{_signed(high, digits)}]"
 

@@ -1,0 +1,29 @@
+"""Settings of a comparison."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from cqa.config import option
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareConfig:
+    """One comparison of folders of scores."""
+
+    models: tuple[str, ...] = option(
+        "Models of each folder: base, and names of adapters such as epoch-05.",
+        (),
+        group="Model and data",
+        shown="all that were scored",
+    )
+    reference: str | None = option(
+        "Model that the others are compared with, as the table names it.",
+        None,
+        group="Statistics",
+        shown="the first",
+    )
+    out: Path = option(
+        "Folder for compare.json, compare.md, tables and the figure.", group="Output"
+    )

@@ -1,0 +1,44 @@
+"""The figure of a comparison: the right option's share by model, reading and group."""
+
+from __future__ import annotations
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from cqa.compare.systems import READINGS
+from cqa.report.figure_parts import legend_above, look_of, panels_of, short, with_gaps
+from cqa.report.figure_style import MUTED, WIDE, styled
+from cqa.schema.compared import Comparison, GroupResult
+
+ROW_HEIGHT = 0.42  # inches a model
+
+
+def draw(found: Comparison) -> Figure:
+    """Draw a panel a group: a row a model, a mark a reading, with its interval over sources."""
+    n_rows = len(found.systems)
+    with styled():
+        figure, axes = panels_of(len(found.groups), WIDE, 0.9 + ROW_HEIGHT * n_rows)
+        for ax, (group, result) in zip(axes, found.groups.items(), strict=True):
+            ax.set_title(f"{short(group)}, {result.n_items} items")
+            _draw_group(ax, result)
+        legend_above(figure, axes[0], len(READINGS) + 1, WIDE)
+    return figure
+
+
+def _draw_group(ax: Axes, result: GroupResult) -> None:
+    readings = list(READINGS)
+    names = [system.system for system in result.systems]
+    chance = result.systems[0].rankings[readings[0]].chance
+    ax.axvline(chance, color=MUTED, linewidth=0.9, zorder=1, label="chance")
+    for k, reading in enumerate(readings):
+        rankings = [system.rankings[reading] for system in result.systems]
+        rows = [row + 0.2 * (k - 1) for row in range(len(names))]
+        means = [ranking.mean_rank_prob for ranking in rankings]
+        low = with_gaps(None if r.ci95 is None else r.ci95[0] for r in rankings)
+        high = with_gaps(None if r.ci95 is None else r.ci95[1] for r in rankings)
+        look = look_of(readings, reading)
+        ax.hlines(rows, low, high, color=look["color"], linewidth=1.4)
+        ax.plot(means, rows, linestyle="none", label=f"by {reading}", zorder=3, **look)
+    ax.set_yticks(range(len(names)), [short(name, 18) for name in names])
+    ax.set_ylim(len(names) - 0.5, -0.5)
+    ax.set_xlabel("mean share of the right option")

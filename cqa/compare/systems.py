@@ -1,0 +1,180 @@
+"""Models read from their folders of scores, each under a name of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cqa.errors import ConfigError, DataError
+from cqa.family import Family, read_family
+from cqa.schema.compared import System
+from cqa.schema.meta import ScoredModel, ScoreSettings
+from cqa.schema.rows import CHOOSERS, ItemRow
+from cqa.score_folder import META, copies
+from cqa.stats.information import softmax
+from cqa.text import named
+
+READINGS = {  # what the options are ranked by
+    "sum": "S(x|y), summed over the tokens: longer options have less",
+    "byte": "S(x|y) / bytes of x",
+    "pmi": "I(x; y) = S(x|y) − S(x|∅)",
+}
+BASE = "base"
+
+
+@dataclass(frozen=True, slots=True)
+class ItemValues:
+    """One item under one model."""
+
+    group: str
+    source_id: str | None
+    answer: int | None  # None for a continuation
+    logp_nats: tuple[float, ...]  # S(x|y) of every option
+    n_tokens: tuple[int, ...]
+    n_bytes: tuple[int, ...]
+    shares: dict[str, tuple[float, ...]]  # softmax over the options, by reading
+
+    @property
+    def is_first(self) -> dict[str, bool]:
+        """Whether the right option has the largest share, the earliest among equals."""
+        return {
+            reading: max(range(len(shares)), key=shares.__getitem__) == self.answer
+            for reading, shares in self.shares.items()
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """A model, its items by their key, and why it lacks others."""
+
+    system: System
+    model_digest: str
+    adapter_digest: str | None
+    items: dict[str, ItemValues]
+    ids: dict[str, str]  # by key
+    left_out: dict[str, str]  # reason by id
+
+
+def read_systems(folders: Sequence[Path], models: Collection[str] = ()) -> list[Scored]:
+    """Read models from folders of scores, in the order of the folders and of their models.
+
+    Args:
+        folders: What `cqa-fast score` wrote.
+        models: Names of the models to take of each folder, `base` for the base; all if empty.
+
+    Raises:
+        ConfigError: A folder comes twice, or no model is of such a name.
+        DataError: A folder is damaged.
+    """
+    resolved = [folder.resolve() for folder in folders]
+    for folder, path in zip(folders, resolved, strict=True):
+        if resolved.count(path) > 1:
+            raise ConfigError("expected each folder once, got it twice", where=str(folder))
+    found = [
+        scored
+        for folder, path in zip(folders, resolved, strict=True)
+        for scored in _systems_of(folder, _own_name(path, resolved), models)
+    ]
+    known = {scored.system.adapter or BASE for scored in found}
+    for name in models:
+        if name not in known:
+            raise ConfigError(f"expected models that a folder has scored, got: {name}")
+    return found
+
+
+def _own_name(path: Path, others: Sequence[Path]) -> str:
+    """Return as many last parts of a path as tell it from the others."""
+    for depth in range(1, len(path.parts)):
+        name = "/".join(path.parts[-depth:])
+        if sum(other.parts[-depth:] == path.parts[-depth:] for other in others) == 1:
+            return name
+    return str(path)
+
+
+def _systems_of(folder: Path, name: str, models: Collection[str]) -> Iterator[Scored]:
+    family = read_family(folder)
+    doubles = copies(family.texts())
+    items: dict[str | None, dict[str, ItemValues]] = {}
+    ids: dict[str, str] = {}
+    for row in family.rows():
+        if row.id not in doubles and row.group != CHOOSERS:
+            items.setdefault(row.adapter, {})[row.full_key] = item_values(row)
+            ids[row.full_key] = row.id
+    too_long = dict.fromkeys(family.meta.too_long, "longer than the model's positions")
+    unscored = {key: why.reason for key, why in family.meta.unscored.items()}
+    for model in _models(family, items):
+        called = family.names[model.model_key]
+        if models and (called or BASE) not in models:
+            continue
+        yield Scored(
+            _system(folder, name, called, model, family),
+            model.model,
+            model.adapter_digest,
+            items[called],
+            ids,
+            too_long | unscored,
+        )
+
+
+def _models(family: Family, scored: Collection[str | None]) -> Iterator[ScoredModel]:
+    """Yield the models of a family that have rows, under the description of the last command."""
+    held = [
+        *family.meta.models,
+        *(ScoredModel.from_json(m, str(family.folder / META)) for m in family.meta.earlier_models
+          if m.get("model_key") in family.names),
+    ]  # fmt: skip
+    by_name = {family.names[m.model_key]: m for m in reversed(held) if m.model_key in family.names}
+    yield from (by_name[name] for name in family.order if name in scored and name in by_name)
+
+
+def _system(
+    folder: Path, name: str, adapter: str | None, model: ScoredModel, family: Family
+) -> System:
+    settings = ScoreSettings.from_json(family.meta.settings, str(folder / META))
+    return System(
+        name=named(name if adapter is None else f"{name}/{adapter}"),
+        folder=str(folder),
+        model=settings.model,
+        adapter=adapter,
+        engine=model.engine,
+        dtype=model.dtype,
+        batch_invariant=model.batch_invariant,
+        tokenizer_digest=model.tokenizer,
+        template_digest=model.template,
+        null_ids=model.null_ids,
+    )
+
+
+def item_values(row: ItemRow) -> ItemValues:
+    """Reduce a row of scores.jsonl to what a comparison needs."""
+    given = [option.logp_given_context_nats for option in row.options]
+    n_bytes = tuple(option.n_bytes for option in row.options)
+    of_reading = {
+        "sum": given,
+        "byte": [s / n for s, n in zip(given, n_bytes, strict=True)],
+        "pmi": [option.pmi_nats for option in row.options],
+    }
+    is_choice = row.answer is not None
+    return ItemValues(
+        group=row.group,
+        source_id=row.source_id,
+        answer=row.answer,
+        logp_nats=tuple(given),
+        n_tokens=tuple(option.n_tokens for option in row.options),
+        n_bytes=n_bytes,
+        shares={name: tuple(softmax(v)) for name, v in of_reading.items()} if is_choice else {},
+    )
+
+
+def require_two(systems: Sequence[Scored]) -> None:
+    """Refuse what is no comparison.
+
+    Raises:
+        DataError: There are fewer than two models.
+    """
+    if len(systems) < 2:
+        raise DataError(
+            f"expected two models or more to compare, got {len(systems)}",
+            hint="name several folders of scores, or one with adapters",
+        )
