@@ -100,6 +100,7 @@ def parse_pair(record: dict[str, Any], where: str) -> Item:
     {"context", "good", "bad"} where `bad` may be several texts; {"context", "options", "answer"};
     {"prompt", "chosen", "rejected"}, a pair by other names.
     """
+    refuse_scored(record, where)
     if "options" in record:
         options, answer = _options(record, where)
         return _item(record, "options", options, answer, ("options", "answer"), where)
@@ -121,6 +122,20 @@ def parse_pair(record: dict[str, Any], where: str) -> Item:
         raise DataError(f"expected bad texts that differ, got {got}", where=where)
     kind: Kind = "pair" if len(texts) == 1 else "options"
     return _item(record, kind, (good, *texts), 0, ("good", "bad"), where)
+
+
+def refuse_scored(record: dict[str, Any], where: str) -> None:
+    """Refuse a line of scores.jsonl, which has options too.
+
+    Raises:
+        DataError: It is one.
+    """
+    if "model_key" in record:
+        raise DataError(
+            "expected an item to score, got what was scored of one: a row of scores.jsonl",
+            where=where,
+            hint="meta.json, in the same folder, names the files that it was scored from",
+        )
 
 
 def _refuse_others(record: dict[str, Any], where: str) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from cqa.data.hub import path_text
-from cqa.data.items import Item, parse_continuation, parse_pair
+from cqa.data.items import Item, parse_continuation, parse_pair, refuse_scored
 from cqa.data.jsonl import read_records
 from cqa.data.overlap import TrainedTexts, folded
 from cqa.data.samples import Sample, detect_format, parse_sample, plain_parts
@@ -24,6 +24,7 @@ from cqa.schema.first import Encoding, FirstItem, FirstSample, Part
 from cqa.text import counted, named
 
 IMBALANCE = 1.2  # longest over shortest option, in characters, from which a warning is due
+MOST_ERRORS = 100  # that the text of a file lists
 
 
 @dataclass(slots=True)
@@ -162,6 +163,7 @@ def _name(report: FileReport, where: str) -> str:
 def _kind_of(raw: dict[str, Any], where: str) -> str:
     if "continuation" in raw:
         return "continuations"
+    refuse_scored(raw, where)
     pairs = any(key in raw for key in ("good", "options", "chosen"))
     return "pairs" if pairs else detect_format(raw, where)
 
@@ -227,10 +229,12 @@ def _lines(report: FileReport) -> list[str]:
     what = counted(report.n_records, f"good {noun}" if report.errors else noun)
     what += f" ({groups})" if groups else ""
     verdict = f"{report.n_refused} refused" if report.errors else "ok"
+    n_more = len(report.errors) - MOST_ERRORS
     return [
         f"{report.path}: {what}: {verdict}",
         *(f"  {text}" for text in (_first_lines(report.first) if report.first else ())),
-        *(f"  error: {text}" for text in report.errors),
+        *(f"  error: {text}" for text in report.errors[:MOST_ERRORS]),
+        *([f"  … {counted(n_more, 'more error')}: --json has all"] if n_more > 0 else []),
         *(f"  warning: {text}" for text in report.warnings),
     ]
 

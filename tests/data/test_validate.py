@@ -5,6 +5,7 @@ import tracemalloc
 
 import pytest
 from helpers import DEMO, write_lines
+from synthetic import make_folder
 
 from cqa.data.validate import report_text, validate_files
 from cqa.study.config import ValidateConfig
@@ -28,6 +29,24 @@ def test_every_bad_line_is_named_and_the_good_ones_are_counted(tmp_path):
     (report,) = validate_files([path])
     assert report.n_records == 1
     assert [error.split(": ")[0] for error in report.errors] == [f"{path}:{n}" for n in (2, 3, 4)]
+
+
+def test_scored_rows_are_told_from_items(tmp_path):
+    folder = make_folder(tmp_path)
+    (report,) = validate_files([folder / "scores.jsonl"])
+    assert len(report.errors) == 2
+    assert "got what was scored of one: a row of scores.jsonl; meta.json, in" in report.errors[0]
+    assert "other lines of the same kind" in report.errors[1]
+
+
+def test_many_errors_are_counted_in_the_text_and_listed_in_json(tmp_path):
+    good = {"context": "c", "good": "a", "bad": "b"}
+    lines = [good, *({"context": "c", "good": k} for k in range(140))]
+    (report,) = validate_files([write_lines(tmp_path / "pairs.jsonl", lines)])
+    assert len(report.errors) == 140
+    text = report_text([report])
+    assert text.count("  error: ") == 100
+    assert "  … 40 more errors: --json has all" in text
 
 
 def test_uneven_options_are_counted(tmp_path):
