@@ -19,7 +19,7 @@ import torch
 
 from cqa.convert.gguf_file import GgufFile
 from cqa.errors import ModelError
-from cqa.model.rope import inverse_frequencies
+from cqa.model.rope import Rope, inverse_frequencies
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3")  # as GGUF calls them; Mistral's files say llama
 FREQUENCIES = "rope_freqs.weight"
@@ -155,11 +155,11 @@ def _llama3(file: GgufFile, rope: dict[str, Any], head_dim: int) -> dict[str, An
         "high_freq_factor": 4.0,
         "original_max_position_embeddings": file.fields.get(given, 8192),
     }
-    plain, _ = inverse_frequencies(rope | {"rope_type": "default"}, head_dim)
-    wanted, _ = inverse_frequencies(scaled, head_dim)
+    plain, _ = inverse_frequencies(Rope.of(rope | {"rope_type": "default"}), head_dim)
+    expected, _ = inverse_frequencies(Rope.of(scaled), head_dim)
     found = plain.double() / torch.from_numpy(divisors)
     if divisors.shape != (head_dim // 2,) or not torch.allclose(
-        wanted.double(), found, rtol=1e-5, atol=0
+        expected.double(), found, rtol=1e-5, atol=0
     ):
         raise ModelError(
             f"expected the frequencies of Llama 3 in {FREQUENCIES}, got others, which no "

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from cqa.model.numbers import count, flag
+from cqa.model.rope import Rope
 from cqa.model.rope_settings import DEFAULT_THETA, read_rope
 
 MOST_POSITIONS = 2**31 - 1
@@ -233,8 +234,8 @@ def _rotated(raw: dict[str, Any], n_layers: int) -> list[bool]:
 class Rotations:
     """The rotary settings of a model, and which of them each layer uses."""
 
-    rope: dict[str, Any]  # rope_type, rope_theta and the type's own parameters
-    local: dict[str, Any] | None  # those of layers with a window, where they have their own
+    rope: Rope
+    local: Rope | None  # those of layers with a window, where they have their own
     layers: tuple[Rotation | None, ...]  # None: a layer without positions
 
 

@@ -29,6 +29,7 @@ from cqa.model.architectures import (
 )
 from cqa.model.checkpoint import headers, tensor_files
 from cqa.model.numbers import count, flag, number
+from cqa.model.rope import Rope
 from cqa.reading import read_object
 
 MOST_LAYERS = 10_000
@@ -65,8 +66,8 @@ class DecoderConfig:
     mlp_bias: bool
     qk_norm: Literal["head", "row"] | None  # what a norm of q and of k goes over
     windows: tuple[int | None, ...]  # sliding window of each layer
-    rope: dict[str, Any]  # rope_type, rope_theta and the type's own parameters
-    local_rope: dict[str, Any] | None  # that of layers with a window, where they have their own
+    rope: Rope
+    local_rope: Rope | None  # that of layers with a window, where they have their own
     rotations: tuple[Rotation | None, ...]  # of each layer; None is a layer without positions
     norms: Mapping[str, str]  # of a layer: our name, and the checkpoint's
     one_plus: bool  # norms scale by 1 + weight

@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -38,7 +38,7 @@ from cqa.layout import PackedBatch
 from cqa.model.architectures import Rotation
 from cqa.model.config import DecoderConfig
 from cqa.model.projection import Projection
-from cqa.model.rope import inverse_frequencies, rope_tables
+from cqa.model.rope import Rope, inverse_frequencies, rope_tables
 
 Result = TypeVar("Result", Tensor, tuple[Tensor, ...])
 Spans = tuple[AttentionSpan, ...] | Gathered
@@ -166,12 +166,10 @@ class Decoder:
         # rounded to the dtype of the table, as the model was trained
         self._scale = float(torch.tensor(config.embedding_scale, dtype=dtype))
         self._frequencies: dict[Rotation, tuple[Tensor, float]] = {}
-        ropes: dict[Rotation, dict[str, Any] | None] = {
-            "global": config.rope, "local": config.local_rope,
-        }  # fmt: skip
-        for name, settings in ropes.items():
-            if settings is not None:
-                inv_freq, factor = inverse_frequencies(settings, config.head_dim)
+        ropes: dict[Rotation, Rope | None] = {"global": config.rope, "local": config.local_rope}
+        for name, rotation in ropes.items():
+            if rotation is not None:
+                inv_freq, factor = inverse_frequencies(rotation, config.head_dim)
                 self._frequencies[name] = (inv_freq.to(device), factor)
 
     def _new(self, *shape: int) -> Tensor:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from cqa.model.numbers import number
-from cqa.model.rope import inverse_frequencies
+from cqa.model.rope import Rope, inverse_frequencies
 
 DEFAULT_THETA = 10_000.0
 LARGEST = torch.finfo(torch.float32).max
@@ -31,10 +31,8 @@ OPTIONAL = ("attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_
 LENGTH = "original_max_position_embeddings"
 
 
-def read_rope(
-    raw: dict[str, Any], head_dim: int, default_theta: float = DEFAULT_THETA
-) -> dict[str, Any]:
-    """Return rope_type, rope_theta and the type's own parameters.
+def read_rope(raw: dict[str, Any], head_dim: int, default_theta: float = DEFAULT_THETA) -> Rope:
+    """Return the rotation that a config.json asks for.
 
     Raises:
         ValueError: They are malformed, contradict each other, or are not computed here.
@@ -53,8 +51,9 @@ def read_rope(
         raise ValueError("a high_freq_factor that is not above low_freq_factor")
     if kind == "yarn":
         _check_yarn(rope)
-    _check_finite(rope, head_dim)
-    return rope
+    rotation = Rope.of(rope)
+    _check_finite(rotation, head_dim)
+    return rotation
 
 
 def _one_setting(raw: dict[str, Any], default_theta: float) -> dict[str, Any]:
@@ -96,7 +95,7 @@ def _check_yarn(rope: dict[str, Any]) -> None:
         raise ValueError(f"truncate {rope['truncate']!r:.40}")
 
 
-def _check_finite(rope: dict[str, Any], head_dim: int) -> None:
+def _check_finite(rope: Rope, head_dim: int) -> None:
     """Refuse parameters that are numbers each, but of which no rotation comes."""
     try:
         inv_freq, factor = inverse_frequencies(rope, head_dim)

@@ -115,7 +115,7 @@ def test_damaged_files_are_refused_with_their_place(scored, tmp_path, name, text
         (
             "run.json",
             '{"settings": {"data": 3}}',
-            r"run\.json: settings: expected `data` to be text, got: 3",
+            r"run\.json: settings: expected `data` to be an array, got: 3",
         ),
         (
             "log.jsonl",
