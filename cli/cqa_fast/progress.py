@@ -241,5 +241,5 @@ class BenchProgress(_Progress):
         match event:
             case BenchPart(name=name):
                 self.display.line(f"measuring {name}")
-            case BenchResult(result={"problem": problem, **found}) if problem:
-                self.note(f"{found.get('peer') or found.get('op')}: {problem}")
+            case BenchResult(name=name, unmeasured=why) if why:
+                self.note(f"{name}: {why}")

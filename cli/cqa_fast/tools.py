@@ -88,7 +88,7 @@ def bench(config: BenchConfig, as_json: bool) -> None:
 
     with closing(BenchProgress()) as progress:
         data = run_bench(config, on_event=progress)
-    say_json(data) if as_json else say(bench_text(data))
+    say_json(data.to_json()) if as_json else say(bench_text(data))
 
 
 @command()

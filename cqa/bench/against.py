@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -13,6 +13,7 @@ import torch
 
 from cqa.bench.config import BenchConfig, Job, Window
 from cqa.bench.peer_process import PeerError, PeerProcess
+from cqa.bench.results import ComparedPeer, Line, ScorePeer, StepPeer, Unmeasured
 from cqa.bench.score import null_tokenizer, random_items
 from cqa.bench.shapes import BenchModel
 from cqa.bench.step import random_samples
@@ -20,7 +21,6 @@ from cqa.bench.timing import compare_interleaved
 from cqa.layout import pack_trees
 from cqa.score.prefix_batch import passes
 
-Result = dict[str, Any]
 BATCH_SIZE = 8  # of padded peers
 # relative, of losses, gradient norms and sums of log-probabilities
 AGREEMENT = {torch.float32: 2e-4, torch.bfloat16: 5e-2}
@@ -61,7 +61,7 @@ SCORE_PEERS = (
 
 def compare_steps(
     bench_model: BenchModel, window: Window, config: BenchConfig, *, folder: str | None
-) -> Iterator[Result]:
+) -> Iterator[Line]:
     """Yield each trainer's step against ours; `folder` is a checkpoint for those that need one."""
     samples = random_samples(window, bench_model.config.vocab_size)
     told = bench_model.settings() | {
@@ -73,11 +73,12 @@ def compare_steps(
         problem = _missing(peer, bench_model.device)
         if peer.name == "Unsloth" and not problem and folder is None:
             problem = "it loads from a folder only: give --model"
-        result = {"peer": peer.name, "window": str(window), "settings": peer.settings}
+        line = StepPeer(peer.name, str(window), peer.settings)
         if problem:
-            yield {**result, "problem": problem}
+            yield Unmeasured(line, problem)
             continue
-        yield result | _compare(
+        yield _compare(
+            line,
             ("ours_train", told | recompute),
             (peer.program, told | peer.settings),
             check={"dropout": 0.0},
@@ -87,7 +88,7 @@ def compare_steps(
         )
 
 
-def compare_scores(bench_model: BenchModel, job: Job, config: BenchConfig) -> Iterator[Result]:
+def compare_scores(bench_model: BenchModel, job: Job, config: BenchConfig) -> Iterator[Line]:
     """Yield each scorer on a job's items, after their context and after one null, against ours."""
     items, tokenizer = (
         random_items(job, bench_model.config.vocab_size),
@@ -110,11 +111,12 @@ def compare_scores(bench_model: BenchModel, job: Job, config: BenchConfig) -> It
         "pairs": pairs, "batch_tokens": config.batch_tokens, "batch_size": BATCH_SIZE
     }  # fmt: skip
     for peer in SCORE_PEERS:
-        result = {"peer": peer.name, "job": str(job), "tokens_fed": fed, "batch_size": BATCH_SIZE}
+        line = ScorePeer(peer.name, str(job), tokens_fed=fed, batch_size=BATCH_SIZE)
         if problem := _missing(peer, bench_model.device):
-            yield {**result, "problem": problem}
+            yield Unmeasured(line, problem)
             continue
-        yield result | _compare(
+        yield _compare(
+            line,
             ("ours_score", told),
             (peer.program, told),
             check={},
@@ -141,6 +143,7 @@ def _missing(peer: Peer, device: str) -> str | None:
 
 
 def _compare(
+    line: StepPeer | ScorePeer,
     ours: tuple[str, dict[str, Any]],
     peer: tuple[str, dict[str, Any]],
     *,
@@ -148,7 +151,7 @@ def _compare(
     arguments: dict[str, Any],
     rounds: int,
     agreement: float,
-) -> Result:
+) -> ComparedPeer | Unmeasured:
     """Start both, compare what they answer, then time them interleaved."""
     try:
         with ExitStack() as stack:
@@ -156,19 +159,21 @@ def _compare(
             second = stack.enter_context(PeerProcess(*peer))
             difference = _difference(first(**check).value, second(**check).value)
             if not difference <= agreement:
-                return {"problem": f"results differ by {difference:.1e}, over {agreement:.0e}"}
+                problem = f"results differ by {difference:.1e}, over {agreement:.0e}"
+                return Unmeasured(line, problem)
             first(**arguments), second(**arguments)
             compared = compare_interleaved(
                 partial(first, **arguments), partial(second, **arguments), rounds
             )
-            return {
-                "difference": difference,
-                **asdict(compared),
-                "ours_peak_bytes": first.peak_bytes,
-                "peer_peak_bytes": second.peak_bytes,
-            }
+            return ComparedPeer(
+                line,
+                difference=difference,
+                comparison=compared,
+                ours_peak_bytes=first.peak_bytes,
+                peer_peak_bytes=second.peak_bytes,
+            )
     except PeerError as error:
-        return {"problem": _last_words(str(error))}
+        return Unmeasured(line, _last_words(str(error)))
 
 
 def _difference(ours: list[float], theirs: list[float]) -> float:

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 
 from cqa.layout import PackedBatch, Segment
 from cqa.model.config import DecoderConfig
+from cqa.schema.written import Result
 
 
 @dataclass(frozen=True, slots=True)
-class Flops:
+class Flops(Result):
     """Operations of one pass, by part."""
 
     frozen: int

@@ -18,6 +18,7 @@ from cqa.identity import code_digest, versions
 from cqa.kernels.backend import native_problem
 from cqa.kernels.matmul import mm
 from cqa.model.memory import free_bytes
+from cqa.schema.written import Result
 
 PACKAGES = ("triton", "peft", "liger_kernel", "unsloth", "lm_eval", "flash_attn")
 QUERY = "driver_version,clocks.sm,clocks.mem,power.limit,temperature.gpu"
@@ -90,7 +91,7 @@ def _flags() -> dict[str, Any]:
 
 
 @dataclass(frozen=True, slots=True)
-class Ceilings:
+class Ceilings(Result):
     """What the device does at best: what fractions in results are of."""
 
     gemm_flops_per_s: float

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from cqa.bench.device import Ceilings, Peak
 from cqa.bench.ops import Bench, Op, Work, ops_of
+from cqa.bench.results import (
+    Line,
+    MeasuredOp,
+    MeasuredRoute,
+    OpLine,
+    Product,
+    Rates,
+    RouteLine,
+    Unmeasured,
+)
 from cqa.bench.timing import Call, Stopwatch, Timing
 from cqa.kernels.backend import Backend
 from cqa.kernels.matmul import mm
@@ -19,10 +27,9 @@ from cqa.model.memory import give_back
 
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2}  # of the norm, against the reference
 HEAD_ROWS = (256, 2048, 16384)
-Result = dict[str, Any]
 
 
-def measure_ops(bench: Bench, ceilings: Ceilings, seconds: float) -> Iterator[Result]:
+def measure_ops(bench: Bench, ceilings: Ceilings, seconds: float) -> Iterator[Line]:
     """Yield every op, forward and backward: its time, rates, and fractions of the ceilings.
 
     An op is compared with its PyTorch reference before it is timed; one whose results differ, or
@@ -33,39 +40,31 @@ def measure_ops(bench: Bench, ceilings: Ceilings, seconds: float) -> Iterator[Re
         try:
             error = difference(op, bench.decoder.backend)
         except (RuntimeError, ValueError, NotImplementedError) as failure:
-            yield {"op": op.name, "problem": f"{type(failure).__name__}: {failure}"[:500]}
+            yield Unmeasured(OpLine(op.name), f"{type(failure).__name__}: {failure}"[:500])
             continue
         allowed = TOLERANCE[bench.decoder.dtype]
         if not error <= allowed:
-            yield {"op": op.name, "problem": f"off by {error:.1e} of its norm, over {allowed:.0e}"}
+            problem = f"off by {error:.1e} of its norm, over {allowed:.0e}"
+            yield Unmeasured(OpLine(op.name), problem)
             continue
         for way, call, work in _ways(op, bench):
             timing = watch.measure({way: call}, seconds=seconds)[way]
-            yield {
-                "op": op.name,
-                "way": way,
-                "difference": error,
-                **rates(work, timing, ceilings),
-            }
+            yield MeasuredOp(OpLine(op.name), way, error, rates(work, timing, ceilings))
 
 
-def rates(work: Work, timing: Timing, ceilings: Ceilings) -> Result:
-    """Return a time beside the work done in it.
-
-    `of_ceiling` is the least time that the device's product rate and copy bandwidth allow over the
-    time taken; operands that stay in a cache can make it more than 1.
-    """
+def rates(work: Work, timing: Timing, ceilings: Ceilings) -> Rates:
+    """Return a time beside the work done in it."""
     flops_per_s, bytes_per_s = work.flops / timing.median_s, work.n_bytes / timing.median_s
-    return {
-        "time": asdict(timing),
-        "flops": work.flops,
-        "bytes": work.n_bytes,
-        "flops_per_s": flops_per_s,
-        "bytes_per_s": bytes_per_s,
-        "of_gemm": flops_per_s / ceilings.gemm_flops_per_s,
-        "of_copy": bytes_per_s / ceilings.copy_bytes_per_s,
-        "of_ceiling": ceilings.floor_s(work.flops, work.n_bytes) / timing.median_s,
-    }
+    return Rates(
+        time=timing,
+        flops=work.flops,
+        bytes=work.n_bytes,
+        flops_per_s=flops_per_s,
+        bytes_per_s=bytes_per_s,
+        of_gemm=flops_per_s / ceilings.gemm_flops_per_s,
+        of_copy=bytes_per_s / ceilings.copy_bytes_per_s,
+        of_ceiling=ceilings.floor_s(work.flops, work.n_bytes) / timing.median_s,
+    )
 
 
 def _ways(op: Op, bench: Bench) -> Iterator[tuple[str, Call, Work]]:
@@ -102,7 +101,7 @@ def _values(op: Op, run: Callable[[], Tensor]) -> list[Tensor]:
     return [out.detach(), *torch.autograd.grad(out, op.inputs, dout)]
 
 
-def measure_strides(bench: Bench, ceilings: Ceilings, seconds: float) -> Iterator[Result]:
+def measure_strides(bench: Bench, ceilings: Ceilings, seconds: float) -> Iterator[Line]:
     """Yield each group's products at the plain width, with LoRA's columns, and padded as stored.
 
     The three are timed interleaved. `plain_ratio` is how much longer than the plain one it takes.
@@ -126,17 +125,17 @@ def measure_strides(bench: Bench, ceilings: Ceilings, seconds: float) -> Iterato
             for width in widths:
                 timing = timings[str(width)]
                 rate = 2 * m * n * width / timing.median_s
-                yield {
-                    "group": "+".join(member.name for member in projection.members),
-                    "way": way,
-                    "m": m,
-                    "n": n,
-                    "k": width,
-                    "time": asdict(timing),
-                    "flops_per_s": rate,
-                    "of_gemm": rate / ceilings.gemm_flops_per_s,
-                    "plain_ratio": timing.median_s / timings[str(k)].median_s,
-                }
+                yield Product(
+                    group="+".join(member.name for member in projection.members),
+                    way=way,
+                    m=m,
+                    n=n,
+                    k=width,
+                    time=timing,
+                    flops_per_s=rate,
+                    of_gemm=rate / ceilings.gemm_flops_per_s,
+                    plain_ratio=timing.median_s / timings[str(k)].median_s,
+                )
 
 
 def _product_call(way: str, x: Tensor, weight: Tensor, dy: Tensor) -> Call:
@@ -145,7 +144,7 @@ def _product_call(way: str, x: Tensor, weight: Tensor, dy: Tensor) -> Call:
     return lambda: mm(dy, weight)
 
 
-def measure_head(bench: Bench, ceilings: Ceilings, seconds: float) -> Iterator[Result]:
+def measure_head(bench: Bench, ceilings: Ceilings, seconds: float) -> Iterator[Line]:
     """Yield the scoring head at several heights: time, rate, and memory beside its operands."""
     device, head = bench.decoder.device, bench.decoder.head
     watch = Stopwatch(device)
@@ -163,17 +162,16 @@ def measure_head(bench: Bench, ceilings: Ceilings, seconds: float) -> Iterator[R
             error = float((logp - expected).norm() / expected.norm())
             if not error <= TOLERANCE[head.dtype]:
                 del calls[name]
-                yield {"route": name, "rows": rows, "problem": f"off by {error:.1e} of its norm"}
+                yield Unmeasured(RouteLine(name, rows), f"off by {error:.1e} of its norm")
         timings = watch.measure(calls, seconds=seconds)
         work = Work(2 * rows * head.numel(), (head.numel() + hidden.numel()) * head.element_size())
         for name, timing in timings.items():
-            yield {
-                "route": name,
-                "rows": rows,
-                "extra_bytes": peaks[name],
-                "logits_bytes": 4 * rows * head.shape[0],
-                **rates(work, timing, ceilings),
-            }
+            yield MeasuredRoute(
+                RouteLine(name, rows),
+                extra_bytes=peaks[name],
+                logits_bytes=4 * rows * head.shape[0],
+                rates=rates(work, timing, ceilings),
+            )
         del hidden, target, calls
         give_back()
 

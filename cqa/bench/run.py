@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, replace
-from typing import Any
+from dataclasses import replace
 
 from cqa.bench.against import compare_scores, compare_steps
 from cqa.bench.config import BenchConfig, Job, Window
 from cqa.bench.device import Ceilings, describe_device, measure_ceilings
 from cqa.bench.kernels import measure_head, measure_ops, measure_strides
 from cqa.bench.ops import Bench
+from cqa.bench.results import Benchmark, Line, Unmeasured
 from cqa.bench.score import measure_job
 from cqa.bench.shapes import BenchModel, check_fits, workload
 from cqa.bench.step import measure_step
@@ -29,8 +28,8 @@ FORMAT = 1  # of the JSON
 
 def bench(
     config: BenchConfig, *, on_event: Callable[[BenchEvent], None] = lambda _: None
-) -> dict[str, Any]:
-    """Measure what the settings name; return it as it stands in the JSON.
+) -> Benchmark:
+    """Measure what the settings name.
 
     The file, if one is asked for, is written anew with each result, so that a run which is cut
     short leaves what it had.
@@ -55,19 +54,16 @@ def bench(
         on_event(BenchPart(name="ceilings"))
         wide = compute_dtype(fastest(device, dtype), dtype)
         ceilings = measure_ceilings(device, wide, config.seconds)
-        record = _Record(
-            {
-                "format": FORMAT,
-                "settings": describe(config),
-                "windows": list(map(str, windows)),
-                "jobs": list(map(str, jobs)),
-                "dtype": dtype_name(dtype),
-                "device": describe_device(device),
-                "ceilings": asdict(ceilings),
-            },
-            config,
-            on_event,
+        data = Benchmark(
+            format=FORMAT,
+            settings=describe(config),
+            windows=tuple(map(str, windows)),
+            jobs=tuple(map(str, jobs)),
+            dtype=dtype_name(dtype),
+            device=describe_device(device),
+            ceilings=ceilings,
         )
+        record = _Record(data, config, on_event)
         _measure(record, bench_model, config, windows, jobs, ceilings)
     return record.data
 
@@ -76,33 +72,25 @@ class _Record:
     """What was measured so far, kept in the file that was asked for."""
 
     def __init__(
-        self, data: dict[str, Any], config: BenchConfig, on_event: Callable[[BenchEvent], None]
+        self, data: Benchmark, config: BenchConfig, on_event: Callable[[BenchEvent], None]
     ) -> None:
         self.data, self._out, self._on_event = data, config.out, on_event
         self._write()
 
-    def keep(self, level: str, part: str, results: Iterable[dict[str, Any]]) -> None:
-        """Add the results of a part as they come, each to the file at once."""
+    def keep(self, level: str, part: str, lines: Iterable[Line]) -> None:
+        """Add the lines of a part as they come, each to the file at once."""
         self._on_event(BenchPart(name=f"{level}: {part}"))
-        kept = self.data.setdefault(level, {}).setdefault(part, [])
-        for result in results:
-            kept.append(finite(result))
+        kept = self.data.lines.setdefault(level, {}).setdefault(part, [])
+        for line in lines:
+            kept.append(line)
             self._write()
-            self._on_event(BenchResult(level=level, part=part, result=result))
+            why = line.problem if isinstance(line, Unmeasured) else None
+            self._on_event(BenchResult(level=level, part=part, name=line.name, unmeasured=why))
 
     def _write(self) -> None:
         if self._out is not None:
             self._out.parent.mkdir(parents=True, exist_ok=True)
-            write_json(self._out, self.data)
-
-
-def finite(value: Any) -> Any:
-    """Return a JSON value with null for what is not a finite number."""
-    if isinstance(value, dict):
-        return {key: finite(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [finite(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+            write_json(self._out, self.data.to_json())
 
 
 def _measure(

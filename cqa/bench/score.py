@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from functools import partial
-from typing import Any
 
 import numpy as np
 
@@ -13,6 +11,7 @@ from cqa.assets import DEMO
 from cqa.bench.config import BenchConfig, Job
 from cqa.bench.counts import pass_flops
 from cqa.bench.device import Ceilings, Peak
+from cqa.bench.results import MeasuredJob
 from cqa.bench.shapes import random_adapter
 from cqa.bench.timing import Stopwatch
 from cqa.data.items import Item
@@ -24,8 +23,6 @@ from cqa.model.lora import Adapter, LoraSpec, adapted_members, attach
 from cqa.score.decoder_engine import run_prefix_batch
 from cqa.score.prefix_batch import EncodedItem, passes
 from cqa.score.scorer import scored_passes
-
-Result = dict[str, Any]
 
 
 def null_tokenizer(model: str | None = None) -> Tokenizer:
@@ -71,7 +68,7 @@ def measure_job(
     job: Job,
     config: BenchConfig,
     ceilings: Ceilings,
-) -> Result:
+) -> MeasuredJob:
     """Time a scoring job, adapters swapped in place; return speed, MFU and memory.
 
     Adapters lie ready on the device: reading files is not timed.
@@ -96,23 +93,21 @@ def measure_job(
         adapted_flops += pass_flops(decoder.config, batch, spec.rank, training=False).total
     flops = base_flops + len(adapters) * adapted_flops
     rate = flops / timing.median_s
-    return {
-        "job": str(job),
-        "n_models": job.models,
-        "tokens_fed": fed * job.models,
-        "tokens_scored": scored * job.models,
-        "time": asdict(timing),
-        "tokens_per_s": fed * job.models / timing.median_s,
-        "items_per_s": job.items * job.models / timing.median_s,
-        "flops": flops,
-        "flops_per_s": rate,
-        "mfu": rate / ceilings.gemm_flops_per_s,
-        "peak_bytes": peak.total_bytes(),
-        "extra_bytes": extra,
-        "all_logits_bytes": 4
-        * (job.context + job.options * job.option)
-        * decoder.config.vocab_size,
-    }
+    return MeasuredJob(
+        job=str(job),
+        n_models=job.models,
+        tokens_fed=fed * job.models,
+        tokens_scored=scored * job.models,
+        time=timing,
+        tokens_per_s=fed * job.models / timing.median_s,
+        items_per_s=job.items * job.models / timing.median_s,
+        flops=flops,
+        flops_per_s=rate,
+        mfu=rate / ceilings.gemm_flops_per_s,
+        peak_bytes=peak.total_bytes(),
+        extra_bytes=extra,
+        all_logits_bytes=4 * (job.context + job.options * job.option) * decoder.config.vocab_size,
+    )
 
 
 def _runner(

@@ -1,11 +1,10 @@
-"""The step level: one accumulation window, from its tokens to updated weights."""
+"""The step level: one global batch, from its tokens to updated weights."""
 
 from __future__ import annotations
 
 import time
-from dataclasses import asdict
 from itertools import count
-from typing import Any, get_args
+from typing import get_args
 
 import numpy as np
 import torch
@@ -13,6 +12,7 @@ import torch
 from cqa.bench.config import BenchConfig, Window
 from cqa.bench.counts import pass_flops
 from cqa.bench.device import Ceilings, Peak
+from cqa.bench.results import MeasuredStep, StepFlops
 from cqa.bench.timing import Stopwatch, Timing
 from cqa.bench.trace import launch_gaps
 from cqa.data.samples import EncodedSample
@@ -25,7 +25,6 @@ from cqa.train.passes import Phase, StepConfig
 from cqa.train.step import take_step
 
 LEARNING_RATE = 1e-5
-Result = dict[str, Any]
 
 
 def random_samples(window: Window, vocabulary: int) -> list[EncodedSample]:
@@ -45,7 +44,7 @@ def random_samples(window: Window, vocabulary: int) -> list[EncodedSample]:
 
 def measure_step(
     decoder: Decoder, spec: LoraSpec, window: Window, config: BenchConfig, ceilings: Ceilings
-) -> Result:
+) -> MeasuredStep:
     """Time steps over a window; return speed, MFU, memory, and where the time goes.
 
     MFU is the operations that the result needs, per second, over the rate of a large product in
@@ -76,20 +75,20 @@ def measure_step(
         dropout=config.dropout > 0,
     )
     rate = flops.total / timing.median_s
-    return {
-        "window": str(window),
-        "n_tokens": batch.n_rows,
-        "n_labels": batch.n_targets,
-        "time": asdict(timing),
-        "tokens_per_s": batch.n_rows / timing.median_s,
-        "flops": {**asdict(flops), "total": flops.total},
-        "flops_per_s": rate,
-        "mfu": rate / ceilings.gemm_flops_per_s,
-        "peak_bytes": peak.total_bytes(),
-        "estimated_bytes": estimate.total_bytes,
-        "phases_s": measure_phases(lora, samples, settings, config.seconds),
-        "gaps": launch_gaps(step, decoder.device),
-    }
+    return MeasuredStep(
+        window=str(window),
+        n_tokens=batch.n_rows,
+        n_labels=batch.n_targets,
+        time=timing,
+        tokens_per_s=batch.n_rows / timing.median_s,
+        flops=StepFlops(flops, flops.total),
+        flops_per_s=rate,
+        mfu=rate / ceilings.gemm_flops_per_s,
+        peak_bytes=peak.total_bytes(),
+        estimated_bytes=estimate.total_bytes,
+        phases_s=measure_phases(lora, samples, settings, config.seconds),
+        gaps=launch_gaps(step, decoder.device),
+    )
 
 
 def measure_phases(

@@ -11,13 +11,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cqa.schema.written import Result
+
 Call = Callable[[], Any]
 LEAST, MOST = 5, 1000  # rounds of a measurement
 FLUSH_BYTES = 1 << 29  # more than any cache, and long enough to hide the launch of what follows
 
 
 @dataclass(frozen=True, slots=True)
-class Timing:
+class Timing(Result):
     """Median of a call's times with its 95 % bootstrap interval."""
 
     median_s: float
@@ -101,7 +103,7 @@ class Stopwatch:
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
+class Comparison(Result):
     """How many times faster than the peer, as the median of paired ratios with a 95 % interval."""
 
     ratio: float

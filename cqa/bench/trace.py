@@ -4,22 +4,29 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 
 from cqa.bench.timing import Call
+from cqa.schema.written import Result
 
 MOST_KERNELS = 20
 
 
-def launch_gaps(call: Call, device: torch.device, n: int = 3) -> dict[str, Any] | None:
-    """Profile some calls; return the share of time in which the GPU had nothing to do.
+@dataclass(frozen=True, slots=True)
+class Gaps(Result):
+    """The share of time in which a device had nothing to do, and what it did in the rest."""
 
-    Returns:
-        {"idle_share", "busy_s", "span_s", "n_kernels", "kernels": share of busy time by name}, all
-        of n calls; None without a GPU. The profiler itself lengthens the gaps a little.
-    """
+    idle_share: float
+    busy_s: float
+    span_s: float
+    n_kernels: int
+    kernels: dict[str, float]  # share of busy time by name
+
+
+def launch_gaps(call: Call, device: torch.device, n: int = 3) -> Gaps | None:
+    """Profile n calls together; None without a GPU. The profiler lengthens the gaps a little."""
     if device.type != "cuda":
         return None
     from torch.profiler import ProfilerActivity, profile
@@ -36,7 +43,7 @@ def launch_gaps(call: Call, device: torch.device, n: int = 3) -> dict[str, Any] 
     return summarise_spans(spans)
 
 
-def summarise_spans(spans: Iterable[tuple[str, float, float]]) -> dict[str, Any] | None:
+def summarise_spans(spans: Iterable[tuple[str, float, float]]) -> Gaps | None:
     """Summarise (name, start, stop) of what ran on a device, in seconds; None if nothing did."""
     ordered = sorted(spans, key=lambda span: span[1])
     if not ordered:
@@ -49,10 +56,10 @@ def summarise_spans(spans: Iterable[tuple[str, float, float]]) -> dict[str, Any]
         by_name[name] += stop - start  # type: ignore[assignment]
     total = reached - ordered[0][1]
     longest = by_name.most_common(MOST_KERNELS)
-    return {
-        "idle_share": 1 - busy / total if total else 0.0,
-        "busy_s": busy,
-        "span_s": total,
-        "n_kernels": len(ordered),
-        "kernels": {name: seconds / sum(by_name.values()) for name, seconds in longest},
-    }
+    return Gaps(
+        idle_share=1 - busy / total if total else 0.0,
+        busy_s=busy,
+        span_s=total,
+        n_kernels=len(ordered),
+        kernels={name: seconds / sum(by_name.values()) for name, seconds in longest},
+    )

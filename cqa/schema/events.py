@@ -7,7 +7,7 @@ and a `Note` that names its step.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from cqa.schema.record import Record
 
@@ -166,12 +166,13 @@ class BenchPart(Record):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BenchResult(Record):
-    """One line was measured."""
+    """One line was measured, or could not be."""
 
     event: Literal["result"] = "result"
     level: str
     part: str
-    result: dict[str, Any]  # what is measured differs by part
+    name: str
+    unmeasured: str | None = None  # why it was not, if so
 
 
 LogLine = Step | Eval | Dev | Memory | Note

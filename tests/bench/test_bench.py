@@ -13,6 +13,7 @@ from cqa.bench.against import AGREEMENT, Peer, compare_scores, compare_steps
 from cqa.bench.config import BenchConfig, Job, Window
 from cqa.bench.counts import pass_flops
 from cqa.bench.peer_process import PeerError, PeerProcess, Reply
+from cqa.bench.results import ComparedPeer, OpLine, RouteLine, Unmeasured
 from cqa.bench.score import null_tokenizer, random_items
 from cqa.bench.shapes import CONFIGS, BenchModel, hf_config
 from cqa.bench.timing import Stopwatch, Timing, compare_interleaved
@@ -29,14 +30,29 @@ SMALL = ["--window", "20+12,5+9", "--job", "3x30+2x6*2", "--seconds", "0.001", "
 
 
 @pytest.fixture(scope="module")
-def measured(tmp_path_factory):
-    """What the command prints with --json on the demo shape, and the file that it writes."""
+def ran(tmp_path_factory):
+    """What the command prints with --json on the demo shape, what it writes, and what it has."""
+    kept = []
+    real = run.bench
+
+    def keep(config, **options):
+        kept.append(real(config, **options))
+        return kept[0]
+
     out = tmp_path_factory.mktemp("bench") / "folder" / "bench.json"
     arguments = ["bench", "--device", "cpu", *SMALL, "--json", "--out", str(out)]
-    result = CliRunner().invoke(main, arguments)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, "bench", keep)
+        result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 0, result.output
     assert "measuring kernel: ops" in result.stderr
-    return json.loads(result.stdout), json.loads(out.read_text("utf-8"))
+    return json.loads(result.stdout), json.loads(out.read_text("utf-8")), kept[0]
+
+
+@pytest.fixture(scope="module")
+def measured(ran):
+    """What is printed, and what is written."""
+    return ran[:2]
 
 
 def test_the_file_holds_what_is_printed(measured):
@@ -87,16 +103,14 @@ def test_every_op_is_measured_both_ways(measured):
     assert all(r["plain_ratio"] == 1 for r in products if r["k"] in (192, 512))
 
 
-def test_text_for_people_has_every_table(measured):
-    data, _ = measured
+def test_text_for_people_has_every_table(ran):
+    _, _, data = ran
     text = table.bench_text(data)
     for heading in ("tokens/s", "of product", "to plain", "beside the model"):
         assert heading in text
     assert max(map(len, text.splitlines())) <= 110
-    wrong = {"op": "rope of q", "problem": "off by 1"}
-    assert "rope of q  not measured: off by 1" in table.bench_text(
-        {**data, "kernel": {"ops": [wrong]}}
-    )
+    wrong = replace(data, lines={"kernel": {"ops": [Unmeasured(OpLine("rope of q"), "off by 1")]}})
+    assert "rope of q  not measured: off by 1" in table.bench_text(wrong)
 
 
 @pytest.mark.parametrize(
@@ -232,9 +246,9 @@ def test_ratio_is_of_neighbouring_calls():
 def test_gaps_between_kernels_are_counted_once():
     spans = [("a", 0.0, 1.0), ("b", 0.5, 2.0), ("a", 3.0, 4.0)]
     summary = summarise_spans(spans)
-    assert summary["busy_s"] == 3
-    assert summary["idle_share"] == pytest.approx(0.25)
-    assert summary["kernels"] == pytest.approx({"a": 2 / 3.5, "b": 1.5 / 3.5})
+    assert summary.busy_s == 3
+    assert summary.idle_share == pytest.approx(0.25)
+    assert summary.kernels == pytest.approx({"a": 2 / 3.5, "b": 1.5 / 3.5})
     assert summarise_spans([]) is None
 
 
@@ -249,11 +263,11 @@ def test_peers_agree_before_they_are_timed(monkeypatch):
     (step,) = compare_steps(BENCH_MODEL, Window.parse("3+9,2+5"), FAST, folder=None)
     (score,) = compare_scores(BENCH_MODEL, Job.parse("2x20+2x5"), FAST)
     for result in (step, score):
-        assert "problem" not in result, result
-        assert result["difference"] <= AGREEMENT[torch.float32]
-        assert result["ratio"] > 0
-        assert result["low"] <= result["ratio"] <= result["high"]
-        assert result["ours_peak_bytes"] > 0
+        assert isinstance(result, ComparedPeer), result
+        assert result.difference <= AGREEMENT[torch.float32]
+        assert result.comparison.ratio > 0
+        assert result.comparison.low <= result.comparison.ratio <= result.comparison.high
+        assert result.ours_peak_bytes > 0
 
 
 def peers_answer(monkeypatch, answer):
@@ -286,7 +300,7 @@ def test_a_peer_that_cannot_take_part_is_named_with_the_reason(monkeypatch):
     )
     monkeypatch.setattr(against, "STEP_PEERS", peers)
     results = list(compare_steps(BENCH_MODEL, Window.parse("3+9"), FAST, folder=None))
-    assert [r["problem"] for r in results] == [
+    assert [r.problem for r in results] == [
         "no_such_package is not installed",
         "ImportError: no tensor cores",
         "it runs on cuda only",
@@ -298,8 +312,8 @@ def test_a_peer_with_other_results_is_not_timed(monkeypatch, theirs):
     peers_answer(monkeypatch, lambda program: [-1.0, -7.0] if program == "ours_score" else theirs)
     monkeypatch.setattr(against, "SCORE_PEERS", against.SCORE_PEERS[1:])
     (result,) = compare_scores(BENCH_MODEL, Job.parse("1x4+1x2"), FAST)
-    assert result["problem"].startswith("results differ by ")
-    assert "ratio" not in result
+    assert isinstance(result, Unmeasured)
+    assert result.problem.startswith("results differ by ")
 
 
 @pytest.mark.parametrize("size", [1, 10**6], ids=["small", "large"])
@@ -328,7 +342,7 @@ def test_the_file_holds_what_was_measured_before_a_run_was_cut_short(tmp_path, m
         if taken:
             raise KeyboardInterrupt
         taken.append(1)
-        return {"tokens_per_s": 1.0}
+        return RouteLine("fused", 1)
 
     monkeypatch.setattr(run, "measure_step", measure)
     config = BenchConfig(
@@ -338,7 +352,7 @@ def test_the_file_holds_what_was_measured_before_a_run_was_cut_short(tmp_path, m
     with pytest.raises(KeyboardInterrupt):
         run.bench(config)
     data = json.loads(config.out.read_text("utf-8"))
-    assert data["step"]["windows"] == [{"tokens_per_s": 1.0}]
+    assert data["step"]["windows"] == [{"route": "fused", "rows": 1}]
 
 
 def test_texts_longer_than_the_model_are_refused_before_anything_is_drawn():
@@ -359,6 +373,6 @@ def test_the_kernel_level_names_an_op_that_is_wrong(monkeypatch):
     monkeypatch.setitem(kernels.TOLERANCE, torch.float32, -1.0)
     layer = Bench.of(BENCH_MODEL, Window.parse("3+9"), 0.05)
     results = list(kernels.measure_ops(layer, Ceilings(1e9, 1e9), 0.0001))
-    wrong = [r["op"] for r in results if "problem" in r]
+    wrong = {r.name: r.problem for r in results if isinstance(r, Unmeasured)}
     assert "swiglu+down shrink" in wrong
-    assert all(r["problem"].startswith("off by ") for r in results if "problem" in r)
+    assert all(problem.startswith("off by ") for problem in wrong.values())
