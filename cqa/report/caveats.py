@@ -29,8 +29,7 @@ def caveats(focus: Focus) -> list[str]:
     """Return warnings in the order in which they matter."""
     checks = (
         _roles, plan_caveats, _choice, _few, _left_out, _unscored, _rejected, _lengths, _leaks,
-        _clusters,
-        _dates, _seen, design_caveats, _variants, _merges, _spaces, _scope,
+        _clusters, _dates, _seen, design_caveats, _variants, _merges, _spaces, _scope,
     )  # fmt: skip
     return [text for check in checks for text in _first(list(check(focus)))]
 

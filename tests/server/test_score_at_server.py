@@ -16,6 +16,7 @@ from helpers import read_lines, write_lines
 from server.conftest import HASTE
 from server.stub import KEY, NAME, Stub, closed, serving
 
+import cqa
 from cqa.errors import ConfigError, CqaError, DataError, ModelError, ResourceError
 from cqa.report.config import ReportConfig
 from cqa.report.write import write_report
@@ -457,3 +458,20 @@ def test_shards_of_several_servers_merge_once_all_is_scored(items, model, stub, 
     merge(tmp_path / "scores", folders)
     assert_as_local(rows_by(tmp_path / "scores"), local)
     assert "capabilities" not in meta_of(tmp_path / "scores")
+
+
+def test_from_python(items, model, stub, url, local, tmp_path):
+    found = cqa.score(
+        model=str(model),
+        server=url,
+        served_model=NAME,
+        pairs=[items / "pairs.jsonl"],
+        continuations=[items / "texts.jsonl"],
+        tokens=True,
+        out=tmp_path / "scores",
+    )
+    assert found.n_items == 7
+    assert_as_local(rows_by(tmp_path / "scores"), local)
+    table = cqa.read_scores(tmp_path / "scores")
+    assert table["entropy_given_context_nats"].isna().all()
+    assert table["logp_given_context_nats"].notna().all()
