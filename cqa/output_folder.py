@@ -16,7 +16,9 @@ from cqa.errors import ConfigError, CqaError
 from cqa.files import locked, refuse_held, reported, write_json
 from cqa.reading import read_object
 
-Kind = Literal["run", "scores", "prescreen", "shard", "scale", "report", "comparison", "demo"]
+Kind = Literal[
+    "run", "scores", "prescreen", "shard", "scale", "report", "letters", "comparison", "demo"
+]
 
 MARKER = ".cqa-fast.json"
 NOUNS: Mapping[Kind, str] = {
@@ -26,6 +28,7 @@ NOUNS: Mapping[Kind, str] = {
     "shard": "a shard",
     "scale": "a scale study",
     "report": "a report",
+    "letters": "a letter choice",
     "comparison": "a comparison",
     "demo": "a demo",
 }
@@ -35,6 +38,7 @@ _KNOWN: tuple[tuple[Kind, str, tuple[str, ...]], ...] = (
     ("scale", "scale.json", ("settings", "curve")),
     ("prescreen", "prescreen.json", ("settings", "classes")),
     ("scores", "meta.json", ("settings", "models")),
+    ("letters", "letters.json", ("question", "mean_covered")),
     ("comparison", "compare.json", ("reference", "systems")),
     ("demo", "run/run.json", ("settings", "model_digest")),
     ("scale", "runs/n*-seed*-epochs*/run.json", ("settings", "model_digest")),  # not yet done

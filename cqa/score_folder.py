@@ -15,6 +15,7 @@ from cqa.schema.rows import ItemRow, ItemText
 
 SCORES, ITEMS, META, SUMMARY = "scores.jsonl", "items.jsonl", "meta.json", "summary.json"
 REJECTED = "rejected.jsonl"
+LETTERS, LETTERS_META = "letters.jsonl", "letters.json"  # what a chat server chose
 SHARD = "shard.json"  # in the folder of a part of a job
 CAPABILITIES = "capabilities.json"  # what a server was found to give, where one scored
 CHECKSUM = "row_digest"  # of all else in a row of scores.jsonl: a damaged digit is not averaged

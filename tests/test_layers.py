@@ -42,6 +42,7 @@ MAY_IMPORT = {
     "server": {"errors", "text", "schema"},
     "score": BASE | {"stats", "server"},
     "report": BASE | {"stats"},
+    "letters": BASE | {"server", "score"},
     "compare": BASE | {"stats", "report"},
     "study": BASE | {"train", "score", "stats", "report"},
     "bridges": BASE | {"score"},

@@ -60,6 +60,7 @@ for command in (
     job.merge,
     job.report,
     studies.lm_eval,
+    studies.letters,
     studies.compare,
     studies.power,
     studies.prescreen,

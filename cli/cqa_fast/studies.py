@@ -16,8 +16,10 @@ import click
 
 from cqa.bridges.config import LmEvalConfig
 from cqa.compare.config import CompareConfig
+from cqa.letters.config import LettersConfig
 from cqa.score.config import PrescreenConfig
 from cqa.study.config import PowerConfig, ScaleConfig
+from cqa.text import counted
 from cqa.train.config import PRESETS
 from cqa.train.earlier import taken_over
 from cqa_fast.options import A_PATH, JSON, command, flag, takes
@@ -60,6 +62,27 @@ def power(config: PowerConfig, scores: Path | None, as_json: bool) -> None:
 
     result = plan_power(config, scores, on_part=lambda name: tell(f"simulating {name}"))
     say_json(result.to_json()) if as_json else say(power_text(result))
+
+
+@command()
+@takes(LettersConfig)
+@JSON
+def letters(config: LettersConfig, as_json: bool) -> None:
+    """Ask a chat server for the letter of the better option; for servers that score no prompts.
+
+    Every option stands once under every letter. compare takes the folder.
+
+    \b
+    Example:
+      cqa-fast letters --server https://api.example.com --served-model NAME \\
+          --pairs literary.jsonl --out letters
+    """
+    from cqa.letters.run import choose_letters, letters_text
+    from cqa.score_folder import LETTERS
+
+    meta = choose_letters(config, on_rows=lambda n: tell(f"{counted(n, 'item')} asked"))
+    tell(f"choices: {config.out / LETTERS}")
+    say_json(meta.to_json()) if as_json else say(letters_text(meta))
 
 
 @command()

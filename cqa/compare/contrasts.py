@@ -36,7 +36,12 @@ def group_result(group: str, systems: Sequence[Scored], reference: Scored) -> Gr
             contrast
             for reading in READINGS
             for contrast in _corrected(
-                [_contrast(s, reference, group, reading) for s in systems if s is not reference]
+                [
+                    _contrast(scored, reference, group, reading)
+                    for scored in systems
+                    if scored is not reference
+                    and all(reading in s.system.readings for s in (scored, reference))
+                ]
             )
         ),
     )
@@ -56,13 +61,18 @@ def common_keys(group: str, systems: Sequence[Scored]) -> list[str]:
 
 def _system_result(scored: Scored, keys: Sequence[str]) -> SystemResult:
     items = [scored.items[key] for key in keys]
-    bits = -sum(item.logp_nats[item.answer or 0] for item in items) / np.log(2)
-    n_bytes = sum(item.n_bytes[item.answer or 0] for item in items)
     return SystemResult(
         system=scored.system.name,
-        rankings={reading: _ranking(items, reading) for reading in READINGS},
-        bits_per_byte=float(bits) / n_bytes,
+        rankings={reading: _ranking(items, reading) for reading in scored.system.readings},
+        bits_per_byte=_bits_per_byte(items),
     )
+
+
+def _bits_per_byte(items: Sequence[ItemValues]) -> float | None:
+    if not all(item.logp_nats for item in items):
+        return None
+    bits = -sum(item.logp_nats[item.answer or 0] for item in items) / np.log(2)
+    return float(bits) / sum(item.n_bytes[item.answer or 0] for item in items)
 
 
 def _ranking(items: Sequence[ItemValues], reading: str) -> Ranking:

@@ -28,11 +28,17 @@ def draw(found: Comparison) -> Figure:
 def _draw_group(ax: Axes, result: GroupResult) -> None:
     readings = list(READINGS)
     names = [system.system for system in result.systems]
-    chance = result.systems[0].rankings[readings[0]].chance
+    chance = next(iter(result.systems[0].rankings.values())).chance
     ax.axvline(chance, color=MUTED, linewidth=0.9, zorder=1, label="chance")
     for k, reading in enumerate(readings):
-        rankings = [system.rankings[reading] for system in result.systems]
-        rows = [row + 0.2 * (k - 1) for row in range(len(names))]
+        placed = [
+            (row + 0.2 * (k - 1), system.rankings[reading])
+            for row, system in enumerate(result.systems)
+            if reading in system.rankings
+        ]
+        if not placed:
+            continue
+        rows, rankings = [row for row, _ in placed], [ranking for _, ranking in placed]
         means = [ranking.mean_rank_prob for ranking in rankings]
         low = with_gaps(None if r.ci95 is None else r.ci95[0] for r in rankings)
         high = with_gaps(None if r.ci95 is None else r.ci95[1] for r in rankings)

@@ -28,7 +28,7 @@ def compare(folders: Sequence[Path], config: CompareConfig) -> Comparison:
     """Compare models on the items that they have in common, and write the comparison.
 
     Args:
-        folders: What `cqa-fast score` wrote, of any models on the same items.
+        folders: What `cqa-fast score` or `cqa-fast letters` wrote, of any models on the same items.
         config: The settings.
 
     Raises:
@@ -108,7 +108,8 @@ def _texts(systems: Sequence[Scored]) -> Iterator[TextsResult]:
 def _agreement(a: Scored, b: Scored) -> Agreement | None:
     """Compare the log-probabilities of two folders' models; None where tokens or items differ."""
     same_folder = a.system.folder == b.system.folder
-    if same_folder or a.system.tokenizer_digest != b.system.tokenizer_digest:
+    tokenizers = {a.system.tokenizer_digest, b.system.tokenizer_digest}
+    if same_folder or len(tokenizers) > 1 or None in tokenizers:
         return None
     differences = [
         abs(x - y)

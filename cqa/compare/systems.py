@@ -6,12 +6,15 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from cqa.data.jsonl import read_jsonl
 from cqa.errors import ConfigError, DataError
 from cqa.family import Family, read_family
+from cqa.files import read_json
 from cqa.schema.compared import System
+from cqa.schema.letters import LettersMeta, LettersRow
 from cqa.schema.meta import ScoredModel, ScoreSettings
 from cqa.schema.rows import CHOOSERS, ItemRow
-from cqa.score_folder import META, copies
+from cqa.score_folder import LETTERS, LETTERS_META, META, copies
 from cqa.stats.information import softmax
 from cqa.text import named
 
@@ -19,7 +22,9 @@ READINGS = {  # what the options are ranked by
     "sum": "S(x|y), summed over the tokens: longer options have less",
     "byte": "S(x|y) / bytes of x",
     "pmi": "I(x; y) = S(x|y) − S(x|∅)",
+    "letter": "the letter that a chat answers, mean over all cyclic orders",
 }
+OF_LOGP = ("sum", "byte", "pmi")
 BASE = "base"
 
 
@@ -30,7 +35,7 @@ class ItemValues:
     group: str
     source_id: str | None
     answer: int | None  # None for a continuation
-    logp_nats: tuple[float, ...]  # S(x|y) of every option
+    logp_nats: tuple[float, ...]  # S(x|y) of every option; empty of a choice, as are the next two
     n_tokens: tuple[int, ...]
     n_bytes: tuple[int, ...]
     shares: dict[str, tuple[float, ...]]  # softmax over the options, by reading
@@ -49,7 +54,7 @@ class Scored:
     """A model, its items by their key, and why it lacks others."""
 
     system: System
-    model_digest: str
+    model_digest: str | None
     adapter_digest: str | None
     items: dict[str, ItemValues]
     ids: dict[str, str]  # by key
@@ -60,7 +65,7 @@ def read_systems(folders: Sequence[Path], models: Collection[str] = ()) -> list[
     """Read models from folders of scores, in the order of the folders and of their models.
 
     Args:
-        folders: What `cqa-fast score` wrote.
+        folders: What `cqa-fast score` or `cqa-fast letters` wrote.
         models: Names of the models to take of each folder, `base` for the base; all if empty.
 
     Raises:
@@ -93,6 +98,10 @@ def _own_name(path: Path, others: Sequence[Path]) -> str:
 
 
 def _systems_of(folder: Path, name: str, models: Collection[str]) -> Iterator[Scored]:
+    if (folder / LETTERS_META).is_file():
+        if not models or BASE in models:
+            yield _chat(folder, name)
+        return
     family = read_family(folder)
     doubles = copies(family.texts())
     items: dict[str | None, dict[str, ItemValues]] = {}
@@ -143,7 +152,32 @@ def _system(
         tokenizer_digest=model.tokenizer,
         template_digest=model.template,
         null_ids=model.null_ids,
+        readings=OF_LOGP,
     )
+
+
+def _chat(folder: Path, name: str) -> Scored:
+    """Read what a chat server chose."""
+    path = folder / LETTERS_META
+    meta = LettersMeta.from_json(read_json(path), str(path))
+    items, ids, left_out = {}, {}, {}
+    for where, record in read_jsonl(folder / LETTERS):
+        row = LettersRow.from_json(record, where)
+        if row.key != meta.key:
+            continue
+        if row.unscored is not None:
+            left_out[row.id] = row.unscored
+            continue
+        ids[row.item_key + row.id] = row.id
+        items[row.item_key + row.id] = ItemValues(
+            row.group, row.source_id, row.answer, (), (), (), {"letter": row.shares}
+        )
+    system = System(
+        name=named(name), folder=str(folder), model=meta.model, adapter=None, engine="chat",
+        dtype="n/a", batch_invariant=False, tokenizer_digest=None, template_digest=None,
+        null_ids=None, readings=("letter",),
+    )  # fmt: skip
+    return Scored(system, None, None, items, ids, left_out)
 
 
 def item_values(row: ItemRow) -> ItemValues:

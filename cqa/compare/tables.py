@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 from cqa.compare.contrasts import interval_holds
@@ -93,6 +94,22 @@ MISSING: tuple[Column[Placed[Missing]], ...] = (
     Column("id", "id", lambda r: r.result.id, "text"),
     Column("reason", "reason", lambda r: r.result.reason, "text"),
 )
+
+
+def _template(system: System) -> str | None:
+    if system.tokenizer_digest is None:
+        return None
+    return (system.template_digest or "plain")[:12]
+
+
+def _given(reading: str, row: Placed[System]) -> str:
+    """Say whether a model gives a reading, and why not."""
+    if reading in row.result.readings:
+        return "yes"
+    is_chat = row.result.engine == "chat"
+    return "n/a: a chat scores no text" if is_chat else "n/a: not asked for letters"
+
+
 CAPABILITIES: tuple[Column[Placed[System]], ...] = (
     Column("model", "model", lambda r: r.result.name, "text"),
     Column("base", "base", lambda r: r.result.model, "text"),
@@ -100,8 +117,12 @@ CAPABILITIES: tuple[Column[Placed[System]], ...] = (
     Column("dtype", "dtype", lambda r: r.result.dtype, "text"),
     Column("batch_invariant", "same bits in any batch",
            lambda r: "yes" if r.result.batch_invariant else "not promised", "text"),
-    Column("template", "template",
-           lambda r: (r.result.template_digest or "plain")[:12], "text"),
+    Column("template", "template", lambda r: _template(r.result), "text"),
+    *(
+        Column(reading, reading, partial(_given, reading), "text")
+        for reading in READINGS
+    ),
+    Column("bits_per_byte", "bits/byte", partial(_given, "sum"), "text"),
 )  # fmt: skip
 
 
@@ -112,6 +133,7 @@ def all_tables(found: Comparison) -> list[Table]:
         for group, result in found.groups.items()
         for reading in READINGS
         for system in result.systems
+        if reading in system.rankings
     ]
     contrasts = [Placed(c, group) for group, r in found.groups.items() for c in r.contrasts]
     less = f"Less {found.reference}, pair by pair, on the items that both have"
@@ -142,9 +164,15 @@ def all_tables(found: Comparison) -> list[Table]:
 
 def cautions(found: Comparison) -> Iterator[str]:
     """Yield what would mislead a reader of the numbers alone."""
-    if len({system.template_digest for system in found.systems}) > 1:
+    scoring = [system for system in found.systems if system.tokenizer_digest is not None]
+    if 0 < len(scoring) < len(found.systems):
+        yield (
+            "A chat that chose letters and a model that scores texts have no reading in common: "
+            "their accuracies stand side by side, and no difference is tested."
+        )
+    if len({system.template_digest for system in scoring}) > 1:
         yield "The models were asked with different templates."
-    if len({system.tokenizer_digest for system in found.systems}) > 1:
+    if len({system.tokenizer_digest for system in scoring}) > 1:
         yield (
             "The tokenizers differ: log-probabilities of a text are comparable, and so are shares; "
             "per token they are not."

@@ -25,8 +25,8 @@ class SystemResult(Result):
     """One model on the items of a group that all models have."""
 
     system: str
-    rankings: dict[str, Ranking]  # by reading
-    bits_per_byte: float  # of the right options, given their contexts
+    rankings: dict[str, Ranking]  # by reading, of those that the model gives
+    bits_per_byte: float | None  # of the right options, given their contexts; None of a choice
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,9 +103,10 @@ class System(Result):
     engine: str
     dtype: str
     batch_invariant: bool
-    tokenizer_digest: str
+    tokenizer_digest: str | None  # None of a chat, as are the next two
     template_digest: str | None
-    null_ids: tuple[int, ...]
+    null_ids: tuple[int, ...] | None
+    readings: tuple[str, ...]  # what it gives; the others are n/a
 
 
 @dataclass(frozen=True, slots=True)

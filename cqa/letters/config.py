@@ -1,0 +1,39 @@
+"""Settings of a letter choice."""
+
+from __future__ import annotations
+
+from dataclasses import MISSING, dataclass
+from pathlib import Path
+
+from cqa.config import option, require, same_option
+from cqa.data.tables import parse_columns
+from cqa.score.config import MOST_REQUESTS, ScoreConfig
+from cqa.server.address import Server, url_problem
+
+
+@dataclass(frozen=True, kw_only=True)
+class LettersConfig:
+    """One letter choice at a chat server."""
+
+    server: str = option("Address of a server of chat completions.", group="Server")
+    served_model: str = same_option(ScoreConfig, "served_model", default=MISSING, shown=None)
+    server_key_env: str | None = same_option(ScoreConfig, "server_key_env")
+    concurrency: int = same_option(ScoreConfig, "concurrency")
+    pairs: tuple[Path, ...] = same_option(ScoreConfig, "pairs", default=MISSING, shown=None)
+    columns: tuple[str, ...] = same_option(ScoreConfig, "columns")
+    out: Path = option("Folder for letters.jsonl and letters.json.", group="Output")
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range."""
+        require(bool(self.pairs), "--pairs", "none")
+        parse_columns(self.columns)
+        expected = "server to be an address such as http://localhost:8000"
+        require((problem := url_problem(self.server)) is None, expected, problem)
+        require(self.served_model != "", "the name of the model at the server", "an empty one")
+        most = f"concurrency from 1 to {MOST_REQUESTS}"
+        require(1 <= self.concurrency <= MOST_REQUESTS, most, self.concurrency)
+
+    @property
+    def at_server(self) -> Server:
+        """The server that chooses."""
+        return Server(self.server, self.served_model, self.server_key_env, self.concurrency)
