@@ -64,3 +64,11 @@ class ResourceError(CqaError):
     """Memory, disk or a lock is not available."""
 
     exit_code = 6
+
+
+class ToldElsewhereError(CqaError):
+    """What ended this process is told by another one that it worked with."""
+
+    def __init__(self, error: CqaError) -> None:
+        super().__init__(error.message, where=error.where, hint=error.hint)
+        self.exit_code = error.exit_code

@@ -18,6 +18,7 @@ from cqa.score.config import PlanConfig, ScoreConfig
 from cqa.study.config import CallbackTrainConfig, ValidateConfig
 from cqa.train.config import PRESETS
 from cqa.train.earlier import taken_over
+from cqa.train.ranks import launched
 from cqa_fast.options import A_PATH, JSON, command, flag, takes
 from cqa_fast.terminal import say, say_json, tell
 
@@ -109,8 +110,13 @@ def train(config: CallbackTrainConfig, resume: bool, dry_run: bool, as_json: boo
     Example:
       cqa-fast train --model Qwen/Qwen2.5-7B --data train.jsonl --out run
       cqa-fast train --resume --out run
+    Several processes, a GPU each, share the samples of every step:
+      torchrun --nproc-per-node 2 -m cqa_fast train --model DIR --data train.jsonl --out run
     """
+    leads = launched()[0] == 0
     if dry_run:
+        if not leads:
+            return
         from cqa.train.dry_run import describe_plan, plan_text
         from cqa.train.plan import make_plan
 
@@ -123,7 +129,7 @@ def train(config: CallbackTrainConfig, resume: bool, dry_run: bool, as_json: boo
 
     with closing(TrainProgress()) as progress:
         result = train_with_callbacks(config, resume=resume, on_event=progress)
-    if as_json:
+    if as_json and leads:
         say_json(result.to_json())
 
 

@@ -28,6 +28,8 @@ from cqa.study.config import CallbackTrainConfig
 from cqa.study.tensorboard import TensorBoard
 from cqa.train.config import TrainConfig
 from cqa.train.loop import TrainResult, train
+from cqa.train.ranks import Ranks, joined
+from cqa.train.same_run import resume_command
 
 BATCH_TOKENS = 4096
 LOGGED = (
@@ -100,15 +102,26 @@ def train_with_callbacks(
 ) -> TrainResult:
     """Train as `cqa.train.loop.train` does, with what `config` adds.
 
-    That is mean ddI on the pairs of `dev` after every epoch, and curves for TensorBoard.
+    That is mean ddI on the pairs of `dev` after every epoch, and curves for TensorBoard. Started by
+    torchrun, the processes share the run; rank 0 has the events.
 
     Raises:
         CqaError: Anything that the user can mend; see cqa.errors.
     """
+    with joined(config.device, config.out, resume_command(config.out)) as ranks:
+        return _train(config, ranks, resume, on_event if ranks.leads else lambda _: None)
+
+
+def _train(
+    config: CallbackTrainConfig,
+    ranks: Ranks,
+    resume: bool,
+    on_event: Callable[[TrainEvent], None],
+) -> TrainResult:
     if resume and not (config.out / RUN).exists():
         on_event(Note(text=f"no run in {config.out} yet: a new one begins there"))
-    board = TensorBoard(config.out) if config.tensorboard else None
-    metric = DevMetric(config, config.dev) if config.dev else None
+    board = TensorBoard(config.out) if config.tensorboard and ranks.leads else None
+    metric = DevMetric(config, config.dev) if config.dev and ranks.leads else None
 
     def tell(event: TrainEvent) -> None:
         if board is not None:
@@ -116,7 +129,7 @@ def train_with_callbacks(
         on_event(event)
 
     try:
-        return train(config, resume=resume, callback=metric, on_event=tell)
+        return train(config, resume=resume, callback=metric, ranks=ranks, on_event=tell)
     finally:
         if board is not None:
             board.close()

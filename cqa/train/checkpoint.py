@@ -121,13 +121,14 @@ def _identity(plan: Plan, model_digest: str) -> dict[str, str | None]:
     }
 
 
-def _environment(lora: TrainableLora) -> dict[str, Any]:
+def _environment(lora: TrainableLora, n_ranks: int) -> dict[str, Any]:
     """What a run is made with: it may change on resume, and the last digits with it."""
     on_cuda = lora.decoder.device.type == "cuda"
     return {
         "backend": lora.decoder.backend,
         "device": torch.cuda.get_device_name() if on_cuda else platform.machine(),
         "n_threads": torch.get_num_threads(),
+        "n_ranks": n_ranks,
         "versions": versions(),
         "code_digest": code_digest("train", "data/samples.py", "data/turns.py"),
     }
@@ -138,7 +139,12 @@ def _sha256(text: str) -> str:
 
 
 def write_run(
-    plan: Plan, *, model_digest: str, lora: TrainableLora, start: Start | None = None
+    plan: Plan,
+    *,
+    model_digest: str,
+    lora: TrainableLora,
+    start: Start | None = None,
+    n_ranks: int = 1,
 ) -> None:
     """Write run.json: what was asked, what was resolved, and what identifies the inputs."""
     write_json(
@@ -156,7 +162,7 @@ def write_run(
             "scaling": plan.spec.scaling,
             "dtype": dtype_name(lora.decoder.dtype),
             **_identity(plan, model_digest),
-            **_environment(lora),
+            **_environment(lora, n_ranks),
             **_conversion(plan),
             **({} if start is None else {"from": start.to_json()}),
             "resumed": [],
@@ -170,10 +176,11 @@ def _conversion(plan: Plan) -> dict[str, Any]:
     return {} if conversion is None else {"conversion": conversion}
 
 
-def note_resume(plan: Plan, lora: TrainableLora, step: int) -> list[str]:
+def note_resume(plan: Plan, lora: TrainableLora, step: int, n_ranks: int = 1) -> list[str]:
     """Add to run.json what a run is resumed with; return what of it differs from the start."""
     held = read_json(plan.config.out / RUN)
-    now = _environment(lora)
+    held.setdefault("n_ranks", 1)  # of a version that had no other number
+    now = _environment(lora, n_ranks)
     changed = [key for key in now if now[key] != held.get(key)]
     if changed:
         held["resumed"] = [*held.get("resumed", []), {"after_step": step, **now}]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -12,7 +14,7 @@ import torch
 
 from cqa.config import input_paths
 from cqa.data.samples import EncodedSample
-from cqa.errors import NumericsError
+from cqa.errors import ConfigError, NumericsError
 from cqa.files import check_room
 from cqa.interrupt import Interrupt, continued_by
 from cqa.model.decoder import Decoder
@@ -57,6 +59,7 @@ from cqa.train.passes import (
 )
 from cqa.train.placebo import PLACEBO_TEXT
 from cqa.train.plan import Plan, make_plan
+from cqa.train.ranks import ALONE, Ranks
 from cqa.train.same_run import resume_command
 from cqa.train.start import Start, check_start, load_start, start_text
 from cqa.train.step import take_step
@@ -90,6 +93,7 @@ def train(
     base: BaseModel | None = None,
     only_epoch: int | None = None,
     callback: Callback | None = None,
+    ranks: Ranks = ALONE,
     on_event: Callable[[TrainEvent], None] = lambda _: None,
 ) -> TrainResult:
     """Train a LoRA; keep every epoch's adapter, and log loss and eval_loss.
@@ -100,13 +104,20 @@ def train(
         base: `config.model` if it is loaded already, with room for the adapter; its device and
             dtype then count.
         only_epoch: Stop after this epoch of the schedule, and keep its adapter alone.
-        callback: Looks at the model after each epoch.
+        callback: Looks at the model after each epoch, on rank 0.
+        ranks: The processes that share the run, of which rank 0 writes.
         on_event: Called with what the run says, every logged event included.
 
     Raises:
         CqaError: Anything that the user can mend; see cqa.errors.
     """
-    check_output(config.out, "run", input_paths(config))
+    if ranks.count > 1 and config.cuda_graphs:
+        raise ConfigError(
+            "expected one process with --cuda-graphs, which replay whole global batches, got "
+            f"{ranks.count} ranks", hint="--no-cuda-graphs",
+        )  # fmt: skip
+    if ranks.leads:
+        check_output(config.out, "run", input_paths(config))
     plan = make_plan(config)
     epochs = (
         range(1, config.epochs + 1) if only_epoch is None else range(only_epoch, only_epoch + 1)
@@ -114,11 +125,12 @@ def train(
     with (
         continued_by(resume_command(config.out)),
         Interrupt() as interrupt,
-        filled(config.out, "run"),
+        filled(config.out, "run") if ranks.leads else nullcontext(),
         memory_reported("training", HINT),
     ):
-        last_step = open_run(plan, resume=resume)
-        from_folder = None if last_step else check_start(plan)
+        last_step = ranks.from_first(open_run(plan, resume=resume) if ranks.leads else 0)
+        ranks.require_same("data", plan.data_digest)
+        from_folder = check_start(plan) if ranks.leads and not last_step else None
         for text in plan.notes:
             on_event(Note(text=text))
         complete = [epoch for epoch in epochs if epoch * plan.steps_per_epoch <= last_step]
@@ -134,7 +146,13 @@ def train(
         if base is None:
             columns = plan.spec.rank_columns()
             base = open_model(plan.folder, config.device, config.dtype, rank_columns=columns)
+        ranks.require_same("base model", base.digest)
         lora = TrainableLora(base.decoder, plan.spec, config.seed)
+        run = _Run(plan, lora, last_step, epochs, ranks)
+        if not ranks.leads:
+            for _ in _steps(run, None, interrupt):
+                pass
+            return _result(plan, epochs)
         check_room(config.out, room_for(plan, lora, last_step, epochs))
         if last_step:
             check_same_model(plan, base.digest, base.decoder.dtype)
@@ -144,19 +162,19 @@ def train(
             load_state(plan, lora)
         else:
             start = None if from_folder is None else load_start(plan, base, from_folder, lora)
-            write_run(plan, model_digest=base.digest, lora=lora, start=start)
+            write_run(plan, model_digest=base.digest, lora=lora, start=start, n_ranks=ranks.count)
             if only_epoch is None:
                 save_epoch(plan, lora, INIT)
         log = Log(config.out, last_step, plan.steps_per_epoch)
         try:
             if last_step:
-                _tell_changes(note_resume(plan, lora, last_step), on_event)
+                _tell_changes(note_resume(plan, lora, last_step, ranks.count), on_event)
             on_event(_start_event(plan, lora, last_step))
             if not last_step:
                 for note in _first_notes(plan, start):
                     log.write(note)
                     on_event(note)
-            for event in _steps(plan, lora, last_step, epochs, callback, interrupt):
+            for event in _steps(run, callback, interrupt):
                 log.write(event)
                 on_event(event)
         finally:
@@ -178,27 +196,33 @@ def _tell_changes(changed: list[str], on_event: Callable[[TrainEvent], None]) ->
         on_event(Note(text=text))
 
 
-def _steps(
-    plan: Plan,
-    lora: TrainableLora,
-    last_step: int,
-    kept: range,
-    callback: Callback | None,
-    interrupt: Interrupt,
-) -> Iterator[LogLine]:
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """What the steps of a run share."""
+
+    plan: Plan
+    lora: TrainableLora
+    last_step: int  # before the first that is taken now
+    kept: range  # epochs whose adapters are kept
+    ranks: Ranks
+
+
+def _steps(run: _Run, callback: Callback | None, interrupt: Interrupt) -> Iterator[LogLine]:
     """Run the remaining steps, yielding their events; state is saved after each epoch."""
+    plan, lora, ranks = run.plan, run.lora, run.ranks
     config = plan.config
     limit = PassLimit(config.pass_tokens)
     graphs = Graphs.of(lora, StepConfig.of(config)) if config.cuda_graphs else None
     told = limit.tokens
-    if not last_step and plan.validation:
-        yield evaluate(plan, lora.decoder, 0, limit)
-    for step in range(last_step + 1, kept[-1] * plan.steps_per_epoch + 1):
+    _begin_alike(lora, ranks)
+    if not run.last_step and plan.validation:
+        yield evaluate(plan, lora.decoder, 0, limit, ranks)
+    for step in range(run.last_step + 1, run.kept[-1] * plan.steps_per_epoch + 1):
         epoch = plan.epoch_of(step)
-        yield _step(plan, lora, step, limit, graphs)
+        yield _step(run, step, limit, graphs)
         eval_loss = None
         if plan.ends_epoch(step) and plan.validation:
-            yield (eval_loss := evaluate(plan, lora.decoder, step, limit))
+            yield (eval_loss := evaluate(plan, lora.decoder, step, limit, ranks))
         if graphs is not None and graphs.ran_out:
             graphs = None
             text = "memory ran out while a CUDA graph was recorded; going on without --cuda-graphs"
@@ -207,25 +231,54 @@ def _steps(
             told = limit.tokens
             yield Memory(step=step, pass_tokens=told)
         if plan.ends_epoch(step):
-            if epoch in kept:
+            _require_alike(lora, ranks, step)
+            if epoch in run.kept and ranks.leads:
                 save_epoch(plan, lora, epoch_name(epoch), eval_loss)
             if callback is not None:
                 for event in callback.after_epoch(lora.decoder, epoch):
                     yield replace(event, step=step)
-            save_state(plan, lora, step)
+            if ranks.leads:
+                save_state(plan, lora, step)
+        interrupt.requested = ranks.largest(interrupt.requested or 0) or None
         if interrupt.requested:
-            if not plan.ends_epoch(step):
+            if not plan.ends_epoch(step) and ranks.leads:
                 save_state(plan, lora, step)
             interrupt.stop(f"stopped after step {step}")
 
 
-def _step(
-    plan: Plan, lora: TrainableLora, step: int, limit: PassLimit, graphs: Graphs | None
-) -> Step:
+def _begin_alike(lora: TrainableLora, ranks: Ranks) -> None:
+    """Give all ranks what rank 0 begins with."""
+    if ranks.count > 1:
+        for values in (lora.state.param, lora.state.exp_avg, lora.state.exp_avg_sq):
+            ranks.take_over(values)
+        lora.after_step()
+
+
+def _require_alike(lora: TrainableLora, ranks: Ranks, step: int) -> None:
+    """Check that all ranks have the same bits after the same steps.
+
+    Raises:
+        NumericsError: They have not.
+    """
+    if ranks.count == 1:
+        return
+    held = hashlib.sha256(lora.state.param.detach().cpu().numpy().tobytes()).hexdigest()
+    if ranks.from_first(held) != held:
+        raise NumericsError(
+            f"expected the same adapter on every rank after step {step}, got another on rank "
+            f"{ranks.rank}",
+            hint="ranks have to be of one kind of machine; the epochs before are intact",
+        )
+
+
+def _step(run: _Run, step: int, limit: PassLimit, graphs: Graphs | None) -> Step:
     """Take one step of the plan; return its event."""
+    plan = run.plan
     samples, lr = plan.global_batch(step), plan.learning_rate(step)
-    config = StepConfig.of(plan.config)
-    took = take_step(lora, samples, config, step=step, lr=lr, limit=limit, graphs=graphs)
+    took = take_step(
+        run.lora, samples, StepConfig.of(plan.config), step=step, lr=lr, limit=limit, graphs=graphs,
+        ranks=run.ranks,
+    )  # fmt: skip
     return Step(
         step=step,
         epoch=plan.epoch_of(step),
@@ -241,7 +294,13 @@ def _step(
 
 
 @torch.no_grad()
-def evaluate(plan: Plan, decoder: Decoder, step: int, limit: PassLimit | None = None) -> Eval:
+def evaluate(
+    plan: Plan,
+    decoder: Decoder,
+    step: int,
+    limit: PassLimit | None = None,
+    ranks: Ranks = ALONE,
+) -> Eval:
     """Return the mean loss over the learned validation tokens: a diagnostic, selecting nothing.
 
     Args:
@@ -249,15 +308,21 @@ def evaluate(plan: Plan, decoder: Decoder, step: int, limit: PassLimit | None = 
         decoder: The model as it is after `step`, which is 0 before the first.
         step: The last step.
         limit: The most tokens of a pass; by default the setting's.
+        ranks: The processes that share the samples.
     """
     limit = limit or PassLimit(plan.config.pass_tokens)
     started = time.perf_counter()
     labels = n_labels(plan.validation)
-    loss = limit.run(plan.validation, lambda passes: _loss_of(passes, decoder, step)) / labels
+    ours, _ = ranks.share(plan.validation)
+    loss = limit.run(ours, lambda passes: _loss_of(passes, decoder, step))
+    if ranks.count > 1:
+        total = torch.tensor(loss, dtype=torch.float64, device=decoder.device)
+        ranks.add_up(total)
+        loss = float(total)
     return Eval(
         step=step,
         epoch=plan.epoch_of(step) if step else 0,
-        eval_loss_nats=loss,
+        eval_loss_nats=loss / labels,
         n_labels=labels,
         eval_s=round(time.perf_counter() - started, 6),
     )

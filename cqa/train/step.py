@@ -27,6 +27,7 @@ from cqa.train.passes import (
     n_labels,
     n_tokens,
 )
+from cqa.train.ranks import ALONE, Ranks
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +50,7 @@ def take_step(
     lr: float,
     limit: PassLimit | None = None,
     graphs: Graphs | None = None,
+    ranks: Ranks = ALONE,
     on_phase: OnPhase = ignore_phase,
 ) -> StepResult:
     """Take one optimizer step.
@@ -61,6 +63,7 @@ def take_step(
         lr: Its learning rate.
         limit: The most tokens of a pass, lowered where memory runs out; by default the setting's.
         graphs: What replays a pass, where it is to be replayed.
+        ranks: The processes that share the step; all take it with the whole global batch.
         on_phase: Called after each phase of each pass that is not replayed, and at the end.
 
     Raises:
@@ -69,13 +72,18 @@ def take_step(
     """
     decoder, started = lora.decoder, time.perf_counter()
     limit = limit or PassLimit(TrainConfig.pass_tokens)
+    ours, first_row = ranks.share(samples)
+    labels = n_labels(samples)
     loss = limit.run(
-        samples,
+        ours,
         lambda passes: backward_passes(
-            decoder, passes, config, step=step, graphs=graphs, on_phase=on_phase
+            decoder, passes, config, step=step, labels=labels, first_row=first_row, graphs=graphs,
+            on_phase=on_phase,
         ),
         undo=lora.state.grad.zero_,
-    )
+    )  # fmt: skip
+    ranks.add_up(lora.state.grad)
+    ranks.add_up(loss)
     rates = adam_rates(lr=lr, step=step, weight_decay=config.weight_decay, device=decoder.device)
     norm = gradient_norm(lora.state.grad, backend=decoder.backend)
     checked = norm.where(loss.isfinite(), torch.nan)  # no step is taken unless both are finite
@@ -92,7 +100,7 @@ def take_step(
             hint="a lower --lr, or look at these samples; the last complete state is intact",
         )
     seconds = time.perf_counter() - started
-    return StepResult(loss_nats, grad_norm, n_tokens(samples), n_labels(samples), seconds)
+    return StepResult(loss_nats, grad_norm, n_tokens(samples), labels, seconds)
 
 
 def backward_passes(
@@ -101,20 +109,32 @@ def backward_passes(
     config: StepConfig,
     *,
     step: int,
+    labels: int | None = None,
+    first_row: int = 0,
     graphs: Graphs | None = None,
     on_phase: OnPhase = ignore_phase,
 ) -> Tensor:
     """Add the gradient of a global batch's passes to the flat buffer; return its mean loss.
 
     The loss stays on the device, shape (), fp64, nats.
+
+    Args:
+        decoder: The model, its adapter in training.
+        passes: The samples of each pass.
+        config: The settings that a step reads.
+        step: Its number, from 1.
+        labels: Labels of the global batch, where the passes are a part of it.
+        first_row: Where in the global batch the part begins.
+        graphs: What replays a pass, where it is to be replayed.
+        on_phase: Called after each phase of each pass that is not replayed.
     """
-    labels = sum(map(n_labels, passes))
+    if labels is None:
+        labels = sum(map(n_labels, passes))
     if graphs is not None and len(passes) == 1:
         replayed = graphs.run(passes[0], step)
         if replayed is not None:
             return replayed
     loss = torch.zeros((), dtype=torch.float64, device=decoder.device)
-    first_row = 0
     for samples in passes:
         given = TrainingPass.pack(
             samples,

@@ -1,0 +1,223 @@
+"""The processes that share a training run, as torchrun starts them; one alone is a run by itself.
+
+Every rank holds the base, the adapter and the optimizer's state, takes its part of each window's
+samples, and takes the same step after one sum of the flat gradient over all. Rank 0 alone writes,
+and tells what happens. Of an error that several have, one tells.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from cqa.errors import ConfigError, CqaError, ResourceError, ToldElsewhereError
+from cqa.interrupt import Interrupt
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import Tensor
+
+    from cqa.data.samples import EncodedSample
+
+T = TypeVar("T")
+_SILENCE = timedelta(hours=2)  # after which a rank that says nothing counts as lost
+_FIRST_TELLS_S = 1.0  # what the others wait, so that rank 0 tells what all have seen
+
+
+def launched() -> tuple[int, int]:
+    """Return rank and number of ranks as torchrun and the like set them; alone it is 0 of 1."""
+    found = [os.environ.get(name, "") for name in ("RANK", "WORLD_SIZE")]
+    if "MASTER_ADDR" in os.environ and all(text.isdecimal() for text in found):
+        rank, count = map(int, found)
+        if rank < count:
+            return rank, count
+    return 0, 1
+
+
+@dataclass(frozen=True, slots=True)
+class Ranks:
+    """One process among those of a run."""
+
+    rank: int = 0
+    count: int = 1
+
+    @property
+    def leads(self) -> bool:
+        """Whether this one writes and tells."""
+        return self.rank == 0
+
+    def share(self, samples: Sequence[EncodedSample]) -> tuple[Sequence[EncodedSample], int]:
+        """Return this rank's samples, which follow each other, and the number of their first row.
+
+        The largest number of tokens that a rank gets is the least possible for such parts; a rank
+        may get none.
+        """
+        if self.count == 1:
+            return samples, 0
+        lengths = [len(sample.ids) for sample in samples]
+        first, end = parts(lengths, self.count)[self.rank]
+        return samples[first:end], sum(lengths[:first])
+
+    def add_up(self, values: Tensor) -> None:
+        """Put in the place of values their sum over all ranks."""
+        if self.count > 1:
+            with _lost(self.count):
+                _distributed().all_reduce(values)
+
+    def largest(self, value: int) -> int:
+        """Return the largest of all ranks' values."""
+        if self.count == 1:
+            return value
+        import torch
+
+        held = torch.tensor(value)
+        dist = _distributed()
+        with _lost(self.count):
+            dist.all_reduce(held, op=dist.ReduceOp.MAX)
+        return int(held)
+
+    def from_first(self, value: T) -> T:
+        """Return what rank 0 gives."""
+        if self.count == 1:
+            return value
+        held = [value]
+        with _lost(self.count):
+            _distributed().broadcast_object_list(held, src=0)
+        return held[0]
+
+    def take_over(self, values: Tensor) -> None:
+        """Put in the place of values those of rank 0."""
+        if self.count > 1:
+            with _lost(self.count):
+                _distributed().broadcast(values, src=0)
+
+    def require_same(self, what: str, value: str) -> None:
+        """Refuse ranks that have not the same of something.
+
+        Raises:
+            ConfigError: They have not.
+        """
+        if (first := self.from_first(value)) != value:
+            raise ConfigError(
+                f"expected the same {what} on every rank, got {value:.16} on rank {self.rank} and "
+                f"{first:.16} on rank 0"
+            )
+
+
+ALONE = Ranks()
+
+
+def parts(lengths: Sequence[int], count: int) -> list[tuple[int, int]]:
+    """Cut a sequence into at most `count` runs whose largest sum is the least possible.
+
+    Returns:
+        First and end of each run; the last ones may be empty.
+    """
+    low, high = max(lengths, default=0), sum(lengths)
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if len(_runs(lengths, middle)) <= count else (middle + 1, high)
+    runs = _runs(lengths, low)
+    return runs + [(len(lengths), len(lengths))] * (count - len(runs))
+
+
+def _runs(lengths: Sequence[int], most: int) -> list[tuple[int, int]]:
+    """Cut a sequence into runs of sums up to `most`, each as long as it can be."""
+    firsts: list[int] = []
+    room = -1
+    for k, length in enumerate(lengths):
+        if length > room:
+            firsts.append(k)
+            room = most
+        room -= length
+    return list(pairwise((*firsts, len(lengths))))
+
+
+@contextmanager
+def joined(device: str, out: Path, command: str) -> Iterator[Ranks]:
+    """Join the other ranks of a run, if this process was started as one of several.
+
+    Args:
+        device: The setting `device`.
+        out: The run's folder, for messages.
+        command: What continues the run.
+
+    Raises:
+        ToldElsewhereError: Another rank has told, or tells, what ended the run.
+        ResourceError: A rank was lost.
+    """
+    rank, count = launched()
+    if count == 1:
+        yield ALONE
+        return
+    import torch
+
+    dist = _distributed()
+    on_cuda = device != "cpu" and torch.cuda.is_available()
+    if on_cuda:
+        local = int(os.environ.get("LOCAL_RANK", rank))
+        torch.cuda.set_device(local % torch.cuda.device_count())
+    store: Any = None
+    try:
+        with _lost(count):
+            store, _, _ = next(dist.rendezvous("env://", timeout=_SILENCE))
+            dist.init_process_group(
+                "cpu:gloo,cuda:nccl" if on_cuda else "gloo",
+                store=dist.PrefixStore("cqa", store), rank=rank, world_size=count,
+                timeout=_SILENCE,
+            )  # fmt: skip
+        yield Ranks(rank, count)
+        with _lost(count):
+            dist.barrier()
+    except CqaError as error:
+        with Interrupt():  # the launcher ends the others as soon as one has ended
+            if not _tells(store, rank):
+                raise ToldElsewhereError(error) from None
+        if isinstance(error, LostRankError):
+            error.where, error.command = str(out), command
+            error.hint = "continue, in one process or by torchrun in any number of them, with"
+        raise
+    finally:
+        if dist.is_initialized():
+            with suppress(RuntimeError):
+                dist.destroy_process_group()
+
+
+def _tells(store: Any, rank: int) -> bool:
+    """Return whether this rank is the first of those with something to tell."""
+    if rank:
+        time.sleep(_FIRST_TELLS_S)
+    try:
+        return store is None or bool(store.add("told", 1) == 1)
+    except RuntimeError:  # the store has gone with the process that held it
+        return rank == 0
+
+
+class LostRankError(ResourceError):
+    """Another rank has ended, or cannot be reached."""
+
+
+@contextmanager
+def _lost(count: int) -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        line = str(error).partition("\n")[0].rpartition("] ")[2]
+        reason = line.partition(". ")[0] or type(error).__name__
+        raise LostRankError(
+            f"expected all {count} ranks to go on, got one that ended or cannot be reached "
+            f"({reason:.120})"
+        ) from error
+
+
+def _distributed() -> Any:
+    import torch.distributed
+
+    return torch.distributed
