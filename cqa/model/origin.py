@@ -48,8 +48,8 @@ def check_origin(
         ModelError: A digest is not that of the model that is given.
     """
     origin = read_origin(folder) or {}
-    at_hand = {"model": model_digest, "tokenizer": tokenizer_digest}
-    for part, digest in at_hand.items():
+    present = {"model": model_digest, "tokenizer": tokenizer_digest}
+    for part, digest in present.items():
         if digest is None:
             continue
         trained = origin.get(f"{part}_digest", digest)
