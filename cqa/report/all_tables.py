@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-from cqa.report.focus import ADAPTER, DOMAIN, GROUP, STRATUM, Focus, N
+from cqa.report.focus import ADAPTER, GROUP, Focus
 from cqa.report.pair_tables import (
     accuracy,
     equivalence,
@@ -18,25 +16,10 @@ from cqa.report.part_tables import domains, languages, strata
 from cqa.report.robustness import contamination_table, specifications
 from cqa.report.run_tables import choice, over_seeds, shrinkage
 from cqa.report.tables import Column, Placed, Table, tabulate
-from cqa.schema.comparison import BaseGroup, TextChange
+from cqa.report.text_tables import languages_texts, strata_texts, table_2
+from cqa.schema.comparison import BaseGroup
 from cqa.schema.result import PairedChange
-from cqa.stats.deciding import Change
-from cqa.stats.strata import STRATA, read_cutoff, stratum
-from cqa.stats.text_tests import holm, text_changes
 
-Texts = Column[Placed[TextChange]]
-CHANGE_NATS: Texts = Column(
-    "mean_dlogp_per_token_nats",
-    "change, nats/token",
-    lambda r: r.result.per_token_nats.change,
-    "fine",
-)
-CI_NATS: Texts = Column(
-    "ci95_nats",
-    "t CI, nats/token (paper)",
-    lambda r: r.result.per_token_nats.ci95,
-    "fine_interval",
-)
 UNKNOWN = PairedChange(None, None, None, None)  # of a quantity that the engine does not give
 
 
@@ -60,7 +43,8 @@ def all_tables(focus: Focus) -> list[Table]:
         languages(focus),
         table_2(focus),
         strata(focus),
-        _strata_texts(focus),
+        strata_texts(focus),
+        languages_texts(focus),
         _groups(focus),
     ]
     return [table for table in tables if table.lines]
@@ -94,192 +78,6 @@ def _entropy(focus: Focus) -> Table:
     title = "Entropy before and after"
     note = "CI: t, items as independent; the verdict on H(X|Y) is by the deciding test"
     return tabulate("entropy", title, columns, rows, note, adapters=focus.shown)
-
-
-def table_2(focus: Focus) -> Table:
-    """Return the paper's Table 2: every domain, and each group combined."""
-    tested, by_holm = _tested(focus)
-    ci95, p_corrected = _tested_columns(tested)
-    columns: tuple[Texts, ...] = (
-        GROUP,
-        DOMAIN,
-        ADAPTER,
-        N,
-        Column(
-            "mean_logp_per_token_base_nats",
-            "log P base, nats/token",
-            lambda r: r.result.per_token_nats.before,
-            "fine_number",
-        ),
-        Column(
-            "mean_logp_per_token_nats",
-            "log P adapter, nats/token",
-            lambda r: r.result.per_token_nats.after,
-            "fine_number",
-        ),
-        CHANGE_NATS,
-        ci95,
-        p_corrected,
-        Column("p_holm", "p, Holm over domains", lambda r: by_holm.get(_key(r)), "p"),
-        CI_NATS,
-        Column(
-            "mean_dlogp_per_token_bits",
-            "change, bits/token",
-            lambda r: r.result.per_token_bits.change,
-            "fine",
-        ),
-        Column(
-            "ci95_per_token_bits",
-            "95 % CI, bits/token",
-            lambda r: r.result.per_token_bits.ci95,
-            "fine_interval",
-        ),
-        Column(
-            "mean_dlogp_per_byte_bits",
-            "change, bits/byte",
-            lambda r: r.result.per_byte_bits.change,
-            "fine",
-        ),
-        Column(
-            "ci95_per_byte_bits",
-            "95 % CI, bits/byte",
-            lambda r: r.result.per_byte_bits.ci95,
-            "fine_interval",
-        ),
-    )
-    note = (
-        "Mean log-probability per token of true continuations. 95 % CI and p, corrected: the "
-        "deciding test, over sources and simultaneous over all adapters, greater; Holm: p, "
-        "corrected also for the domains of the group. t CI, and those in bits: as in the paper, of "
-        "one adapter alone with texts as independent"
-    )
-    title, rows = "True continuations (the paper's Table 2)", _text_rows(focus)
-    return tabulate("table_2", title, columns, rows, note, adapters=focus.shown)
-
-
-Part = tuple[str, str, str]  # group, adapter, domain or "all"
-
-
-def _key(row: Placed[TextChange]) -> Part:
-    return row.group, row.adapter or "", row.part or ""
-
-
-def _tested_columns(tested: Mapping[Part, Change]) -> tuple[Texts, Texts]:
-    """Return the interval and p of the deciding test of each row."""
-    return (
-        Column(
-            "ci95_simultaneous_nats",
-            "95 % CI, nats/token",
-            lambda r: c.ci95 if (c := tested.get(_key(r))) else None,
-            "fine_interval",
-        ),
-        Column(
-            "p_corrected",
-            "p, corrected",
-            lambda r: c.p_greater_corrected if (c := tested.get(_key(r))) else None,
-            "p",
-        ),
-    )
-
-
-def _tested(focus: Focus) -> tuple[dict[Part, Change], dict[Part, float | None]]:
-    """Return the deciding test of every row, and Holm's p of the domains of a group."""
-    tested: dict[Part, Change] = {}
-    by_holm: dict[Part, float | None] = {}
-    for group, changes in focus.text_changes.items():
-        for adapter, tests in changes.items():
-            tested |= {(group, adapter, domain or "all"): c for domain, c in tests.items()}
-            domains = [domain for domain in tests if domain is not None]
-            corrected = holm([tests[domain].p_greater_corrected for domain in domains])
-            by_holm |= {(group, adapter, d): p for d, p in zip(domains, corrected, strict=True)}
-    return tested, by_holm
-
-
-def _text_rows(focus: Focus) -> list[Placed[TextChange]]:
-    """Return the rows of Table 2; of the base itself where nothing else was scored."""
-    continuations = focus.summary.continuations
-    if all(len(models) == 1 for models in continuations.values()):
-        return [
-            Placed(_base_alone(models["base"]), group, "base", "all")
-            for group, models in continuations.items()
-        ]
-    rows: list[Placed[TextChange]] = []
-    for group, models in continuations.items():
-        for adapter, entry in models.items():
-            if adapter == "base":
-                continue
-            domains: list[tuple[str, TextChange]] = list(entry.domains.items())
-            if len(domains) != 1:
-                domains.append(("all", entry))
-            elif domains[0][1].n < entry.n:
-                domains = [("all", entry)]
-            rows += [Placed(part, group, adapter, domain) for domain, part in domains]
-    return rows
-
-
-def _base_alone(entry: TextChange) -> TextChange:
-    """Return what is known without an adapter: of the base compared with itself, the base."""
-
-    def before(change: PairedChange) -> PairedChange:
-        return PairedChange(change.before, None, None, None)
-
-    return TextChange(
-        n=entry.n,
-        per_token_nats=before(entry.per_token_nats),
-        per_token_bits=before(entry.per_token_bits),
-        per_byte_bits=before(entry.per_byte_bits),
-        entropy_per_token_nats=None if (h := entry.entropy_per_token_nats) is None else before(h),
-    )
-
-
-def _strata_texts(focus: Focus) -> Table:
-    rows = [
-        Placed(entry, group, adapter, name)
-        for name, part in focus.summary.strata.items()
-        for group, models in part.continuations.items()
-        for adapter, entry in models.items()
-        if adapter != "base"
-    ]
-    tested, by_holm = _tested_strata(focus) if rows else ({}, {})
-    ci95, p_corrected = _tested_columns(tested)
-    columns: tuple[Texts, ...] = (
-        STRATUM,
-        GROUP,
-        ADAPTER,
-        N,
-        CHANGE_NATS,
-        ci95,
-        p_corrected,
-        Column("p_holm", "p, Holm", lambda r: by_holm.get(_key(r)), "p"),
-        CI_NATS,
-    )
-    note = (
-        "95 % CI and p, corrected: the deciding test of each stratum, over sources and for all "
-        "adapters at once, greater; Holm: p, corrected also for the strata of the group"
-    )
-    title = f"Continuations before and after {focus.summary.cutoff}"
-    return tabulate("strata_continuations", title, columns, rows, note, adapters=focus.shown)
-
-
-def _tested_strata(focus: Focus) -> tuple[dict[Part, Change], dict[Part, float | None]]:
-    """Return the deciding test of every group's strata, and Holm's p over them."""
-    day = read_cutoff(focus.summary.cutoff or "")
-    tested: dict[Part, Change] = {}
-    by_holm: dict[Part, float | None] = {}
-    for group, models in focus.source.scores.texts.items():
-        own: dict[str, dict[str, Change]] = {}  # by adapter and stratum
-        for name in STRATA:
-            kept = {
-                model: {i: s for i, s in texts.items() if stratum(s.published_at, day) == name}
-                for model, texts in models.items()
-            }
-            for adapter, tests in text_changes(kept).items() if kept[None] else ():
-                own.setdefault(adapter, {})[name] = tests[None]
-        for adapter, changes in own.items():
-            corrected = holm([change.p_greater_corrected for change in changes.values()])
-            tested |= {(group, adapter, name): change for name, change in changes.items()}
-            by_holm |= {(group, adapter, n): p for n, p in zip(changes, corrected, strict=True)}
-    return tested, by_holm
 
 
 def _groups(focus: Focus) -> Table:

@@ -20,6 +20,7 @@ GROUP: Column[Placed[Any]] = Column("group", "group", lambda r: r.group, "text")
 ADAPTER: Column[Placed[Any]] = Column("adapter", "adapter", lambda r: r.adapter, "text")
 DOMAIN: Column[Placed[Any]] = Column("domain", "domain", lambda r: r.part, "text")
 STRATUM: Column[Placed[Any]] = Column("stratum", "published", lambda r: r.part, "text")
+LANGUAGE: Column[Placed[Any]] = Column("lang", "language", lambda r: r.part, "text")
 N: Column[Placed[Change | TextChange]] = Column("n", "n", lambda r: r.result.n, "count")
 
 

@@ -52,7 +52,7 @@ SECTIONS: tuple[tuple[str, str, tuple[str, ...], tuple[str, ...]], ...] = (
     ("overfitting", "Training and overfitting", ("overfitting",), ()),
     ("continuations", "True continuations", ("continuations",), ("table_2",)),
     ("domains", "By domain", (), ("domains",)),
-    ("languages", "By language", (), ("languages",)),
+    ("languages", "By language", (), ("languages", "languages_continuations")),
     ("time", "Before and after the cutoff", (), ("strata", "strata_continuations")),
     (
         "readings",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
-from cqa.report.focus import ADAPTER, DOMAIN, GROUP, STRATUM, Focus, N
+from cqa.report.focus import ADAPTER, DOMAIN, GROUP, LANGUAGE, STRATUM, Focus, N
 from cqa.report.pair_tables import CI, DDI, DI_BASE, W_PLUS, P, Parts, approximated
 from cqa.report.tables import Column, Placed, Table, tabulate
 from cqa.schema.comparison import Change, Comparison
@@ -14,7 +14,6 @@ from cqa.stats.parts import changes_by_part
 from cqa.stats.strata import read_cutoff, stratum
 from cqa.stats.text_tests import holm
 
-LANGUAGE: Parts = Column("lang", "language", lambda r: r.part, "text")
 Key = tuple[str, str, str | None]  # group, adapter, part
 NOTE = (
     "95 % CI and p, corrected: the deciding test of each part, over sources and simultaneous over "

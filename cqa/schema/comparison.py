@@ -257,6 +257,7 @@ class TextChange(Result):
 
 @dataclass(frozen=True, slots=True)
 class TextComparison(TextChange):
-    """A group of continuations under one model, and each of its domains."""
+    """A group of continuations under one model, each of its domains, and of several languages."""
 
     domains: dict[str, TextChange]
+    languages: dict[str, TextChange]

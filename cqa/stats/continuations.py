@@ -25,6 +25,7 @@ class TextScore:
     domain: str | None
     source_id: str | None
     published_at: str | None
+    lang: str | None = None
 
 
 def text_score(row: ItemRow) -> TextScore:
@@ -38,15 +39,17 @@ def text_score(row: ItemRow) -> TextScore:
         row.domain,
         row.source_id,
         row.published_at,
+        row.lang,
     )
 
 
 def compare_texts(
     base: Mapping[str, TextScore], adapted: Mapping[str, TextScore]
 ) -> TextComparison:
-    """Return Table 2's rows of a group: all its texts, and each domain's."""
+    """Return Table 2's rows of a group: of all its texts, of each domain and of each language."""
     ids = [item_id for item_id in base if item_id in adapted]
     domains = sorted({d for i in ids if (d := base[i].domain) is not None})
+    languages = sorted({name for i in ids if (name := base[i].lang) is not None})
     whole = _change(base, adapted, ids)
     return TextComparison(
         n=whole.n,
@@ -57,6 +60,10 @@ def compare_texts(
         domains={
             domain: _change(base, adapted, [i for i in ids if base[i].domain == domain])
             for domain in domains
+        },
+        languages={
+            name: _change(base, adapted, [i for i in ids if base[i].lang == name])
+            for name in (languages if len(languages) > 1 else ())
         },
     )
 

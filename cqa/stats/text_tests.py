@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import numpy as np
 
@@ -13,18 +14,20 @@ from cqa.stats.deciding import Change, family_test
 Texts = Mapping[str | None, Mapping[str, TextScore]]
 
 
-def text_changes(models: Texts) -> dict[str, dict[str | None, Change]]:
+def text_changes(
+    models: Texts, label: Literal["domain", "lang"] = "domain"
+) -> dict[str, dict[str | None, Change]]:
     """Test the change of log P per token under each adapter that scored every text of the base.
 
     Returns:
-        By adapter and domain (None is the whole group); each part is a family over its adapters,
-        with sources as units.
+        By adapter and domain or language (None is the whole group); each part is a family over its
+        adapters, with sources as units.
     """
     base = models[None]
-    domains = sorted({d for score in base.values() if (d := score.domain) is not None})
+    labels = {i: score.domain if label == "domain" else score.lang for i, score in base.items()}
     found: dict[str, dict[str | None, Change]] = {}
-    for part in (None, *domains):
-        ids = [i for i, score in base.items() if part is None or score.domain == part]
+    for part in (None, *sorted({name for name in labels.values() if name is not None})):
+        ids = [i for i in base if part is None or labels[i] == part]
         before = np.array([base[i].logp_nats / base[i].n_tokens for i in ids])
         moved = {
             name: np.array([scores[i].logp_nats / scores[i].n_tokens for i in ids]) - before

@@ -100,6 +100,31 @@ def test_languages_of_a_group_are_parts_of_it(tmp_path):
     assert "By language" in markdown_page(report)
 
 
+def test_languages_of_continuations_are_parts_of_them(tmp_path):
+    items = [i for i in make_items(12) if i["kind"] == "continuation"]
+    for k, item in enumerate(items):
+        item |= {"lang": ["zh", "en"][k // 2 % 2], "source_id": f"book-{k}"}
+    scored = make_folder(tmp_path / "scores", items=items, adapters=[None, "epoch-05"])
+    report = make_report(scored, ReportConfig(out=tmp_path))
+    table = report.by_name["languages_continuations"]
+    lines = {(line.cells[0], line.cells[1]): line.cells for line in table.lines}
+    assert len(lines) == 4
+    base, adapted = map(
+        report.focus.source.scores.texts["literary"].__getitem__, (None, "epoch-05")
+    )
+    ids = [i for i, score in base.items() if score.lang == "zh"]
+    moved = [(adapted[i].logp_nats - base[i].logp_nats) / base[i].n_tokens for i in ids]
+    alone = family_test(by_source({"epoch-05": moved}, ids)).changes["epoch-05"]
+    cells = lines["zh", "literary"]
+    assert cells[3] == len(ids) == 6
+    assert cells[4] == pytest.approx(np.mean(moved))
+    assert cells[6] == alone.p_greater_corrected
+    assert cells[7] >= cells[6]
+    summary = report.focus.summary.continuations["literary"]["epoch-05"]
+    assert set(summary.languages) == {"en", "zh"}
+    assert "Continuations by language" in markdown_page(report)
+
+
 def test_page_and_markdown_hold_the_shown_adapters_domains_and_what_they_are_not(made, summary):
     text = (made / "report.md").read_text(encoding="utf-8")
     section = text[text.index("## By domain") : text.index("## Before and after the cutoff")]
