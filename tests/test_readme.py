@@ -45,6 +45,13 @@ SHORTER = {  # what takes long even on little data
 OF_OTHERS = {  # of pip, setup.py, hf and vllm
     "--no-build-isolation", "--inplace", "--repo-type", "--port",
 }  # fmt: skip
+OF_OTHERS |= {  # of sbatch
+    "--job-name", "--array", "--gpus", "--cpus-per-task", "--mem", "--time", "--signal",
+    "--requeue", "--dependency", "--nodes", "--ntasks-per-node", "--gpus-per-node",
+}  # fmt: skip
+OF_OTHERS |= {  # of torchrun
+    "--nproc-per-node", "--nnodes", "--rdzv-backend", "--rdzv-id", "--rdzv-endpoint",
+}  # fmt: skip
 
 
 def commands(*, real: bool) -> list[str]:
