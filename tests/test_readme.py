@@ -42,8 +42,8 @@ SHORTER = {  # what takes long even on little data
         "--window", "9+9", "--job", "2x9+2x9", "--seconds", "0.01", "--device", "cpu",
     ],
 }  # fmt: skip
-OF_OTHERS = {  # of pip, setup.py, hf and vllm
-    "--no-build-isolation", "--inplace", "--repo-type", "--port",
+OF_OTHERS = {  # of pip, setup.py, hf, vllm and torchrun
+    "--no-build-isolation", "--inplace", "--repo-type", "--port", "--nproc-per-node",
 }  # fmt: skip
 OF_OTHERS |= {  # of sbatch
     "--job-name", "--array", "--gpus", "--cpus-per-task", "--mem", "--time", "--signal",

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy import stats
 
+from cqa.schema.written import Result
 from cqa.stats.clusters import Values, by_source
 from cqa.stats.deciding import FEWEST_SOURCES, difference_test, family_test
 from cqa.stats.equivalence import SMALL_D_Z, standardised_change
@@ -20,7 +22,7 @@ LARGEST = 20_000  # items; beyond, "more than"
 
 
 @dataclass(frozen=True, slots=True)
-class Design:
+class Design(Result):
     """What a study is assumed to look like; effects in units of the sd of the items' ddI."""
 
     d_z: float  # true effect in the primary group
@@ -31,6 +33,10 @@ class Design:
     control_d_z: float  # true effect in the control group
     pilot: tuple[float, ...] = ()  # ddI of a pilot, whose shape is drawn from; () is normal
 
+    def to_json(self) -> dict[str, Any]:
+        """Return it as `json.dumps` takes it; of the pilot's values how many there are."""
+        return Result.to_json(self) | {"pilot": len(self.pilot)}
+
     def shape(self) -> Values:
         """Return the pilot's values with mean 0 and sd 1."""
         values = np.asarray(self.pilot, dtype=np.float64)
@@ -39,7 +45,7 @@ class Design:
 
 
 @dataclass(frozen=True, slots=True)
-class Needed:
+class Needed(Result):
     """How many items a group needs for 80 % power, and the power that was simulated there."""
 
     question: str

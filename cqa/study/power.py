@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from cqa.errors import ConfigError, DataError
 from cqa.report.source import read_source
+from cqa.schema.written import Result
 from cqa.stats.clusters import Values, source_numbers
 from cqa.stats.config import AnalysisConfig
 from cqa.stats.findings import Changes
@@ -31,18 +31,12 @@ QUESTIONS = {
 
 
 @dataclass(frozen=True, slots=True)
-class PowerPlan:
+class PowerPlan(Result):
     """What was assumed, and how many items of each group every question needs."""
 
     assumptions: tuple[str, ...]
     design: Design
     needed: tuple[Needed, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the plan as `--json` prints it; of a pilot's values only how many there were."""
-        design = {**asdict(self.design), "pilot": len(self.design.pilot)}
-        needed = [asdict(one) for one in self.needed]
-        return {"assumptions": list(self.assumptions), "design": design, "needed": needed}
 
 
 @dataclass(frozen=True, slots=True)
