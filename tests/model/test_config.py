@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import TINY, tiny_checkpoint
+from helpers import TINY
 from model.common import edit_config, load, our_logprobs, refusal, their_logprobs
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -15,21 +15,6 @@ from cqa.errors import ModelError
 from cqa.model.config import DecoderConfig, parse_config, read_config
 
 TEXT = [list(range(3, 100))]
-
-
-@pytest.fixture(scope="module")
-def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    folder = tmp_path_factory.mktemp("checkpoints")
-    return {
-        name: tiny_checkpoint(folder / name, name, num_hidden_layers=1)
-        for name in ("qwen2", "llama", "mistral", "qwen3")
-    }
-
-
-@pytest.fixture
-def model(checkpoints: dict[str, Path], tmp_path: Path) -> Path:
-    """A sound one-layer Llama to spoil."""
-    return Path(shutil.copytree(checkpoints["llama"], tmp_path / "model"))
 
 
 def parsed(folder: Path) -> DecoderConfig:

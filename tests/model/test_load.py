@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import tiny_checkpoint
 from huggingface_hub.utils import filter_repo_objects
 from model.common import (
     CPU,
@@ -30,21 +29,6 @@ from cqa.layout import pack_documents
 from cqa.model.checkpoint import UNWANTED, WANTED, locate
 from cqa.model.load import load_model, pick_device, pick_dtype
 from cqa.model.lora import LoraSpec, TrainableLora
-
-
-@pytest.fixture(scope="module")
-def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    folder = tmp_path_factory.mktemp("checkpoints")
-    return {
-        name: tiny_checkpoint(folder / name, name, num_hidden_layers=1)
-        for name in ("qwen2", "llama", "mistral", "qwen3")
-    }
-
-
-@pytest.fixture
-def model(checkpoints: dict[str, Path], tmp_path: Path) -> Path:
-    """A sound one-layer Llama to spoil."""
-    return Path(shutil.copytree(checkpoints["llama"], tmp_path / "model"))
 
 
 def test_sound_model_is_loaded(model):
