@@ -31,6 +31,7 @@ ALLOWED = {  # by the start of a path
     },  # said to be off, since the default may change
     "cqa/reading.py": {"yaml.load"},  # with yaml_loader, a safe one
     "cqa/model/peft_config.py": {"subprocess"},  # an expression that may have no end
+    "cqa/server/client.py": {"http.client", "urllib.request"},  # the server that score names
 }
 FORBIDDEN_WORDS = {"trust_remote_code", "allow_pickle", "weights_only", "shell"}
 
@@ -182,3 +183,15 @@ def test_model_that_only_the_hub_has_is_what_the_network_is_asked_for(events):
     assert result.exit_code == 4
     assert result.stderr.startswith("error: some/model: expected a model folder or a hub id")
     assert any(event.startswith("socket.getaddrinfo") for event in events)
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_server_that_is_named_is_all_that_is_asked(events, monkeypatch):
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    args = ["score", "--model", "model", "--pairs", "pairs.jsonl", "--out", "scores"]
+    at = ["--server", "http://127.0.0.1:1", "--served-model", "tiny"]
+    result = CliRunner().invoke(main, [*args, *at])
+    assert result.exit_code == 6
+    assert "probe `reach`" in result.stderr
+    assert events
+    assert all("'127.0.0.1', 1" in e or "http://127.0.0.1:1/v1/models" in e for e in events)
