@@ -137,9 +137,9 @@ def score(
         CqaError: Anything that the user can mend; see `cqa.errors`.
     """
     from cqa.score.config import ScoreConfig
-    from cqa.score.run import score as run_scoring
+    from cqa.score.on_ray import score_anywhere
 
-    return run_scoring(read_keywords(ScoreConfig, settings), on_event=on_event)
+    return score_anywhere(read_keywords(ScoreConfig, settings), on_event=on_event)
 
 
 def report(scores: str | Path, **settings: Any) -> list[Path]:

@@ -164,11 +164,11 @@ def score(config: ScoreConfig, as_json: bool) -> None:
           --pairs literary.jsonl --pairs factual.jsonl --out scores
     """
     from cqa.report.terminal import summary_text
-    from cqa.score.run import score as run_scoring
+    from cqa.score.on_ray import score_anywhere
     from cqa_fast.progress import ScoreProgress
 
     with closing(ScoreProgress()) as progress:
-        result = run_scoring(config, on_event=progress)
+        result = score_anywhere(config, on_event=progress)
     if as_json:
         say_json(result.to_json())
     elif result.summary is not None:

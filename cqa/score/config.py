@@ -16,6 +16,7 @@ Unit = Literal["sum", "token", "byte", "char"]
 
 
 EngineName = Literal["cqa", "transformers"]
+MOST_ACTORS = 10_000
 MOST_REQUESTS = 256  # to a server at a time: a thread and a connection each
 EXPECTED_REQUESTS = f"concurrency from 1 to {MOST_REQUESTS}"
 
@@ -167,6 +168,18 @@ class ScoreConfig(AnalysisConfig):
         "auto",
         group="Memory and device",
     )
+    ray: str | None = option(
+        "Score on a Ray cluster, all of whose machines see the folder of --out: local (it is "
+        "started here), auto, or an address.",
+        None,
+        group="Memory and device",
+        shown="in this process",
+    )
+    ray_actors: int = option(
+        "Actors of --ray that hold the base: a GPU each where there are some, else a CPU.",
+        2,
+        group="Memory and device",
+    )
     server: str | None = option(
         "Address of a server of completions that has the weights and scores token ids (vLLM, "
         "SGLang and others), such as http://localhost:8000; it is probed before any work.",
@@ -202,6 +215,7 @@ class ScoreConfig(AnalysisConfig):
         parse_columns(self.columns)
         if self.shard is not None:
             read_shard(self.shard)
+        self._check_ray()
         require(
             self.choose_on is None or (bool(self.pairs) and self.choose == "best"),
             "--choose-on with --pairs and --choose best",
@@ -210,6 +224,14 @@ class ScoreConfig(AnalysisConfig):
         require(bool(self.run) or not self.epochs, "--run with --epochs", "no --run")
         require(all(e >= 1 for e in self.epochs), "epochs from 1", self.epochs)
         require(len(set(self.epochs)) == len(self.epochs), "each epoch once", self.epochs)
+
+    def _check_ray(self) -> None:
+        expected = f"ray-actors from 1 to {MOST_ACTORS:,}"
+        require(1 <= self.ray_actors <= MOST_ACTORS, expected, self.ray_actors)
+        if self.ray is not None:
+            require(self.ray != "", "--ray to be local, auto or an address", "an empty text")
+            require(self.shard is None, "--ray without --shard", self.shard)
+            require(self.server is None, "--ray without --server", self.server)
 
     def _check_server(self) -> None:
         require(

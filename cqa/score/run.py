@@ -110,7 +110,7 @@ def score(
     adapters = find_adapters(config)
     _note_missing_epochs(config, on_event)
     engine = engine_of(config, folder, adapters, base)
-    items, n_items = _checked_items(config, folder, engine)
+    items, n_items = checked_items(config, folder, engine)
     keep_sums_whole()
     with memory_reported("the model", "--dtype bf16, or a device with more memory"):
         identity = engine.open()
@@ -171,8 +171,8 @@ class _Run:
     unscored: UnscoredItems = field(default_factory=UnscoredItems)
 
 
-def _checked_items(config: ScoreConfig, model: Path, engine: Engine) -> tuple[Items, int]:
-    """Read every item once; return them, and how many there are to score."""
+def checked_items(config: ScoreConfig, model: Path, engine: Engine) -> tuple[Items, int]:
+    """Read every item once before any work; return them, and how many there are to score."""
     tokenizer = Tokenizer(
         model,
         null_token=config.null_token,

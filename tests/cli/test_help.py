@@ -36,7 +36,7 @@ FLAGS = {
     "score": [
         "--model", "--adapter", "--run", "--epochs", "--pairs", "--continuations", "--out",
         "--tokens", "--null-token", "--score-eos", "--dtype", "--cutoff", "--margin", "--config",
-        "--json", "--shard", "--on-error",
+        "--json", "--shard", "--on-error", "--ray", "--ray-actors",
     ],
     "merge": ["--json"],
     "report": ["--run", "--out", "--cutoff", "--margin", "--config", "--json"],
