@@ -18,7 +18,9 @@ from cqa.bench.score import null_tokenizer, random_items
 from cqa.bench.shapes import BenchModel
 from cqa.bench.step import random_samples
 from cqa.bench.timing import compare_interleaved
+from cqa.kernels.backend import fastest
 from cqa.layout import pack_trees
+from cqa.model.block_rows import pass_rows
 from cqa.score.prefix_batch import passes
 
 BATCH_SIZE = 8  # of padded peers
@@ -103,12 +105,14 @@ def compare_scores(bench_model: BenchModel, job: Job, config: BenchConfig) -> It
             (tokenizer.null_ids, option.option_ids),
         )
     ]
+    device, hidden_size = bench_model.torch_device, bench_model.config.hidden_size
+    backend = bench_model.backend or fastest(device, bench_model.dtype)
+    budget = config.batch_tokens or pass_rows(backend, device, hidden_size)
     fed = sum(
-        pack_trees(prefixes.trees())[0].n_rows
-        for _, prefixes in passes(items, tokenizer, config.batch_tokens)
+        pack_trees(prefixes.trees())[0].n_rows for _, prefixes in passes(items, tokenizer, budget)
     )
     told = bench_model.settings() | {
-        "pairs": pairs, "batch_tokens": config.batch_tokens, "batch_size": BATCH_SIZE
+        "pairs": pairs, "batch_tokens": budget, "batch_size": BATCH_SIZE
     }  # fmt: skip
     for peer in SCORE_PEERS:
         line = ScorePeer(peer.name, str(job), tokens_fed=fed, batch_size=BATCH_SIZE)

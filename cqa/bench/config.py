@@ -8,7 +8,7 @@ from typing import Literal
 
 from cqa.config import option, require, same_option
 from cqa.errors import ConfigError
-from cqa.score.config import ScoreConfig
+from cqa.score.config import ScoreConfig, require_batch
 from cqa.train.config import TrainConfig
 
 LEVELS = ("kernel", "step", "score")
@@ -66,7 +66,7 @@ class BenchConfig:
     dropout: float = same_option(TrainConfig, "dropout")
     recompute: bool = same_option(TrainConfig, "recompute")
     cuda_graphs: bool = same_option(TrainConfig, "cuda_graphs")
-    batch_tokens: int = same_option(ScoreConfig, "batch_tokens")
+    batch_tokens: int | None = same_option(ScoreConfig, "batch_tokens")
     device: Literal["auto", "cpu", "cuda"] = same_option(TrainConfig, "device")
     dtype: Literal["auto", "fp32", "bf16"] = same_option(TrainConfig, "dtype")
     out: Path | None = option(
@@ -84,7 +84,7 @@ class BenchConfig:
         require(self.steps is None or self.steps >= 1, "steps of at least 1", self.steps)
         require(self.rank >= 1, "rank of at least 1", self.rank)
         require(0 <= self.dropout <= 0.99, "dropout from 0 to 0.99", self.dropout)
-        require(self.batch_tokens >= 1, "batch-tokens of at least 1", self.batch_tokens)
+        require_batch(self.batch_tokens)
         for text in self.window:
             Window.parse(text)
         for text in self.job:

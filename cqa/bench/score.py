@@ -73,7 +73,8 @@ def measure_job(
 
     Adapters lie ready on the device: reading files is not timed.
     """
-    tokenizer, batch_tokens = null_tokenizer(config.model), config.batch_tokens
+    tokenizer = null_tokenizer(config.model)
+    batch_tokens = config.batch_tokens or decoder.pass_rows
     items = random_items(job, decoder.config.vocab_size)
     adapters = [make_adapter(decoder, spec, seed) for seed in range(1, job.models)]
     run = _runner(decoder, items, tokenizer, batch_tokens, adapters)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from cqa.config import option, require, same_option
-from cqa.score.config import ScoreConfig
+from cqa.score.config import ScoreConfig, require_batch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,14 +31,14 @@ class LmEvalConfig:
     out: Path | None = option(
         "JSON file for the results.", None, group="Output", shown="none is written"
     )
-    batch_tokens: int = same_option(ScoreConfig, "batch_tokens")
+    batch_tokens: int | None = same_option(ScoreConfig, "batch_tokens")
     device: Literal["auto", "cpu", "cuda"] = same_option(ScoreConfig, "device")
     dtype: Literal["auto", "fp32", "bf16"] = same_option(ScoreConfig, "dtype")
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
         require(bool(self.tasks), "--tasks", "none")
-        require(self.batch_tokens >= 1, "batch-tokens of at least 1", self.batch_tokens)
+        require_batch(self.batch_tokens)
         few = self.num_fewshot
         require(few is None or few >= 0, "num-fewshot of at least 0", few)
         limit = self.limit

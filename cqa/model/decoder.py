@@ -36,17 +36,13 @@ from cqa.kernels.rope import rope
 from cqa.kernels.swiglu_shrink import swiglu_shrink
 from cqa.layout import PackedBatch
 from cqa.model.architectures import Rotation
+from cqa.model.block_rows import block_rows, pass_rows
 from cqa.model.config import DecoderConfig
 from cqa.model.projection import Projection
 from cqa.model.rope import Rope, inverse_frequencies, rope_tables
 
 Result = TypeVar("Result", Tensor, tuple[Tensor, ...])
 Spans = tuple[AttentionSpan, ...] | Gathered
-BLOCK_ROWS = {  # of scoring; weights are read once a block
-    "native": 2048,
-    "triton": 2048,  # padded, but a pass fills several
-    "reference": 256,  # padded, so not too high
-}
 
 
 @dataclass(slots=True)
@@ -252,6 +248,11 @@ class Decoder:
             batch, h, spans or attention_spans(batch), dropout=dropout, recompute=recompute
         )
 
+    @property
+    def pass_rows(self) -> int:
+        """Rows of a pass of scoring at most, where nobody asks for another number."""
+        return pass_rows(self.backend, self.device, self.config.hidden_size)
+
     @torch.no_grad()
     def hidden_for_scoring(self, batch: PackedBatch) -> Tensor:
         """Return what `hidden` does, in blocks of rows, with a wider residual stream.
@@ -264,7 +265,8 @@ class Decoder:
         """
         h = embed(batch.input_ids, self.table, backend=self.backend)
         h = h.to(wider(self.compute_dtype)) * self._scale
-        blocks = RowBlocks(BLOCK_ROWS[self.backend], pad=self.backend != "native")
+        height = block_rows(self.backend, self.device, self.config.hidden_size)
+        blocks = RowBlocks(height, pad=self.backend != "native")
         return self._run_layers(batch, h, attention_spans(batch), blocks=blocks)
 
     def _run_layers(

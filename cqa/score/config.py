@@ -149,10 +149,11 @@ class ScoreConfig(AnalysisConfig):
         2,
         group="Text",
     )
-    batch_tokens: int = option(
+    batch_tokens: int | None = option(
         "Most tokens in one pass; results are bit-identical for every value.",
-        4096,
+        None,
         group="Memory and device",
+        shown="4096; on CUDA about 32768, in whole blocks of rows",
     )
     engine: EngineName = option(
         "What computes: cqa, or transformers for architectures that cqa lacks (adapters through "
@@ -210,7 +211,7 @@ class ScoreConfig(AnalysisConfig):
         super().__post_init__()
         self._check_server()
         require(bool(self.pairs or self.continuations), "--pairs or --continuations", "neither")
-        _require_batch(self.batch_tokens)
+        require_batch(self.batch_tokens)
         require(self.nulls in (1, 2), "nulls of 1 or 2", self.nulls)
         parse_columns(self.columns)
         if self.shard is not None:
@@ -318,14 +319,14 @@ class PrescreenConfig:
     template: str = same_option(ScoreConfig, "template")
     allow_special: bool = same_option(ScoreConfig, "allow_special")
     too_long: Literal["refuse", "drop"] = same_option(ScoreConfig, "too_long")
-    batch_tokens: int = same_option(ScoreConfig, "batch_tokens")
+    batch_tokens: int | None = same_option(ScoreConfig, "batch_tokens")
     device: Literal["auto", "cpu", "cuda"] = same_option(ScoreConfig, "device")
     dtype: Literal["auto", "fp32", "bf16"] = same_option(ScoreConfig, "dtype")
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
         require(bool(self.pairs), "--pairs", "none")
-        _require_batch(self.batch_tokens)
+        require_batch(self.batch_tokens)
         require(self.budget is None or self.budget >= 1, "budget of at least 1", self.budget)
         parse_columns(self.columns)
         if self.shard is not None:
@@ -333,6 +334,7 @@ class PrescreenConfig:
         require(0.5 < self.high <= 1, "high above 0.5, up to 1", self.high)
 
 
-def _require_batch(batch_tokens: int) -> None:
+def require_batch(batch_tokens: int | None) -> None:
+    """Refuse a token budget out of range."""
     expected = f"batch-tokens from 1 to {MOST_TOKENS:,}"
-    require(1 <= batch_tokens <= MOST_TOKENS, expected, batch_tokens)
+    require(batch_tokens is None or 1 <= batch_tokens <= MOST_TOKENS, expected, batch_tokens)

@@ -68,6 +68,11 @@ class DecoderEngine:
         assert self._base is not None
         return self._base
 
+    @property
+    def pass_rows(self) -> int:
+        """What the decoder takes at a time."""
+        return self.base.decoder.pass_rows
+
     def open(self) -> EngineIdentity:
         """Load the base, with room for the widest of the adapters; see `Engine.open`."""
         if self._base is None:

@@ -72,6 +72,7 @@ class Engine(Protocol):
     Attributes:
         vocab_size: The token ids that it has; known before it is open.
         max_positions: Most tokens of context and text together; known before it is open.
+        pass_rows: Most rows of a pass where nobody asks for another number; known once it is open.
     """
 
     @property
@@ -79,6 +80,9 @@ class Engine(Protocol):
 
     @property
     def max_positions(self) -> int: ...
+
+    @property
+    def pass_rows(self) -> int: ...
 
     def open(self) -> EngineIdentity:
         """Load the base, with room for its adapters; called once the items have been checked.

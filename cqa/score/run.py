@@ -339,7 +339,7 @@ def _score_model(run: _Run, model: ScoredModel) -> ScoredModel:
         run.engine.run,
         items.encoded(skip=lambda item: full_key(item) in done),
         items.tokenizer,
-        batch_tokens=config.batch_tokens,
+        batch_tokens=config.batch_tokens or run.engine.pass_rows,
         adapter=model.adapter,
         model_key=model.model_key,
         tokens=config.tokens,

@@ -15,6 +15,7 @@ from typing import Any
 from cqa.data.tokenizer import Ids, Tokenizer
 from cqa.errors import ModelError
 from cqa.files import inside, read_json
+from cqa.model.block_rows import PASS_ROWS
 from cqa.model.hugging_face import POSITIONS, UNLIMITED
 from cqa.reading import read_object
 from cqa.schema.capabilities import Capabilities
@@ -75,6 +76,7 @@ class ServerEngine:
         given = [sizes[key] for key in POSITIONS if key in sizes]
         if (most := self.capabilities.max_model_tokens) is not None:
             given.append(most - GENERATED)
+        self.pass_rows = PASS_ROWS
         self.max_positions = min(given, default=UNLIMITED)
 
     def open(self) -> EngineIdentity:

@@ -14,6 +14,7 @@ import torch
 from cqa.data.tokenizer import Ids
 from cqa.identity import version
 from cqa.kernels.logit_stats import logit_stats_ref
+from cqa.model.block_rows import PASS_ROWS
 from cqa.model.hugging_face import HuggingFaceModel
 from cqa.model.load import Device, Dtype, dtype_name, pick_device, pick_dtype
 from cqa.score.adapters import AdapterFolder
@@ -28,6 +29,7 @@ class TransformersEngine:
         """Read the model's config."""
         self._model = HuggingFaceModel(folder)
         self.vocab_size = self._model.vocab_size
+        self.pass_rows = PASS_ROWS
         self.max_positions = self._model.max_positions
         self._device, self._dtype = device, dtype
 

@@ -31,7 +31,6 @@ from cqa.train.loop import TrainResult, train
 from cqa.train.ranks import Ranks, joined
 from cqa.train.same_run import resume_command
 
-BATCH_TOKENS = 4096
 LOGGED = (
     "n", "mean_delta_i_base_nats", "mean_delta_i_nats", "mean_ddi_nats", "ci95_nats", "d_z",
 )  # fmt: skip
@@ -88,7 +87,7 @@ class DevMetric:
             partial(run_prefix_batch, decoder),
             self._items,
             self._tokenizer,
-            batch_tokens=BATCH_TOKENS,
+            batch_tokens=decoder.pass_rows,
             adapter=name,
         )
         return [row for rows, _ in passes for row in rows]

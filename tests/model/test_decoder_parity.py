@@ -15,7 +15,8 @@ from cqa.kernels.embed import Noise
 from cqa.kernels.philox import Dropout
 from cqa.kernels.token_logprobs import token_logprobs, token_stats
 from cqa.layout import PackedBatch, Tree, pack_documents, pack_trees
-from cqa.model.decoder import BLOCK_ROWS, Decoder
+from cqa.model.block_rows import BLOCK_ROWS
+from cqa.model.decoder import Decoder
 from cqa.model.load import load_model
 from cqa.model.lora import Adapter, LoraSpec, TrainableLora, attach
 from cqa.model.projection import MODULES

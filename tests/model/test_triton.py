@@ -11,7 +11,7 @@ from cqa.kernels.embed import Noise
 from cqa.kernels.philox import Dropout
 from cqa.kernels.token_logprobs import token_logprobs, token_stats
 from cqa.layout import Tree, pack_documents, pack_trees
-from cqa.model import decoder as decoders
+from cqa.model.block_rows import BLOCK_ROWS
 from cqa.model.load import load_model
 from cqa.model.lora import LoraSpec, TrainableLora
 from cqa.model.projection import MODULES
@@ -24,7 +24,7 @@ SPEC = LoraSpec(4, 8.0, True, MODULES)
 @pytest.fixture(params=["qwen2", "qwen3"])
 def both(request, tmp_path, monkeypatch):
     """The same model with an adapter on both backends."""
-    monkeypatch.setitem(decoders.BLOCK_ROWS, "triton", 64)
+    monkeypatch.setitem(BLOCK_ROWS, "triton", 64)
     folder = tiny_checkpoint(tmp_path, request.param, num_hidden_layers=2, head_dim=8)
     loras = []
     for backend in ("reference", "triton"):
