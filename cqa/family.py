@@ -8,67 +8,130 @@ an adapter that was looked at once is paid for by the tests from then on.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from cqa.data.items import UNGROUPED
 from cqa.data.unique import Fingerprints
 from cqa.errors import DataError
 from cqa.files import read_json
 from cqa.schema.meta import AnyModel, Meta, ScoredModel
 from cqa.schema.provenance import Provenance, provenance
-from cqa.schema.rows import ItemRow, ItemText
+from cqa.schema.row_forms import Block, WrittenRows
+from cqa.schema.rows import CHOOSERS, ItemRow, ItemText
 from cqa.schema.summary import NotInFamily
 from cqa.score_folder import (
     ITEMS,
     META,
     SCORES,
+    Copies,
     ItemsDigest,
-    read_rows,
-    read_rows_again,
+    read_blocks,
+    read_blocks_again,
     read_texts,
 )
 
 OTHER_VERSION = ("version of cqa-fast",)
 
 
+class FamilyItems:
+    """What is kept of the items of the last command: none of their texts."""
+
+    def __init__(self) -> None:
+        """Begin with no item."""
+        self.wanted = Fingerprints()  # as `full_key`
+        self.n_reported = 0  # neither copies nor what chooses an adapter
+        self.languages: dict[str, Counter[str]] = {}  # by group, of the items that are reported
+        self._copies = Copies()
+
+    @property
+    def copies(self) -> Mapping[str, str]:
+        """The ids of items whose texts come again in their group, each with the first's id."""
+        return self._copies.ids
+
+    def add(self, item: ItemText) -> None:
+        """Take the next item."""
+        self.wanted.add(item.full_key)
+        if not self._copies.add(item) and item.group != CHOOSERS:
+            self.n_reported += 1
+            languages = self.languages.setdefault(item.group or UNGROUPED, Counter())
+            languages[item.lang or "unknown"] += 1
+
+
 @dataclass(slots=True)
 class Family:
-    """The items and models of a folder of scores; kept of an item is an entry of `Fingerprints`."""
+    """The items and models of a folder of scores."""
 
     folder: Path
     meta: Meta
     names: Mapping[str, str | None]  # by model key: the base, earlier adapters, the last command's
     digests: Mapping[str, str]  # of every adapter by its name
     made: dict[str, Provenance]  # what every adapter says of its training
-    _wanted: Fingerprints
+    items: FamilyItems
     _others: Mapping[str, NotInFamily]  # by model key
     _met: set[str] = field(default_factory=set)  # model keys of the rows of these items
+    _turns: list[str | None] = field(default_factory=list)  # names as they take turns in the rows
 
     @property
     def n_items(self) -> int:
         """How many items the last command scores."""
-        return len(self._wanted)
+        return len(self.items.wanted)
 
-    def rows(self) -> Iterator[ItemRow]:
+    def reported_texts(self, ids: Collection[str] | None = None) -> Iterator[ItemText]:
+        """Yield the texts of the items that are reported.
+
+        Args:
+            ids: Of the items that are wanted; by default all.
+        """
+        found = self.texts(ids)
+        return (t for t in found if t.group != CHOOSERS and t.id not in self.items.copies)
+
+    def rows(self) -> Iterator[ItemRow | Block]:
         """Yield the rows of these items and models, each under the one name of its model."""
-        for row in read_rows(self.folder / SCORES):
-            if row.full_key in self._wanted:
-                self._met.add(row.model_key)
-                if row.model_key in self.names:
-                    yield replace(row, adapter=self.names[row.model_key])
+        for found in self._of_these(read_blocks(self.folder / SCORES)):
+            self._met.add(found.model_key)
+            if found.model_key in self.names:
+                name = self.names[found.model_key]
+                if not self._turns or self._turns[-1] != name:
+                    self._turns.append(name)
+                yield replace(found, adapter=name)
 
-    def rows_again(self, name: str | None) -> Iterator[ItemRow]:
-        """Yield the rows of one model, which `rows` has found to be as they were written."""
-        keys = [key for key, called in self.names.items() if called == name]
-        for row in read_rows_again(self.folder / SCORES, keys):
-            if row.full_key in self._wanted:
-                yield row if row.adapter == name else replace(row, adapter=name)
+    def rows_again(self, names: Sequence[str | None]) -> Iterator[ItemRow | Block]:
+        """Yield the rows of some models, one model after the other.
 
-    def texts(self) -> Iterator[ItemText]:
-        """Yield the texts of these items."""
-        for text in read_texts(self.folder / ITEMS):
-            if text.full_key in self._wanted:
+        Args:
+            names: Of the models, whose rows `rows` has found to be as they were written.
+        """
+        one_by_one = [name for name in self._turns if name in names]
+        if one_by_one == [name for name in names if name in one_by_one]:
+            yield from self._again(names)
+        else:
+            for name in names:
+                yield from self._again([name])
+
+    def _again(self, names: Sequence[str | None]) -> Iterator[ItemRow | Block]:
+        keys = [key for key, called in self.names.items() if called in names]
+        for found in self._of_these(read_blocks_again(self.folder / SCORES, keys)):
+            name = self.names[found.model_key]
+            yield found if found.adapter == name else replace(found, adapter=name)
+
+    def _of_these(self, rows: Iterable[ItemRow | Block]) -> Iterator[ItemRow | Block]:
+        for found in rows:
+            if isinstance(found, ItemRow):
+                if found.full_key in self.items.wanted:
+                    yield found
+            elif (block := found.only(self._are_wanted)) is not None:
+                yield block
+
+    def _are_wanted(self, rows: WrittenRows) -> Iterator[bool]:
+        keys = zip(rows.names("item_key"), rows.names("id"), strict=True)
+        return (key + item_id in self.items.wanted for key, item_id in keys)
+
+    def texts(self, ids: Collection[str] | None = None) -> Iterator[ItemText]:
+        """Yield the texts of these items, or of some of them."""
+        for text in read_texts(self.folder / ITEMS, ids):
+            if text.full_key in self.items.wanted:
                 yield text
 
     @property
@@ -104,16 +167,16 @@ def read_family(folder: Path) -> Family:
             f"expected the scores of all items, got those of shard {shard}", where=str(folder),
             hint="cqa-fast merge makes one folder of all shards",
         )  # fmt: skip
-    return _sorted(folder, meta, _wanted(folder / ITEMS, meta))
+    return _sorted(folder, meta, _items(folder / ITEMS, meta))
 
 
-def _wanted(path: Path, meta: Meta) -> Fingerprints:
+def _items(path: Path, meta: Meta) -> FamilyItems:
     """Return the items of the last command."""
-    wanted, digest, lines = Fingerprints(), ItemsDigest(), meta.lines()
+    found, digest, lines = FamilyItems(), ItemsDigest(), meta.lines()
     following = next(lines, None)
     for number, text in enumerate(read_texts(path), start=1):
         if number == following:
-            wanted.add(text.full_key)
+            found.add(text)
             digest.add(text.full_key)
             following = next(lines, None)
     if following is not None or digest.hexdigest() != meta.items_digest:
@@ -122,10 +185,10 @@ def _wanted(path: Path, meta: Meta) -> Fingerprints:
             where=str(path),
             hint="the same cqa-fast score command writes the missing ones anew",
         )
-    return wanted
+    return found
 
 
-def _sorted(folder: Path, meta: Meta, wanted: Fingerprints) -> Family:
+def _sorted(folder: Path, meta: Meta, items: FamilyItems) -> Family:
     """Sort the models of all commands into those that compare and the others."""
     base = meta.models[0]
     same: list[ScoredModel] = []
@@ -156,7 +219,7 @@ def _sorted(folder: Path, meta: Meta, wanted: Fingerprints) -> Family:
         for model in found
         if (name := names[model.model_key]) is not None
     }
-    return Family(folder, meta, names, digests, made, wanted, others)
+    return Family(folder, meta, names, digests, made, items, others)
 
 
 def _names(

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Iterable, Iterator, Mapping
+import re
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from cqa.data.items import LABELS, UNGROUPED, Item
 from cqa.data.jsonl import parse_object, raw_lines
 from cqa.errors import DataError
+from cqa.schema.row_forms import CHECKSUM, Block, Form, WrittenRows, read_written
 from cqa.schema.rows import ItemRow, ItemText
 
 SCORES, ITEMS, META, SUMMARY = "scores.jsonl", "items.jsonl", "meta.json", "summary.json"
@@ -18,7 +20,7 @@ REJECTED = "rejected.jsonl"
 LETTERS, LETTERS_META = "letters.jsonl", "letters.json"  # what a chat server chose
 SHARD = "shard.json"  # in the folder of a part of a job
 CAPABILITIES = "capabilities.json"  # what a server was found to give, where one scored
-CHECKSUM = "row_digest"  # of all else in a row of scores.jsonl: a damaged digit is not averaged
+BLOCK_ROWS = 2048  # that are held at once
 
 
 _canonical = json.JSONEncoder(sort_keys=True, ensure_ascii=True).encode
@@ -26,7 +28,11 @@ _canonical = json.JSONEncoder(sort_keys=True, ensure_ascii=True).encode
 
 def digest_json(value: Any) -> str:
     """Return a short sha256 of a JSON value: 16 hexadecimal digits."""
-    return hashlib.sha256(_canonical(value).encode()).hexdigest()[:16]
+    return _digest(_canonical(value).encode())
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:16]
 
 
 class ItemsDigest:
@@ -54,15 +60,20 @@ def texts_key(item: Item | ItemText) -> str:
     return digest_json((item.kind, item.context, item.options, item.answer))
 
 
-def copies(items: Iterable[Item | ItemText]) -> dict[str, str]:
-    """Return the ids of items whose texts come again in their group, each with the first's id."""
-    first: dict[tuple[str, str], str] = {}
-    found = {}
-    for item in items:
-        name = first.setdefault((item.group or UNGROUPED, texts_key(item)), item.id)
-        if name != item.id:
-            found[item.id] = name
-    return found
+class Copies:
+    """Ids of items whose texts come again in their group, each with the first's id."""
+
+    def __init__(self) -> None:
+        self.ids: dict[str, str] = {}
+        self._first: dict[tuple[str, str], str] = {}
+
+    def add(self, item: Item | ItemText) -> bool:
+        """Take the next item; return whether it is a copy."""
+        first = self._first.setdefault((item.group or UNGROUPED, texts_key(item)), item.id)
+        if first == item.id:
+            return False
+        self.ids[item.id] = first
+        return True
 
 
 def full_key(item: Item) -> str:
@@ -94,7 +105,7 @@ def placed_rows(path: Path) -> Iterator[tuple[int, ItemRow]]:
 def placed_texts(path: Path) -> Iterator[tuple[int, ItemText]]:
     """Yield items as `read_texts` does, each with the byte at which its line starts."""
     for start, where, line in _placed_lines(path):
-        yield start, _parse_text(line, where)
+        yield start, _item_as_written(_object_of(line)) or _checked_item(line, where)
 
 
 def _placed_lines(path: Path) -> Iterator[tuple[int, str, bytes]]:
@@ -106,22 +117,87 @@ def _placed_lines(path: Path) -> Iterator[tuple[int, str, bytes]]:
         raise DataError("expected lines as they were written, got empty ones", where=str(path))
 
 
-def read_rows_again(path: Path, model_keys: Collection[str]) -> Iterator[ItemRow]:
-    """Yield the rows of some models from a file that `read_rows` has found to be sound.
+def read_blocks(path: Path) -> Iterator[ItemRow | Block]:
+    """Yield the rows of scores.jsonl in blocks of one model each, every row checked as it comes.
+
+    A line that is not as it would be written anew is yielded as a row, in its place.
+
+    Raises:
+        DataError: A line is not as it was written, or the last one is torn.
+    """
+    return _in_blocks(path, None)
+
+
+def read_blocks_again(path: Path, model_keys: Collection[str]) -> Iterator[ItemRow | Block]:
+    """Yield the rows of some models from a file that `read_blocks` has found to be sound.
 
     Raises:
         DataError: It no longer is.
     """
-    quoted = [json.dumps(key).encode() for key in model_keys]
+    return _in_blocks(path, model_keys)
+
+
+def _in_blocks(path: Path, model_keys: Collection[str] | None) -> Iterator[ItemRow | Block]:
+    names = "|".join(re.escape(json.dumps(key)) for key in model_keys or ())
+    mentions = re.compile(names.encode()).search
+    filling = _Filling()
     for where, line in _whole_lines(path):
-        if any(key in line for key in quoted):  # told before the line is parsed
-            try:
-                record = json.loads(line)
-            except ValueError:
-                record = parse_object(line, where)
-            row = ItemRow.from_json(record, where)
-            if row.model_key in model_keys:
-                yield row
+        if model_keys is not None and not mentions(line):
+            continue  # told before the line is parsed
+        found = read_written(line)
+        if found is not None and (model_keys is not None or _has_its_digest(*found)):
+            form, pieces = found
+            if model_keys is None or form.text(pieces, "model_key") in model_keys:
+                if not filling.takes(form, pieces):
+                    yield from filling.emptied()
+                filling.add(form, pieces)
+            continue
+        yield from filling.emptied()
+        row = parse_row(line, where) if model_keys is None else _parsed_again(line, where)
+        if model_keys is None or row.model_key in model_keys:
+            yield row
+    yield from filling.emptied()
+
+
+def _has_its_digest(form: Form, pieces: tuple[str, ...]) -> bool:
+    return _digest(form.digested(pieces)) == form.text(pieces, CHECKSUM)
+
+
+class _Filling:
+    """A block that is being filled."""
+
+    def __init__(self) -> None:
+        self._rows: dict[Form, tuple[list[tuple[str, ...]], list[int]]] = {}
+        self._kind: tuple[str | None, bool] | None = None  # what all rows of a block share
+        self._n = 0
+
+    def takes(self, form: Form, pieces: tuple[str, ...]) -> bool:
+        """Whether a row is of the same model, with tokens as they are, and there is room."""
+        kind = form.text(pieces, "model_key"), form.tokens
+        return self._n == 0 or (self._n < BLOCK_ROWS and kind == self._kind)
+
+    def add(self, form: Form, pieces: tuple[str, ...]) -> None:
+        """Take a row."""
+        self._kind = form.text(pieces, "model_key"), form.tokens
+        rows, places = self._rows.setdefault(form, ([], []))
+        rows.append(pieces)
+        places.append(self._n)
+        self._n += 1
+
+    def emptied(self) -> Iterator[Block]:
+        """Yield what there is, and begin anew."""
+        if self._n:
+            parts = tuple(WrittenRows(form, *held) for form, held in self._rows.items())
+            yield Block(parts[0].texts("adapter")[0], parts)
+        self._rows, self._n = {}, 0
+
+
+def _parsed_again(line: bytes, where: str) -> ItemRow:
+    try:
+        record = json.loads(line)
+    except ValueError:
+        record = parse_object(line, where)
+    return ItemRow.from_json(record, where)
 
 
 def _whole_lines(path: Path) -> Iterator[tuple[str, bytes]]:
@@ -163,24 +239,34 @@ def _as_written(line: bytes) -> dict[str, Any] | None:
     return None
 
 
-def read_texts(path: Path) -> Iterator[ItemText]:
+def read_texts(path: Path, ids: Collection[str] | None = None) -> Iterator[ItemText]:
     """Yield the lines of items.jsonl, each checked against its item key.
+
+    Args:
+        path: The file.
+        ids: Of the items that are wanted, in a file that was read whole before; by default all.
 
     Raises:
         DataError: A line is not as it was written, or the last one is torn.
     """
     for where, line in _whole_lines(path):
-        yield _parse_text(line, where)
+        record = _object_of(line)
+        if ids is None or record is None or record.get("id") in ids:
+            yield _item_as_written(record) or _checked_item(line, where)
 
 
-def _parse_text(line: bytes, where: str) -> ItemText:
-    return _item_as_written(line) or _checked_item(line, where)
+def _object_of(line: bytes) -> dict[str, Any] | None:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return record if isinstance(record, dict) else None
 
 
-def _item_as_written(line: bytes) -> ItemText | None:
+def _item_as_written(record: dict[str, Any] | None) -> ItemText | None:
     """Return the item of a line whose key is right; None where it is to be said what is wrong."""
     try:
-        text = ItemText.from_json(json.loads(line), "")
+        text = ItemText.from_json(record, "")
         return text if text.item_key == text_key(text) else None
     except (ValueError, RecursionError, DataError):
         return None

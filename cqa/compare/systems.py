@@ -13,8 +13,9 @@ from cqa.files import read_json
 from cqa.schema.compared import System
 from cqa.schema.letters import LettersMeta, LettersRow
 from cqa.schema.meta import ScoredModel, ScoreSettings
+from cqa.schema.row_forms import each_row
 from cqa.schema.rows import CHOOSERS, ItemRow
-from cqa.score_folder import LETTERS, LETTERS_META, META, copies
+from cqa.score_folder import LETTERS, LETTERS_META, META
 from cqa.stats.information import softmax
 from cqa.text import named
 
@@ -103,11 +104,10 @@ def _systems_of(folder: Path, name: str, models: Collection[str]) -> Iterator[Sc
             yield _chat(folder, name)
         return
     family = read_family(folder)
-    doubles = copies(family.texts())
     items: dict[str | None, dict[str, ItemValues]] = {}
     ids: dict[str, str] = {}
-    for row in family.rows():
-        if row.id not in doubles and row.group != CHOOSERS:
+    for row in each_row(family.rows()):
+        if row.id not in family.items.copies and row.group != CHOOSERS:
             items.setdefault(row.adapter, {})[row.full_key] = item_values(row)
             ids[row.full_key] = row.id
     too_long = dict.fromkeys(family.meta.too_long, "longer than the model's positions")

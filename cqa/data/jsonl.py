@@ -124,7 +124,7 @@ def _lines(path: Path) -> Iterator[tuple[str, bytes]]:
                 return
             refuse_utf16(head, path)
             file.seek(0)
-            lines = iter(partial(file.readline, LONGEST_LINE_BYTES + 1), b"")
+            lines, name = iter(partial(file.readline, LONGEST_LINE_BYTES + 1), b""), str(path)
             for number, line in enumerate(lines, start=1):
                 if len(line) > LONGEST_LINE_BYTES:
                     raise DataError(
@@ -136,7 +136,7 @@ def _lines(path: Path) -> Iterator[tuple[str, bytes]]:
                 if number == 1:
                     line = line.removeprefix(BOM)
                 if line.strip():
-                    yield f"{path}:{number}", line
+                    yield f"{name}:{number}", line
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         saved = path / "state.json"  # of the library `datasets`

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 
 from cqa.report.focus import Focus
@@ -110,10 +109,7 @@ def _described(base: BaseGroup) -> str:
 
 
 def _languages(focus: Focus) -> Iterator[str]:
-    by_group: dict[str, Counter[str]] = {}
-    for item in focus.source.texts():
-        by_group.setdefault(item.group or "ungrouped", Counter())[item.lang or "unknown"] += 1
-    for group, languages in by_group.items():
+    for group, languages in focus.source.family.items.languages.items():
         if len(languages) > 1:
             counts = ", ".join(f"{n} {name}" for name, n in languages.most_common())
             yield f"{group}: items of several languages are pooled: {counts}."

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import islice
+from typing import cast
+
+import numpy as np
 
 from cqa.report.focus import DOMAIN, GROUP, Focus
 from cqa.report.item_texts import ScoredItem
-from cqa.report.row_parts import Parts, parts_of, right_option
+from cqa.report.row_parts import (
+    Parts,
+    block_parts,
+    of_text,
+    parts_of,
+    right_numbers,
+    right_option,
+)
 from cqa.report.tables import Cell, Column, Placed, Table, tabulate
+from cqa.schema.row_forms import Block, WrittenRows
 from cqa.schema.rows import ItemRow, Kind
 from cqa.stats.strata import read_cutoff, stratum
 
@@ -73,23 +84,23 @@ def scored_items(focus: Focus) -> ScoredItems:
     """Read the numbers of all items, and the rows and texts of those of the largest change."""
     ranked = _by_change(focus)
     in_page = list(islice(ranked, N_LINES))
-    rows: dict[str, ScoredItem] = {}
+    scored: dict[str, ScoredItem] = {}
     wanted = dict.fromkeys(in_page[:N_TEXTS])
     found: dict[str, ItemNumbers] = {}
-    for row in focus.source.rows(None):
-        found[row.id] = _numbers(row)
-        if row.id in wanted:
-            rows[row.id] = ScoredItem(row)
-    if focus.highlighted is not None:
-        for row in focus.source.rows(focus.highlighted):
-            if (item := found.get(row.id)) is not None:
-                _add_adapted(item, row)
-                if row.id in wanted:
-                    rows[row.id].adapted = row
-    for text in focus.source.texts():
-        if text.id in rows:
-            rows[text.id].text = text
-    with_texts = {item_id: rows[item_id] for item_id in wanted if item_id in rows}
+    names = (None,) if focus.highlighted is None else (None, focus.highlighted)
+    for rows in focus.source.rows(*names):
+        if rows.adapter is None:
+            found |= ((item.id, item) for item in _numbers_of(rows))
+            scored |= ((row.id, ScoredItem(row)) for row in _among(rows, wanted))
+            continue
+        _add_adapted(found, rows)
+        for row in _among(rows, wanted):
+            if row.id in scored:
+                scored[row.id].adapted = row
+    for text in focus.source.texts(wanted):
+        if text.id in scored:
+            scored[text.id].text = text
+    with_texts = {item_id: scored[item_id] for item_id in wanted if item_id in scored}
     return ScoredItems(_ordered(focus, found.values()), set(in_page), with_texts)
 
 
@@ -152,10 +163,60 @@ def _numbers(row: ItemRow) -> ItemNumbers:
     )
 
 
-def _add_adapted(item: ItemNumbers, row: ItemRow) -> None:
-    after = right_option(row).logp_given_context_nats
-    item.dlogp_per_token_nats = (after - item.logp_base_nats) / item.n_tokens
-    item.adapted = parts_of(row)
+def _numbers_of(found: ItemRow | Block) -> Iterable[ItemNumbers]:
+    if isinstance(found, ItemRow):
+        return [_numbers(found)]
+    return found.in_order(_numbers_of_block)
+
+
+def _numbers_of_block(rows: WrittenRows) -> Iterable[ItemNumbers]:
+    right, n_tokens = right_numbers(rows), rows.by_text("n_tokens")
+    is_pair = rows.form.n_options == 2
+    merges = [rows.flags("boundary_merge", k) for k in range(rows.form.n_options)]
+    return map(
+        ItemNumbers,
+        rows.names("id"),
+        rows.names("group"),
+        cast(list[Kind], rows.names("kind")),
+        rows.texts("domain"),
+        rows.texts("lang"),
+        rows.texts("source_id"),
+        rows.texts("published_at"),
+        of_text(n_tokens, right).astype(int).tolist(),
+        of_text(n_tokens, 1 - right).tolist() if is_pair else [None] * len(rows),
+        np.any(merges, axis=0).tolist(),
+        of_text(rows.by_text("logp_given_context_nats"), right).tolist(),
+        block_parts(rows),
+    )
+
+
+def _among(found: ItemRow | Block, wanted: Collection[str]) -> Iterable[ItemRow]:
+    """Yield the rows of the wanted items."""
+    if isinstance(found, ItemRow):
+        return [found] if found.id in wanted else []
+    return (
+        part.record(k)
+        for part in found.parts
+        for k, item_id in enumerate(part.names("id"))
+        if item_id in wanted
+    )
+
+
+def _add_adapted(items: Mapping[str, ItemNumbers], found: ItemRow | Block) -> None:
+    if isinstance(found, ItemRow):
+        after = right_option(found).logp_given_context_nats
+        added = [(found.id, after, parts_of(found))]
+    else:
+        added = found.in_order(_adapted_of_block)
+    for item_id, logp_nats, parts in added:
+        if (item := items.get(item_id)) is not None:
+            item.dlogp_per_token_nats = (logp_nats - item.logp_base_nats) / item.n_tokens
+            item.adapted = parts
+
+
+def _adapted_of_block(rows: WrittenRows) -> Iterable[tuple[str, float, Parts | None]]:
+    after = of_text(rows.by_text("logp_given_context_nats"), right_numbers(rows)).tolist()
+    return zip(rows.names("id"), after, block_parts(rows), strict=True)
 
 
 def items_table(focus: Focus, found: ScoredItems) -> Table:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import NamedTuple, TextIO
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple, TextIO, cast, get_type_hints
 
-from cqa.escape import for_csv
-from cqa.report.row_parts import Parts, parts_of
+import numpy as np
+
+from cqa.report.row_parts import block_contrasts, parts_of
 from cqa.report.source import Source
-from cqa.report.tables import ABSENT, write_csv
+from cqa.report.tables import ABSENT, Cell, plain, write_csv
+from cqa.schema.row_forms import WrittenRows
 from cqa.schema.rows import ItemRow
 
 BASE = "base"
@@ -53,11 +58,23 @@ class LongRow(NamedTuple):
     d_prior_nats: float | None
 
 
+_HINTS = get_type_hints(LongRow)
+_TEXT = (str, str | None)
+
+
 class _Base(NamedTuple):
     """What is kept of a row of the base."""
 
-    parts: Parts | None
-    logp_nats: tuple[float, ...]  # S(x|y) of every option
+    contrasts_nats: Sequence[float] | None  # dI and its two parts; None for a continuation
+    logp_nats: Sequence[float]  # S(x|y) of every option
+
+
+@dataclass(frozen=True, slots=True)
+class _Reading:
+    """How the fields of many rows are read: as values, or as cells of a CSV file."""
+
+    field: Callable[[WrittenRows, str, int | None], Sequence[object]]
+    made: Callable[[list[Any]], list[Any]]  # of values that are in no row
 
 
 def long_rows(source: Source) -> Iterator[LongRow]:
@@ -66,35 +83,116 @@ def long_rows(source: Source) -> Iterator[LongRow]:
     Raises:
         DataError: scores.jsonl is damaged.
     """
-    base: dict[str, _Base] = {}
-    for row in source.rows(None):
-        logp = tuple(option.logp_given_context_nats for option in row.options)
-        base[row.id] = _Base(parts_of(row), logp)
-        yield from _rows_of(row, base[row.id])
-    for name in source.adapters:
-        for row in source.rows(name):
-            yield from _rows_of(row, base[row.id])
+    return map(LongRow._make, _all_rows(source, _Reading(_values, lambda values: values)))
 
 
 def write_long_csv(source: Source, file: TextIO) -> None:
     """Write the rows as CSV: floats to the last digit, `n/a` for what does not exist."""
-    write_csv(file, LongRow._fields, map(_cells, long_rows(source)))
+    rows = _all_rows(source, _Reading(_cells, _plain))
+    cells = (_plain(row) if isinstance(row, LongRow) else row for row in rows)
+    write_csv(file, LongRow._fields, cast(Iterator[Sequence[str]], cells))
 
 
-def _cells(row: LongRow) -> list[object]:
-    return [
-        ABSENT if value is None else for_csv(value) if isinstance(value, str) else value
-        for value in row
-    ]
+def _plain(values: Sequence[object]) -> list[str]:
+    return [repr(v) if type(v) is float else plain(v) for v in cast(Sequence[Cell], values)]
+
+
+def _values(rows: WrittenRows, name: str, k: int | None) -> Sequence[object]:
+    if _HINTS[name] in _TEXT:
+        return rows.texts(name, k)
+    return [json.loads(piece) for piece in rows.pieces(name, k)]
+
+
+def _cells(rows: WrittenRows, name: str, k: int | None) -> Sequence[object]:
+    """Return a field as `plain` would: JSON writes a number as Python does."""
+    if _HINTS[name] in _TEXT:
+        texts = rows.texts(name, k)
+        cells = {text: plain(text) for text in set(texts)}
+        return [cells[text] for text in texts]
+    if _HINTS[name] is bool:
+        return _plain(rows.flags(name, k).tolist())
+    pieces = rows.pieces(name, k)
+    return [ABSENT if piece == "null" else piece for piece in pieces]
+
+
+def _all_rows(source: Source, reading: _Reading) -> Iterator[Sequence[object]]:
+    base: dict[str, _Base] = {}
+    for found in source.rows(None, *source.adapters):
+        name = found.adapter
+        if isinstance(found, ItemRow):
+            if name is None:
+                logp = tuple(option.logp_given_context_nats for option in found.options)
+                base[found.id] = _Base(_contrasts(found), logp)
+            yield from _rows_of(found, base[found.id])
+            continue
+        if name is None:
+            for part in found.parts:
+                base |= zip(part.names("id"), _bases_of(part), strict=True)
+        of_each = partial(_rows_of_block, adapter=name, base=base, reading=reading)
+        for rows in found.in_order(of_each):
+            yield from rows
+
+
+def _contrasts(row: ItemRow) -> Sequence[float] | None:
+    parts = parts_of(row)
+    return None if parts is None else parts[:3]
+
+
+def _bases_of(rows: WrittenRows) -> Iterator[_Base]:
+    contrasts = [None] * len(rows) if rows.form.n_options == 1 else block_contrasts(rows).tolist()
+    return map(_Base, contrasts, rows.by_text("logp_given_context_nats").tolist())
+
+
+def _rows_of_block(
+    rows: WrittenRows, *, adapter: str | None, base: Mapping[str, _Base], reading: _Reading
+) -> Iterator[tuple[Sequence[object], ...]]:
+    """Return the rows of each item."""
+    before = [base[item_id] for item_id in rows.names("id")]
+    shared = _columns_of_items(rows, adapter, before, reading)
+    logp = rows.by_text("logp_given_context_nats")
+    logp_base = np.array([held.logp_nats for held in before])
+    options = []
+    for k in range(rows.form.n_options):
+        n_tokens = rows.numbers("n_tokens", k)
+        per_token = (logp[:, k] / n_tokens).tolist()
+        change = ((logp[:, k] - logp_base[:, k]) / n_tokens).tolist()
+        columns = shared | {
+            "option": reading.made([k]) * len(rows),
+            "logp_given_context_per_token_nats": reading.made(per_token),
+        }
+        if adapter is not None:
+            columns["dlogp_per_token_nats"] = reading.made(change)
+        for name in LongRow._fields:
+            if rows.has(name, k):
+                columns[name] = reading.field(rows, name, k)
+        absent = reading.made([None]) * len(rows)
+        options.append(zip(*(columns.get(name, absent) for name in LongRow._fields), strict=True))
+    return zip(*options, strict=True)
+
+
+def _columns_of_items(
+    rows: WrittenRows, adapter: str | None, base: Sequence[_Base], reading: _Reading
+) -> dict[str, Sequence[object]]:
+    """Return what all options of an item share."""
+    found = {name: reading.field(rows, name, None) for name in LongRow._fields if rows.has(name)}
+    found["adapter"] = reading.made([adapter or BASE]) * len(rows)
+    if rows.form.n_options == 1:
+        return found
+    before = np.array([held.contrasts_nats for held in base], dtype=np.float64)
+    found["delta_i_base_nats"] = reading.made(before[:, 0].tolist())
+    if adapter is not None:
+        changes = (block_contrasts(rows) - before).T.tolist()
+        found |= zip(
+            ("ddi_nats", "d_cond_nats", "d_prior_nats"), map(reading.made, changes), strict=True
+        )
+    return found
 
 
 def _rows_of(row: ItemRow, base: _Base) -> Iterator[LongRow]:
-    after, before = parts_of(row), base.parts
+    after, before = _contrasts(row), base.contrasts_nats
     ddi = d_cond = d_prior = None
     if row.adapter is not None and after is not None and before is not None:
-        ddi = after.delta_i_nats - before.delta_i_nats
-        d_cond = after.conditional_nats - before.conditional_nats
-        d_prior = after.prior_nats - before.prior_nats
+        ddi, d_cond, d_prior = (b - a for a, b in zip(before, after, strict=True))
     for k, (option, logp_base) in enumerate(zip(row.options, base.logp_nats, strict=True)):
         logp, n = option.logp_given_context_nats, option.n_tokens
         yield LongRow(
@@ -125,7 +223,7 @@ def _rows_of(row: ItemRow, base: _Base) -> Iterator[LongRow]:
             delta_i_nats=row.delta_i_nats,
             delta_i_best_wrong_nats=row.delta_i_best_wrong_nats,
             rank_prob=row.rank_prob,
-            delta_i_base_nats=before.delta_i_nats if before else None,
+            delta_i_base_nats=before[0] if before else None,
             ddi_nats=ddi,
             d_cond_nats=d_cond,
             d_prior_nats=d_prior,

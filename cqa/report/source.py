@@ -20,9 +20,10 @@ from cqa.run_folder import RUN, epoch_folders, read_losses
 from cqa.schema.meta import Meta, ScoreSettings
 from cqa.schema.provenance import Provenance
 from cqa.schema.record import Record
+from cqa.schema.row_forms import Block, WrittenRows, each_row
 from cqa.schema.rows import CHOOSERS, ItemRow, ItemText
 from cqa.schema.summary import NotInFamily
-from cqa.score_folder import ITEMS, META, SCORES, copies
+from cqa.score_folder import ITEMS, META, SCORES
 from cqa.stats.config import AnalysisConfig
 from cqa.stats.summary import Scores
 
@@ -66,13 +67,17 @@ class Source:
 
     family: Family
     settings: ScoreSettings
-    n_items: int  # that are reported
     scores: Scores
     n_rows: Mapping[str | None, int]  # by name of the model, copies left out
     adapters: list[str] = field(default_factory=list)
     run: TrainingRun | None = None
     run_missing: str | None = None  # why the run that scoring named is not used
     analysis: AnalysisConfig | None = None  # what the statistics were told
+
+    @property
+    def n_items(self) -> int:
+        """How many items are reported."""
+        return self.family.items.n_reported
 
     @property
     def made(self) -> dict[str, Provenance]:
@@ -89,17 +94,18 @@ class Source:
         """Adapters that were scored on these items in a way that does not compare."""
         return self.family.not_in_family
 
-    def rows(self, adapter: str | None) -> Iterator[ItemRow]:
-        """Yield the rows of the base (None) or of one adapter, those that are reported."""
-        found = self.family.rows_again(adapter)
-        rows: Iterable[ItemRow] = (r for r in found if r.id not in self.scores.copies)
-        if self.n_rows.get(adapter, 0) > self.scores.n_items(adapter):
-            rows = {row.id: row for row in rows}.values()  # of two rows the last counts
-        return (row for row in rows if row.group != CHOOSERS)
+    def rows(self, *names: str | None) -> Iterator[ItemRow | Block]:
+        """Yield the rows that are reported of the base (None) and adapters, one after the other."""
+        if all(self.n_rows.get(name, 0) <= self.scores.n_items(name) for name in names):
+            yield from _of_reported(self.family.rows_again(names), self.scores.copies)
+            return
+        for name in names:
+            found = _of_reported(self.family.rows_again([name]), self.scores.copies)
+            yield from {row.id: row for row in each_row(found)}.values()  # of two the last counts
 
-    def texts(self) -> Iterator[ItemText]:
-        """Yield the texts of the items that are reported."""
-        return _reported(self.family, self.scores.copies)
+    def texts(self, ids: Collection[str] | None = None) -> Iterator[ItemText]:
+        """Yield the texts of the items that are reported, or of some of them."""
+        return self.family.reported_texts(ids)
 
     def leaked(self) -> dict[str, Overlap] | None:
         """Return the items whose texts are trained on, whole or in part, if that is known."""
@@ -131,10 +137,9 @@ def read_source(folder: Path, run: Path | None = None) -> Source:
             )
     family = read_family(folder)
     settings = ScoreSettings.from_json(family.meta.settings, f"{folder / META}: settings")
-    again = copies(family.texts())
+    again = family.items.copies
     n_rows = Counter[str | None]()
     scores = Scores(_counted(family.rows(), again, n_rows), again, family.order)
-    n_items = sum(1 for _ in _reported(family, again))
     groups = (*scores.items.values(), scores.choosers)
     n_base = sum(len(models[None]) for models in groups if None in models)
     n_base += sum(scores.n_copies.values())
@@ -146,7 +151,7 @@ def read_source(folder: Path, run: Path | None = None) -> Source:
             hint="scoring was stopped; the same cqa-fast score command continues it",
         )
     adapters = [name for name in family.keys if name is not None]
-    source = Source(family, settings, n_items, scores, n_rows, adapters)
+    source = Source(family, settings, scores, n_rows, adapters)
     if run is not None:
         source.run = read_run(run, family.digests)
     elif len(settings.run) == 1 and adapters:
@@ -155,15 +160,30 @@ def read_source(folder: Path, run: Path | None = None) -> Source:
 
 
 def _counted(
-    rows: Iterable[ItemRow], copies: Collection[str], n_rows: Counter[str | None]
-) -> Iterator[ItemRow]:
-    for row in rows:
-        n_rows[row.adapter] += row.id not in copies
-        yield row
+    rows: Iterable[ItemRow | Block], copies: Collection[str], n_rows: Counter[str | None]
+) -> Iterator[ItemRow | Block]:
+    for found in rows:
+        if isinstance(found, ItemRow):
+            n_rows[found.adapter] += found.id not in copies
+        else:
+            ids = (name for part in found.parts for name in part.names("id"))
+            n_rows[found.adapter] += sum(name not in copies for name in ids)
+        yield found
 
 
-def _reported(family: Family, copies: Collection[str]) -> Iterator[ItemText]:
-    return (t for t in family.texts() if t.group != CHOOSERS and t.id not in copies)
+def _of_reported(
+    rows: Iterable[ItemRow | Block], copies: Collection[str]
+) -> Iterator[ItemRow | Block]:
+    def are_reported(rows: WrittenRows) -> Iterator[bool]:
+        pairs = zip(rows.names("id"), rows.names("group"), strict=True)
+        return (name not in copies and group != CHOOSERS for name, group in pairs)
+
+    for found in rows:
+        if isinstance(found, ItemRow):
+            if found.id not in copies and found.group != CHOOSERS:
+                yield found
+        elif (block := found.only(are_reported)) is not None:
+            yield block
 
 
 def _named_run(folder: Path, digests: Mapping[str, str]) -> tuple[TrainingRun | None, str | None]:

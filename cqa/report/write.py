@@ -22,7 +22,7 @@ from cqa.report.item_table import items_table, scored_items
 from cqa.report.long_table import write_long_csv
 from cqa.report.page import Report, html_page, markdown_page
 from cqa.report.source import read_source
-from cqa.report.tables import to_csv, to_latex
+from cqa.report.tables import to_latex, write_table_csv
 from cqa.report.verdict import make_page
 from cqa.schema.verdict import Verdict
 from cqa.stats.config import AnalysisConfig
@@ -63,7 +63,7 @@ def _files(report: Report) -> Iterator[tuple[str, Callable[[], Content]]]:
     yield "report.html", lambda: html_page(report)
     yield "report.md", lambda: markdown_page(report)
     for table in report.tables:
-        yield f"tables/{table.name}.csv", partial(to_csv, table)
+        yield f"tables/{table.name}.csv", partial(partial, write_table_csv, table)
         yield f"tables/{table.name}.tex", partial(to_latex, table)
     yield "tables/scores_long.csv", lambda: partial(write_long_csv, report.focus.source)
     for name, drawing in report.figures.items():

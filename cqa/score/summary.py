@@ -12,7 +12,7 @@ from cqa.family import read_family
 from cqa.files import inside, write_json
 from cqa.schema.meta import ScoredModel
 from cqa.schema.summary import ScoreSummary
-from cqa.score_folder import SUMMARY, copies, digest_json
+from cqa.score_folder import SUMMARY, digest_json
 from cqa.stats.config import AnalysisConfig
 from cqa.stats.summary import Scores, summarise
 
@@ -20,7 +20,7 @@ from cqa.stats.summary import Scores, summarise
 def write_summary(out: Path, config: AnalysisConfig) -> ScoreSummary:
     """Read the rows of a folder's family again; write and return their statistics."""
     family = read_family(out)
-    scores = Scores(family.rows(), copies(family.texts()), family.order)
+    scores = Scores(family.rows(), family.items.copies, family.order)
     summary = ScoreSummary(
         statistics=summarise(scores, config, made=family.made),
         digest=family.meta.digest,

@@ -14,7 +14,9 @@ from typing import Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
+from cqa.schema.row_forms import WrittenRows
 from cqa.schema.rows import ItemRow
+from cqa.stats.blocks import Column, pair_facts
 from cqa.stats.clusters import Values
 from cqa.stats.information import softmax
 from cqa.stats.items import LENGTHS, OF_PMI, ItemFacts, ItemScore, item_facts
@@ -22,12 +24,12 @@ from cqa.stats.items import LENGTHS, OF_PMI, ItemFacts, ItemScore, item_facts
 Numbers = npt.NDArray[np.int32]
 Label = Literal["domain", "source_id", "published_at", "lang"]
 MANY = 100_000  # texts of which each is held once
-Column = str | tuple[str, int]  # a field of `ItemScore`, and which of its numbers
 NUMBERS = ("delta_i_nats", "conditional_nats", "prior_nats")
 FLAGS = ("is_first", "is_first_per_byte")
 SOMETIMES = ("delta_i_null2_nats", "entropy_given_nats", "entropy_null_nats",
              "min_k")  # NaN stands for None  # fmt: skip
 BEST_WRONG = OF_PMI.index("best_wrong")
+BEST = ("variants", BEST_WRONG)
 OF_NULL2 = 2  # numbers in `null2_lengths`
 
 
@@ -68,18 +70,39 @@ class ItemScores(Mapping[str, ItemScore]):
             self._append_candidates(name, p)
         self._added.append(number)
 
+    def extend(self, numbers: Numbers, columns: Mapping[Column, Values]) -> None:
+        """Take items of two candidates.
+
+        Args:
+            numbers: Their places.
+            columns: What `add` would take of each, (items,) each; NaN for what is not there.
+        """
+        for name, values in columns.items():
+            rare = name in SOMETIMES or name == BEST or name[0] == "null2_lengths"
+            if name not in self._arrays:
+                if rare and np.isnan(values).all():
+                    continue
+                self._begin(name, "b" if name in FLAGS else "d")
+            held = self._arrays[name]
+            held.frombytes(values.astype(held.typecode).tobytes())
+        for name in self._arrays.keys() - columns.keys():  # of more candidates
+            self._arrays[name].frombytes(np.full(len(numbers), np.nan).tobytes())
+        self._added.frombytes(numbers.tobytes())
+
+    def _begin(self, column: Column, kind: str = "d") -> array[float]:
+        """Begin a column; NaN stands for the items before, if there are any."""
+        self._arrays[column] = array(kind, [math.nan] * len(self._added))
+        return self._arrays[column]
+
     def _append(self, column: Column, value: float, kind: str = "d") -> None:
-        held = self._arrays.get(column)
-        if held is None:
-            held = self._arrays[column] = array(kind)
-        held.append(value)
+        (self._arrays.get(column) or self._begin(column, kind)).append(value)
 
     def _append_rarely(self, column: Column, value: float | None) -> None:
         """Append to a column that is not there before it has a number; NaN fills it."""
         if value is None and column not in self._arrays:
             return
         if column not in self._arrays:
-            self._arrays[column] = array("d", [math.nan]) * len(self._added)
+            self._begin(column)
         self._arrays[column].append(math.nan if value is None else value)
 
     def _append_candidates(self, name: str, p: tuple[float, ...]) -> None:
@@ -251,6 +274,16 @@ class Facts(Mapping[str, ItemFacts]):
         if number == len(self._merges) or row.adapter is None:
             self._put(number, item_facts(row))
         return number
+
+    def number_block(self, rows: WrittenRows, *, is_base: bool) -> Numbers:
+        """Return the numbers of the items of pairs under one model: (rows,)."""
+        ids, n_before = rows.names("id"), len(self.numbers)
+        found = [self.numbers.setdefault(item_id, len(self.numbers)) for item_id in ids]
+        if is_base or len(self.numbers) > n_before:
+            for number, facts in zip(found, pair_facts(rows), strict=True):
+                if is_base or number == len(self._merges):
+                    self._put(number, facts)
+        return np.array(found, dtype=np.int32)
 
     def _put(self, number: int, facts: ItemFacts) -> None:
         here = slice(number, number + 1)  # of an item that is new, the end

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cqa.schema.provenance import Provenance
+from cqa.schema.row_forms import Block
 from cqa.schema.rows import CHOOSERS, ItemRow
 from cqa.schema.summary import (
     DatedCounts,
@@ -18,6 +19,7 @@ from cqa.schema.summary import (
     StratumCounts,
     Summary,
 )
+from cqa.stats.blocks import pair_columns, text_scores
 from cqa.stats.columns import Facts, ItemScores
 from cqa.stats.compare import base_group, compare_items
 from cqa.stats.config import AnalysisConfig
@@ -36,7 +38,7 @@ class Scores:
 
     def __init__(
         self,
-        rows: Iterable[ItemRow] = (),
+        rows: Iterable[ItemRow | Block] = (),
         copies: Collection[str] = (),
         order: Sequence[str | None] = (),
     ) -> None:
@@ -53,14 +55,11 @@ class Scores:
         self.texts: dict[str, dict[str | None, dict[str, TextScore]]] = {}
         self.choosers: ByModel = {}  # items that choose an adapter and are not reported
         self.facts = Facts()
-        for row in rows:
-            if row.id in copies:
-                self.n_copies[row.group] += row.adapter is None
-            elif row.kind == "continuation":
-                texts = self.texts.setdefault(row.group, {}).setdefault(row.adapter, {})
-                texts[row.id] = text_score(row)
+        for found in rows:
+            if isinstance(found, ItemRow):
+                self._add(found)
             else:
-                self._add(row)
+                self._add_block(found)
         self._settle()
         if order:
             self.choosers = _sorted(self.choosers, order)
@@ -68,10 +67,46 @@ class Scores:
             self.texts = {group: _sorted(models, order) for group, models in self.texts.items()}
 
     def _add(self, row: ItemRow) -> None:
-        group = self.choosers if row.group == CHOOSERS else self.items.setdefault(row.group, {})
-        if row.adapter not in group:
-            group[row.adapter] = ItemScores(self.facts.numbers)
-        group[row.adapter].add(self.facts.number(row), item_score(row))
+        if row.id in self.copies:
+            self.n_copies[row.group] += row.adapter is None
+        elif row.kind == "continuation":
+            self._texts_of(row.group, row.adapter)[row.id] = text_score(row)
+        else:
+            scores = self._items_of(row.group, row.adapter)
+            scores.add(self.facts.number(row), item_score(row))
+
+    def _add_block(self, block: Block) -> None:
+        once = block.only(lambda rows: (name not in self.copies for name in rows.names("id")))
+        if block.adapter is None:
+            ids = (
+                pair
+                for rows in block.parts
+                for pair in zip(rows.names("id"), rows.names("group"), strict=True)
+            )
+            self.n_copies.update(group for name, group in ids if name in self.copies)
+        for rows in once.parts if once else ():
+            groups = np.array(rows.names("group"), dtype=object)
+            if rows.form.n_options == 1:
+                for group, name, score in zip(
+                    groups, rows.names("id"), text_scores(rows), strict=True
+                ):
+                    self._texts_of(group, block.adapter)[name] = score
+                continue
+            numbers = self.facts.number_block(rows, is_base=block.adapter is None)
+            columns = pair_columns(rows)
+            for group in dict.fromkeys(groups):
+                own = groups == group
+                scores = self._items_of(group, block.adapter)
+                scores.extend(numbers[own], {name: held[own] for name, held in columns.items()})
+
+    def _items_of(self, group: str, adapter: str | None) -> ItemScores:
+        models = self.choosers if group == CHOOSERS else self.items.setdefault(group, {})
+        if adapter not in models:
+            models[adapter] = ItemScores(self.facts.numbers)
+        return models[adapter]
+
+    def _texts_of(self, group: str, adapter: str | None) -> dict[str, TextScore]:
+        return self.texts.setdefault(group, {}).setdefault(adapter, {})
 
     def _settle(self) -> None:
         """Put the items of every model into the order of the base."""

@@ -1,15 +1,14 @@
 """Reports on changes that are made up."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 from synthetic import digest_of, key_of, make_meta, records
 
-from cqa.data.unique import Fingerprints
-from cqa.family import Family
+from cqa.family import Family, FamilyItems
 from cqa.report.caveats import caveats
 from cqa.report.focus import Focus, make_focus
 from cqa.report.source import Source
@@ -30,11 +29,11 @@ class HeldFamily(Family):
     held_texts: dict[str, ItemText] = field(default_factory=dict)  # by id
     held_rows: list[ItemRow] = field(default_factory=list)
 
-    def texts(self) -> Iterator[ItemText]:
-        return iter(self.held_texts.values())
+    def texts(self, ids: Collection[str] | None = None) -> Iterator[ItemText]:
+        return (text for text in self.held_texts.values() if ids is None or text.id in ids)
 
-    def rows_again(self, name: str | None) -> Iterator[ItemRow]:
-        return (row for row in self.held_rows if row.adapter == name)
+    def rows_again(self, names: Sequence[str | None]) -> Iterator[ItemRow]:
+        return (row for name in names for row in self.held_rows if row.adapter == name)
 
 
 def spread(mean: float, n: int = 20, sd: float = 1.0) -> np.ndarray:
@@ -51,8 +50,8 @@ def focus_of(changes: Changes, *, prior: float = 0.0, **facts) -> Focus:
         for k in range(n):
             item_id = f"{group}-{k}"
             items[item_id] = ItemText(
-                id=item_id, item_key="", kind="pair", context="c", options=("g", "b"), answer=0,
-                lang="en",
+                id=item_id, item_key="", kind="pair", context=f"c {item_id}", options=("g", "b"),
+                answer=0, lang="en",
             )  # fmt: skip
             base = float(5 * np.sin(7 * k + 1))
             for adapter in (None, *changes):
@@ -64,12 +63,15 @@ def focus_of(changes: Changes, *, prior: float = 0.0, **facts) -> Focus:
     digests = {name: digest_of(name) for name in changes}
     made = dict.fromkeys(changes, Provenance())
     held = list(records(rows))
+    kept = FamilyItems()
+    for text in items.values():
+        kept.add(text)
     family = HeldFamily(
-        Path("scores"), meta, names, digests, made, Fingerprints(), {},
+        Path("scores"), meta, names, digests, made, kept, {},
         held_texts=items, held_rows=held,
     )  # fmt: skip
     source = Source(
-        family, ScoreSettings.from_json(meta.settings, "made up"), len(items), Scores(held),
+        family, ScoreSettings.from_json(meta.settings, "made up"), Scores(held),
         Counter(row.adapter for row in held), list(changes), facts.get("run"),
     )  # fmt: skip
     named = ("cutoff", "primary", "control")

@@ -9,7 +9,7 @@ from cqa.stats.clusters import by_source
 from cqa.stats.deciding import difference_test, family_test
 from cqa.stats.resampling import bca_interval
 
-N = 5000  # sources: a quarter of the fewest that moments are used for, so errors are larger
+N = 5000  # sources: so skewed, fewer have one that weighs more than moments allow
 
 
 @pytest.fixture
@@ -56,6 +56,16 @@ def check_alike(drawn, derived) -> None:
 def test_the_deciding_test_from_moments_is_that_of_draws(both, shift):
     clusters = by_source(skewed(N, 0, shift), [None] * N)
     check_alike(*both(lambda: family_test(clusters, draws=5999)))
+
+
+def test_the_fewest_sources_with_one_that_weighs_as_much_as_it_may(monkeypatch):
+    n = moments.MANY_SOURCES
+    values = np.random.default_rng(7).normal(0.03, 1, n)
+    values[0] = 0.95 * np.sqrt(moments.HEAVIEST * n)
+    clusters = by_source({"a": values}, [None] * n)
+    derived = family_test(clusters)
+    monkeypatch.setattr(moments, "MANY_SOURCES", n + 1)
+    check_alike(family_test(clusters, draws=9999), derived)
 
 
 def test_sources_of_unequal_size(both):
