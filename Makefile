@@ -52,7 +52,7 @@ calibrate: $(READY)  ## how often each finding is wrong, by simulation: docs/cal
 soak: $(READY)  ## kill training and scoring a hundred times; what is left must be the same bits
 	$(BIN)/python tests/soak.py
 
-fuzz: $(READY)  ## damaged files, ten thousand, and five thousand folders compared with transformers and PEFT
+fuzz: $(READY)  ## ten thousand damaged files, special files, odd surroundings; five thousand folders compared with transformers and PEFT
 	$(BIN)/python tests/fuzz.py
 
 OLDEST := .venv-oldest

@@ -22,7 +22,7 @@ from filelock import BaseFileLock, FileLock, Timeout
 from safetensors import SafetensorError
 
 from cqa.errors import ConfigError, DataError, ResourceError
-from cqa.reading import read_object
+from cqa.reading import read_object, refuse_special
 
 LONGEST_NAME_BYTES = 255
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
@@ -172,12 +172,18 @@ class AppendedFile:
         """Open a file, or begin one.
 
         Raises:
-            ResourceError: It cannot be written.
+            ResourceError: It cannot be written, or is no regular file.
         """
         self.path = path
         with reported(path):
-            flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
-            self._descriptor = os.open(path, flags, 0o666)
+            # non-blocking, since a pipe is waited for otherwise
+            flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK
+            self._descriptor = os.open(path, flags | os.O_CLOEXEC, 0o666)
+            try:
+                refuse_special(path, ResourceError)
+            except BaseException:
+                os.close(self._descriptor)
+                raise
             sync(path.parent)
 
     def __enter__(self) -> AppendedFile:

@@ -5,8 +5,10 @@
 
 A case is a sound file, damaged at random: bytes changed, moved, cut, or, for JSON, values replaced
 by others that JSON allows. A traceback, a hang or a demand for gigabytes is a failure, and the
-input that caused it is kept. Then whole model folders and adapters are changed and compared with
-transformers and PEFT; see tests/differential/cases.py.
+input that caused it is kept. Then each file in turn is a pipe, a device, a socket, a folder or a
+link that leads nowhere; outputs, pages and environments are odd (tests/surroundings.py); and whole
+model folders and adapters are changed and compared with transformers and PEFT (see
+tests/differential/cases.py).
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ import traceback
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +34,7 @@ import torch
 from differential.cases import run_cases
 from helpers import tiny_model, write_lines
 from pyarrow import parquet
+from surroundings import SPECIAL, put_special, surroundings
 
 from cqa.config import read_settings, resolve
 from cqa.data.items import read_items
@@ -380,6 +384,33 @@ def _run(sound: Sound, target: Target, rng: random.Random, folder: Path) -> tupl
     shutil.copytree(sound.folder, folder)
     damaged = rng.choice(target.damages)(rng, (folder / target.file).read_bytes())
     (folder / target.file).write_bytes(damaged)
+    return _read(target, folder)
+
+
+def special_files(folder: Path) -> tuple[Counter[str], list[str]]:
+    """Put every special file in the place of every file; return the outcomes and the failures."""
+    sound = Sound(folder / "sound")
+    outcomes: Counter[str] = Counter()
+    failures = []
+    before = signal.signal(signal.SIGALRM, _hang)
+    try:
+        for target in sound.targets():
+            for kind in SPECIAL:
+                shutil.rmtree(folder / "case", ignore_errors=True)
+                shutil.copytree(sound.folder, folder / "case", symlinks=True)
+                put_special(kind, folder / "case" / target.file)
+                outcome, failure = _read(target, folder / "case")
+                outcomes[f"{kind}: {outcome}"] += 1
+                if failure:
+                    failures.append(f"{kind} as {target.file}: {failure}")
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+    return outcomes, failures
+
+
+def _read(target: Target, folder: Path) -> tuple[str, str | None]:
+    """Read a file; return how that ended, and what was wrong with it."""
     signal.alarm(SECONDS)
     try:
         target.read(folder)
@@ -408,17 +439,25 @@ def main() -> None:
     """Fuzz, say what came of it, and end with 1 if anything failed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cases", type=int, default=10_000)
+    parser.add_argument("--surroundings", type=int, default=600)
     parser.add_argument("--comparisons", type=int, default=5_000)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     resource.setrlimit(resource.RLIMIT_AS, (GIGABYTES << 30, GIGABYTES << 30))
     folder = Path(tempfile.mkdtemp(prefix="cqa-fuzz-"))
     outcomes, failures = fuzz(arguments.cases, arguments.seed, folder)
-    compared, differences = run_cases(arguments.comparisons, arguments.seed, folder)
-    failures += differences
-    for name, count in [*sorted(outcomes.items()), *sorted(compared.items())]:
+    for name, run in (
+        ("special", special_files),
+        ("surroundings", partial(surroundings, arguments.surroundings, arguments.seed)),
+        ("compared", partial(run_cases, arguments.comparisons, arguments.seed)),
+    ):
+        (folder / name).mkdir()
+        found, failed = run(folder / name)
+        outcomes += found
+        failures += failed
+    for name, count in sorted(outcomes.items()):
         print(f"{count:>6}  {name}")
-    n_cases = arguments.cases + arguments.comparisons
+    n_cases = outcomes.total()
     print(f"{n_cases} cases, seed {arguments.seed}: {len(failures)} failures")
     print("\n".join(failures))
     if failures:
