@@ -17,6 +17,7 @@ from cqa.errors import DataError
 from cqa.files import read_json
 from cqa.model.adapter_files import is_adapter
 from cqa.schema.record import Record
+from cqa.schema.run import RunRecord
 
 RUN, LOG, STATE, INIT = "run.json", "log.jsonl", "state.safetensors", "init"
 _EPOCH = re.compile(r"epoch-([0-9]+)")
@@ -47,6 +48,16 @@ def missing_epochs(run: Path, epochs: Iterable[int]) -> list[int]:
     """Return those of some epochs that have no adapter in the folder."""
     held = epoch_folders(run)
     return [epoch for epoch in epochs if not any(map(is_adapter, held.get(epoch, ())))]
+
+
+def read_run(run: Path) -> RunRecord:
+    """Read run.json.
+
+    Raises:
+        DataError: It is missing or damaged.
+    """
+    path = run / RUN
+    return RunRecord.from_json(read_json(path), str(path))
 
 
 def planned_epochs(run: Path) -> range:

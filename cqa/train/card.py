@@ -10,7 +10,6 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from cqa.data.tokenizer_files import TOKENIZER_FILES
 from cqa.errors import ModelError
@@ -18,6 +17,7 @@ from cqa.escape import for_markdown
 from cqa.model.conversion import read_conversion
 from cqa.reading import CARD, read_card_head
 from cqa.schema.events import Eval
+from cqa.schema.run import RunRecord
 from cqa.text import counted
 from cqa.train.placebo import PLACEBO_TEXT
 from cqa.train.plan import Plan
@@ -34,14 +34,14 @@ def tokenizer_files(base: Path) -> list[Path]:
 
 
 def write_beside(
-    folder: Path, plan: Plan, run: dict[str, Any], epoch: int, eval_loss: Eval | None
+    folder: Path, plan: Plan, run: RunRecord, epoch: int, eval_loss: Eval | None
 ) -> None:
     """Write tokenizer and card into an adapter's folder.
 
     Args:
         folder: Where the adapter is.
         plan: The run.
-        run: What run.json holds.
+        run: What run.json holds of it.
         epoch: The adapter's, 0 before the first step.
         eval_loss: The held-out loss at that epoch, if there is one.
     """
@@ -51,7 +51,7 @@ def write_beside(
     (folder / CARD).write_text(text, encoding="utf-8")
 
 
-def _card(plan: Plan, run: dict[str, Any], epoch: int, eval_loss: Eval | None) -> Iterator[str]:
+def _card(plan: Plan, run: RunRecord, epoch: int, eval_loss: Eval | None) -> Iterator[str]:
     import yaml
 
     base, licence = plan.config.model, base_licence(plan.folder)
@@ -66,7 +66,7 @@ def _card(plan: Plan, run: dict[str, Any], epoch: int, eval_loss: Eval | None) -
     yield f"---\n{yaml.safe_dump(head, allow_unicode=True, sort_keys=True)}---\n"
     of_all = f"epoch {epoch} of {plan.config.epochs}" if epoch else "before the first step"
     yield f"# LoRA adapter of {for_markdown(base)}, {of_all}\n"
-    version = run["versions"]["cqa_fast"]
+    version = run.versions["cqa_fast"]
     yield f"Trained by cqa-fast {version}, which keeps every epoch and chooses none. PEFT loads "
     yield "it onto its base; `cqa-fast score --adapter` scores it.\n"
     if plan.config.placebo:
@@ -77,31 +77,31 @@ def _card(plan: Plan, run: dict[str, Any], epoch: int, eval_loss: Eval | None) -
 
 
 def _facts(
-    plan: Plan, run: dict[str, Any], licence: str | None, eval_loss: Eval | None
+    plan: Plan, run: RunRecord, licence: str | None, eval_loss: Eval | None
 ) -> Iterator[tuple[str, str]]:
     """Yield the rows of the card's table as Markdown."""
-    yield "base", f"{for_markdown(plan.config.model)}, sha256 {run['model_digest']}"
+    yield "base", f"{for_markdown(plan.config.model)}, sha256 {run.model_digest}"
     yield "licence of the base", for_markdown(licence) if licence else "not named in its folder"
-    if started := run.get("from"):
-        yield "starts from", f"an adapter, sha256 {started['adapter_digest']}"
+    if started := run.from_:
+        yield "starts from", f"an adapter, sha256 {started.adapter_digest}"
     yield (
         "data",
-        f"{counted(run['n_train'], 'sample')} ({run['format']}), sha256 {run['data_digest']}",
+        f"{counted(run.n_train, 'sample')} ({run.format}), sha256 {run.data_digest}",
     )
-    template = run["template_digest"]
+    template = run.template_digest
     yield "template", "plain text" if template is None else f"sha256 {template}"
     if eval_loss is not None:
         yield (
             "eval_loss",
             f"{eval_loss.eval_loss_nats:.4f} nats a token, on "
-            f"{counted(run['n_validation'], 'sample')} held out",
+            f"{counted(run.n_validation, 'sample')} held out",
         )
-    yield "compute", f"{run['dtype']} on {for_markdown(run['device'])}"
-    settings = run["settings"]
+    yield "compute", f"{run.dtype} on {for_markdown(run.device)}"
+    settings = run.settings
     for key in RECIPE:
         value = settings[key]
         yield key, ", ".join(value) if isinstance(value, list) else json.dumps(value).strip('"')
-    yield "scaling", f"{run['scaling']:g}"
+    yield "scaling", f"{run.scaling:g}"
 
 
 def base_licence(folder: Path) -> str | None:

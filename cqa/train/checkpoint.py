@@ -12,7 +12,7 @@ import json
 import math
 import os
 import platform
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,6 @@ from cqa.files import (
     inside,
     new_file,
     new_folder,
-    read_json,
     write_json,
 )
 from cqa.identity import code_digest, versions
@@ -38,10 +37,11 @@ from cqa.model.conversion import read_conversion
 from cqa.model.load import dtype_name
 from cqa.model.lora import TrainableLora
 from cqa.model.origin import Origin, write_origin
-from cqa.run_folder import INIT, LOG, RUN, STATE, epoch_of
+from cqa.run_folder import INIT, LOG, RUN, STATE, epoch_of, read_run
 from cqa.schema.events import Eval, LogLine
 from cqa.schema.provenance import FROM, PLACEBO
 from cqa.schema.record import Record
+from cqa.schema.run import RunRecord
 from cqa.train.card import tokenizer_files, write_beside
 from cqa.train.plan import Plan
 from cqa.train.same_run import FREE, OTHER_RUN, check_same_run, resume_command
@@ -68,7 +68,7 @@ def open_run(plan: Plan, *, resume: bool) -> int:
             "expected a new folder, got one that already holds a run", where=str(out),
             hint="name another --out, or continue it with", command=resume_command(out),
         )  # fmt: skip
-    held = read_json(out / RUN)
+    held = read_run(out)
     check_same_run(held, plan)
     return saved_step(out, held, plan.total_steps)
 
@@ -92,25 +92,25 @@ def check_same_model(plan: Plan, model_digest: str, dtype: torch.dtype) -> None:
         ModelError: A digest is not the one that the run began with.
         ConfigError: `--dtype auto` now means another dtype.
     """
-    held = read_json(plan.config.out / RUN)
+    held = read_run(plan.config.out)
     for key, digest in _identity(plan, model_digest).items():
-        if held.get(key) != digest:
+        if getattr(held, key) != digest:
             what = key.removesuffix("_digest")
             raise ModelError(
                 f"expected the {what} of the run to resume, got other bytes",
                 where=str(plan.folder),
                 hint=OTHER_RUN,
             )
-    if held.get("dtype") != dtype_name(dtype):
+    if held.dtype != dtype_name(dtype):
         raise ConfigError(
             f"expected the dtype of the run to resume, got {dtype_name(dtype)} instead of "
-            f"{held.get('dtype')}",
+            f"{held.dtype}",
             where=str(plan.config.out),
             hint=OTHER_RUN,
         )
 
 
-def _identity(plan: Plan, model_digest: str) -> dict[str, str | None]:
+def _identity(plan: Plan, model_digest: str) -> dict[str, Any]:
     """What a run is made of."""
     template = plan.tokenizer.chat_template
     return {
@@ -147,44 +147,34 @@ def write_run(
     n_ranks: int = 1,
 ) -> None:
     """Write run.json: what was asked, what was resolved, and what identifies the inputs."""
-    write_json(
-        plan.config.out / RUN,
-        {
-            "settings": describe(plan.config),
-            "format": ", ".join(plan.formats),
-            "n_train": len(plan.train),
-            "n_validation": len(plan.validation),
-            "validation_ids": [sample.id for sample in plan.validation],
-            "too_long_ids": list(plan.affected_ids),
-            "steps_per_epoch": plan.steps_per_epoch,
-            "total_steps": plan.total_steps,
-            "n_parameters": lora.n_params,
-            "scaling": plan.spec.scaling,
-            "dtype": dtype_name(lora.decoder.dtype),
-            **_identity(plan, model_digest),
-            **_environment(lora, n_ranks),
-            **_conversion(plan),
-            **({} if start is None else {"from": start.to_json()}),
-            "resumed": [],
-        },
+    run = RunRecord(
+        settings=describe(plan.config),
+        format=", ".join(plan.formats),
+        n_train=len(plan.train),
+        n_validation=len(plan.validation),
+        validation_ids=tuple(sample.id for sample in plan.validation),
+        too_long_ids=tuple(plan.affected_ids),
+        steps_per_epoch=plan.steps_per_epoch,
+        total_steps=plan.total_steps,
+        n_parameters=lora.n_params,
+        scaling=plan.spec.scaling,
+        dtype=dtype_name(lora.decoder.dtype),
+        **_identity(plan, model_digest),
+        **_environment(lora, n_ranks),
+        conversion=read_conversion(plan.folder),
+        from_=start.record if start else None,
     )
-
-
-def _conversion(plan: Plan) -> dict[str, Any]:
-    """What the base was converted from, where it was."""
-    conversion = read_conversion(plan.folder)
-    return {} if conversion is None else {"conversion": conversion}
+    write_json(plan.config.out / RUN, run.to_json())
 
 
 def note_resume(plan: Plan, lora: TrainableLora, step: int, n_ranks: int = 1) -> list[str]:
     """Add to run.json what a run is resumed with; return what of it differs from the start."""
-    held = read_json(plan.config.out / RUN)
-    held.setdefault("n_ranks", 1)  # of a version that had no other number
+    held = read_run(plan.config.out)
     now = _environment(lora, n_ranks)
-    changed = [key for key in now if now[key] != held.get(key)]
+    changed = [key for key in now if now[key] != getattr(held, key)]
     if changed:
-        held["resumed"] = [*held.get("resumed", []), {"after_step": step, **now}]
-        write_json(plan.config.out / RUN, held)
+        resumed = (*held.resumed, {"after_step": step, **now})
+        write_json(plan.config.out / RUN, replace(held, resumed=resumed).to_json())
     return changed
 
 
@@ -203,19 +193,19 @@ def save_epoch(plan: Plan, lora: TrainableLora, name: str, eval_loss: Eval | Non
     _require_finite(lora.state, ("param",), f"{name} is not written")
     with new_folder(inside(plan.config.out, name)) as folder:
         write_adapter(folder, lora.spec, lora.weights, plan.config.model, plan.config.dropout)
-        held = read_json(plan.config.out / RUN)
+        held = read_run(plan.config.out)
         write_origin(folder, _origin(plan, name, held))
         write_beside(folder, plan, held, epoch_of(name) or 0, eval_loss)
 
 
-def _origin(plan: Plan, name: str, held: dict[str, Any]) -> Origin:
+def _origin(plan: Plan, name: str, held: RunRecord) -> Origin:
     """Return what one adapter of the run was made of; of placebos, that they are."""
-    made_of: Origin = {key: held.get(key) for key in (*DIGESTS, "template_digest")}
-    if "from" in held:
-        made_of[FROM] = held["from"]["adapter_digest"]
-    recipe = {key: v for key, v in held["settings"].items() if key not in NO_RECIPE}
+    made_of: Origin = {key: getattr(held, key) for key in (*DIGESTS, "template_digest")}
+    if held.from_ is not None:
+        made_of[FROM] = held.from_.adapter_digest
+    recipe = {key: v for key, v in held.settings.items() if key not in NO_RECIPE}
     made_of |= {
-        "recipe_digest": _sha256(json.dumps([recipe, made_of, held["dtype"]], sort_keys=True)),
+        "recipe_digest": _sha256(json.dumps([recipe, made_of, held.dtype], sort_keys=True)),
         "seed": str(plan.config.seed),
         "epoch": str(epoch_of(name) or 0),
         "code_digest": code_digest("train", "data/samples.py", "data/turns.py"),
@@ -225,7 +215,7 @@ def _origin(plan: Plan, name: str, held: dict[str, Any]) -> Origin:
     return made_of
 
 
-def saved_step(out: Path, held: dict[str, Any], total_steps: int) -> int:
+def saved_step(out: Path, held: RunRecord, total_steps: int) -> int:
     """Return the step of the last complete state, 0 where there is none.
 
     Raises:
@@ -242,7 +232,7 @@ def saved_step(out: Path, held: dict[str, Any], total_steps: int) -> int:
             error.message, where=error.where, hint="without this file --resume starts from step 1"
         ) from error
     step = said.get("step", "")
-    own = all(said.get(key) == held.get(key) for key in DIGESTS)
+    own = all(said.get(key) == getattr(held, key) for key in DIGESTS)
     if not own or not (step.isdecimal() and 1 <= int(step) <= total_steps):
         raise DataError("expected the state of this run, got that of another", where=str(path))
     return int(step)
@@ -258,8 +248,8 @@ def save_state(plan: Plan, lora: TrainableLora, step: int) -> None:
     tensors = {"param": state.param, "exp_avg": state.exp_avg, "exp_avg_sq": state.exp_avg_sq}
     _require_finite(state, tuple(tensors), "the last complete state is intact")
     out = plan.config.out
-    held = read_json(out / RUN)
-    metadata = {"step": str(step), **{key: held[key] for key in DIGESTS}}
+    held = read_run(out)
+    metadata = {"step": str(step), **{key: getattr(held, key) for key in DIGESTS}}
     flush(out / LOG)
     with new_file(inside(out, STATE)) as path:
         on_cpu = {name: tensor.detach().cpu() for name, tensor in tensors.items()}

@@ -7,7 +7,8 @@ from typing import Any
 
 from cqa.config import command_line, describe, flag_words, given_settings, key_of
 from cqa.errors import ConfigError, DataError
-from cqa.run_folder import RUN, epoch_name, missing_epochs
+from cqa.run_folder import epoch_name, missing_epochs
+from cqa.schema.run import RunRecord
 from cqa.train.config import TrainConfig, share_of
 from cqa.train.plan import Plan
 from cqa.train.start import KEPT
@@ -24,20 +25,18 @@ def resume_command(out: Path) -> str:
     return command_line(TrainConfig, "train", {"resume": True, "out": str(out)})
 
 
-def check_same_run(held: dict[str, Any], plan: Plan) -> None:
+def check_same_run(held: RunRecord, plan: Plan) -> None:
     """Refuse to resume a run with other settings or data than it began with.
 
     Args:
-        held: What its run.json holds.
+        held: The run.
         plan: What it is to be resumed with.
 
     Raises:
         ConfigError: A setting is another.
         DataError: The data has other bytes.
     """
-    now, then = describe(plan.config), held.get("settings")
-    if not isinstance(then, dict):
-        raise DataError("expected `settings`, got none", where=str(plan.config.out / RUN))
+    now, then = describe(plan.config), held.settings
     for key in now:
         if (
             key in FREE
@@ -57,7 +56,7 @@ def check_same_run(held: dict[str, Any], plan: Plan) -> None:
             hint=hint,
             command=command,
         )
-    if held.get("data_digest") != plan.data_digest:
+    if held.data_digest != plan.data_digest:
         raise DataError(
             "expected the data of the run to resume, got other bytes",
             where=", ".join(map(str, plan.config.data)),

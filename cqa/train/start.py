@@ -17,6 +17,7 @@ from cqa.model.adapter_files import adapter_digest
 from cqa.model.load import BaseModel
 from cqa.model.lora import TrainableLora
 from cqa.model.origin import Origin, check_origin, read_origin
+from cqa.schema.run import StartedFrom
 from cqa.train.plan import Plan
 
 KEPT = ("rank", "alpha", "rslora", "targets")  # settings that are the adapter's own
@@ -30,9 +31,10 @@ class Start:
     digest: str
     origin: Origin | None  # what it says of its own training
 
-    def to_json(self) -> dict[str, Any]:
-        """Return it as run.json holds it."""
-        return {"adapter_digest": self.digest, "origin": self.origin}
+    @property
+    def record(self) -> StartedFrom:
+        """What run.json holds of it."""
+        return StartedFrom(adapter_digest=self.digest, origin=self.origin)
 
 
 def start_settings(folder: Path) -> dict[str, Any]:
