@@ -57,6 +57,7 @@ def whole(inputs, tmp_path, monkeypatch) -> dict[str, object]:
     return untimed(Path("out") if Path("out").exists() else tmp_path / "one" / "out")
 
 
+@pytest.mark.slow
 def test_folder_is_byte_equal_though_an_actor_is_killed(ray, inputs, whole, tmp_path):
     killed: list[int] = []
     stop = threading.Event()
