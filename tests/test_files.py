@@ -398,3 +398,28 @@ def test_too_little_room_is_refused_before_the_work(tmp_path):
         ResourceError, match=r"expected .* GB of free disk .*\nhint: free some space"
     ):
         check_room(tmp_path, 2 * free)
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o022, 0o027, 0o077])
+def test_new_files_have_the_mode_that_the_umask_leaves(tmp_path, umask):
+    """Libraries write weights for the owner alone, whom a colleague that shares a group is not."""
+    before = os.umask(umask)
+    try:
+        write_json(tmp_path / "a.json", {})
+        with new_file(tmp_path / "b") as file:
+            file.touch(0o600)
+        with new_folder(tmp_path / "c") as folder:
+            (folder / "weights").touch(0o600)
+        AppendedFile(tmp_path / "d").close()
+    finally:
+        os.umask(before)
+    modes = {(tmp_path / name).stat().st_mode & 0o777 for name in ("a.json", "b", "c/weights", "d")}
+    assert modes == {0o666 & ~umask}
+
+
+def test_a_pipe_is_not_waited_for_where_lines_are_appended(tmp_path):
+    os.mkfifo(tmp_path / "log")
+    with pytest.raises(ResourceError, match="log: expected a regular file, got a pipe"):
+        AppendedFile(tmp_path / "log")
+    with pytest.raises(ResourceError, match="log"):
+        AppendedFile(Path("/dev/null/log"))
