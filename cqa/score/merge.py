@@ -34,7 +34,16 @@ from cqa.score.prescreen import rank_points
 from cqa.score.rejected import none_scored, write_rejected
 from cqa.score.run import ScoreResult
 from cqa.score.summary import statistics_digest, write_summary
-from cqa.score_folder import ITEMS, META, REJECTED, SCORES, ItemsDigest, placed_rows, placed_texts
+from cqa.score_folder import (
+    CAPABILITIES,
+    ITEMS,
+    META,
+    REJECTED,
+    SCORES,
+    ItemsDigest,
+    placed_rows,
+    placed_texts,
+)
 
 _NO_ROW = (1 << 64) - 1
 _NOBODY, _UNSCORED = -1, -2
@@ -77,6 +86,9 @@ def merge(out: Path, folders: Sequence[Path]) -> Merged:
         _write(out, SCORES, shards, owners, by_model)
         _write(out, ITEMS, shards, owners, [[held.items for held in found]])
         _write_rejected(out, shards)
+        probed = inside(shards[0].folder, CAPABILITIES)
+        if probed.exists():  # of a server, which every shard has probed for itself
+            write_json(inside(out, CAPABILITIES), read_json(probed))
         write_json(inside(out, META), meta.to_json())
         summary = write_summary(out, config) if config.summary else None
         points = None if ranking is None else rank_points(ranking)

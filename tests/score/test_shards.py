@@ -437,6 +437,14 @@ def test_merge_whose_write_fails_anywhere_ends_cleanly_and_is_continued(three, t
     assert_every_failure_is_continued(tmp_path, error, begin=work, go_on=work, contents=held)
 
 
+def test_what_a_server_was_found_to_give_is_kept(three, tmp_path):
+    shards = copied(three, tmp_path)
+    (shards[0] / "capabilities.json").write_text('{"drift_nats": 0.0}')
+    merge(tmp_path / "out", shards)
+    held = json.loads((tmp_path / "out" / "capabilities.json").read_text())
+    assert held == {"drift_nats": 0.0}
+
+
 def test_job_none_of_whose_items_fits_is_refused(inputs, tmp_path):
     pairs = write_lines(tmp_path / "long.jsonl", [LONG])
     for k in (1, 2):
