@@ -103,6 +103,13 @@ def _systems_of(folder: Path, name: str, models: Collection[str]) -> Iterator[Sc
         if not models or BASE in models:
             yield _chat(folder, name)
         return
+    if not (folder / META).is_file():
+        missing = f"one without {META}" if folder.is_dir() else "no such folder"
+        raise DataError(
+            f"expected a folder of scores or of letters, got {missing}",
+            where=str(folder),
+            hint="cqa-fast score writes the one, cqa-fast letters the other",
+        )
     family = read_family(folder)
     items: dict[str | None, dict[str, ItemValues]] = {}
     ids: dict[str, str] = {}
