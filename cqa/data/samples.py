@@ -339,7 +339,7 @@ def encode_samples(
         at_least = sum(tokenizer.at_least_tokens(turn.text) for turn in counted)
         if at_least > max_tokens:
             if policy != "drop":
-                raise _too_long(sample, max_tokens, f"at least {at_least}")
+                raise _too_long(sample, max_tokens, f"at least {at_least}", policy)
             affected_ids.append(sample.id)
             continue
         most = max_tokens if policy == "truncate" else None
@@ -350,12 +350,20 @@ def encode_samples(
     return fitting, affected_ids
 
 
-def _too_long(sample: Sample | EncodedSample, max_tokens: int, got: str) -> DataError:
+def _too_long(
+    sample: Sample | EncodedSample, max_tokens: int, got: str, policy: TooLong
+) -> DataError:
+    hint = (
+        "--too-long truncate cuts the prompt alone, and what is learned is too long without one; "
+        "--too-long drop leaves such samples out"
+        if policy == "truncate"
+        else "--too-long drop leaves such samples out, --too-long truncate cuts prompts at the "
+        "start; nothing is ever cut without being asked for"
+    )
     return DataError(
         f"expected at most {max_tokens} tokens, got {got} in `{sample.id}`",
         where=sample.where,
-        hint="--too-long drop leaves such samples out, --too-long truncate cuts prompts at "
-        "the start; nothing is ever cut without being asked for",
+        hint=hint,
     )
 
 
@@ -380,7 +388,7 @@ def fit_lengths(
         room = sample.prompt.stop - sample.prompt.start
         if policy == "refuse" or (policy == "truncate" and excess >= room):
             cut = f", {room} of them of the prompt," if policy == "truncate" else ""
-            raise _too_long(sample, max_tokens, f"{len(sample.ids)}{cut}")
+            raise _too_long(sample, max_tokens, f"{len(sample.ids)}{cut}", policy)
         if policy == "truncate":
             fitting.append(_cut(sample, excess))
     return fitting, affected

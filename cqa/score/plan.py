@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,7 +29,7 @@ def write_plan(config: PlanConfig) -> AnalysisPlan:
         ConfigError: The file is there already, or a group that is named is not.
         DataError: The items are malformed.
     """
-    if config.out.exists():
+    if os.path.lexists(config.out):
         raise ConfigError(
             "expected a new file, got one that is there", where=str(config.out),
             hint="a plan is not changed once it is written; name another --out",

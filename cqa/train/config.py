@@ -181,13 +181,10 @@ class TrainConfig:
         require(0 < self.alpha < math.inf, "alpha to be positive and finite", self.alpha)
         require(0 <= self.warmup_ratio < 1, "warmup-ratio from 0 to below 1", self.warmup_ratio)
         require(0 <= self.dropout <= 0.99, "dropout from 0 to 0.99", self.dropout)
-        require(
-            0 <= self.max_grad_norm < math.inf, "max-grad-norm of at least 0", self.max_grad_norm
-        )
-        require(0 <= self.weight_decay < math.inf, "weight-decay of at least 0", self.weight_decay)
-        require(
-            0 <= self.neftune_alpha < math.inf, "neftune-alpha of at least 0", self.neftune_alpha
-        )
+        for name in ("max_grad_norm", "weight_decay", "neftune_alpha"):
+            value = getattr(self, name)
+            expected = f"{name.replace('_', '-')} of at least 0 and finite"
+            require(0 <= value < math.inf, expected, value)
         require(0 <= self.seed < 2**64, "seed from 0 to below 2^64", self.seed)
         require(not (self.cuda_graphs and self.recompute), "cuda-graphs without recompute", "both")
         parse_columns(self.columns)

@@ -58,8 +58,9 @@ def test_answer_far_too_long_is_not_encoded_to_be_cut(file, monkeypatch):
     monkeypatch.delattr(Tokenizer, "encode_following")
     tokenizer = Tokenizer.__new__(Tokenizer)
     monkeypatch.setattr(Tokenizer, "at_least_tokens", lambda _, text: len(text) // 50)
-    with pytest.raises(DataError, match=f"^{file}:1: expected at most 9 tokens, got at least"):
+    with pytest.raises(DataError, match=f"^{file}:1: expected at most 9 tokens, got at least") as e:
         encode_samples([sample], tokenizer, 9, "truncate")
+    assert "what is learned is too long without one" in e.value.hint
 
 
 def sample_of(name: str, n_prompt: int, n_learned: int) -> EncodedSample:

@@ -94,6 +94,9 @@ def test_a_plan_is_written_once_and_names_a_family(files, run, tmp_path):
     plan = plan_of(files, tmp_path)
     with pytest.raises(ConfigError, match="expected a new file"):
         plan_of(files, tmp_path)
+    (tmp_path / "link.json").symlink_to("nowhere")
+    with pytest.raises(ConfigError, match="expected a new file"):
+        write_plan(PlanConfig(pairs=files, epochs=(1,), out=tmp_path / "link.json"))
     with pytest.raises(ConfigError, match="--epochs or --adapters"):
         PlanConfig(pairs=files, out=tmp_path / "none.json")
     plan.write_text(json.dumps({**json.loads(plan.read_text()), "reading": "per token"}))
