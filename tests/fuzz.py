@@ -38,7 +38,8 @@ from surroundings import SPECIAL, put_special, surroundings
 
 from cqa.config import read_settings, resolve
 from cqa.data.items import read_items
-from cqa.data.samples import encode_sample, encode_samples, fit_lengths, read_samples
+from cqa.data.lengths import encode_samples, fit_lengths
+from cqa.data.samples import encode_sample, read_samples
 from cqa.data.tokenizer import Tokenizer
 from cqa.data.unique import each_once, file_line_id
 from cqa.data.validate import report_text, validate_files

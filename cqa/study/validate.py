@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from cqa.data.items import Item
-from cqa.data.samples import Sample, encode_samples
+from cqa.data.lengths import encode_samples
+from cqa.data.samples import Sample
 from cqa.data.tokenizer import Tokenizer
 from cqa.model.checkpoint import locate
 from cqa.model.config import read_config

@@ -48,6 +48,7 @@ from cqa.train.same_run import FREE, OTHER_RUN, check_same_run, resume_command
 from cqa.train.start import Start
 
 NO_RECIPE = FREE | {"seed", "dev", "model", "data", "columns", "template", "from"}  # digests tell
+CODE = ("train", "data/samples.py", "data/lengths.py", "data/turns.py")  # what decides an adapter
 DIGESTS = ("model_digest", "tokenizer_digest", "data_digest")
 
 
@@ -130,7 +131,7 @@ def _environment(lora: TrainableLora, n_ranks: int) -> dict[str, Any]:
         "n_threads": torch.get_num_threads(),
         "n_ranks": n_ranks,
         "versions": versions(),
-        "code_digest": code_digest("train", "data/samples.py", "data/turns.py"),
+        "code_digest": code_digest(*CODE),
     }
 
 
@@ -208,7 +209,7 @@ def _origin(plan: Plan, name: str, held: RunRecord) -> Origin:
         "recipe_digest": _sha256(json.dumps([recipe, made_of, held.dtype], sort_keys=True)),
         "seed": str(plan.config.seed),
         "epoch": str(epoch_of(name) or 0),
-        "code_digest": code_digest("train", "data/samples.py", "data/turns.py"),
+        "code_digest": code_digest(*CODE),
     }
     if plan.config.placebo:
         made_of[PLACEBO] = f"responses dealt by seed {plan.config.seed}"

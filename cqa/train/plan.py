@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cqa.data.hub import data_files
-from cqa.data.samples import EncodedSample, Sample, encode_samples, read_samples
+from cqa.data.lengths import encode_samples
+from cqa.data.samples import EncodedSample, Sample, read_samples
 from cqa.data.spacing import Spacing
 from cqa.data.tokenizer import Tokenizer
 from cqa.errors import ConfigError, DataError, ModelError

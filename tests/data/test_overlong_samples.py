@@ -4,7 +4,8 @@ import pytest
 from data.training_samples import PROMPT
 from helpers import DEMO, shared, tiny_model, write_lines
 
-from cqa.data.samples import EncodedSample, encode_sample, encode_samples, fit_lengths, read_samples
+from cqa.data.lengths import encode_samples, fit_lengths
+from cqa.data.samples import EncodedSample, encode_sample, read_samples
 from cqa.data.tokenizer import Tokenizer
 from cqa.errors import DataError
 from cqa.train.config import TrainConfig
