@@ -1,11 +1,13 @@
 """Training and scoring killed at random moments, again and again: what is left is compared.
 
-    make soak                          a hundred kills
+    make soak                          a hundred kills, and 200,000 rows
     python tests/soak.py --seed 7      others
 
 Each job is run once without a break. Then it is started, killed after a random time (SIGKILL, now
 and then SIGTERM or SIGINT) and started again in the same folder, until it gets to its end; what it
 leaves must be what the unbroken job left, to the bit. Then a new folder, until all kills are spent.
+Last, many very short items are scored and reported, a quarter of them first: what the rest adds to
+the most memory that each process had must be a few bytes a row.
 """
 
 from __future__ import annotations
@@ -29,6 +31,8 @@ from faults import leftovers, run_contents, scores_contents
 from helpers import tiny_model, write_lines
 
 from cqa.errors import CqaError
+from cqa.report.config import ReportConfig
+from cqa.report.write import write_report
 from cqa.score.config import ScoreConfig
 from cqa.score.run import score
 from cqa.train.config import TrainConfig
@@ -161,10 +165,54 @@ def _kill_until_it_ends(
     done["unbroken ends"] += 1
 
 
+# Beyond what a quarter of the rows takes: columns, ids and sources; of a report also the lines of
+# its largest table.
+MOST_BYTES_A_ROW = {"scoring": 600, "reporting": 1500}
+
+
+def rows_soak(n_rows: int, folder: Path) -> dict[str, float]:
+    """Score and report many rows; return by how many bytes a row each process grew.
+
+    Args:
+        n_rows: Half under the base, half under an adapter; a quarter of them is done first.
+        folder: An empty folder.
+    """
+    assert transformers.AutoTokenizer  # loaded once, here
+    jobs = Jobs(folder)
+    assert end_of(start(lambda _: jobs.make(), folder)) == 0
+    assert end_of(start(jobs.train, jobs.run)) == 0
+    peaks: dict[str, list[int]] = {"scoring": [], "reporting": []}
+    for n_items in (n_rows // 8, n_rows // 2):
+        pairs = folder / f"pairs-{n_items}.jsonl"
+        with pairs.open("w") as file:
+            file.writelines(
+                f'{{"context": "the", "good": " lamp {k}", "bad": " door {k}"}}\n'
+                for k in range(n_items)
+            )
+        config = ScoreConfig(
+            model=str(folder / "model"), pairs=(pairs,), run=(jobs.run,), epochs=(4,),
+            out=folder / f"scores-{n_items}", device="cpu",
+        )  # fmt: skip
+        report = ReportConfig(out=folder / f"report-{n_items}")
+        peaks["scoring"].append(_peak_bytes(lambda _, c=config: score(c), folder))
+        peaks["reporting"].append(
+            _peak_bytes(lambda _, c=config, r=report: write_report(c.out, r), folder)
+        )
+    return {name: (most - few) / (n_rows * 3 / 4) for name, (few, most) in peaks.items()}
+
+
+def _peak_bytes(job: Job, folder: Path) -> int:
+    """Run a job in a process of its own; return the most memory that it had."""
+    _, status, used = os.wait4(start(job, folder), 0)
+    assert os.waitstatus_to_exitcode(status) == 0
+    return used.ru_maxrss * 1024
+
+
 def main() -> None:
     """Soak, and say what was done."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--rows", type=int, default=200_000)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     began = time.perf_counter()
@@ -176,6 +224,17 @@ def main() -> None:
         f"seed {arguments.seed}, {time.perf_counter() - began:.0f} s: every job that was killed "
         "and started again left the same bits as one that was not"
     )
+    if not arguments.rows:
+        return
+    began = time.perf_counter()
+    with tempfile.TemporaryDirectory(prefix="cqa-soak-") as folder:
+        grown = rows_soak(arguments.rows, Path(folder))
+    for name, n_bytes in grown.items():
+        print(
+            f"{name} {arguments.rows:,} rows: {n_bytes:,.0f} bytes a row beyond a quarter of them"
+        )
+        assert n_bytes <= MOST_BYTES_A_ROW[name], f"more than {MOST_BYTES_A_ROW[name]}"
+    print(f"{time.perf_counter() - began:.0f} s")
 
 
 if __name__ == "__main__":
