@@ -111,7 +111,8 @@ def train(config: CallbackTrainConfig, resume: bool, dry_run: bool, as_json: boo
       cqa-fast train --model Qwen/Qwen2.5-7B --data train.jsonl --out run
       cqa-fast train --resume --out run
     Several processes, a GPU each, share the samples of every step:
-      torchrun --nproc-per-node 2 -m cqa_fast train --model DIR --data train.jsonl --out run
+      torchrun --nproc-per-node 2 -m cqa_fast train \\
+          --model DIR --data train.jsonl --out run
     """
     leads = launched()[0] == 0
     if dry_run:

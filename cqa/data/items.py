@@ -130,7 +130,9 @@ def refuse_scored(record: dict[str, Any], where: str) -> None:
     Raises:
         DataError: It is one.
     """
-    if "model_key" in record:
+    options = record.get("options")
+    scored = isinstance(options, list) and any(isinstance(option, dict) for option in options)
+    if scored and "model_key" in record:  # alone it may be a key of the user's
         raise DataError(
             "expected an item to score, got what was scored of one: a row of scores.jsonl",
             where=where,
