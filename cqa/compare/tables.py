@@ -162,7 +162,7 @@ def all_tables(found: Comparison) -> list[Table]:
     return [table for table in tables if table.lines]
 
 
-def cautions(found: Comparison) -> Iterator[str]:
+def caveats(found: Comparison) -> Iterator[str]:
     """Yield what would mislead a reader of the numbers alone."""
     scoring = [system for system in found.systems if system.tokenizer_digest is not None]
     if 0 < len(scoring) < len(found.systems):
@@ -192,7 +192,7 @@ def cautions(found: Comparison) -> Iterator[str]:
 
 def markdown_page(found: Comparison, tables: Sequence[Table], has_figure: bool) -> str:
     """Return the comparison as Markdown."""
-    parts = ["# Comparison", "\n".join(f"* {for_markdown(text)}" for text in cautions(found))]
+    parts = ["# Comparison", "\n".join(f"* {for_markdown(text)}" for text in caveats(found))]
     if has_figure:
         parts.append("![Share of the right option](figures/rank_prob.svg)")
     for table in tables:
@@ -219,5 +219,5 @@ def compare_text(found: Comparison) -> str:
         ]
         head = [column.heading for column in table.columns]
         parts.append(f"{table.title}\n" + aligned(head, rows))
-    parts += [f"note: {text}" for text in cautions(found)]
+    parts += [f"note: {text}" for text in caveats(found)]
     return "\n\n".join(parts)

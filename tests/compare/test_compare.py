@@ -16,7 +16,7 @@ from synthetic import make_folder, make_items, make_rows, with_checksum
 from cqa.compare.config import CompareConfig
 from cqa.compare.contrasts import mcnemar
 from cqa.compare.run import compare
-from cqa.compare.tables import cautions, compare_text
+from cqa.compare.tables import caveats, compare_text
 from cqa.errors import ConfigError, DataError
 from cqa.score.config import ScoreConfig
 from cqa.score.run import score
@@ -134,7 +134,7 @@ def test_what_a_model_lacks_is_listed_and_not_pooled(folders, tmp_path):
         ("other", "literary-0"): "other texts or labels under this id",
         ("other", "literary-3"): "not among its items",
     }
-    assert "other lacks 2 items that another model has; none is pooled." in list(cautions(found))
+    assert "other lacks 2 items that another model has; none is pooled." in list(caveats(found))
 
 
 def test_few_sources_give_no_interval(tmp_path):

@@ -15,7 +15,7 @@ from helpers import DEMO, read_lines, write_lines
 
 from cqa.compare.config import CompareConfig
 from cqa.compare.run import compare
-from cqa.compare.tables import cautions, compare_text
+from cqa.compare.tables import caveats, compare_text
 from cqa.errors import ConfigError, DataError, ModelError, ResourceError
 from cqa.letters.ask import NoLettersError, cyclic_orders, letter_probabilities, question
 from cqa.letters.config import LettersConfig
@@ -237,7 +237,7 @@ def test_two_chats_are_compared_by_letter_alone(serve, tmp_path):
     assert (contrast.reading, contrast.n_items) == ("letter", 12)
     assert contrast.rank_prob_difference == pytest.approx(0.5 - 0.75)
     assert "letter" in compare_text(found)
-    assert not list(cautions(found))
+    assert not list(caveats(found))
 
 
 def test_a_chat_and_a_model_that_scores_texts_stand_side_by_side_untested(serve, tmp_path):
@@ -255,7 +255,7 @@ def test_a_chat_and_a_model_that_scores_texts_stand_side_by_side_untested(serve,
     assert [set(s.rankings) for s in group.systems] == [{"sum", "byte", "pmi"}, {"letter"}]
     assert not group.contrasts
     assert not found.agreements
-    assert any("no reading in common" in text for text in cautions(found))
+    assert any("no reading in common" in text for text in caveats(found))
     systems = (tmp_path / "compared" / "tables" / "systems.csv").read_text()
     assert "n/a: a chat scores no text" in systems
     assert "n/a: not asked for letters" in systems
