@@ -49,6 +49,7 @@ from cqa.train.start import Start
 
 NO_RECIPE = FREE | {"seed", "dev", "model", "data", "columns", "template", "from"}  # digests tell
 CODE = ("train", "data/samples.py", "data/lengths.py", "data/turns.py")  # what decides an adapter
+CHECK = "check"  # in the metadata of a state: a digest of the rest of it
 DIGESTS = ("model_digest", "tokenizer_digest", "data_digest")
 
 
@@ -233,10 +234,22 @@ def saved_step(out: Path, held: RunRecord, total_steps: int) -> int:
             error.message, where=error.where, hint="without this file --resume starts from step 1"
         ) from error
     step = said.get("step", "")
+    if said.get(CHECK) != _check_of(said):
+        raise DataError(
+            "expected the state as it was written, got another step or other digests in it",
+            where=str(path),
+            hint="without this file --resume starts from step 1",
+        )
     own = all(said.get(key) == getattr(held, key) for key in DIGESTS)
     if not own or not (step.isdecimal() and 1 <= int(step) <= total_steps):
         raise DataError("expected the state of this run, got that of another", where=str(path))
     return int(step)
+
+
+def _check_of(metadata: dict[str, str]) -> str:
+    """Return a digest of what a state says of itself: no other step is taken for its own."""
+    said = {key: value for key, value in metadata.items() if key != CHECK}
+    return _sha256(json.dumps(said, sort_keys=True))
 
 
 def save_state(plan: Plan, lora: TrainableLora, step: int) -> None:
@@ -251,6 +264,7 @@ def save_state(plan: Plan, lora: TrainableLora, step: int) -> None:
     out = plan.config.out
     held = read_run(out)
     metadata = {"step": str(step), **{key: getattr(held, key) for key in DIGESTS}}
+    metadata[CHECK] = _check_of(metadata)
     flush(out / LOG)
     with new_file(inside(out, STATE)) as path:
         on_cpu = {name: tensor.detach().cpu() for name, tensor in tensors.items()}

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from helpers import write_lines
 from observers import at_step, crash, interrupt
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from train.runs import (
     MODEL,
@@ -145,6 +146,20 @@ def test_resuming_with_other_settings_is_refused(finished, data, changes):
     )
     with pytest.raises(ConfigError, match=expected):
         train(config_of(data, finished[0], **changes), resume=True)
+
+
+def test_state_whose_step_was_rewritten_is_refused(finished, tmp_path):
+    out = shutil.copytree(finished[0], tmp_path / "run")
+    path = out / "state.safetensors"
+    with safe_open(path, "pt") as file:
+        tensors, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
+    save_file(tensors, path, metadata={**metadata, "step": "5"})
+    with pytest.raises(DataError, match="the state as it was written, got another step"):
+        train(config_of(finished_data(out), out), resume=True)
+
+
+def finished_data(out: Path) -> Path:
+    return Path(json.loads((out / "run.json").read_text())["settings"]["data"][0])
 
 
 def test_resuming_with_more_epochs_is_refused_with_the_run_that_starts_from_here(finished, data):
