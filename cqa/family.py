@@ -71,6 +71,8 @@ class Family:
     items: FamilyItems
     _others: Mapping[str, NotInFamily]  # by model key
     _met: set[str] = field(default_factory=set)  # model keys of the rows of these items
+    # as the last command that has it describes it, by name in their order
+    models: Mapping[str | None, ScoredModel] = field(default_factory=dict)
     _turns: list[str | None] = field(default_factory=list)  # names as they take turns in the rows
 
     @property
@@ -219,7 +221,8 @@ def _sorted(folder: Path, meta: Meta, items: FamilyItems) -> Family:
         for model in found
         if (name := names[model.model_key]) is not None
     }
-    return Family(folder, meta, names, digests, made, items, others)
+    models = {names[model.model_key]: model for model in found}
+    return Family(folder, meta, names, digests, made, items, others, models=models)
 
 
 def _names(

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from cqa.data.items import LABELS, UNGROUPED, Item
-from cqa.data.jsonl import parse_object, raw_lines
+from cqa.data.jsonl import parse_object, raw_lines, read_jsonl
 from cqa.errors import DataError
+from cqa.schema.letters import LettersRow
 from cqa.schema.row_forms import CHECKSUM, Block, Form, WrittenRows, read_written
 from cqa.schema.rows import ItemRow, ItemText
 
@@ -237,6 +238,16 @@ def _as_written(line: bytes) -> dict[str, Any] | None:
     except (ValueError, RecursionError):
         pass
     return None
+
+
+def read_letters(path: Path) -> Iterator[LettersRow]:
+    """Yield the rows of letters.jsonl.
+
+    Raises:
+        DataError: A line is not what this version writes.
+    """
+    for where, record in read_jsonl(path):
+        yield LettersRow.from_json(record, where)
 
 
 def read_texts(path: Path, ids: Collection[str] | None = None) -> Iterator[ItemText]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 
 from cqa.escape import for_terminal
 
@@ -21,6 +22,19 @@ def shortened(text: str, limit: int = LONGEST_MESSAGE) -> str:
 def named(text: str) -> str:
     """Return a name that a user gave as a terminal shows it: on one line, and not without end."""
     return shortened(for_terminal(shortened(text, LONGEST_CELL)), LONGEST_CELL)
+
+
+def listed(values: Iterable[object]) -> str:
+    """Return values in a line, such as the files of a message's place."""
+    return ", ".join(map(str, values))
+
+
+def own_parts(path: Path, others: Sequence[Path]) -> Iterator[tuple[str, ...]]:
+    """Yield last parts of a path that tell it from the others, fewest first; none of one twice."""
+    for depth in range(1, len(path.parts) + 1):
+        parts = path.parts[-depth:]
+        if sum(other.parts[-depth:] == parts for other in others) == 1:
+            yield parts
 
 
 def aligned(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

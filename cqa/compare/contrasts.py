@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy.stats import binomtest
 
-from cqa.compare.systems import READINGS, ItemValues, Scored
+from cqa.compare.systems import READINGS, ItemValues, Scored, bits_per_byte
 from cqa.schema.compared import Contrast, GroupResult, Ranking, SystemResult
 from cqa.schema.result import Interval
 from cqa.stats.clusters import by_source, source_numbers
@@ -64,21 +64,14 @@ def _system_result(scored: Scored, keys: Sequence[str]) -> SystemResult:
     return SystemResult(
         system=scored.system.name,
         rankings={reading: _ranking(items, reading) for reading in scored.system.readings},
-        bits_per_byte=_bits_per_byte(items),
+        bits_per_byte=bits_per_byte(items),
     )
-
-
-def _bits_per_byte(items: Sequence[ItemValues]) -> float | None:
-    if not all(item.logp_nats for item in items):
-        return None
-    bits = -sum(item.logp_nats[item.answer or 0] for item in items) / np.log(2)
-    return float(bits) / sum(item.n_bytes[item.answer or 0] for item in items)
 
 
 def _ranking(items: Sequence[ItemValues], reading: str) -> Ranking:
     rng = np.random.default_rng(SEED)
     shares = [item.shares[reading] for item in items]
-    right = [share[item.answer or 0] for item, share in zip(items, shares, strict=True)]
+    right = [share[item.right] for item, share in zip(items, shares, strict=True)]
     drawn = [share[rng.integers(len(share))] for share in shares]
     sources = [item.source_id for item in items]
     return Ranking(
@@ -147,7 +140,7 @@ def _contrast(scored: Scored, reference: Scored, group: str, reading: str) -> Co
 def _paired(both: Sequence[tuple[ItemValues, ItemValues]], reading: str) -> _Pairs:
     return _Pairs(
         [
-            a.shares[reading][a.answer or 0] - b.shares[reading][b.answer or 0]
+            a.shares[reading][a.right] - b.shares[reading][b.right]
             for a, b in both
         ],
         [(a.is_first[reading], b.is_first[reading]) for a, b in both],

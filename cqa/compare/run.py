@@ -6,18 +6,17 @@ from collections.abc import Iterator, Sequence
 from itertools import combinations
 from pathlib import Path
 
-import numpy as np
-
 from cqa.compare.config import CompareConfig
 from cqa.compare.contrasts import group_result
 from cqa.compare.figure import draw
-from cqa.compare.systems import Scored, read_systems, require_two
+from cqa.compare.systems import Scored, bits_per_byte, read_systems, require_two
 from cqa.compare.tables import all_tables, markdown_page
 from cqa.errors import ConfigError, DataError
-from cqa.files import new_file, reported, write_json
+from cqa.files import write_json
 from cqa.output_folder import check_output, filled
 from cqa.report.figure_style import png_bytes, svg_text
 from cqa.report.tables import to_csv, to_latex
+from cqa.report.write import write_file
 from cqa.schema.compared import Agreement, Comparison, Missing, TextsResult
 
 RESULT = "compare.json"
@@ -40,11 +39,7 @@ def compare(folders: Sequence[Path], config: CompareConfig) -> Comparison:
     found = compared(systems, _reference(systems, config.reference))
     with filled(config.out, "comparison"):
         for name, content in _files(found):
-            path = config.out / name
-            with reported(path):
-                path.parent.mkdir(exist_ok=True)
-            with new_file(path) as temporary:
-                temporary.write_bytes(content)
+            write_file(config.out / name, content)
         write_json(config.out / RESULT, found.to_json())
     return found
 
@@ -99,10 +94,9 @@ def _texts(systems: Sequence[Scored]) -> Iterator[TextsResult]:
             by_group.setdefault(item.group, []).append(key)
     for group, keys in by_group.items():
         for scored in systems:
-            items = [scored.items[key] for key in keys]
-            bits = -sum(item.logp_nats[0] for item in items) / np.log(2)
-            n_bytes = sum(item.n_bytes[0] for item in items)
-            yield TextsResult(scored.system.name, group, len(keys), float(bits) / n_bytes)
+            bits = bits_per_byte([scored.items[key] for key in keys])
+            if bits is not None:  # no chat has continuations
+                yield TextsResult(scored.system.name, group, len(keys), bits)
 
 
 def _agreement(a: Scored, b: Scored) -> Agreement | None:
@@ -141,14 +135,14 @@ def _missing(systems: Sequence[Scored]) -> Iterator[Missing]:
             yield Missing(scored.system.name, name, group, reason or "not among its items")
 
 
-def _files(found: Comparison) -> Iterator[tuple[str, bytes]]:
+def _files(found: Comparison) -> Iterator[tuple[str, str | bytes]]:
     tables = all_tables(found)
     for table in tables:
-        yield f"tables/{table.name}.csv", to_csv(table).encode()
-        yield f"tables/{table.name}.tex", to_latex(table).encode()
+        yield f"tables/{table.name}.csv", to_csv(table)
+        yield f"tables/{table.name}.tex", to_latex(table)
     has_figure = bool(found.groups)
     if has_figure:
         figure = draw(found)
-        yield "figures/rank_prob.svg", svg_text(figure, TITLE).encode()
+        yield "figures/rank_prob.svg", svg_text(figure, TITLE)
         yield "figures/rank_prob.png", png_bytes(figure)
-    yield "compare.md", markdown_page(found, tables, has_figure).encode()
+    yield "compare.md", markdown_page(found, tables, has_figure)

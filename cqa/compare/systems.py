@@ -6,18 +6,17 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cqa.data.jsonl import read_jsonl
 from cqa.errors import ConfigError, DataError
 from cqa.family import Family, read_family
 from cqa.files import read_json
 from cqa.schema.compared import System
-from cqa.schema.letters import LettersMeta, LettersRow
+from cqa.schema.letters import LettersMeta
 from cqa.schema.meta import ScoredModel, ScoreSettings
 from cqa.schema.row_forms import each_row
 from cqa.schema.rows import CHOOSERS, ItemRow
-from cqa.score_folder import LETTERS, LETTERS_META, META
-from cqa.stats.information import softmax
-from cqa.text import named
+from cqa.score_folder import LETTERS, LETTERS_META, META, read_letters
+from cqa.stats.information import BIT, place_of_largest, softmax
+from cqa.text import named, own_parts
 
 READINGS = {  # what the options are ranked by
     "sum": "S(x|y), summed over the tokens: longer options have less",
@@ -42,10 +41,15 @@ class ItemValues:
     shares: dict[str, tuple[float, ...]]  # softmax over the options, by reading
 
     @property
+    def right(self) -> int:
+        """The place of the right option; of a continuation that of its one text."""
+        return self.answer or 0
+
+    @property
     def is_first(self) -> dict[str, bool]:
         """Whether the right option has the largest share, the earliest among equals."""
         return {
-            reading: max(range(len(shares)), key=shares.__getitem__) == self.answer
+            reading: place_of_largest(shares) == self.answer
             for reading, shares in self.shares.items()
         }
 
@@ -80,22 +84,13 @@ def read_systems(folders: Sequence[Path], models: Collection[str] = ()) -> list[
     found = [
         scored
         for folder, path in zip(folders, resolved, strict=True)
-        for scored in _systems_of(folder, _own_name(path, resolved), models)
+        for scored in _systems_of(folder, str(Path(*next(own_parts(path, resolved)))), models)
     ]
     known = {scored.system.adapter or BASE for scored in found}
     for name in models:
         if name not in known:
             raise ConfigError(f"expected models that a folder has scored, got: {name}")
     return found
-
-
-def _own_name(path: Path, others: Sequence[Path]) -> str:
-    """Return as many last parts of a path as tell it from the others."""
-    for depth in range(1, len(path.parts)):
-        name = "/".join(path.parts[-depth:])
-        if sum(other.parts[-depth:] == path.parts[-depth:] for other in others) == 1:
-            return name
-    return str(path)
 
 
 def _systems_of(folder: Path, name: str, models: Collection[str]) -> Iterator[Scored]:
@@ -119,9 +114,8 @@ def _systems_of(folder: Path, name: str, models: Collection[str]) -> Iterator[Sc
             ids[row.full_key] = row.id
     too_long = dict.fromkeys(family.meta.too_long, "longer than the model's positions")
     unscored = {key: why.reason for key, why in family.meta.unscored.items()}
-    for model in _models(family, items):
-        called = family.names[model.model_key]
-        if models and (called or BASE) not in models:
+    for called, model in family.models.items():
+        if called not in items or (models and (called or BASE) not in models):
             continue
         yield Scored(
             _system(folder, name, called, model, family),
@@ -131,17 +125,6 @@ def _systems_of(folder: Path, name: str, models: Collection[str]) -> Iterator[Sc
             ids,
             too_long | unscored,
         )
-
-
-def _models(family: Family, scored: Collection[str | None]) -> Iterator[ScoredModel]:
-    """Yield the models of a family that have rows, under the description of the last command."""
-    held = [
-        *family.meta.models,
-        *(ScoredModel.from_json(m, str(family.folder / META)) for m in family.meta.earlier_models
-          if m.get("model_key") in family.names),
-    ]  # fmt: skip
-    by_name = {family.names[m.model_key]: m for m in reversed(held) if m.model_key in family.names}
-    yield from (by_name[name] for name in family.order if name in scored and name in by_name)
 
 
 def _system(
@@ -168,15 +151,14 @@ def _chat(folder: Path, name: str) -> Scored:
     path = folder / LETTERS_META
     meta = LettersMeta.from_json(read_json(path), str(path))
     items, ids, left_out = {}, {}, {}
-    for where, record in read_jsonl(folder / LETTERS):
-        row = LettersRow.from_json(record, where)
+    for row in read_letters(folder / LETTERS):
         if row.key != meta.key:
             continue
         if row.unscored is not None:
             left_out[row.id] = row.unscored
             continue
-        ids[row.item_key + row.id] = row.id
-        items[row.item_key + row.id] = ItemValues(
+        ids[row.full_key] = row.id
+        items[row.full_key] = ItemValues(
             row.group, row.source_id, row.answer, (), (), (), {"letter": row.shares}
         )
     system = System(
@@ -206,6 +188,14 @@ def item_values(row: ItemRow) -> ItemValues:
         n_bytes=n_bytes,
         shares={name: tuple(softmax(v)) for name, v in of_reading.items()} if is_choice else {},
     )
+
+
+def bits_per_byte(items: Sequence[ItemValues]) -> float | None:
+    """Return the bits a byte of the right options or the texts; None of what a chat chose."""
+    if not all(item.logp_nats for item in items):
+        return None
+    bits = -sum(item.logp_nats[item.right] for item in items) / BIT
+    return bits / sum(item.n_bytes[item.right] for item in items)
 
 
 def require_two(systems: Sequence[Scored]) -> None:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from cqa.compare.contrasts import interval_holds
 from cqa.compare.systems import READINGS
 from cqa.escape import for_markdown
-from cqa.report.tables import Column, Placed, Table, show, tabulate, to_markdown
+from cqa.report.tables import Column, Placed, Table, shown_cells, tabulate, to_markdown
 from cqa.schema.compared import (
     Agreement,
     Comparison,
@@ -210,13 +210,7 @@ def compare_text(found: Comparison) -> str:
     for table in all_tables(found):
         if table.name not in ("rankings", "contrasts", "continuations", "agreements"):
             continue
-        rows = [
-            [
-                show(value, column.form)
-                for column, value in zip(table.columns, line.cells, strict=True)
-            ]
-            for line in table.shown_lines
-        ]
+        rows = [shown_cells(table, line) for line in table.shown_lines]
         head = [column.heading for column in table.columns]
         parts.append(f"{table.title}\n" + aligned(head, rows))
     parts += [f"note: {text}" for text in caveats(found)]

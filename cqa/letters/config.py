@@ -7,8 +7,8 @@ from pathlib import Path
 
 from cqa.config import option, require, same_option
 from cqa.data.tables import parse_columns
-from cqa.score.config import MOST_REQUESTS, ScoreConfig
-from cqa.server.address import Server, url_problem
+from cqa.score.config import ScoreConfig, require_address, require_concurrency
+from cqa.server.address import Server
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,11 +27,9 @@ class LettersConfig:
         """Refuse values out of range."""
         require(bool(self.pairs), "--pairs", "none")
         parse_columns(self.columns)
-        expected = "server to be an address such as http://localhost:8000"
-        require((problem := url_problem(self.server)) is None, expected, problem)
+        require_address(self.server)
         require(self.served_model != "", "the name of the model at the server", "an empty one")
-        most = f"concurrency from 1 to {MOST_REQUESTS}"
-        require(1 <= self.concurrency <= MOST_REQUESTS, most, self.concurrency)
+        require_concurrency(self.concurrency)
 
     @property
     def at_server(self) -> Server:

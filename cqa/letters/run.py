@@ -5,21 +5,19 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 
 from cqa.config import command_line, given_settings, input_paths
 from cqa.data.items import Item, read_items
-from cqa.data.jsonl import read_jsonl
 from cqa.data.unique import each_once, file_line_id
-from cqa.errors import DataError, ModelError
+from cqa.errors import DataError
 from cqa.files import AppendedFile, discard, inside, write_json
 from cqa.interrupt import Interrupt, continued_by
 from cqa.letters.ask import QUESTION, Chat, NoLettersError, cyclic_orders
 from cqa.letters.config import LettersConfig
 from cqa.output_folder import check_output, filled
 from cqa.schema.letters import LettersMeta, LettersRow
-from cqa.score_folder import LETTERS, LETTERS_META, digest_json, full_key, item_key
-from cqa.server.client import Client, RefusedError
+from cqa.score_folder import LETTERS, LETTERS_META, digest_json, full_key, item_key, read_letters
+from cqa.server.client import Client, RefusedError, served_no_more
 from cqa.server.parallel import in_parallel
 from cqa.text import counted, named
 
@@ -59,19 +57,19 @@ def choose_letters(
         with AppendedFile(path) as file:
             file.cut_partial_line()
             discard(inside(config.out, LETTERS_META))  # it would be of other rows
-            done = {row.item_key + row.id for row in read_letters(path) if row.key == key}
-            left = [item for item in items if full_key(item) not in done]
+            held = {row.full_key: row for row in read_letters(path) if row.key == key}
+            left = [item for item in items if full_key(item) not in held]
             for first in range(0, len(left), AT_A_TIME):
                 part = left[first : first + AT_A_TIME]
                 rows = _ask_all(chat, part, key, server.concurrency)
                 file.append(b"".join(_line(row) for row in rows))
+                held |= {row.full_key: row for row in rows}
                 on_rows(len(rows))
                 if interrupt.requested:
                     interrupt.stop("stopped between two parts")
             file.sync()
-        wanted = {full_key(item) for item in items}
-        held = [r for r in read_letters(path) if r.key == key and r.item_key + r.id in wanted]
-        meta = _meta(server.base, server.model, key, held)
+        chosen = [held[full_key(item)] for item in items]
+        meta = _meta(server.base, server.model, key, chosen)
         write_json(inside(config.out, LETTERS_META), meta.to_json())
     return meta
 
@@ -105,10 +103,7 @@ def _answer(chat: Chat, item: Item, order: Sequence[int]) -> list[float] | str:
         return f"the server gave {error}"
     except RefusedError as refused:
         if refused.status == 404:
-            raise ModelError(
-                f"expected {chat.model} at the server, got {refused}", where=chat.client.url,
-                hint="it was there at the start; the rows so far are kept",
-            ) from None  # fmt: skip
+            raise served_no_more(chat.model, refused, chat.client.url) from None
         return f"the server answered {refused}"
     return found if any(found) else "no letter is among the likeliest first tokens"
 
@@ -134,16 +129,6 @@ def _row(item: Item, key: str, answers: Sequence[Answered]) -> LettersRow:
 
 def _line(row: LettersRow) -> bytes:
     return json.dumps(row.to_json(), ensure_ascii=False).encode() + b"\n"
-
-
-def read_letters(path: Path) -> Iterator[LettersRow]:
-    """Yield the rows of letters.jsonl.
-
-    Raises:
-        DataError: A line is not what this version writes.
-    """
-    for where, record in read_jsonl(path):
-        yield LettersRow.from_json(record, where)
 
 
 def _meta(server: str, model: str, key: str, rows: Sequence[LettersRow]) -> LettersMeta:

@@ -225,11 +225,14 @@ def to_markdown(table: Table) -> str:
         [for_markdown(column.heading) for column in table.columns],
         ["---" if column.form == "text" else "---:" for column in table.columns],
     ]
-    lines += [[for_markdown(text) for text in _texts(table, line)] for line in table.shown_lines]
+    lines += [
+        [for_markdown(text) for text in shown_cells(table, line)] for line in table.shown_lines
+    ]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
-def _texts(table: Table, line: Line) -> list[str]:
+def shown_cells(table: Table, line: Line) -> list[str]:
+    """Return the cells of a line as a reader sees them."""
     return [show(v, c.form) for c, v in zip(table.columns, line.cells, strict=True)]
 
 
@@ -238,7 +241,7 @@ def to_latex(table: Table) -> str:
     form = "".join("l" if column.form == "text" else "r" for column in table.columns)
     head = " & ".join(for_latex(column.heading) for column in table.columns)
     body = [
-        " & ".join(map(for_latex, _texts(table, line))) + r" \\"
+        " & ".join(map(for_latex, shown_cells(table, line))) + r" \\"
         for line in table.lines[:MOST_LINES]
     ]
     if (n := len(table.lines)) > MOST_LINES:

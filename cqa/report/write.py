@@ -54,7 +54,7 @@ def write_report(scores: Path, config: ReportConfig) -> Written:
     check_output(config.out, "report", [("SCORES", scores), *input_paths(config)])
     report = make_report(scores, config)
     with filled(config.out, "report"):
-        written = [_write(config.out / name, make()) for name, make in _files(report)]
+        written = [write_file(config.out / name, make()) for name, make in _files(report)]
     return Written(written, report.focus.summary.verdict)
 
 
@@ -98,7 +98,8 @@ def read_focus(scores: Path, config: ReportConfig) -> Focus:
     return make_focus(source, summarise(source.scores, analysis, made=source.made))
 
 
-def _write(path: Path, content: Content) -> Path:
+def write_file(path: Path, content: Content) -> Path:
+    """Write a file whole, its folder made if it is not there; return its path."""
     with reported(path):
         path.parent.mkdir(parents=True, exist_ok=True)
     with new_file(path) as temporary:

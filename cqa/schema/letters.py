@@ -30,6 +30,11 @@ class LettersRow(Record):
             return f"expected the `answer` to be one of the shares, got {self.answer} of {n}"
         return None
 
+    @property
+    def full_key(self) -> str:
+        """What the row and its item are found again by: texts, labels and id."""
+        return self.item_key + self.id
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LettersMeta(Record):

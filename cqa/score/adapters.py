@@ -13,6 +13,7 @@ from cqa.model.adapter_files import adapter_digest, is_adapter
 from cqa.model.lora import Adapter
 from cqa.run_folder import epoch_folders
 from cqa.score.config import ScoreConfig
+from cqa.text import own_parts
 
 KEPT_BYTES = 1 << 30  # of all adapters on the host from check to turn; the rest is read again
 
@@ -67,10 +68,8 @@ def named_adapters(folders: Sequence[Path]) -> list[AdapterFolder]:
 
 def _own_name(path: Path, others: list[Path]) -> str:
     """Return as many last parts of a path as tell it from the others."""
-    for depth in range(1, len(path.parts) + 1):
-        name = "/".join(path.parts[-depth:])
-        alike = sum(other.parts[-depth:] == path.parts[-depth:] for other in others)
-        if alike == 1 and name != "base":
+    for parts in own_parts(path, others):
+        if (name := "/".join(parts)) != "base":
             return name
     raise ModelError("expected each adapter once, got one twice", where=str(path))
 

@@ -240,12 +240,11 @@ class ScoreConfig(AnalysisConfig):
             "--server and --served-model together",
             "one of them",
         )
-        require(1 <= self.concurrency <= MOST_REQUESTS, EXPECTED_REQUESTS, self.concurrency)
+        require_concurrency(self.concurrency)
         if self.server is None:
             require(self.server_key_env is None, "--server with --server-key-env", "no --server")
             return
-        expected = "server to be an address such as http://localhost:8000"
-        require((problem := url_problem(self.server)) is None, expected, problem)
+        require_address(self.server)
         got = "--adapter" if self.adapter else "--run"
         expected = "the model that the server serves alone"
         require(not (self.adapter or self.run), expected, got)
@@ -332,6 +331,17 @@ class PrescreenConfig:
         if self.shard is not None:
             read_shard(self.shard)
         require(0.5 < self.high <= 1, "high above 0.5, up to 1", self.high)
+
+
+def require_address(server: str) -> None:
+    """Refuse what is no address of a server."""
+    expected = "server to be an address such as http://localhost:8000"
+    require((problem := url_problem(server)) is None, expected, problem)
+
+
+def require_concurrency(n_requests: int) -> None:
+    """Refuse a number of requests at a time out of range."""
+    require(1 <= n_requests <= MOST_REQUESTS, EXPECTED_REQUESTS, n_requests)
 
 
 def require_batch(batch_tokens: int | None) -> None:

@@ -44,6 +44,7 @@ from cqa.score_folder import (
     placed_rows,
     placed_texts,
 )
+from cqa.text import listed
 
 _NO_ROW = (1 << 64) - 1
 _NOBODY, _UNSCORED = -1, -2
@@ -104,7 +105,7 @@ def _check_files(config: PrescreenConfig, held: OpenShard) -> None:
     if total.hexdigest() != held.meta.given_digest:
         raise DataError(
             "expected the points of the shards, got others",
-            where=", ".join(map(str, config.pairs)),
+            where=listed(config.pairs),
             hint="a file was changed since; its lines are needed for selected.jsonl",
         )
 

@@ -24,7 +24,7 @@ from cqa.score.engine import EngineIdentity, SequenceScores, SequenceStats
 from cqa.score.prefix_batch import PrefixBatch
 from cqa.score_folder import CAPABILITIES
 from cqa.server.address import Server
-from cqa.server.client import FAILED, Client, LostError, RefusedError
+from cqa.server.client import FAILED, Client, LostError, RefusedError, served_no_more
 from cqa.server.completions import NoLogprobsError, problem
 from cqa.server.handshake import Prompts, shake_hands
 from cqa.server.parallel import in_parallel
@@ -117,11 +117,7 @@ class ServerEngine:
             answer = self._completions.ask(ids)
         except RefusedError as refused:
             if refused.status == 404:
-                raise ModelError(
-                    f"expected {self._server.model} at the server, got {refused}",
-                    where=self._server.base,
-                    hint="it was there at the start; the rows so far are kept",
-                ) from None
+                raise served_no_more(self._server.model, refused, self._server.base) from None
             return SequenceStats.unscored(len(option), f"the server answered {refused}")
         except LostError as lost:
             if lost.status != FAILED or not self._still_scores():

@@ -47,6 +47,15 @@ class RefusedError(Exception):
         self.status = status
 
 
+def served_no_more(model: str, refused: RefusedError, where: str) -> ModelError:
+    """Return the error of a model that a server had at the start and does not know now."""
+    return ModelError(
+        f"expected {model} at the server, got {refused}",
+        where=where,
+        hint="it was there at the start; the rows so far are kept",
+    )
+
+
 class LostError(ResourceError):
     """The server did not answer, however often it was asked."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -10,8 +9,7 @@ from cqa.schema.comparison import TextChange, TextComparison
 from cqa.schema.result import PairedChange
 from cqa.schema.rows import ItemRow
 from cqa.stats.change import paired_change
-
-BIT = math.log(2)
+from cqa.stats.information import BIT
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,8 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+BIT = math.log(2)  # nats
+
 
 def contrast(values: Sequence[float], answer: int) -> float:
     """Return the right option's value minus the wrong ones' mean: dI, for values of I(x; y)."""
@@ -23,6 +25,11 @@ def contrast(values: Sequence[float], answer: int) -> float:
 def delta_i_best_wrong(pmi_nats: Sequence[float], answer: int) -> float:
     """Return dI against the strongest wrong option."""
     return pmi_nats[answer] - max(value for k, value in enumerate(pmi_nats) if k != answer)
+
+
+def place_of_largest(values: Sequence[float]) -> int:
+    """Return the place of the largest value, the earliest among equals."""
+    return max(range(len(values)), key=values.__getitem__)
 
 
 def softmax(values: Sequence[float]) -> list[float]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from cqa.schema.rows import ItemRow, OptionScore
 from cqa.stats.contamination import min_k_percent
-from cqa.stats.information import contrast, delta_i_best_wrong, softmax
+from cqa.stats.information import contrast, delta_i_best_wrong, place_of_largest, softmax
 
 LENGTHS = ("n_tokens", "n_bytes", "n_chars")
 VARIANTS = {  # dI in other ways than as the sum over tokens after the first null context
@@ -82,8 +82,8 @@ def item_score(row: ItemRow) -> ItemScore:
         entropy_null_nats=_per_token([o.entropy_null_nats for o in options], n_tokens),
         p_given=tuple(p_given[k] for k in order),
         p_null=tuple(p_null[k] for k in order),
-        is_first=_largest(given) == answer,
-        is_first_per_byte=_largest([o.logp_given_context_nats / o.n_bytes for o in options])
+        is_first=place_of_largest(given) == answer,
+        is_first_per_byte=place_of_largest([o.logp_given_context_nats / o.n_bytes for o in options])
         == answer,
         min_k=min_k_percent(options[answer].token_logp_null_nats),
     )
@@ -118,10 +118,6 @@ def _pmi_null2(options: Sequence[OptionScore]) -> list[float] | None:
 def _lengths(option: OptionScore) -> tuple[int, int, int]:
     """Return an option's length in the order of LENGTHS."""
     return option.n_tokens, option.n_bytes, option.n_chars
-
-
-def _largest(values: Sequence[float]) -> int:
-    return max(range(len(values)), key=values.__getitem__)
 
 
 def item_facts(row: ItemRow) -> ItemFacts:

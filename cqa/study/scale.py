@@ -47,7 +47,7 @@ from cqa.study.scale_runs import (
     subset_of,
     train_all,
 )
-from cqa.text import aligned, counted, interval, named, signed
+from cqa.text import aligned, counted, interval, listed, named, signed
 from cqa.train.config import TrainConfig
 from cqa.train.plan import Plan, make_plan
 from cqa.train.schedule import first_learning_step
@@ -84,13 +84,13 @@ def scale(
         raise ConfigError(
             f"expected sizes up to {len(plan.train)}, the samples there are to train on, got: "
             f"{config.sizes[-1]}",
-            where=", ".join(map(str, config.data)),
+            where=listed(config.data),
             hint="--sizes names others",
         )
     if len(plan.formats) > 1:
         raise ConfigError(
             f"expected samples of one format, got {', '.join(plan.formats)}",
-            where=", ".join(map(str, config.data)),
+            where=listed(config.data),
             hint="a subset of them is one file; convert them to one format",
         )
     _check_steps(config)
@@ -161,7 +161,7 @@ def _keep(path: Path, lines: Iterable[bytes], data: Sequence[Path]) -> None:
         if path.read_bytes() != whole:
             raise DataError(
                 f"expected the data of the study to go on with, got other samples for {path}",
-                where=", ".join(map(str, data)), hint="another study has another --out",
+                where=listed(data), hint="another study has another --out",
             )  # fmt: skip
         return
     with new_file(path) as temporary:

@@ -18,6 +18,7 @@ from cqa.kernels.philox import ORDER, SPLIT, permutation, stream_of
 from cqa.model.checkpoint import locate
 from cqa.model.config import DecoderConfig, read_config
 from cqa.model.lora import LoraSpec
+from cqa.text import listed
 from cqa.train.config import TARGETS, TrainConfig
 from cqa.train.examples import Example, examples_of
 from cqa.train.placebo import deal
@@ -125,7 +126,7 @@ def make_plan(config: TrainConfig) -> Plan:
         return samples, *encode(samples, limit)
 
     read, samples, affected = load(*config.data)
-    where = ", ".join(map(str, config.data))
+    where = listed(config.data)
     digests = data_files(*config.data)
     share = config.validation_share
     held = read

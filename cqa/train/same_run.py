@@ -9,6 +9,7 @@ from cqa.config import command_line, describe, flag_words, given_settings, key_o
 from cqa.errors import ConfigError, DataError
 from cqa.run_folder import epoch_name, missing_epochs
 from cqa.schema.run import RunRecord
+from cqa.text import listed
 from cqa.train.config import TrainConfig, share_of
 from cqa.train.plan import Plan
 from cqa.train.start import KEPT
@@ -59,7 +60,7 @@ def check_same_run(held: RunRecord, plan: Plan) -> None:
     if held.data_digest != plan.data_digest:
         raise DataError(
             "expected the data of the run to resume, got other bytes",
-            where=", ".join(map(str, plan.config.data)),
+            where=listed(plan.config.data),
             hint=OTHER_RUN,
         )
 
