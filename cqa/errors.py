@@ -13,6 +13,7 @@ class CqaError(Exception):
     """An error raised on purpose, shown to the user as one message without a traceback."""
 
     exit_code = 1
+    is_ours_to_tell = False  # whether, of several processes that have it, this one tells
 
     def __init__(
         self,

@@ -10,10 +10,10 @@ from typing import Any
 
 import click
 
-from cqa.errors import ConfigError, CqaError, ToldElsewhereError
+from cqa.errors import CqaError, ToldElsewhereError
 from cqa.escape import for_terminal
 from cqa.text import shortened
-from cqa.train.ranks import launched
+from cqa.train.ranks import let_first_tell
 
 
 def message(text: str) -> str:
@@ -36,12 +36,12 @@ def say_json(value: Any) -> None:
 def show(error: CqaError) -> None:
     """Print an error: what was expected and got, then what to do.
 
-    Of what several processes of a run have, one prints it: an error of the settings rank 0.
+    Of what several processes of a run have, one prints it.
     """
     if isinstance(error, ToldElsewhereError):
         return
-    if isinstance(error, ConfigError) and launched()[0]:
-        return
+    if not error.is_ours_to_tell:
+        let_first_tell()
     place = f"{message(error.where)}: " if error.where else ""
     tell(f"{click.style('error', fg='red', bold=True)}: {place}{message(error.message)}")
     if error.hint:

@@ -7,6 +7,7 @@ and tells what happens. Of an error that several have, one tells.
 
 from __future__ import annotations
 
+import atexit
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 _SILENCE = timedelta(hours=2)  # after which a rank that says nothing counts as lost
+_TELLS_WITHIN = timedelta(seconds=60)
+_FIRST_ENDS_WITHIN_S = 30.0
 _FIRST_TELLS_S = 1.0  # what the others wait, so that rank 0 tells what all have seen
 
 
@@ -179,7 +182,9 @@ def joined(device: str, out: Path, command: str) -> Iterator[Ranks]:
     except CqaError as error:
         with Interrupt():  # the launcher ends the others as soon as one has ended
             if not _tells(store, rank):
+                _wait_until_told(store)
                 raise ToldElsewhereError(error) from None
+        error.is_ours_to_tell = True
         if isinstance(error, LostRankError):
             error.where, error.command = str(out), command
             error.hint = "continue, in one process or by torchrun in any number of them, with"
@@ -190,14 +195,41 @@ def joined(device: str, out: Path, command: str) -> Iterator[Ranks]:
                 dist.destroy_process_group()
 
 
+def let_first_tell() -> None:
+    """Wait, on any rank but the first, for rank 0 to tell what went wrong before the ranks met.
+
+    The launcher ends all as soon as one has ended, which ends the wait; were it not ended, rank 0
+    would have nothing to tell.
+    """
+    if launched()[0]:
+        time.sleep(_FIRST_ENDS_WITHIN_S)
+
+
 def _tells(store: Any, rank: int) -> bool:
     """Return whether this rank is the first of those with something to tell."""
     if rank:
         time.sleep(_FIRST_TELLS_S)
+    if store is None:
+        return True
     try:
-        return store is None or bool(store.add("told", 1) == 1)
+        first = bool(store.add("tells", 1) == 1)
     except RuntimeError:  # the store has gone with the process that held it
         return rank == 0
+    if first:
+        atexit.register(_say_told, store)
+    return first
+
+
+def _say_told(store: Any) -> None:
+    """Let the other ranks end: what this one has to tell is printed by now."""
+    with suppress(RuntimeError):
+        store.set("told", "1")
+
+
+def _wait_until_told(store: Any) -> None:
+    """Wait for the rank that tells, which the launcher would end as soon as this one has ended."""
+    with suppress(RuntimeError):  # too long, or the store has gone with the rank that told
+        store.wait(["told"], _TELLS_WITHIN)
 
 
 class LostRankError(ResourceError):

@@ -6,12 +6,14 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed
 from helpers import ROOT, read_lines, write_lines
 from hypothesis import given
 from hypothesis import strategies as st
@@ -21,6 +23,7 @@ from train.runs import MODEL, SAMPLES, config_of
 from cqa.errors import ConfigError
 from cqa.model.load import open_model
 from cqa.model.lora import TrainableLora
+from cqa.train import ranks
 from cqa.train.loop import train
 from cqa.train.passes import StepConfig, n_labels
 from cqa.train.plan import make_plan, split_passes
@@ -216,6 +219,38 @@ def test_bad_data_is_told_once(data, tmp_path):
     done = run(torchrun(2, *flags(data, tmp_path / "run", epochs=0)))
     assert done.stderr.count("error: ") == 1, done.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_what_one_rank_alone_has_is_told(data, tmp_path):
+    """Rank 1 of two is given a setting that rank 0 is not; nobody else could tell."""
+    script = tmp_path / "one_of_two.py"
+    script.write_text(
+        "import os, sys, cqa.train.ranks\n"
+        "from cqa_fast.main import main\n"
+        "cqa.train.ranks._FIRST_ENDS_WITHIN_S = 0.1\n"
+        "sys.argv += ['--grad-accum', '0'] * (os.environ['RANK'] == '1')\n"
+        "main()\n"
+    )
+    launcher = torchrun(2)
+    launcher[launcher.index("-m", 3) : -1] = [str(script)]
+    options = flags(data, tmp_path / "run")
+    done = run([*launcher, *map(str, options[: options.index("--grad-accum")])])
+    told = "error: expected grad-accum to be at least 1, got: 0"
+    assert done.stderr.count(told) == 1, done.stderr
+
+
+def test_a_rank_that_does_not_tell_ends_after_the_one_that_does():
+    """The launcher ends all as soon as one has ended, also one that has not yet printed."""
+    store = torch.distributed.HashStore()
+    assert ranks._tells(store, 0)
+    assert not ranks._tells(store, 1)
+    waits = threading.Thread(target=ranks._wait_until_told, args=(store,), daemon=True)
+    waits.start()
+    waits.join(0.3)
+    assert waits.is_alive()
+    ranks._say_told(store)
+    waits.join(10)
+    assert not waits.is_alive()
 
 
 def test_graphs_are_of_one_process(data, tmp_path):
