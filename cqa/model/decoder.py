@@ -14,16 +14,14 @@ as 1 + w it is fp32, as it is summed there.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TypeVar
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from cqa.kernels.attention import AttentionSpan, Gathered, attention
+from cqa.kernels.attention import attention
 from cqa.kernels.backend import Backend, choose, compute_dtype, fastest
 from cqa.kernels.copy_shrink import copy_shrink
 from cqa.kernels.embed import Noise, embed
@@ -38,11 +36,17 @@ from cqa.layout import PackedBatch
 from cqa.model.architectures import Rotation
 from cqa.model.block_rows import block_rows, pass_rows
 from cqa.model.config import DecoderConfig
+from cqa.model.forward_pass import (
+    ALL_ROWS,
+    EarlierKeys,
+    ForwardPass,
+    Observer,
+    RowBlocks,
+    Spans,
+    attention_spans,
+)
 from cqa.model.projection import Projection
 from cqa.model.rope import Rope, inverse_frequencies, rope_tables
-
-Result = TypeVar("Result", Tensor, tuple[Tensor, ...])
-Spans = tuple[AttentionSpan, ...] | Gathered
 
 
 @dataclass(slots=True)
@@ -75,61 +79,6 @@ class Layer:
         """The weights of all norms that there are."""
         found = (self.input_norm, self.q_norm, self.k_norm, self.o_norm, self.post_norm)
         return tuple(norm for norm in (*found, self.down_norm) if norm is not None)
-
-
-def attention_spans(
-    batch: PackedBatch,
-) -> tuple[tuple[AttentionSpan, ...], tuple[AttentionSpan, ...]]:
-    """Return what sees what in every layer but the last, and in the last."""
-    spans, last, row = [], [], 0
-    for s in batch.segments:
-        prefix = (s.prefix_start, s.prefix_stop)
-        spans.append(AttentionSpan((s.start, s.stop), (s.start, s.stop), prefix))
-        n_kept = s.kept_stop - s.kept_start
-        if n_kept:
-            last.append(AttentionSpan((row, row + n_kept), (s.start, s.kept_stop), prefix))
-        row += n_kept
-    return tuple(spans), tuple(last)
-
-
-@dataclass(frozen=True, slots=True)
-class RowBlocks:
-    """Applies a row-wise function to all rows at once, or to blocks of a fixed height."""
-
-    height: int | None = None
-    pad: bool = False  # the last block to that height
-
-    def __call__(self, function: Callable[..., Result], *rows: Tensor) -> Result:
-        """Call a function of row tensors (M, …) that returns one row tensor or several."""
-        height, n_rows = self.height, rows[0].shape[0]
-        if height is None or (n_rows <= height and not self.pad):
-            return function(*rows)
-        outs: tuple[Tensor, ...] = ()
-        for start in range(0, n_rows, height):
-            n = min(height, n_rows - start)
-            block = [r[start : start + n] for r in rows]
-            if n < height and self.pad:
-                block = [torch.cat((r, r.new_zeros(height - n, *r.shape[1:]))) for r in block]
-            result = function(*block)
-            results = (result,) if isinstance(result, Tensor) else result
-            outs = outs or tuple(r.new_empty(n_rows, *r.shape[1:]) for r in results)
-            for out, r in zip(outs, results, strict=True):
-                out[start : start + n] = r[:n]
-        return outs[0] if isinstance(result, Tensor) else outs
-
-
-ALL_ROWS = RowBlocks()
-
-
-@dataclass(frozen=True, slots=True)
-class ForwardPass:
-    """What the layers of one pass are run with."""
-
-    angles: dict[Rotation, tuple[Tensor, Tensor]]  # cos and sin, (M, head_dim / 2), fp32
-    spans: Spans  # what sees what
-    dropout: Dropout | None
-    blocks: RowBlocks
-    kept: Tensor | None = None  # (L,) rows that queries and MLP are run for; None is all
 
 
 class Decoder:
@@ -254,11 +203,19 @@ class Decoder:
         return pass_rows(self.backend, self.device, self.config.hidden_size)
 
     @torch.no_grad()
-    def hidden_for_scoring(self, batch: PackedBatch) -> Tensor:
+    def hidden_for_scoring(
+        self,
+        batch: PackedBatch,
+        *,
+        observer: Observer | None = None,
+        earlier: EarlierKeys | None = None,
+    ) -> Tensor:
         """Return what `hidden` does, in blocks of rows, with a wider residual stream.
 
         Args:
             batch: Packed rows on this decoder's device.
+            observer: Looks at every layer; no number depends on it.
+            earlier: What else the rows see, in place of the batch's segments.
 
         Returns:
             Shape (T, hidden_size), in the dtype that `cqa.kernels.precision.wider` gives.
@@ -267,7 +224,8 @@ class Decoder:
         h = h.to(wider(self.compute_dtype)) * self._scale
         height = block_rows(self.backend, self.device, self.config.hidden_size)
         blocks = RowBlocks(height, pad=self.backend != "native")
-        return self._run_layers(batch, h, attention_spans(batch), blocks=blocks)
+        spans = (earlier.spans, earlier.spans) if earlier else attention_spans(batch)
+        return self._run_layers(batch, h, spans, blocks=blocks, observer=observer, earlier=earlier)
 
     def _run_layers(
         self,
@@ -278,13 +236,15 @@ class Decoder:
         dropout: Dropout | None = None,
         blocks: RowBlocks = ALL_ROWS,
         recompute: bool = False,
+        observer: Observer | None = None,
+        earlier: EarlierKeys | None = None,
     ) -> Tensor:
         """Run every layer and the final norm, (M, D) to (T, D)."""
         angles = {
             name: rope_tables(*frequencies, batch.position_ids)
             for name, frequencies in self._frequencies.items()
         }
-        forward = ForwardPass(angles, spans[0], dropout, blocks)
+        forward = ForwardPass(angles, spans[0], dropout, blocks, earlier=earlier, observer=observer)
         for layer in self.layers[:-1]:
             if recompute and torch.is_grad_enabled():
                 h = checkpoint(self._run_layer, layer, h, forward, use_reentrant=False)
@@ -325,15 +285,22 @@ class Decoder:
 
     def _run_layer(self, layer: Layer, h: Tensor, forward: ForwardPass) -> Tensor:
         """Run a layer: keys and values of all rows (M, D), the rest for those it keeps."""
-        dropout = forward.dropout
+        dropout, observer, number = forward.dropout, forward.observer, layer.qkv.layer
         project = partial(self._project, layer, dropout)
         angles = () if layer.rotation is None else forward.angles[layer.rotation]
         q, k, v = forward.blocks(project, h, *angles)
         if forward.kept is not None:
             q, h = q[forward.kept], h[forward.kept]
             dropout = dropout.select(forward.kept) if dropout else None
+        if forward.earlier is not None:
+            k, v = forward.earlier.extended(number, k, v)
+        if observer is not None:
+            observer.attended(number, q, k, v)
         attended = attention(q, k, v, forward.spans, window=layer.window, backend=self.backend)
-        return forward.blocks(partial(self._finish, layer, dropout), h, attended.flatten(1))
+        h = forward.blocks(partial(self._finish, layer, dropout), h, attended.flatten(1))
+        if observer is not None:
+            observer.finished(number, h)
+        return h
 
     def _project(
         self, layer: Layer, dropout: Dropout | None, h: Tensor, *angles: Tensor

@@ -19,7 +19,8 @@ from torch import Tensor
 from cqa.data.samples import EncodedSample
 from cqa.errors import ResourceError
 from cqa.kernels.attention import gathered, library_for
-from cqa.model.decoder import Decoder, attention_spans
+from cqa.model.decoder import Decoder
+from cqa.model.forward_pass import attention_spans
 from cqa.model.lora import TrainableLora
 from cqa.model.memory import give_back, ran_out
 from cqa.train.passes import StepConfig, TrainingPass, forward_backward, n_labels, n_tokens
