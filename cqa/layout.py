@@ -143,6 +143,43 @@ def pack_trees(trees: Sequence[Tree]) -> tuple[PackedBatch, list[list[slice]]]:
     return batch, places
 
 
+@dataclass(frozen=True, slots=True)
+class OptionRows:
+    """Where an option's tokens lie in a pass that feeds all of them."""
+
+    context: slice  # rows of the batch
+    own: slice  # rows of the batch
+    kept: slice  # the same rows, among those that the last layer keeps
+
+
+def pack_whole_options(trees: Sequence[Tree]) -> tuple[PackedBatch, list[list[OptionRows]]]:
+    """Pack trees so that every token of an option is fed, its last one too.
+
+    `pack_trees` feeds what a next token is asked for, so each option, which has tokens, gets one
+    more: its last one again, which is asked for and not fed.
+
+    Returns:
+        The batch, and per tree and option where its tokens lie.
+    """
+    longer = [Tree(t.context, tuple((*option, option[-1]) for option in t.options)) for t in trees]
+    batch, places = pack_trees(longer)
+    target_rows, segments = batch.target_rows.tolist(), iter(batch.segments)
+    rows = []
+    for slices in places:
+        context = next(segments)
+        rows.append(
+            [
+                OptionRows(
+                    slice(context.start, context.stop),
+                    slice(own.start, own.stop),
+                    slice(target_rows[place.start + 1], target_rows[place.stop - 1] + 1),
+                )
+                for place, own in zip(slices, segments, strict=False)
+            ]
+        )
+    return batch, rows
+
+
 def _kept_rows(segments: Sequence[Segment]) -> Tensor:
     return _index([row for s in segments for row in range(s.kept_start, s.kept_stop)])
 

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cqa.layout import PackedBatch, Segment, Tree, pack_documents, pack_trees
+from cqa.layout import PackedBatch, Segment, Tree, pack_documents, pack_trees, pack_whole_options
 
 IDS = st.integers(0, 9)
 
@@ -124,6 +124,22 @@ def test_trees_keep_the_last_row_of_contexts_and_all_rows_of_options(trees):
     for s in batch.segments:
         is_context = s.prefix_stop == s.prefix_start
         assert (s.kept_start, s.kept_stop) == (s.stop - 1 if is_context else s.start, s.stop)
+
+
+@settings(deadline=None)
+@given(TREES)
+def test_whole_options_have_a_row_for_every_token_after_its_own_past(trees):
+    batch, rows = pack_whole_options(trees)
+    check_rows(batch)
+    assert [len(options) for options in rows] == [len(tree.options) for tree in trees]
+    everything = range(batch.n_rows)
+    for tree, of_tree in zip(trees, rows, strict=True):
+        for option, place in zip(tree.options, of_tree, strict=True):
+            assert batch.input_ids[place.context].tolist() == list(tree.context)
+            assert batch.input_ids[place.own].tolist() == list(option)
+            assert batch.kept[place.kept].tolist() == list(everything[place.own])
+            seen = visible(batch, place.own.stop - 1)
+            assert seen == [*everything[place.context], *everything[place.own]]
 
 
 def test_documents_by_hand():

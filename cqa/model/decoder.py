@@ -245,6 +245,8 @@ class Decoder:
             for name, frequencies in self._frequencies.items()
         }
         forward = ForwardPass(angles, spans[0], dropout, blocks, earlier=earlier, observer=observer)
+        if observer is not None:
+            observer.embedded(h)
         for layer in self.layers[:-1]:
             if recompute and torch.is_grad_enabled():
                 h = checkpoint(self._run_layer, layer, h, forward, use_reentrant=False)

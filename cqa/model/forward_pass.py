@@ -18,12 +18,15 @@ Result = TypeVar("Result", Tensor, tuple[Tensor, ...])
 Spans = tuple[AttentionSpan, ...] | Gathered
 
 
-class Observer(Protocol):
-    """Looks at every layer of a pass of scoring, and changes nothing.
+class Observer:
+    """Looks at every layer of a pass of scoring, and changes nothing; this one looks at none.
 
     Rows are those that the layer runs queries and MLP for: all M of the batch, in the last layer
     the L that `PackedBatch.kept` names.
     """
+
+    def embedded(self, h: Tensor) -> None:
+        """Look at the residual stream before the first layer: (M, hidden_size)."""
 
     def attended(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> None:
         """Look at what attention takes: queries (rows, H, D), keys and values (M, H_kv, D)."""
