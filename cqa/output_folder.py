@@ -17,7 +17,16 @@ from cqa.files import locked, refuse_held, reported, write_json
 from cqa.reading import read_object
 
 Kind = Literal[
-    "run", "scores", "prescreen", "shard", "scale", "report", "letters", "comparison", "demo"
+    "run",
+    "scores",
+    "prescreen",
+    "shard",
+    "scale",
+    "report",
+    "letters",
+    "comparison",
+    "study",
+    "demo",
 ]
 
 MARKER = ".cqa-fast.json"
@@ -30,6 +39,7 @@ NOUNS: Mapping[Kind, str] = {
     "report": "a report",
     "letters": "a letter choice",
     "comparison": "a comparison",
+    "study": "a study",
     "demo": "a demo",
 }
 # What a folder without a marker, of an earlier version, is known by: a file of it, and its keys.

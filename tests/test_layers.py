@@ -44,6 +44,7 @@ MAY_IMPORT = {
     "report": BASE | {"stats"},
     "letters": BASE | {"server", "score"},
     "compare": BASE | {"stats", "report"},
+    "claims": BASE | {"score", "stats", "report"},
     "study": BASE | {"train", "score", "stats", "report"},
     "bridges": BASE | {"score"},
     "api": BASE | {"train", "score", "stats", "report", "study"},

@@ -18,6 +18,11 @@ from cqa_fast.terminal import show, tell
 _ENDING = (signal.SIGTERM, signal.SIGHUP)
 
 
+def first_paragraph(command: click.Command) -> str:
+    """Return what stands beside a command in a list of commands."""
+    return " ".join((command.help or "").split("\n\n")[0].split())
+
+
 class Terminated(BaseException):
     """SIGTERM or SIGHUP came where there is nothing to finish or to save."""
 
@@ -26,7 +31,39 @@ class Terminated(BaseException):
         self.signum = signum
 
 
-class ErrorsAsMessages(click.Group):
+class Commands(click.Group):
+    """A group that lists its commands in their order, and suggests the nearest for an unknown."""
+
+    def get_short_help_str(self, limit: int = 0) -> str:
+        """Return the first paragraph of the help, whole."""
+        return first_paragraph(self)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Suggest the nearest command for an unknown one."""
+        from difflib import get_close_matches
+
+        near = get_close_matches(args[0], self.commands, n=1)
+        if args[0] not in self.commands and near:
+            raise ConfigError(
+                f"expected a command, got: {args[0]}", hint=f"did you mean `{near[0]}`?"
+            )
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands in the order in which they are used, with their whole summaries."""
+        with formatter.section("Commands"):
+            formatter.write_dl(
+                [(name, command.get_short_help_str()) for name, command in self.commands.items()]
+            )
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names in the order in which the commands are declared."""
+        return list(self.commands)
+
+
+class ErrorsAsMessages(Commands):
     """A group whose commands end in one message and an exit code where a user can mend it."""
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -58,30 +95,6 @@ class ErrorsAsMessages(click.Group):
         except MemoryError:
             show(ResourceError("expected enough memory, got none"))
             ctx.exit(ResourceError.exit_code)
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Suggest the nearest command for an unknown one."""
-        from difflib import get_close_matches
-
-        near = get_close_matches(args[0], self.commands, n=1)
-        if args[0] not in self.commands and near:
-            raise ConfigError(
-                f"expected a command, got: {args[0]}", hint=f"did you mean `{near[0]}`?"
-            )
-        return super().resolve_command(ctx, args)
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """List the commands in the order in which they are used, with their whole summaries."""
-        with formatter.section("Commands"):
-            formatter.write_dl(
-                [(name, command.get_short_help_str()) for name, command in self.commands.items()]
-            )
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        """Return the names in the order in which the commands are declared."""
-        return list(self.commands)
 
 
 def _expected(error: click.UsageError) -> str:

@@ -9,7 +9,7 @@ import sys
 import click
 
 from cqa import __version__
-from cqa_fast import job, studies, tools
+from cqa_fast import claims, job, studies, tools
 from cqa_fast.group import ErrorsAsMessages, require_working_directory
 from cqa_fast.terminal import open_missing_streams
 
@@ -65,6 +65,7 @@ for command in (
     studies.power,
     studies.prescreen,
     studies.scale,
+    claims.study,
     studies.coverage,
     tools.export,
     tools.convert,

@@ -12,6 +12,7 @@ import click
 
 from cqa.config import GROUPS, key_of, read_settings, resolve
 from cqa.errors import ConfigError
+from cqa_fast.group import first_paragraph
 
 T = TypeVar("T")
 Command = Callable[..., None]
@@ -80,7 +81,7 @@ class HelpfulCommand(click.Command):
 
     def get_short_help_str(self, limit: int = 0) -> str:
         """Return the first paragraph of the help, whole."""
-        return " ".join((self.help or "").split("\n\n")[0].split())
+        return first_paragraph(self)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write a section for each heading that has options."""

@@ -6,13 +6,13 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from cqa.errors import ModelError
 from cqa.model.adapter import adapter_folder
 from cqa.model.adapter_files import adapter_digest, is_adapter
 from cqa.model.lora import Adapter
 from cqa.run_folder import epoch_folders
-from cqa.score.config import ScoreConfig
 from cqa.text import own_parts
 
 KEPT_BYTES = 1 << 30  # of all adapters on the host from check to turn; the rest is read again
@@ -40,7 +40,20 @@ class AdapterFolder:
             )
 
 
-def find_adapters(config: ScoreConfig) -> list[AdapterFolder]:
+class NamesAdapters(Protocol):
+    """Settings that name adapters: folders, and runs with their epochs."""
+
+    @property
+    def adapter(self) -> tuple[Path, ...]: ...
+
+    @property
+    def run(self) -> tuple[Path, ...]: ...
+
+    @property
+    def epochs(self) -> tuple[int, ...]: ...
+
+
+def find_adapters(config: NamesAdapters) -> list[AdapterFolder]:
     """Return the adapters that the settings name, each under a name of its own.
 
     Raises:

@@ -1,0 +1,53 @@
+"""The command `study`: a subcommand for each of the paper's other claims."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from typing import Any
+
+import click
+
+from cqa.claims.conditioning.config import ConditioningConfig
+from cqa.claims.config import ModelsConfig
+from cqa_fast.group import Commands
+from cqa_fast.options import JSON, command, takes
+from cqa_fast.terminal import say, say_json, tell
+
+
+@click.group(cls=Commands, invoke_without_command=True)
+@click.pass_context
+def study(ctx: click.Context) -> None:
+    """Ask of another claim of the paper whether it holds, beside its null control."""
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help())
+
+
+def _run(claim: Any, config: ModelsConfig, as_json: bool) -> None:
+    from cqa.claims.run import RESULT, run_study
+    from cqa.claims.show import study_text
+    from cqa_fast.progress import ScoreProgress
+
+    with closing(ScoreProgress()) as progress:
+        result = run_study(claim, config, on_event=progress)
+    tell(f"study: {config.out / RESULT}")
+    say_json(result.to_json()) if as_json else say(study_text(result))
+
+
+@command()
+@takes(ConditioningConfig)
+@JSON
+def conditioning(config: ConditioningConfig, as_json: bool) -> None:
+    """Does a condition before the context make the good option more certain?
+
+    \b
+    Example:
+      cqa-fast study conditioning --model Qwen/Qwen2.5-7B --run run \\
+          --pairs conditions.jsonl --out conditioning
+    """
+    from cqa.claims.conditioning.claim import Conditioning
+
+    _run(Conditioning(config), config, as_json)
+
+
+for one in (conditioning,):
+    study.add_command(one)

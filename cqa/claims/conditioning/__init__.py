@@ -1,0 +1,1 @@
+"""Whether a condition makes the text that follows more certain: H(X|y,z) beside H(X|y)."""

@@ -1,0 +1,49 @@
+"""Another item's text for every item: the control that keeps everything but the match."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from scipy.optimize import linear_sum_assignment
+
+_AT_A_TIME = 1000  # items dealt among each other: the table of costs is this squared
+
+
+def dealt(
+    texts: Sequence[str], sources: Sequence[str | None], lengths: Sequence[int]
+) -> list[int] | None:
+    """Deal the texts of items to other items: each once, to another source, of near length.
+
+    A permutation: what matched and mismatched texts say by themselves is the same in the mean.
+    Among all permutations in which nobody gets a text of its own source or its own text again,
+    the sum of the differences in length is the least; of more than 1,000 items, within runs of
+    neighbours in length.
+
+    Args:
+        texts: One of each item.
+        sources: Of each item; one without is a source of its own.
+        lengths: Of each text, in tokens.
+
+    Returns:
+        The number of the item whose text each gets; None where there is no such permutation.
+    """
+    order = sorted(range(len(texts)), key=lambda k: (lengths[k], k))
+    n_parts = max(1, -(-len(order) // _AT_A_TIME))
+    found = [0] * len(texts)
+    for part in np.array_split(np.asarray(order, dtype=np.intp), n_parts):
+        own = np.array([[_alike(texts, sources, a, b) for b in part] for a in part])
+        size = np.array([lengths[k] for k in part], dtype=np.float64)
+        cost = np.abs(size[:, None] - size[None, :])
+        forbidden = cost.sum() + 1
+        rows, columns = linear_sum_assignment(np.where(own, forbidden, cost))
+        if own[rows, columns].any():
+            return None
+        for row, column in zip(rows, columns, strict=True):
+            found[part[row]] = int(part[column])
+    return found
+
+
+def _alike(texts: Sequence[str], sources: Sequence[str | None], a: int, b: int) -> bool:
+    same_source = sources[a] is not None and sources[a] == sources[b]
+    return a == b or same_source or texts[a] == texts[b]
