@@ -12,7 +12,8 @@ Dropout of module m, row i (counted within the global batch), column j of K:
             low half if l is even, high half if l is odd
     keep  = lane >= round(65536 p);   scale = 65536 / (65536 - round(65536 p))
 
-Uniforms take the top 24 bits of a word: u = (word >> 8) * 2^-24, exact in fp32, in [0, 1).
+Uniforms take the top 24 bits of a word: u = (word >> 8) * 2^-24, exact in fp32, in [0, 1). What a
+token is drawn by has 53 bits, of two words: u = ((w0 >> 5) * 2^26 + (w1 >> 6)) * 2^-53.
 
 Source: Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"; Triton's `tl.philox`.
 """
@@ -35,7 +36,7 @@ from cqa.kernels.backend import native_problem
 Words32 = npt.NDArray[np.uint32]
 Words64 = npt.NDArray[np.uint64]
 
-DROPOUT, NEFTUNE, INIT, ORDER, SPLIT, DEAL = range(6)  # kinds of streams
+DROPOUT, NEFTUNE, INIT, ORDER, SPLIT, DEAL, DRAW = range(7)  # kinds of streams
 
 _MASK = 0xFFFFFFFF
 _MUL0, _MUL2 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
@@ -135,6 +136,13 @@ def uniforms(seed: int, step: int, stream: int, count: int) -> npt.NDArray[np.fl
     index = np.arange(-(-count // 4), dtype=np.uint64)
     words = philox_words_ref(seed, step, stream, index).reshape(-1)[:count]
     return (words >> np.uint32(8)).astype(np.float32) * np.float32(2.0**-24)
+
+
+def wide_uniforms(seed: int, step: int, stream: int, index: Words64) -> npt.NDArray[np.float64]:
+    """Return an fp64 uniform in [0, 1) of each counter, an exact multiple of 2^-53."""
+    words = philox_words_ref(seed, step, stream, index).astype(np.uint64)
+    high, low = words[:, 0] >> np.uint64(5), words[:, 1] >> np.uint64(6)
+    return (high << np.uint64(26) | low).astype(np.float64) * 2.0**-53
 
 
 def permutation(seed: int, step: int, stream: int, count: int) -> list[int]:

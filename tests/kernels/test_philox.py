@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from cqa.kernels.philox import (
+    DEAL,
+    DRAW,
     DROPOUT,
     INIT,
     NEFTUNE,
@@ -18,6 +20,7 @@ from cqa.kernels.philox import (
     row_words_ref,
     stream_of,
     uniforms,
+    wide_uniforms,
 )
 
 SEED = 0x0123456789ABCDEF
@@ -101,9 +104,9 @@ def test_rows_own_consecutive_counters():
 
 
 def test_streams_of_kinds_and_numbers_are_distinct():
-    kinds = (DROPOUT, NEFTUNE, INIT, ORDER, SPLIT)
+    kinds = (DROPOUT, NEFTUNE, INIT, ORDER, SPLIT, DEAL, DRAW)
     numbers = (0, 1, 195, 2**24 - 1)
-    assert len({stream_of(kind, number) for kind in kinds for number in numbers}) == 20
+    assert len({stream_of(kind, number) for kind in kinds for number in numbers}) == 28
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 4, 5, 97])
@@ -230,3 +233,12 @@ def test_select_takes_rows_by_index_not_by_number():
 
 def test_mask_is_the_same_every_time():
     assert torch.equal(dropout().keep(7, 33), dropout().keep(7, 33))
+
+
+def test_wide_uniforms_are_the_first_53_bits_of_two_words():
+    indices = [0, 5, 2**40 + 3]
+    stream = stream_of(DRAW)
+    drawn = wide_uniforms(SEED, 6, stream, np.array(indices, dtype=np.uint64))
+    for u, index in zip(drawn, indices, strict=True):
+        first, second, *_ = plain_philox(SEED, 6, stream, index)
+        assert u == (first >> 5 << 26 | second >> 6) / 2**53

@@ -6,7 +6,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import torch
+from scipy import stats
 from transformers import AutoModelForCausalLM
 
 from cqa.data.items import Item, read_items
@@ -87,3 +89,10 @@ def naive_logps(model, pairs: list[tuple[tuple[int, ...], tuple[int, ...]]]) -> 
             logp = logits[row, at].log_softmax(-1)
             results[i] = logp.gather(1, torch.tensor(option)[:, None])[:, 0].double()
     return [results[i] for i in range(len(pairs))]
+
+
+def goodness_of_fit(counts: np.ndarray, expected: np.ndarray) -> float:
+    """Return the p-value of chi-square, categories of fewer than 5 expected taken as one."""
+    rare = expected < 5
+    pooled = [np.append(x[~rare], x[rare].sum()) if rare.any() else x for x in (counts, expected)]
+    return float(stats.chisquare(*pooled).pvalue)
