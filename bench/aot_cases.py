@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -115,13 +116,13 @@ def rotation(shape: DecoderConfig, dtype: torch.dtype) -> None:
 
 
 def head(shape: DecoderConfig, dtype: torch.dtype) -> None:
-    """Loss and gradient rows, and both routes of scoring."""
+    """Loss and gradient rows, and both routes of scoring, without varentropy and with it."""
     hidden = tensor(ROWS, shape.hidden_size, dtype=dtype)
     table = torch.empty(shape.vocab_size, shape.hidden_size, dtype=dtype, device=META)
     target = torch.zeros(ROWS, dtype=torch.int64, device=META)
     both_ways(token_logprobs(hidden, table, target, backend="triton"))
-    for route in ROUTES:
-        token_stats(hidden, table, target, backend="triton", route=route)
+    for route, varentropy in product(ROUTES, (False, True)):
+        token_stats(hidden, table, target, backend="triton", route=route, varentropy=varentropy)
 
 
 def optimizer(shape: DecoderConfig, dtype: torch.dtype) -> None:

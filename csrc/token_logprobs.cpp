@@ -32,12 +32,21 @@ CQA_CLONES double loss_row(float* z, int64_t n, int64_t target) {
   return logp;
 }
 
+// Σ w (z - mean)² of two groups together, less those of each: `a` and `b` are their Σ w, `a_sum` and
+// `b_sum` their Σ w z.
+double spread_between(double a, double a_sum, double b, double b_sum) {
+  if (!(a > 0 && b > 0)) return 0;
+  const double apart = a_sum / a - b_sum / b;
+  return a * (b / (a + b)) * apart * apart;
+}
+
 // What is known of a row after some of its columns: the target's own is left out of the sums.
 struct Partial {
   float top = std::numeric_limits<float>::lowest();  // finite: -inf minus it is no NaN
   int32_t above = 0;    // logits greater than the target's
   double weight = 0;    // Σ e^(z - top)
   double weighted = 0;  // Σ e^(z - top) (z - top)
+  double spread = 0;    // Σ e^(z - top) (z - their mean)², where it is asked for
 
   // Moves the sums to a new maximum.
   void raise(float new_top) {
@@ -45,6 +54,7 @@ struct Partial {
       const double by = static_cast<double>(top) - new_top, factor = std::exp(by);
       weighted = factor * (weighted + by * weight);
       weight *= factor;
+      spread *= factor;
     }
     top = new_top;
   }
@@ -55,28 +65,55 @@ struct Partial {
     Partial copy = other;
     if (top != max) raise(max);
     if (copy.top != max) copy.raise(max);
+    spread += copy.spread + spread_between(weight, weighted, copy.weight, copy.weighted);
     weight += copy.weight;
     weighted += copy.weighted;
     above += copy.above;
   }
 };
 
-CQA_CLONES void add_columns(const float* z, int64_t n, float at_target, Partial& row) {
+constexpr int64_t COLUMNS = 128;  // logits of a row that exist at a time
+constexpr int64_t SPAN = 2048;    // columns whose sums are one partial result
+
+template <bool SPREAD>
+CQA_INLINE void add_tile(const float* z, int64_t n, float at_target, Partial& row) {
   const float top = max_of(z, n);
   if (top > row.top) row.raise(top);
   Floats weight{}, weighted{};
   V<int32_t, 16> above{};
+  Floats kept[SPREAD ? COLUMNS / 16 : 1];
   for (int64_t i = 0; i < n; i += 16) {
     const Floats v = load_logits(z + i, n - i);
     const Floats by = v - row.top;
     const Floats e = exp_float(by);
+    if (SPREAD) kept[i / 16] = e;
     weight += e;
     weighted += e > 0.0f ? e * by : Floats{};
     above -= v > at_target;
   }
-  row.weight += sum_of(weight);
-  row.weighted += sum_of(weighted);
+  const float tile_weight = sum_of(weight), tile_weighted = sum_of(weighted);
+  if (SPREAD && tile_weight > 0) {
+    const float mean = tile_weighted / tile_weight;
+    Floats spread{};
+    for (int64_t i = 0; i < n; i += 16) {
+      const Floats e = kept[i / 16];
+      const Floats off = load_logits(z + i, n - i) - row.top - mean;
+      spread += e > 0.0f ? e * off * off : Floats{};
+    }
+    row.spread +=
+        sum_of(spread) + spread_between(row.weight, row.weighted, tile_weight, tile_weighted);
+  }
+  row.weight += tile_weight;
+  row.weighted += tile_weighted;
   row.above += sum_of(above);
+}
+
+CQA_CLONES void add_columns(const float* z, int64_t n, float at_target, Partial& row) {
+  add_tile<false>(z, n, at_target, row);
+}
+
+CQA_CLONES void add_columns_and_spread(const float* z, int64_t n, float at_target, Partial& row) {
+  add_tile<true>(z, n, at_target, row);
 }
 
 CQA_CLONES double dot(const float* a, const float* b, int64_t n) {
@@ -97,9 +134,6 @@ CQA_CLONES float dot_as_product(const float* a, const float* b, int64_t n) {
   return total;
 }
 
-constexpr int64_t COLUMNS = 128;  // logits of a row that exist at a time
-constexpr int64_t SPAN = 2048;    // columns whose sums are one partial result
-
 }  // namespace
 
 // logits (M, V) become gradient rows in place; logp (M,) fp64
@@ -114,13 +148,14 @@ void loss_rows(Tensor logits, Tensor target, Tensor logp) {
 }
 
 // Log-softmax, gather, entropy and rank from hidden (M, D) and head (V, D), fp32 or bf16: a tile of
-// logits lives in the cache until its row sums are taken. stats (3, M) fp64: logp, entropy and lse;
-// rank (M,).
+// logits lives in the cache until its row sums are taken. stats (3, M) fp64: logp, entropy and lse,
+// and in a fourth row, where there is one, varentropy; rank (M,).
 void token_stats(Tensor hidden, Tensor head, Tensor target, Tensor stats, Tensor rank) {
   const int64_t m = hidden.size(0), d = hidden.size(1), v = head.size(0);
   expect_rows(hidden, "hidden", {m, d});
   expect_rows(head, "head", {v, d});
-  expect(stats, "stats", {3, m});
+  const bool spread = stats.size(0) == 4;
+  expect(stats, "stats", {spread ? 4 : 3, m});
   STD_TORCH_CHECK(stats.is_contiguous(), "expected contiguous stats");
   expect_rows(rank, "rank", {m});
   const int64_t* t = targets_below(v, target, m);
@@ -144,6 +179,7 @@ void token_stats(Tensor hidden, Tensor head, Tensor target, Tensor stats, Tensor
     float* a = scratch(Scratch::LEFT, height * A_STRIDE);
     float* tile = scratch(Scratch::PRODUCT, height * COLUMNS);
     const Kernel& kernel = best_kernel();
+    const auto add = spread ? add_columns_and_spread : add_columns;
     for (int64_t n = span * SPAN; n < std::min(v, (span + 1) * SPAN); n += COLUMNS) {
       const int64_t n_size = std::min({COLUMNS, v - n});
       for (int64_t k = 0; k < d; k += block)
@@ -160,7 +196,7 @@ void token_stats(Tensor hidden, Tensor head, Tensor target, Tensor stats, Tensor
         for (int64_t i = 0; i < n_rows; i++) {
           const int64_t mine = t[row + i] - n;
           if (mine >= 0 && mine < n_size) tile[i * COLUMNS + mine] = -INF;
-          add_columns(tile + i * COLUMNS, n_size, own[row + i], partial[span * m + row + i]);
+          add(tile + i * COLUMNS, n_size, own[row + i], partial[span * m + row + i]);
         }
       }
     }
@@ -177,6 +213,9 @@ void token_stats(Tensor hidden, Tensor head, Tensor target, Tensor stats, Tensor
     const double log_total = by - logp[i];
     logp[m + i] = std::max(log_total - (row.weighted + weight * by) / total, 0.0);  // of NaN, NaN
     logp[2 * m + i] = row.top + log_total;
+    if (spread)
+      logp[3 * m + i] =
+          (row.spread + spread_between(row.weight, row.weighted, weight, weight * by)) / total;
     above[i] = row.above;
   });
 }

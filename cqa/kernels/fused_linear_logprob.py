@@ -19,7 +19,16 @@ import triton.language as tl
 from torch import Tensor
 
 from cqa.kernels.launch import any_rows, dot_type, launch
-from cqa.kernels.logit_stats import LEAST, NOTHING, TokenStats, with_target
+from cqa.kernels.logit_stats import (
+    LEAST,
+    NOTHING,
+    TokenStats,
+    joined_spread,
+    mean_of,
+    stats_of,
+    varentropy_with_target,
+    with_target,
+)
 
 SPLIT = 512  # columns of one program
 _ROWS = 1 << 14  # rows whose partial results exist at a time
@@ -123,6 +132,7 @@ def _split_stats(  # a program: one block of rows, one split of the columns, the
     row_maxes,  # (splits, pitch) fp32, as the sums and the count, written
     sums_exp,  # (splits, pitch) fp32
     sums_exp_z,  # (splits, pitch) fp32
+    spreads,  # (splits, pitch) fp32, or None without VARENTROPY
     counts_above,  # (splits, pitch) int32
     n_rows,
     pitch,
@@ -136,6 +146,7 @@ def _split_stats(  # a program: one block of rows, one split of the columns, the
     BN: tl.constexpr,
     BK: tl.constexpr,
     DOT: tl.constexpr,
+    VARENTROPY: tl.constexpr,
 ):
     n_splits = tl.cdiv(n_cols, SPLIT)
     place = tl.program_id(0) % (GROUP * n_splits)
@@ -149,6 +160,7 @@ def _split_stats(  # a program: one block of rows, one split of the columns, the
     row_max = tl.full((BM,), LEAST, tl.float32)
     sum_exp = tl.zeros((BM,), tl.float32)
     sum_exp_z = tl.zeros((BM,), tl.float32)  # Σ exp(z - row_max) · (z - row_max)
+    spread = tl.zeros((BM,), tl.float32)  # Σ exp(z - row_max) · (z - their mean)²
     n_above = tl.zeros((BM,), tl.int32)
     for start in range(split * SPLIT, tl.minimum((split + 1) * SPLIT, n_cols), BN):
         column = start + tl.arange(0, BN)
@@ -163,6 +175,13 @@ def _split_stats(  # a program: one block of rows, one split of the columns, the
         shifted = z - new_max[:, None]
         e = tl.exp(shifted)
         e_shifted = tl.where(e > 0, e * shifted, 0.0)
+        if VARENTROPY:
+            tile, mean = tl.sum(e, 1), mean_of(tl.sum(e, 1), tl.sum(e_shifted, 1))
+            off = tl.where(e > 0, shifted - mean[:, None], 0.0)
+            before = rescale * sum_exp
+            apart = tl.where(before > 0, mean_of(sum_exp, sum_exp_z) + change - mean, 0.0)
+            share = tile / tl.where(before + tile > 0, before + tile, 1.0)
+            spread = rescale * spread + tl.sum(e * off * off, 1) + before * share * apart * apart
         sum_exp_z = rescale * (sum_exp_z + change * sum_exp) + tl.sum(e_shifted, 1)
         sum_exp = rescale * sum_exp + tl.sum(e, 1)
         row_max = new_max
@@ -170,6 +189,8 @@ def _split_stats(  # a program: one block of rows, one split of the columns, the
     tl.store(row_maxes + to, row_max, mask=row < n_rows)
     tl.store(sums_exp + to, sum_exp, mask=row < n_rows)
     tl.store(sums_exp_z + to, sum_exp_z, mask=row < n_rows)
+    if VARENTROPY:
+        tl.store(spreads + to, spread, mask=row < n_rows)
     tl.store(counts_above + to, n_above, mask=row < n_rows)
 
 
@@ -178,9 +199,10 @@ def _join_splits(  # a program: some rows
     row_maxes,  # (splits, pitch) fp32
     sums_exp,  # (splits, pitch) fp32
     sums_exp_z,  # (splits, pitch) fp32
+    spreads,  # (splits, pitch) fp32, or None without VARENTROPY
     counts_above,  # (splits, pitch) int32
     exact,  # (M,) fp64
-    stats,  # (3, M) fp64: logp, entropy, lse, written
+    stats,  # (3 or 4, M) fp64: logp, entropy, lse, varentropy, written
     rank,  # (M,) int64, written
     n_rows,
     pitch,
@@ -188,6 +210,7 @@ def _join_splits(  # a program: some rows
     plane,
     ROWS: tl.constexpr,
     SPLITS: tl.constexpr,
+    VARENTROPY: tl.constexpr,
 ):
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     split = tl.arange(0, SPLITS)
@@ -201,9 +224,14 @@ def _join_splits(  # a program: some rows
     shifted = split_max - row_max[None, :]
     e = tl.exp(shifted)
     z_target = tl.load(exact + row, mask=row < n_rows, other=0)
-    logp, entropy, lse = with_target(
-        row_max, tl.sum(e * sum_exp, 0), tl.sum(e * (sum_exp_z + shifted * sum_exp), 0), z_target
-    )
+    weight, weighted = tl.sum(e * sum_exp, 0), tl.sum(e * (sum_exp_z + shifted * sum_exp), 0)
+    logp, entropy, lse = with_target(row_max, weight, weighted, z_target)
+    if VARENTROPY:
+        spread = e * tl.load(spreads + place, mask=inside, other=0).to(tl.float64)
+        mean = mean_of(sum_exp, sum_exp_z) + shifted
+        spread = joined_spread(e * sum_exp, mean, spread, mean_of(weight, weighted)[None, :])
+        spread = varentropy_with_target(row_max, weight, weighted, spread, z_target)
+        tl.store(stats + 3 * plane + row, spread, mask=row < n_rows)
     tl.store(stats + row, logp, mask=row < n_rows)
     tl.store(stats + plane + row, entropy, mask=row < n_rows)
     tl.store(stats + 2 * plane + row, lse, mask=row < n_rows)
@@ -237,15 +265,17 @@ def exact_logits_triton(hidden: Tensor, head: Tensor, target: Tensor) -> Tensor:
     return exact
 
 
-def fused_linear_logprob_triton(hidden: Tensor, head: Tensor, target: Tensor) -> TokenStats:
+def fused_linear_logprob_triton(
+    hidden: Tensor, head: Tensor, target: Tensor, *, varentropy: bool = False
+) -> TokenStats:
     """Return the statistics of rows whose logits exist in registers alone."""
     n_rows = hidden.shape[0]
-    stats = torch.empty(3, n_rows, dtype=torch.float64, device=hidden.device)
+    stats = torch.empty(3 + varentropy, n_rows, dtype=torch.float64, device=hidden.device)
     rank = torch.empty(n_rows, dtype=torch.int64, device=hidden.device)
     for start in range(0, n_rows, _ROWS):
         part = slice(start, start + _ROWS)
         _write_stats(hidden[part], head, target[part], stats[:, part], rank[part])
-    return TokenStats(logp=stats[0], entropy=stats[1], rank=rank, lse=stats[2])
+    return stats_of(stats, rank)
 
 
 def _write_stats(hidden: Tensor, head: Tensor, target: Tensor, stats: Tensor, rank: Tensor) -> None:
@@ -268,9 +298,12 @@ def _write_stats(hidden: Tensor, head: Tensor, target: Tensor, stats: Tensor, ra
     }
     launch(_target_logits, (n_blocks,), **product)
     pitch = triton.cdiv(n_rows, 16) * 16  # keeps every row of partial results aligned
-    sums = torch.empty(3, n_splits, pitch, dtype=torch.float32, device=device)
+    varentropy = stats.shape[0] == 4
+    sums = torch.empty(3 + varentropy, n_splits, pitch, dtype=torch.float32, device=device)
     splits = {
-        **dict(zip(("row_maxes", "sums_exp", "sums_exp_z"), sums, strict=True)),
+        **dict(zip(("row_maxes", "sums_exp", "sums_exp_z"), sums[:3], strict=True)),
+        "spreads": sums[3] if varentropy else None,
+        "VARENTROPY": varentropy,
         "counts_above": torch.empty(n_splits, pitch, dtype=torch.int32, device=device),
         "pitch": pitch,
     }

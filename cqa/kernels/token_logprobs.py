@@ -2,18 +2,21 @@
 
     z = hidden · headᵀ    logp[m] = z[m, t_m] - lse_m    lse_m = ln Σ_v exp z[m, v]
     H[m] = lse_m - Σ_v p_v z[m, v]                       rank[m] = #{v : z[m, v] > z[m, t_m]}
+    varentropy[m] = Σ_v p_v (z[m, v] - Σ_u p_u z[m, u])²  where it is asked for
 
 The one quantity of the project: its mean, negated, is the training loss; its sum is a score.
 In training, logits exist for one chunk of rows, which is turned into the gradient of the hidden
 states at once: the head is frozen, so nothing else is kept. In scoring on a GPU there are two
 routes to the same numbers: "fused" (fused_linear_logprob.py) never writes logits; "chunked" writes
-a chunk of them by the library's product and reads it once (logit_stats.py). Units: nats.
+a chunk of them by the library's product and reads it once (logit_stats.py). Units: nats, of
+varentropy nats².
 Source: the paper's section 4.1 (log P) and 6.1 (entropy); chunking as in arXiv:2411.09009.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -26,7 +29,7 @@ from cqa.kernels.fused_linear_logprob import (
     exact_logits_triton,
     fused_linear_logprob_triton,
 )
-from cqa.kernels.logit_stats import TokenStats, logit_stats_ref, logit_stats_triton
+from cqa.kernels.logit_stats import TokenStats, logit_stats_ref, logit_stats_triton, stats_of
 from cqa.kernels.matmul import mm
 
 Route = Literal["fused", "chunked"]
@@ -118,9 +121,12 @@ def token_logprobs(
     return token_stats(hidden, head, target, backend=backend).logp.to(wide)
 
 
-def token_stats_ref(hidden: Tensor, head: Tensor, target: Tensor) -> TokenStats:
+def token_stats_ref(
+    hidden: Tensor, head: Tensor, target: Tensor, *, varentropy: bool = False
+) -> TokenStats:
     """The definition, chunk by chunk."""
-    return _chunked(hidden, head, target, CHUNK_ROWS, exact_logits_ref, logit_stats_ref)
+    logit_stats = partial(logit_stats_ref, varentropy=varentropy)
+    return _chunked(hidden, head, target, CHUNK_ROWS, exact_logits_ref, logit_stats)
 
 
 def _chunked(
@@ -138,7 +144,7 @@ def _chunked(
     target's, is formed again in fp64: it costs D products a row and removes most of the rounding.
     """
     chunks = []
-    for start in range(0, target.shape[0], height):
+    for start in range(0, max(1, target.shape[0]), height):  # of no rows, a chunk of padding
         rows = slice(start, start + height)
         n = target[rows].shape[0]
         h, t = hidden[rows], target[rows]
@@ -146,31 +152,34 @@ def _chunked(
             h = torch.cat((h, h.new_zeros(height - n, h.shape[1])))
             t = torch.cat((t, t.new_zeros(height - n)))
         stats = logit_stats(logits_of(h, head), t, exact_logits(h, head, t))
-        chunks.append([field[:n] for field in (stats.logp, stats.entropy, stats.rank, stats.lse)])
-    if not chunks:
-        none = hidden.new_empty(0, dtype=torch.float64)
-        return TokenStats(none, none, target.new_empty(0), none)
+        fields = (stats.logp, stats.entropy, stats.rank, stats.lse, stats.varentropy)
+        chunks.append([field[:n] for field in fields if field is not None])
     return TokenStats(*(torch.cat(parts) for parts in zip(*chunks, strict=True)))
 
 
-def _token_stats_triton(hidden: Tensor, head: Tensor, target: Tensor, route: Route) -> TokenStats:
+def _token_stats_triton(
+    hidden: Tensor, head: Tensor, target: Tensor, route: Route, varentropy: bool
+) -> TokenStats:
     hidden = _unit_stride(hidden)
     if route == "fused":
-        return fused_linear_logprob_triton(hidden, head, target)
+        return fused_linear_logprob_triton(hidden, head, target, varentropy=varentropy)
     height = min(_TALLEST_CHUNK, chunk_rows(head.shape[0]))
-    return _chunked(hidden, head, target, height, exact_logits_triton, logit_stats_triton)
+    logit_stats = partial(logit_stats_triton, varentropy=varentropy)
+    return _chunked(hidden, head, target, height, exact_logits_triton, logit_stats)
 
 
 def _unit_stride(matrix: Tensor) -> Tensor:
     return matrix if matrix.stride(1) == 1 else matrix.contiguous()
 
 
-def _token_stats_native(hidden: Tensor, head: Tensor, target: Tensor) -> TokenStats:
+def _token_stats_native(
+    hidden: Tensor, head: Tensor, target: Tensor, varentropy: bool
+) -> TokenStats:
     """Fused log-softmax and gather: logits exist in tiles, within the cache."""
-    stats = torch.empty(3, target.shape[0], dtype=torch.float64, device="cpu")
+    stats = torch.empty(3 + varentropy, target.shape[0], dtype=torch.float64, device="cpu")
     rank = torch.empty(target.shape, dtype=torch.int64, device="cpu")
     torch.ops.cqa.token_stats(hidden.contiguous(), head, target, stats, rank)
-    return TokenStats(logp=stats[0], entropy=stats[1], rank=rank, lse=stats[2])
+    return stats_of(stats, rank)
 
 
 @torch.no_grad()
@@ -181,10 +190,11 @@ def token_stats(
     *,
     backend: Backend | None = None,
     route: Route = DEFAULT_ROUTE,
+    varentropy: bool = False,
 ) -> TokenStats:
     """Return log-probability, entropy, rank and log-sum-exp of each target, without gradient.
 
-    A row's result does not depend on the other rows.
+    A row's result does not depend on the other rows, nor on whether varentropy is asked for.
 
     Args:
         hidden: Hidden states after the final norm, shape (M, D).
@@ -192,11 +202,14 @@ def token_stats(
         target: Token ids in [0, V), shape (M,).
         backend: See cqa.kernels.backend.
         route: Which of the two ways Triton goes; the other backends have one.
+        varentropy: Whether to compute that too, by a second form of the kernels: the variance of
+            -ln p under each row's distribution, in nats², accurate to about 1e-6 of itself given
+            the logits, near certainty and near uniformity too (docs/kernels.md).
     """
     backend = choose(backend, head.device, head.dtype)
     if backend == "reference":
-        return token_stats_ref(hidden, head, target)
+        return token_stats_ref(hidden, head, target, varentropy=varentropy)
     head, target = _unit_stride(head), target.contiguous()
     if backend == "triton":
-        return _token_stats_triton(hidden, head, target, route)
-    return _token_stats_native(hidden, head, target)
+        return _token_stats_triton(hidden, head, target, route, varentropy)
+    return _token_stats_native(hidden, head, target, varentropy)

@@ -20,16 +20,24 @@ from cqa.score.prefix_batch import PrefixBatch
 
 
 @torch.no_grad()
-def run_prefix_batch(decoder: Decoder, prefixes: PrefixBatch) -> SequenceScores:
-    """Score every sequence of a prefix batch in one pass; none depends on what else is in it."""
+def run_prefix_batch(
+    decoder: Decoder, prefixes: PrefixBatch, *, varentropy: bool = False
+) -> SequenceScores:
+    """Score every sequence of a prefix batch in one pass; none depends on what else is in it.
+
+    With `varentropy`, that of every option token too; the other numbers keep their bits.
+    """
     trees = prefixes.trees()
     batch, places = pack_trees(trees)
     batch = batch.to(decoder.device)
     hidden = decoder.hidden_for_scoring(batch)
-    stats = token_stats(hidden, decoder.head, batch.target, backend=decoder.backend)
-    logp, entropy, rank = stats.logp.tolist(), stats.entropy.tolist(), stats.rank.tolist()
+    stats = token_stats(
+        hidden, decoder.head, batch.target, backend=decoder.backend, varentropy=varentropy
+    )
+    fields = (stats.logp, stats.entropy, stats.rank, stats.varentropy)
+    lists = [field.tolist() for field in fields if field is not None]
     return {
-        (tree.context, option): SequenceStats(logp[place], entropy[place], rank[place])
+        (tree.context, option): SequenceStats(*(values[place] for values in lists))
         for tree, slices in zip(trees, places, strict=True)
         for option, place in zip(tree.options, slices, strict=True)
     }

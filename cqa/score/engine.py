@@ -21,6 +21,7 @@ class SequenceStats:
     """Of every option token after a context: log-probability and entropy in nats, and rank.
 
     Entropy and rank are None where an engine gives only the log-probabilities of the text itself.
+    Varentropy, in nats², is None where it was not asked for; no file holds it.
     """
 
     def __init__(
@@ -28,8 +29,9 @@ class SequenceStats:
         logp: list[float],
         entropy: list[float] | None = None,
         rank: list[int] | None = None,
+        varentropy: list[float] | None = None,
     ) -> None:
-        self.logp, self.entropy, self.rank = logp, entropy, rank
+        self.logp, self.entropy, self.rank, self.varentropy = logp, entropy, rank, varentropy
         self.problem: str | None = None  # why there is no score, where there is none
 
     @classmethod

@@ -96,9 +96,11 @@ def attend(t: Drawn) -> list[Tensor]:
 
 def head(t: Drawn) -> list[Tensor]:
     hidden, table = t(5, 8), t(7, 8).detach()
-    stats = token_stats(hidden.detach(), table, t.target)
+    stats = token_stats(hidden.detach(), table, t.target, varentropy=True)
+    assert stats.varentropy is not None
     logp = token_logprobs(hidden, table, t.target)
-    return [*differentiated(logp, hidden), stats.logp, stats.entropy, stats.rank, stats.lse]
+    given = [stats.logp, stats.entropy, stats.rank, stats.lse, stats.varentropy]
+    return [*differentiated(logp, hidden), *given]
 
 
 def optimizer(t: Drawn) -> list[Tensor]:

@@ -228,7 +228,7 @@ def test_a_logit_that_is_not_a_number_is_seen_by_every_row(nan, column):
 
 def test_no_rows_give_no_statistics():
     hidden, head, target = torch.empty(0, D), torch.randn(V, D), torch.empty(0, dtype=torch.int64)
-    stats = token_stats(hidden, head, target)
+    stats = token_stats(hidden, head, target, varentropy=True)
     assert all(field.shape == (0,) for field in astuple(stats))
     assert stats.rank.dtype == torch.int64
     hidden.requires_grad_()
@@ -251,7 +251,7 @@ def test_statistics_are_fp64_and_training_is_fp32_or_wider(dtype):
 def test_bits_of_a_row_do_not_depend_on_the_other_rows(v, d, backend):
     m, v = (150, min(v, 1100)) if backend == "triton" else (300, v)  # interpreted
     hidden, head, target = torch.randn(m, d), torch.randn(v, d) / 4, torch.randint(v, (m,))
-    together = astuple(token_stats(hidden, head, target))
+    together = astuple(token_stats(hidden, head, target, varentropy=True))
     groups = {
         "reversed": torch.arange(m - 1, -1, -1),
         "shuffled": torch.randperm(m),
@@ -262,7 +262,7 @@ def test_bits_of_a_row_do_not_depend_on_the_other_rows(v, d, backend):
         **{f"row {i} alone": torch.tensor([i]) for i in (0, 17, 127, 128, m - 45, m - 1)},
     }
     for name, rows in groups.items():
-        apart = astuple(token_stats(hidden[rows], head, target[rows]))
+        apart = astuple(token_stats(hidden[rows], head, target[rows], varentropy=True))
         for whole, part in zip(together, apart, strict=True):
             assert torch.equal(whole[rows], part), name
 
@@ -270,8 +270,7 @@ def test_bits_of_a_row_do_not_depend_on_the_other_rows(v, d, backend):
 def test_bits_of_a_row_do_not_depend_on_its_memory_layout():
     hidden, head, target = torch.randn(150, 64), torch.randn(1003, 64), torch.randint(1003, (150,))
     strided = torch.randn(150, 80)[:, :64].copy_(hidden)
-    expected = token_stats(hidden, head, target)
-    for whole, other in zip(
-        astuple(expected), astuple(token_stats(strided, head, target)), strict=True
-    ):
+    expected = token_stats(hidden, head, target, varentropy=True)
+    actual = token_stats(strided, head, target, varentropy=True)
+    for whole, other in zip(astuple(expected), astuple(actual), strict=True):
         assert torch.equal(whole, other)
