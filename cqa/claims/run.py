@@ -37,6 +37,7 @@ from cqa.text import counted, duration
 
 ROWS, RESULT, FIGURE = "rows.jsonl", "study.json", "figure"
 _PROBED_TOKENS = 256  # fed to measure the rate before the work starts
+NOBODY = Asked("", None)  # of rows that are not kept
 HINT = "--dtype bf16, or a device with more memory"
 
 
@@ -79,6 +80,7 @@ def run_study(
     """
     check_output(config.out, "study", input_paths(config))
     study = _opened(claim, config, on_event)
+    _check_effects(study)
     again = command_line(type(config), f"study {claim.name}", given_settings(config))
     with (
         continued_by(again.replace(f"'study {claim.name}'", f"study {claim.name}")),
@@ -96,7 +98,6 @@ def run_study(
         for model, adapter in zip(study.models, (None, *study.adapters), strict=True):
             _ask(study, model, adapter, held, file, interrupt)
         file.sync()
-        _check_effects(study, held)
         whole = [m for m in models if all((m.model_key, t.key) in held for t in study.tasks)]
         rows = {m.adapter: [held[m.model_key, t.key] for t in study.tasks] for m in whole}
         result = replace(
@@ -200,7 +201,7 @@ def _measured_rate(study: _Study[Content, Row]) -> float:
     study.engine.use(None)
     started = time.perf_counter()
     with memory_reported("the study", HINT):
-        study.claim.compute(study.engine, probed, Asked("", None))
+        study.claim.compute(study.engine, probed, NOBODY)
     return sum(task.n_tokens for task in probed) / (time.perf_counter() - started)
 
 
@@ -249,18 +250,14 @@ def _line(record: dict[str, Any]) -> bytes:
     return json.dumps(with_checksum(record), ensure_ascii=False).encode() + b"\n"
 
 
-def _check_effects(study: _Study[Content, Row], held: Held[Row]) -> None:
+def _check_effects(study: _Study[Content, Row]) -> None:
     """Refuse an adapter under which every number is the base's: it would pass for a null result.
 
     Raises:
         ModelError: There is one.
     """
-    base, *others = study.models
-    for model, adapter in zip(others, study.adapters, strict=True):
-        if all(
-            _numbers(held[base.model_key, t.key]) == _numbers(held[model.model_key, t.key])
-            for t in study.tasks
-        ):
+    for adapter in study.adapters:
+        if not any(_changes(study, adapter, task) for task in study.tasks):
             raise ModelError(
                 "expected an adapter that changes a number, got one under which all are the base's",
                 where=str(adapter.folder),
@@ -268,8 +265,13 @@ def _check_effects(study: _Study[Content, Row], held: Held[Row]) -> None:
             )
 
 
-def _numbers(row: Row) -> dict[str, Any]:
-    return {k: v for k, v in row.to_json().items() if k not in ("model_key", "adapter")}
+def _changes(study: _Study[Content, Row], adapter: AdapterFolder, task: Task[Content]) -> bool:
+    with memory_reported("the adapter", HINT):
+        study.engine.use_silenced(adapter)
+        (before,) = study.claim.compute(study.engine, [task], NOBODY)
+        study.engine.use(adapter)
+        (after,) = study.claim.compute(study.engine, [task], NOBODY)
+    return before != after
 
 
 def _write(

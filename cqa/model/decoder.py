@@ -344,6 +344,11 @@ class Decoder:
         """Every group of every layer, in the order in which they run."""
         return [projection for layer in self.layers for projection in layer.projections]
 
+    def silence_adapter(self) -> None:
+        """Compute the base's numbers, but summed over as many columns as with the adapter."""
+        for projection in self.projections():
+            projection.silence()
+
     def detach_adapter(self) -> None:
         """Go back to the base model."""
         for projection in self.projections():

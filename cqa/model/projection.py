@@ -123,6 +123,10 @@ class Projection:
             for m in self._rows
         ]
 
+    def silence(self) -> None:
+        """Let the adapter add nothing, in as many columns: its rounding without its effect."""
+        self.low.zero_()
+
     def detach(self) -> None:
         """Go back to the base: the adapter columns are no longer read."""
         self.columns = AugColumns(self.columns.features, self.columns.bias, 0, self.multiple)

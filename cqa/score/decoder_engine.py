@@ -105,6 +105,11 @@ class DecoderEngine:
             adapter.kept = adapter.kept or read_adapter(adapter.folder, decoder)
             attach(decoder, adapter.kept)
 
+    def use_silenced(self, adapter: AdapterFolder) -> None:
+        """Score with an adapter whose B counts as zero; see `Engine.use_silenced`."""
+        self.use(adapter)
+        self.base.decoder.silence_adapter()
+
     def run(self, prefixes: PrefixBatch) -> SequenceScores:
         """Score every sequence of a pass; see `run_prefix_batch`."""
         return run_prefix_batch(self.base.decoder, prefixes)

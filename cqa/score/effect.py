@@ -17,6 +17,8 @@ def check_has_effect(
 ) -> None:
     """Check that an adapter changes a score: one that is not the base's is enough.
 
+    The base's is summed over as many columns as the adapter's, so that rounding is no change.
+
     Leaves the adapter in use. Without an item, as in the shards of a job that has none to score,
     there is nothing to check.
 
@@ -31,7 +33,7 @@ def check_has_effect(
 
     for item in items:
         n_items += 1
-        engine.use(None)
+        engine.use_silenced(adapter)
         before = scored(item)
         engine.use(adapter)
         after = scored(item)

@@ -104,5 +104,11 @@ class Engine(Protocol):
             ModelError: The adapter is malformed or does not fit the base.
         """
 
+    def use_silenced(self, adapter: AdapterFolder) -> None:
+        """Score with an adapter that adds nothing: what differs from it is the adapter's effect.
+
+        Another rounding of the same sums is none.
+        """
+
     def run(self, prefixes: PrefixBatch) -> SequenceScores:
         """Score every sequence of a pass; memory that runs out is raised as it comes."""

@@ -99,6 +99,10 @@ class ServerEngine:
         """Score with what the server serves."""
         assert adapter is None, "ScoreConfig refuses adapters"
 
+    def use_silenced(self, adapter: AdapterFolder) -> None:
+        """Never called: `ScoreConfig` refuses adapters."""
+        raise AssertionError("ScoreConfig refuses adapters")
+
     def run(self, prefixes: PrefixBatch) -> SequenceScores:
         """Score every sequence of a pass, a few at a time.
 

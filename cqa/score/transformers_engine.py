@@ -54,6 +54,10 @@ class TransformersEngine:
         """Score with an adapter from here on; see `Engine.use`."""
         self._model.use(adapter.folder if adapter else None)
 
+    def use_silenced(self, adapter: AdapterFolder) -> None:
+        """Score with the base, whose sums PEFT leaves as they are."""
+        self._model.use(None)
+
     def run(self, prefixes: PrefixBatch) -> SequenceScores:
         """Score every sequence of a pass, one after the other."""
         return {
