@@ -41,6 +41,30 @@ class Member:
         return int(self.rows.stop - self.rows.start)
 
 
+@dataclass(frozen=True, slots=True)
+class LinearMap:
+    """A group's weight with its adapter and without its bias: W + scaling·B·A, kept as factors."""
+
+    weight: Tensor  # (N, K)
+    lora: tuple[Tensor, Tensor] | None = None  # A (G·R, K) and scaling·B (N, G·R)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Map inputs (M, K) to outputs (M, N)."""
+        y = x @ self.weight.T
+        if self.lora is None:
+            return y
+        a, b = self.lora
+        return y + (x @ a.T) @ b.T
+
+    def transposed(self, y: Tensor) -> Tensor:
+        """Map (M, N) to (M, K) by the transposed matrix."""
+        x = y @ self.weight
+        if self.lora is None:
+            return x
+        a, b = self.lora
+        return x + (y @ b) @ a
+
+
 class Projection:
     """A group of projections as one weight [W | bias | scaling·B], shape (N, K_aug).
 
@@ -135,6 +159,14 @@ class Projection:
     def shrink(self, dropout: Dropout | None = None) -> Shrink | None:
         """Return the LoRA side of this group's input, or None without an adapter."""
         return None if self._lora_a is None else Shrink(self._lora_a, self._modules, dropout)
+
+    def linear_map(self, dtype: torch.dtype) -> LinearMap:
+        """Return what the group does to its input, but for the bias, to compute in a dtype."""
+        weight = self.weight[:, : self.columns.features].to(dtype)
+        if self._lora_a is None:
+            return LinearMap(weight)
+        low = self.low[:, : self.columns.rank_columns].to(dtype)
+        return LinearMap(weight, (self._lora_a.detach().to(dtype), low))
 
     def __call__(
         self, x_aug: Tensor, residual: Tensor | None = None, *, backend: Backend
