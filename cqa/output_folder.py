@@ -6,6 +6,7 @@ user's is ever cut, replaced or deleted: neither one that has a name of ours, no
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -14,7 +15,7 @@ from typing import Any, Literal
 
 from cqa.errors import ConfigError, CqaError
 from cqa.files import locked, refuse_held, reported, write_json
-from cqa.reading import read_object
+from cqa.reading import MOST_BYTES, read_object, refuse_special
 
 Kind = Literal[
     "run",
@@ -116,13 +117,20 @@ def filled(out: Path, kind: Kind, *, wait: bool = False) -> Iterator[None]:
             raise
 
 
-def check_output_file(path: Path, keys: Iterable[str], inputs: Iterable[tuple[str, Path]]) -> None:
+def check_output_file(
+    path: Path,
+    keys: Iterable[str],
+    inputs: Iterable[tuple[str, Path]],
+    *,
+    lines: bool = False,
+) -> None:
     """Refuse a file that a command must not replace: only what it wrote itself is replaced.
 
     Args:
         path: The file; it need not be there.
         keys: What the JSON object has that the command writes.
         inputs: What the command reads.
+        lines: Whether it writes JSON Lines, of which the first is looked at.
 
     Raises:
         ConfigError: It is an input, a folder, or holds something else.
@@ -132,7 +140,8 @@ def check_output_file(path: Path, keys: Iterable[str], inputs: Iterable[tuple[st
     for key, given in inputs:
         if given.exists() and path.exists() and path.samefile(given):
             raise ConfigError(f"expected --out to be no input, got {key} {given}", where=str(path))
-    if path.is_dir() or not _is_object_with(path, keys):
+    holds = _starts_with_object if lines else _is_object_with
+    if path.is_dir() or not holds(path, keys):
         got = "a folder" if path.is_dir() else "another file"
         raise ConfigError(
             f"expected a new file, or one that this command wrote, got {got}", where=str(path),
@@ -197,6 +206,16 @@ def _is_object_with(path: Path, keys: Iterable[str]) -> bool:
     with suppress(CqaError):  # whatever else it is, it is not what is looked for
         found = read_object(path, ConfigError)
     return found is not None and all(key in found for key in keys)
+
+
+def _starts_with_object(path: Path, keys: Iterable[str]) -> bool:
+    """Whether a file's first line is a JSON object with some keys."""
+    found = None
+    with suppress(CqaError, OSError, ValueError, RecursionError):
+        refuse_special(path, ConfigError)
+        with path.open("rb") as file:
+            found = json.loads(file.readline(MOST_BYTES))
+    return isinstance(found, dict) and all(key in found for key in keys)
 
 
 def _is_within(path: Path, folder: Path) -> bool:

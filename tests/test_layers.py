@@ -42,6 +42,7 @@ MAY_IMPORT = {
     "server": {"errors", "text", "schema"},
     "score": BASE | {"stats", "server"},
     "report": BASE | {"stats"},
+    "generate": BASE | {"score"},
     "letters": BASE | {"server", "score"},
     "compare": BASE | {"stats", "report"},
     "claims": BASE | {"score", "stats", "report"},

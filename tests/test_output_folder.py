@@ -196,6 +196,18 @@ def test_file_is_replaced_only_if_the_command_wrote_it(tmp_path):
         check_output_file(tmp_path, ["results"], [])
 
 
+def test_file_of_lines_is_known_by_its_first(tmp_path):
+    path = tmp_path / "texts.jsonl"
+    for mine in ('{"prompt": "a", "text": "b"}\n{"prompt": "c"}\n', '{"text": "", "prompt": ""}'):
+        path.write_text(mine)
+        check_output_file(path, ["prompt", "text"], [], lines=True)
+    for other in ("", "{}\n", '["prompt", "text"]\n', '{"prompt": "a"}\n{"text": "b"}\n', "\n{}"):
+        path.write_text(other)
+        with pytest.raises(ConfigError, match="got another file"):
+            check_output_file(path, ["prompt", "text"], [], lines=True)
+        assert path.read_text() == other
+
+
 @pytest.mark.parametrize(
     "command",
     [

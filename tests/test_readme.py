@@ -83,7 +83,7 @@ def test_the_commands_run_in_order(tmp_path, monkeypatch):
     for _, kind, body in BLOCKS:
         if kind == "yaml":
             Path(body.splitlines()[0].removeprefix("# ")).write_text(body, encoding="utf-8")
-    assert len(commands(real=False)) == 27
+    assert len(commands(real=False)) == 28
     for command in commands(real=False):
         run(command)
     assert Path("run/epoch-12/adapter_model.safetensors").is_file()

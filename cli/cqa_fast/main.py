@@ -59,6 +59,7 @@ for command in (
     job.score,
     job.merge,
     job.report,
+    studies.generate,
     studies.lm_eval,
     studies.letters,
     studies.compare,

@@ -16,6 +16,7 @@ import click
 
 from cqa.bridges.config import LmEvalConfig
 from cqa.compare.config import CompareConfig
+from cqa.generate.config import GenerateConfig
 from cqa.letters.config import LettersConfig
 from cqa.score.config import PrescreenConfig
 from cqa.study.config import PowerConfig, ScaleConfig
@@ -43,6 +44,28 @@ def lm_eval(config: LmEvalConfig, as_json: bool) -> None:
 
     results = evaluate(config)
     say_json(results) if as_json else say(results_text(results))
+
+
+@command()
+@takes(GenerateConfig)
+@JSON
+def generate(config: GenerateConfig, as_json: bool) -> None:
+    """Draw texts after prompts, under a base or an adapter, with each token's log-probability.
+
+    \b
+    Examples:
+      cqa-fast generate --model Qwen/Qwen2.5-7B --adapter run/epoch-05 \\
+          --prompt "She read the letter twice." --max-tokens 60
+      cqa-fast generate --model Qwen/Qwen2.5-7B --prompts literary.jsonl \\
+          --samples 8 --temperature 0.8 --top-p 0.95 --out texts.jsonl
+    """
+    from cqa.generate.run import as_one_object, texts_of
+    from cqa.generate.run import generate as run_generate
+
+    rows = run_generate(config)
+    if config.out is not None:
+        tell(f"texts: {config.out}")
+    say_json(as_one_object(config, rows)) if as_json else say(texts_of(rows))
 
 
 @command()

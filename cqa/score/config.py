@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Literal
@@ -17,6 +18,7 @@ Unit = Literal["sum", "token", "byte", "char"]
 
 EngineName = Literal["cqa", "transformers"]
 MOST_ACTORS = 10_000
+MOST_SAMPLES = 100_000  # of a prompt
 MOST_REQUESTS = 256  # to a server at a time: a thread and a connection each
 EXPECTED_REQUESTS = f"concurrency from 1 to {MOST_REQUESTS}"
 
@@ -342,6 +344,18 @@ def require_address(server: str) -> None:
 def require_concurrency(n_requests: int) -> None:
     """Refuse a number of requests at a time out of range."""
     require(1 <= n_requests <= MOST_REQUESTS, EXPECTED_REQUESTS, n_requests)
+
+
+def require_sampling(
+    *, n_samples: int, max_tokens: int, temperature: float, top_p: float, seed: int
+) -> None:
+    """Refuse settings of sampling out of range."""
+    require(1 <= n_samples <= MOST_SAMPLES, f"samples from 1 to {MOST_SAMPLES:,}", n_samples)
+    expected = f"max-tokens from 1 to {MOST_TOKENS:,}"
+    require(1 <= max_tokens <= MOST_TOKENS, expected, max_tokens)
+    require(0 <= temperature < math.inf, "temperature from 0, finite", temperature)
+    require(0 < top_p <= 1, "top-p above 0, up to 1", top_p)
+    require(0 <= seed < 2**64, "seed from 0 to below 2^64", seed)
 
 
 def require_batch(batch_tokens: int | None) -> None:

@@ -6,7 +6,7 @@ Rows and numbers are those that `cqa-fast score` writes, to the last bit.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -24,13 +24,15 @@ from cqa.model.memory import reported as memory_reported
 from cqa.model.origin import check_origin
 from cqa.schema.rows import ItemRow
 from cqa.score.adapters import AdapterFolder, named_adapters
-from cqa.score.config import EngineName
+from cqa.score.config import EngineName, require_sampling
 from cqa.score.decoder_engine import DecoderEngine
 from cqa.score.effect import check_has_effect
 from cqa.score.engine import Engine
 from cqa.score.engines import make_engine
+from cqa.score.generated import Generated, end_ids, generated, prompt_ids
 from cqa.score.prefix_batch import EncodedItem, PrefixBatch, encode_item
 from cqa.score.run import scored_model, shared_identity
+from cqa.score.sampling import sample
 from cqa.score.scorer import score_rows
 
 Items = Iterable[Item | Mapping[str, Any] | tuple[str, str, str]]
@@ -81,6 +83,7 @@ class Model:
         keep_sums_whole()
         folder = locate(str(model))
         found = [] if adapter is None else [_one(Path(adapter))]
+        self._folder = folder
         self._engine: Engine = make_engine(engine, folder, found, device=device, dtype=dtype)
         self.max_positions = self._engine.max_positions
         self.tokenizer = Tokenizer(
@@ -208,6 +211,66 @@ class Model:
             tokens=tokens,
         )
         return [row for rows, _ in passes for row in rows]
+
+    def generate(
+        self,
+        prompts: str | Sequence[str],
+        *,
+        n_samples: int = 1,
+        max_tokens: int = 256,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        adapter: AdapterChoice = CURRENT,
+        places: Sequence[str] | None = None,
+    ) -> list[list[Generated]]:
+        """Draw texts after prompts; none depends on what else is drawn.
+
+        Args:
+            prompts: One text or several; through the template where `load` was given one.
+            n_samples: How many texts after each. Equal prompts get equal texts.
+            max_tokens: Most tokens of a text; it ends before, at the model's or the tokenizer's
+                end token, or at the model's last position.
+            temperature: Logits are divided by it; 0 takes the most probable token.
+            top_p: Mass of the smallest set of tokens that is drawn from.
+            seed: Of everything random.
+            adapter: For this call only: a folder, or None for the base.
+            places: What errors call each prompt, such as its `file:line`.
+
+        Returns:
+            For each prompt its texts, with what scoring says of their tokens.
+
+        Raises:
+            ConfigError: A setting is out of range, or the engine is not cqa.
+            DataError: A prompt is empty, too long, or has no tokens that decode to it.
+            ModelError: The adapter is none of this base's.
+            NumericsError: A logit is not finite.
+            ResourceError: There is not enough memory.
+        """
+        require_sampling(
+            n_samples=n_samples, max_tokens=max_tokens, temperature=temperature, top_p=top_p,
+            seed=seed,
+        )  # fmt: skip
+        several = [prompts] if isinstance(prompts, str) else prompts
+        places = places or [f"prompt {k}" for k, _ in enumerate(several, start=1)]
+        contexts = [
+            prompt_ids(text, self.tokenizer, self.max_positions, where)
+            for text, where in zip(several, places, strict=True)
+        ]
+        ends = end_ids(self._folder, self.tokenizer)
+        self._attach(adapter)
+        with memory_reported("sampling", HINT):
+            drawn = sample(
+                self.decoder,
+                contexts,
+                n_samples=n_samples,
+                max_tokens=max_tokens,
+                temperature=temperature,
+                top_p=top_p,
+                seed=seed,
+                end_ids=ends,
+            )
+        return [[generated(one, self.tokenizer) for one in samples] for samples in drawn]
 
     def _encode(self, item: Item) -> EncodedItem:
         return encode_item(

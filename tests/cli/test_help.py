@@ -38,6 +38,10 @@ FLAGS = {
         "--tokens", "--null-token", "--score-eos", "--dtype", "--cutoff", "--margin", "--config",
         "--json", "--shard", "--on-error", "--ray", "--ray-actors",
     ],
+    "generate": [
+        "--model", "--adapter", "--prompt", "--prompts", "--template", "--samples", "--max-tokens",
+        "--temperature", "--top-p", "--seed", "--out", "--device", "--dtype", "--json",
+    ],
     "merge": ["--json"],
     "report": ["--run", "--out", "--cutoff", "--margin", "--config", "--json"],
     "demo": ["--json"],

@@ -28,6 +28,7 @@ def test_what_click_refuses_is_a_usage_error_too(args):
 TRAIN = ["train", "--model", MODEL, "--data", "{samples}", "--out", "{out}"]
 SCORE = ["score", "--model", MODEL, "--pairs", "{pairs}", "--out", "{out}"]
 PRESCREEN = ["prescreen", "--model", MODEL, "--pairs", "{pairs}", "--out", "{out}"]
+GENERATE = ["generate", "--model", MODEL, "--prompts", "{pairs}", "--max-tokens", "2"]
 SCALE = ["scale", *TRAIN[1:], "--pairs", "{pairs}"]
 
 
@@ -63,6 +64,22 @@ REFUSED = {
     "prescreen-high": (2, [*PRESCREEN, "--high", "0.4"], "expected high above 0.5"),
     "prescreen-bad-line": (3, [*PRESCREEN, "--pairs", "{torn}"], "{torn}:2: expected one JSON"),
     "prescreen-model": (4, changed(PRESCREEN, "--model", "{absent}"), "expected a model folder"),
+    "generate-nothing": (2, GENERATE[:3], "expected --prompt or --prompts, got: neither"),
+    "generate-both": (2, [*GENERATE, "--prompt", "x"], "--prompt or --prompts, got: both"),
+    "generate-empty": (2, [*GENERATE[:3], "--prompt", ""], "--prompt to be a text, got: an empty"),
+    "generate-cold": (2, [*GENERATE, "--temperature", "-1"], "expected temperature from 0"),
+    "generate-hot": (2, [*GENERATE, "--temperature", "inf"], "from 0, finite, got: inf"),
+    "generate-mass": (2, [*GENERATE, "--top-p", "0"], "expected top-p above 0, up to 1, got: 0.0"),
+    "generate-bad-line": (3, changed(GENERATE, "--prompts", "{torn}"), "{torn}:2: expected one"),
+    "generate-long": (
+        3, [*GENERATE[:3], "--prompt", "long " * 3000],
+        "--prompt: expected a prompt of fewer tokens than the model's 1024 positions",
+    ),
+    "generate-no-file": (3, changed(GENERATE, "--prompts", "{absent}"), "{absent}: expected a"),
+    "generate-model": (4, changed(GENERATE, "--model", "{absent}"), "expected a model folder"),
+    "generate-adapter": (4, [*GENERATE, "--adapter", "{absent}"], "{absent}: expected an adapter"),
+    "generate-input": (2, [*GENERATE, "--out", "{pairs}"], "expected --out to be no input"),
+    "generate-other": (2, [*GENERATE, "--out", "{samples}"], "expected a new file, or one that"),
     "coverage-no-file": (3, ["coverage", "{absent}"], "{absent}: expected a readable"),
     "coverage-pairs": (3, ["coverage", "{pairs}"], "{pairs}:1: expected a sample to learn"),
     "coverage-tags": (3, ["coverage", "--by", "tags", "{samples}"], "{samples}:1: expected `tags`"),

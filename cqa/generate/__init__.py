@@ -1,0 +1,1 @@
+"""Texts drawn after prompts, from a command."""
