@@ -9,6 +9,7 @@ import click
 
 from cqa.claims.conditioning.config import ConditioningConfig
 from cqa.claims.config import ModelsConfig
+from cqa.claims.rubric.config import RubricConfig
 from cqa_fast.group import Commands
 from cqa_fast.options import JSON, command, takes
 from cqa_fast.terminal import say, say_json, tell
@@ -49,5 +50,21 @@ def conditioning(config: ConditioningConfig, as_json: bool) -> None:
     _run(Conditioning(config), config, as_json)
 
 
-for one in (conditioning,):
+@command()
+@takes(RubricConfig)
+@JSON
+def rubric(config: RubricConfig, as_json: bool) -> None:
+    """Do constraints together favour the good option by more than the sum of each alone?
+
+    \b
+    Example:
+      cqa-fast study rubric --model Qwen/Qwen2.5-7B --run run \\
+          --pairs constraints.jsonl --out rubric
+    """
+    from cqa.claims.rubric.claim import RubricGap
+
+    _run(RubricGap(config), config, as_json)
+
+
+for one in (conditioning, rubric):
     study.add_command(one)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
@@ -11,7 +11,10 @@ _AT_A_TIME = 1000  # items dealt among each other: the table of costs is this sq
 
 
 def dealt(
-    texts: Sequence[str], sources: Sequence[str | None], lengths: Sequence[int]
+    texts: Sequence[str],
+    sources: Sequence[str | None],
+    lengths: Sequence[int],
+    unfit: Callable[[int, int], bool] = lambda _, __: False,
 ) -> list[int] | None:
     """Deal the texts of items to other items: each once, to another source, of near length.
 
@@ -24,6 +27,7 @@ def dealt(
         texts: One of each item.
         sources: Of each item; one without is a source of its own.
         lengths: Of each text, in tokens.
+        unfit: Whether an item cannot take another's text for a reason besides.
 
     Returns:
         The number of the item whose text each gets; None where there is no such permutation.
@@ -32,7 +36,7 @@ def dealt(
     n_parts = max(1, -(-len(order) // _AT_A_TIME))
     found = [0] * len(texts)
     for part in np.array_split(np.asarray(order, dtype=np.intp), n_parts):
-        own = np.array([[_alike(texts, sources, a, b) for b in part] for a in part])
+        own = np.array([[_alike(texts, sources, a, b) or unfit(a, b) for b in part] for a in part])
         size = np.array([lengths[k] for k in part], dtype=np.float64)
         cost = np.abs(size[:, None] - size[None, :])
         forbidden = cost.sum() + 1
