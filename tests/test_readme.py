@@ -10,6 +10,7 @@ import sys
 from dataclasses import fields
 from pathlib import Path
 
+import click
 import pytest
 import yaml
 from browser import find_browser
@@ -83,7 +84,9 @@ def test_the_commands_run_in_order(tmp_path, monkeypatch):
     for _, kind, body in BLOCKS:
         if kind == "yaml":
             Path(body.splitlines()[0].removeprefix("# ")).write_text(body, encoding="utf-8")
-    assert len(commands(real=False)) == 28
+    for example in (ROOT / "cqa" / "assets" / "studies").iterdir():
+        Path(example.name).symlink_to(example)
+    assert len(commands(real=False)) >= 29
     for command in commands(real=False):
         run(command)
     assert Path("run/epoch-12/adapter_model.safetensors").is_file()
@@ -194,7 +197,7 @@ def test_base_of_the_real_run_is_what_scoring_gives(real_tables, tmp_path):
 def test_the_json_examples_are_valid_records_of_every_kind():
     kinds = set()
     for page, kind, body in BLOCKS:
-        if kind != "json":
+        if kind != "json" or page == "studies.md":
             continue
         record = json.loads(body)
         if "continuation" in record:
@@ -258,9 +261,11 @@ def test_every_file_that_is_named_exists():
 
 
 def test_every_flag_that_is_named_exists():
+    groups = [c for c in main.commands.values() if isinstance(c, click.Group)]
+    commands = [*main.commands.values(), *(c for g in groups for c in g.commands.values())]
     known = {
         name
-        for command in main.commands.values()
+        for command in commands
         for parameter in command.params
         for name in [*parameter.opts, *parameter.secondary_opts]
     }
@@ -281,6 +286,20 @@ def test_every_field_of_a_row_is_described():
     text = PAGES["data-formats.md"]
     for field in (*fields(ItemRow), *fields(OptionScore)):
         assert f"`{field.name}`" in text, field.name
+
+
+def test_the_examples_of_the_studies_are_lines_of_their_files():
+    folder = ROOT / "cqa" / "assets" / "studies"
+    held = [record for path in folder.iterdir() for record in read_lines(path)]
+    shown = [body for page, kind, body in BLOCKS if (page, kind) == ("studies.md", "json")]
+    assert shown
+    for body in shown:
+        assert all(json.loads(line) in held for line in body.splitlines())
+
+
+def test_every_study_is_described():
+    for name in main.commands["study"].commands:
+        assert f"## cqa-fast study {name}\n" in PAGES["studies.md"]
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

@@ -20,6 +20,13 @@ class ReportConfig(AnalysisConfig):
         group="Model and data",
         shown="the one that was scored, if it is there",
     )
+    study: tuple[Path, ...] = option(
+        "Folder of a study (cqa-fast study) of the same base, which becomes a section.",
+        (),
+        group="Model and data",
+        shown="none",
+        repeat=True,
+    )
     choose: Literal["best", "last"] | None = same_option(  # type: ignore[assignment]
         AnalysisConfig, "choose", default=None, shown="as scored"
     )

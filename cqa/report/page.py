@@ -21,6 +21,7 @@ from cqa.report.figures import FIGURES
 from cqa.report.focus import Focus
 from cqa.report.item_table import ITEM_COLUMNS, ItemNumbers, ScoredItems
 from cqa.report.item_texts import ScoredItem, ShownOption, TokenValues, shown_options
+from cqa.report.studies import StudyPart
 from cqa.report.tables import Line, Table, show, to_markdown
 from cqa.report.verdict import Page
 from cqa.text import shortened
@@ -92,6 +93,7 @@ class Report:
     tables: list[Table]
     figures: dict[str, Drawing]
     found: ScoredItems
+    studies: list[StudyPart]
 
     @property
     def by_name(self) -> dict[str, Table]:
@@ -164,6 +166,7 @@ class Section:
     title: str
     figures: list[PageFigure]
     tables: list[Table]
+    study: StudyPart | None = None
 
 
 def _sections(report: Report) -> list[Section]:
@@ -174,7 +177,19 @@ def _sections(report: Report) -> list[Section]:
         held = [report.by_name[t] for t in tables if t in report.by_name]
         if drawn or held or name == "items":
             sections.append(Section(name, title, drawn, held))
-    return sections
+    items = sections.pop()  # the longest, last
+    return [*sections, *map(_study_section, report.studies), items]
+
+
+def _study_section(study: StudyPart) -> Section:
+    title = "Effects and null controls"
+    wide, narrow = (
+        Markup(inline_svg(text, f"{study.name}-{size}", title))
+        for size, text in (("wide", study.svg), ("narrow", study.narrow_svg))
+    )
+    caption = "Means over items with intervals that hold together for all models."
+    drawn = PageFigure(study.name, title, caption, wide, narrow)
+    return Section(study.name, study.title, [drawn], [study.table], study)
 
 
 def _figure(name: str, drawing: Drawing) -> PageFigure:
@@ -331,10 +346,23 @@ def markdown_page(report: Report) -> str:
                 lines += [for_markdown(table.full_note), ""]
         if name == "items":
             lines += ["Every item: tables/items.csv; with texts and tokens: report.html.", ""]
+    for study in report.studies:
+        lines += _study_lines(study)
     lines += ["## How it was made", "", "| | |", "|---|---|"]
     lines += _facts(provenance(report.focus))
     lines += ["", "| name | meaning |", "|---|---|", *_facts(FIXED)]
     return "\n".join([*lines, "", f"Written by cqa-fast {__version__}.", ""])
+
+
+def _study_lines(study: StudyPart) -> list[str]:
+    lines = [f"## {for_markdown(study.title)}", "", f"![{study.title}](figures/{study.name}.svg)"]
+    for text in study.facts:
+        lines += ["", for_markdown(text)]
+    lines += [""]
+    lines += [
+        f"* **{f.mark}**, {for_markdown(f'{of}: {f.name}: {f.reason}')}" for f, of in study.answers
+    ]
+    return [*lines, "", to_markdown(study.table), "", for_markdown(study.table.full_note), ""]
 
 
 def _facts(facts: Iterable[tuple[str, str]]) -> list[str]:

@@ -22,6 +22,7 @@ from cqa.report.item_table import items_table, scored_items
 from cqa.report.long_table import write_long_csv
 from cqa.report.page import Report, html_page, markdown_page
 from cqa.report.source import read_source
+from cqa.report.studies import read_studies
 from cqa.report.tables import to_latex, write_table_csv
 from cqa.report.verdict import make_page
 from cqa.schema.verdict import Verdict
@@ -70,6 +71,11 @@ def _files(report: Report) -> Iterator[tuple[str, Callable[[], Content]]]:
         yield f"figures/{name}.csv", partial(str, drawing.csv)
         yield f"figures/{name}.svg", partial(str, drawing.svg)
         yield f"figures/{name}.png", partial(bytes, drawing.png)
+    for study in report.studies:
+        yield f"tables/{study.name}.csv", partial(partial, write_table_csv, study.table)
+        yield f"tables/{study.name}.tex", partial(to_latex, study.table)
+        yield f"figures/{study.name}.svg", partial(str, study.svg)
+        yield f"figures/{study.name}.png", partial(bytes, study.png)
 
 
 def make_report(scores: Path, config: ReportConfig) -> Report:
@@ -80,7 +86,8 @@ def make_report(scores: Path, config: ReportConfig) -> Report:
     figures = {
         name: FIGURES[name].redraw(rows_to_csv(rows)) for name, rows in figure_rows(focus).items()
     }
-    return Report(focus, make_page(focus), caveats(focus), tables, figures, found)
+    studies = read_studies(config.study, focus.source.meta.models[0])
+    return Report(focus, make_page(focus), caveats(focus), tables, figures, found, studies)
 
 
 def read_focus(scores: Path, config: ReportConfig) -> Focus:

@@ -22,13 +22,13 @@ from cqa.claims.claim import Asked, RowsByModel, Task
 from cqa.claims.conditioning.config import ConditioningConfig
 from cqa.claims.dealing import dealt
 from cqa.claims.effects import Measured, change_of, described, effects, findings
-from cqa.claims.figure import draw_effects
 from cqa.claims.sequences import SEPARATOR, Pair, conditioned, encode, n_fed, score_sequences
 from cqa.data.items import Item, read_items
 from cqa.data.jsonl import take_text
 from cqa.data.tokenizer import Tokenizer
 from cqa.data.unique import each_once, file_line_id
 from cqa.errors import DataError
+from cqa.report.effect_figure import draw_effects
 from cqa.schema.claims import StudyResult, StudyRow
 from cqa.score.decoder_engine import DecoderEngine
 from cqa.score_folder import digest_json, full_key

@@ -1,0 +1,128 @@
+"""Studies of the paper's other claims as parts of a report: read, checked, tabulated and drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cqa.errors import DataError, ModelError
+from cqa.files import inside, read_json
+from cqa.report.effect_figure import draw_effects
+from cqa.report.figure_style import NARROW, WIDE, png_bytes, svg_text
+from cqa.report.tables import Column, Line, Table
+from cqa.schema.claims import Effect, StudyFinding, StudyResult
+from cqa.schema.meta import ScoredModel
+from cqa.text import counted, listed, named
+
+RESULT = "study.json"
+COLUMNS: tuple[Column[Effect], ...] = (
+    Column("measure", "measure", lambda e: e.label, "text"),
+    Column("part", "part", lambda e: e.part, "text"),
+    Column("adapter", "model", lambda e: e.adapter or "base", "text"),
+    Column("group", "group", lambda e: e.group or "all", "text"),
+    Column("n_items", "n", lambda e: e.n, "count"),
+    Column("n_sources", "sources", lambda e: e.n_sources, "count"),
+    Column("mean", "mean", lambda e: e.value, "fine"),
+    Column("ci95", "95 % CI", lambda e: e.ci95, "fine_interval"),
+    Column("p", "p", lambda e: e.p, "p"),
+    Column("p_against", "p, other way", lambda e: e.p_against, "p"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class StudyPart:
+    """One study, as a report shows it."""
+
+    name: str  # of its files and its place in the page
+    result: StudyResult
+    table: Table
+    svg: str
+    narrow_svg: str
+    png: bytes
+    note: str  # what does not go together with the report's models
+
+    @property
+    def title(self) -> str:
+        """The heading."""
+        return f"Study: {self.result.study}"
+
+    @property
+    def facts(self) -> list[str]:
+        """What stands above the table: claim, null control, and what the numbers cannot show."""
+        n = counted(self.result.n_items, "item")
+        said = [
+            f"{self.result.claim} ({n}). Null control: {self.result.null_control}.",
+            *self.result.notes, self.result.caution, self.note,
+        ]  # fmt: skip
+        return [text for text in said if text]
+
+    @property
+    def answers(self) -> list[tuple[StudyFinding, str]]:
+        """Every finding, with the model that it is of."""
+        return [(f, named(f.adapter or "base")) for f in self.result.findings]
+
+
+def read_studies(folders: Sequence[Path], base: ScoredModel) -> list[StudyPart]:
+    """Read folders that `cqa-fast study` wrote, of the base that a report is about.
+
+    Args:
+        folders: One of each study.
+        base: The report's.
+
+    Raises:
+        DataError: A folder holds no study, or two hold the same one.
+        ModelError: A study is of another base or another tokenizer.
+    """
+    parts: dict[str, StudyPart] = {}
+    for folder in folders:
+        part = _part(folder, base)
+        if part.name in parts:
+            raise DataError(
+                f"expected each study once, got `{part.result.study}` again", where=str(folder),
+                hint="make a report of each",
+            )  # fmt: skip
+        parts[part.name] = part
+    return list(parts.values())
+
+
+def _part(folder: Path, base: ScoredModel) -> StudyPart:
+    path = inside(folder, RESULT)
+    if not path.is_file():
+        raise DataError(
+            f"expected a folder that cqa-fast study wrote, got one without {RESULT}",
+            where=str(folder),
+            hint="a study that was stopped has none; the same command continues it",
+        )
+    result = StudyResult.from_json(read_json(path), str(path))
+    for asked in result.models[:1]:
+        for name in ("model", "tokenizer"):
+            if getattr(asked, name) != getattr(base, name):
+                what = "base model" if name == "model" else name
+                raise ModelError(
+                    f"expected a study of the {what} that was scored, got one of another",
+                    where=str(folder),
+                )
+    name = f"study_{result.study}"
+    table = Table(
+        name, f"Effects beside their null control: {result.study}", COLUMNS,
+        [Line(tuple(c.value(e) for c in COLUMNS), e.adapter) for e in result.effects],
+        "p is one-sided, in the direction of the claim, corrected for all models of the study",
+    )  # fmt: skip
+    figure, narrow = (draw_effects(result, width=width) for width in (WIDE, NARROW))
+    title = f"{result.study}: effects and null controls"
+    return StudyPart(
+        name, result, table, svg_text(figure, title), svg_text(narrow, title), png_bytes(figure),
+        _other_code(result, base),
+    )  # fmt: skip
+
+
+def _other_code(result: StudyResult, base: ScoredModel) -> str:
+    """Say in what the study's base was asked otherwise than it was scored."""
+    other = [
+        name
+        for name in ("template", "dtype", "device", "backend")
+        for asked in result.models[:1]
+        if getattr(asked, name) != getattr(base, name)
+    ]
+    return f"Asked with another {listed(other)} than the scores" if other else ""
