@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from operator import add
 from pathlib import Path
 
 from cqa.data.items import UNGROUPED
@@ -127,8 +128,7 @@ class Family:
                 yield block
 
     def _are_wanted(self, rows: WrittenRows) -> Iterator[bool]:
-        keys = zip(rows.names("item_key"), rows.names("id"), strict=True)
-        return (key + item_id in self.items.wanted for key, item_id in keys)
+        return self.items.wanted.have(map(add, rows.names("item_key"), rows.names("id")))
 
     def texts(self, ids: Collection[str] | None = None) -> Iterator[ItemText]:
         """Yield the texts of these items, or of some of them."""

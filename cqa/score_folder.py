@@ -21,7 +21,7 @@ REJECTED = "rejected.jsonl"
 LETTERS, LETTERS_META = "letters.jsonl", "letters.json"  # what a chat server chose
 SHARD = "shard.json"  # in the folder of a part of a job
 CAPABILITIES = "capabilities.json"  # what a server was found to give, where one scored
-BLOCK_ROWS = 2048  # that are held at once
+BLOCK_ROWS = 256  # that are held at once: more are no longer in the processor's cache
 
 
 _canonical = json.JSONEncoder(sort_keys=True, ensure_ascii=True).encode
@@ -141,6 +141,7 @@ def read_blocks_again(path: Path, model_keys: Collection[str]) -> Iterator[ItemR
 def _in_blocks(path: Path, model_keys: Collection[str] | None) -> Iterator[ItemRow | Block]:
     names = "|".join(re.escape(json.dumps(key)) for key in model_keys or ())
     mentions = re.compile(names.encode()).search
+    pieces_of_keys = {f'"{key}"' for key in model_keys or ()}
     filling = _Filling()
     for where, line in _whole_lines(path):
         if model_keys is not None and not mentions(line):
@@ -148,10 +149,12 @@ def _in_blocks(path: Path, model_keys: Collection[str] | None) -> Iterator[ItemR
         found = read_written(line)
         if found is not None and (model_keys is not None or _has_its_digest(*found)):
             form, pieces = found
-            if model_keys is None or form.text(pieces, "model_key") in model_keys:
-                if not filling.takes(form, pieces):
-                    yield from filling.emptied()
-                filling.add(form, pieces)
+            model = pieces[form.model_place]
+            if model_keys is not None and model not in pieces_of_keys:
+                continue
+            if not filling.took(form, pieces, model):
+                yield from filling.emptied()
+                filling.took(form, pieces, model)
             continue
         yield from filling.emptied()
         row = parse_row(line, where) if model_keys is None else _parsed_again(line, where)
@@ -169,21 +172,23 @@ class _Filling:
 
     def __init__(self) -> None:
         self._rows: dict[Form, tuple[list[tuple[str, ...]], list[int]]] = {}
-        self._kind: tuple[str | None, bool] | None = None  # what all rows of a block share
+        self._kind: tuple[str, bool] | None = None  # what all rows of a block share
         self._n = 0
 
-    def takes(self, form: Form, pieces: tuple[str, ...]) -> bool:
-        """Whether a row is of the same model, with tokens as they are, and there is room."""
-        kind = form.text(pieces, "model_key"), form.tokens
-        return self._n == 0 or (self._n < BLOCK_ROWS and kind == self._kind)
-
-    def add(self, form: Form, pieces: tuple[str, ...]) -> None:
-        """Take a row."""
-        self._kind = form.text(pieces, "model_key"), form.tokens
-        rows, places = self._rows.setdefault(form, ([], []))
+    def took(self, form: Form, pieces: tuple[str, ...], model: str) -> bool:
+        """Take a row, if it is of the same model, with tokens as they are, and there is room."""
+        kind = model, form.tokens
+        if self._n == 0:
+            self._kind = kind
+        elif self._n == BLOCK_ROWS or kind != self._kind:
+            return False
+        if form not in self._rows:
+            self._rows[form] = [], []
+        rows, places = self._rows[form]
         rows.append(pieces)
         places.append(self._n)
         self._n += 1
+        return True
 
     def emptied(self) -> Iterator[Block]:
         """Yield what there is, and begin anew."""

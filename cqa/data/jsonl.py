@@ -135,7 +135,7 @@ def _lines(path: Path) -> Iterator[tuple[str, bytes]]:
                     )
                 if number == 1:
                     line = line.removeprefix(BOM)
-                if line.strip():
+                if line and not line.isspace():
                     yield f"{name}:{number}", line
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)

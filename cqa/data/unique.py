@@ -31,6 +31,15 @@ class Fingerprints:
     def __contains__(self, text: str) -> bool:
         return self._slots[self._slot(fingerprint(text))] != 0
 
+    def have(self, texts: Iterable[str]) -> Iterator[bool]:
+        """Yield of each of many texts whether it is in the set."""
+        slots, mask = self._slots, len(self._slots) - 1
+        for value in map(fingerprint, texts):
+            slot = value & mask
+            while (found := slots[slot]) != value and found:
+                slot = slot + 1 & mask
+            yield found != 0
+
     def add(self, text: str) -> bool:
         """Add a text; return whether it was new."""
         value = fingerprint(text)

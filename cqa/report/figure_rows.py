@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, TypeVar, get_args, get_type_hints
 
@@ -123,16 +123,21 @@ def rows_to_csv(rows: Sequence[PlotRow]) -> str:
 def rows_from_csv(kind: type[T], text: str) -> list[T]:
     """Return a figure's rows from CSV, each cell as the type of its field; `n/a` is None."""
     hints = get_type_hints(kind)
-    return [
-        kind(**{key: _value(hints[key], cell) for key, cell in row.items()})
-        for row in csv.DictReader(io.StringIO(text))
-    ]
+    names, *lines = filter(None, csv.reader(io.StringIO(text)))
+    if not lines:
+        return []
+    columns = zip(names, zip(*lines, strict=True), strict=True)
+    values = {name: _values(hints[name], cells) for name, cells in columns}
+    return list(map(kind, *(values[f.name] for f in fields(kind))))
 
 
-def _value(hint: Any, cell: str) -> Any:
+def _values(hint: Any, cells: Sequence[str]) -> list[Any]:
     kinds = get_args(hint) or (hint,)
-    if cell == ABSENT and type(None) in kinds:
-        return None
+    read: Callable[[str], Any] = from_csv
     if bool in kinds:
-        return cell == "True"
-    return int(cell) if int in kinds else float(cell) if float in kinds else from_csv(cell)
+        read = "True".__eq__
+    elif float in kinds or int in kinds:
+        read = int if int in kinds else float
+    if type(None) in kinds:
+        return [None if cell == ABSENT else read(cell) for cell in cells]
+    return list(map(read, cells))

@@ -12,7 +12,7 @@ import numpy as np
 
 from cqa.report.row_parts import block_contrasts, parts_of
 from cqa.report.source import Source
-from cqa.report.tables import ABSENT, Cell, plain, write_csv
+from cqa.report.tables import ABSENT, Cell, csv_cell, plain
 from cqa.schema.row_forms import WrittenRows
 from cqa.schema.rows import ItemRow
 
@@ -60,6 +60,12 @@ class LongRow(NamedTuple):
 
 _HINTS = get_type_hints(LongRow)
 _TEXT = (str, str | None)
+# The columns by what they are of: the item, its option, and again the item.
+_FIRST, _OWN, _LAST = (
+    LongRow._fields[: LongRow._fields.index("option")],
+    LongRow._fields[LongRow._fields.index("option") : LongRow._fields.index("delta_i_nats")],
+    LongRow._fields[LongRow._fields.index("delta_i_nats") :],
+)
 
 
 class _Base(NamedTuple):
@@ -75,6 +81,7 @@ class _Reading:
 
     field: Callable[[WrittenRows, str, int | None], Sequence[object]]
     made: Callable[[list[Any]], list[Any]]  # of values that are in no row
+    shared: Callable[[list[Sequence[object]]], list[Sequence[object]]]  # columns of all options
 
 
 def long_rows(source: Source) -> Iterator[LongRow]:
@@ -83,18 +90,27 @@ def long_rows(source: Source) -> Iterator[LongRow]:
     Raises:
         DataError: scores.jsonl is damaged.
     """
-    return map(LongRow._make, _all_rows(source, _Reading(_values, lambda values: values)))
+    reading = _Reading(_values, lambda values: values, lambda columns: columns)
+    return map(LongRow._make, _all_rows(source, reading))
 
 
 def write_long_csv(source: Source, file: TextIO) -> None:
     """Write the rows as CSV: floats to the last digit, `n/a` for what does not exist."""
-    rows = _all_rows(source, _Reading(_cells, _plain))
+    file.write(f"{','.join(LongRow._fields)}\n")
+    rows = _all_rows(source, _Reading(_cells, _plain, _joined))
     cells = (_plain(row) if isinstance(row, LongRow) else row for row in rows)
-    write_csv(file, LongRow._fields, cast(Iterator[Sequence[str]], cells))
+    file.writelines(f"{','.join(row)}\n" for row in cast(Iterator[Sequence[str]], cells))
 
 
 def _plain(values: Sequence[object]) -> list[str]:
-    return [repr(v) if type(v) is float else plain(v) for v in cast(Sequence[Cell], values)]
+    return [
+        repr(v) if type(v) is float else csv_cell(plain(v)) for v in cast(Sequence[Cell], values)
+    ]
+
+
+def _joined(columns: list[Sequence[object]]) -> list[Sequence[object]]:
+    """Return several columns of cells as one, so that an item's are joined once for its options."""
+    return [list(map(",".join, zip(*cast(list[Sequence[str]], columns), strict=True)))]
 
 
 def _values(rows: WrittenRows, name: str, k: int | None) -> Sequence[object]:
@@ -104,10 +120,10 @@ def _values(rows: WrittenRows, name: str, k: int | None) -> Sequence[object]:
 
 
 def _cells(rows: WrittenRows, name: str, k: int | None) -> Sequence[object]:
-    """Return a field as `plain` would: JSON writes a number as Python does."""
+    """Return a field as `_plain` would: JSON writes a number as Python does."""
     if _HINTS[name] in _TEXT:
         texts = rows.texts(name, k)
-        cells = {text: plain(text) for text in set(texts)}
+        cells = {text: csv_cell(plain(text)) for text in set(texts)}
         return [cells[text] for text in texts]
     if _HINTS[name] is bool:
         return _plain(rows.flags(name, k).tolist())
@@ -151,22 +167,22 @@ def _rows_of_block(
     shared = _columns_of_items(rows, adapter, before, reading)
     logp = rows.by_text("logp_given_context_nats")
     logp_base = np.array([held.logp_nats for held in before])
+    absent = reading.made([None]) * len(rows)
+    first, last = (
+        reading.shared([shared.get(name, absent) for name in names]) for names in (_FIRST, _LAST)
+    )
     options = []
     for k in range(rows.form.n_options):
         n_tokens = rows.numbers("n_tokens", k)
         per_token = (logp[:, k] / n_tokens).tolist()
         change = ((logp[:, k] - logp_base[:, k]) / n_tokens).tolist()
-        columns = shared | {
+        columns: dict[str, Sequence[object]] = {
             "option": reading.made([k]) * len(rows),
             "logp_given_context_per_token_nats": reading.made(per_token),
+            "dlogp_per_token_nats": absent if adapter is None else reading.made(change),
         }
-        if adapter is not None:
-            columns["dlogp_per_token_nats"] = reading.made(change)
-        for name in LongRow._fields:
-            if rows.has(name, k):
-                columns[name] = reading.field(rows, name, k)
-        absent = reading.made([None]) * len(rows)
-        options.append(zip(*(columns.get(name, absent) for name in LongRow._fields), strict=True))
+        own = (columns[n] if n in columns else reading.field(rows, n, k) for n in _OWN)
+        options.append(zip(*first, *own, *last, strict=True))
     return zip(*options, strict=True)
 
 

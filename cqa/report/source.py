@@ -166,17 +166,22 @@ def _counted(
         if isinstance(found, ItemRow):
             n_rows[found.adapter] += found.id not in copies
         else:
-            ids = (name for part in found.parts for name in part.names("id"))
-            n_rows[found.adapter] += sum(name not in copies for name in ids)
+            n_rows[found.adapter] += sum(map(len, found.parts))
+            if copies:
+                ids = (name for part in found.parts for name in part.names("id"))
+                n_rows[found.adapter] -= sum(name in copies for name in ids)
         yield found
 
 
 def _of_reported(
     rows: Iterable[ItemRow | Block], copies: Collection[str]
 ) -> Iterator[ItemRow | Block]:
-    def are_reported(rows: WrittenRows) -> Iterator[bool]:
-        pairs = zip(rows.names("id"), rows.names("group"), strict=True)
-        return (name not in copies and group != CHOOSERS for name, group in pairs)
+    def are_reported(rows: WrittenRows) -> list[bool]:
+        groups = rows.names("group")
+        if not copies:
+            return [group != CHOOSERS for group in groups]
+        pairs = zip(rows.names("id"), groups, strict=True)
+        return [name not in copies and group != CHOOSERS for name, group in pairs]
 
     for found in rows:
         if isinstance(found, ItemRow):

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import operator
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
+from itertools import compress
 from typing import Any, TypeVar, get_args, get_type_hints
 
 import numpy as np
@@ -23,6 +25,7 @@ from cqa.schema.rows import ItemRow, Kind, OptionScore, Role
 
 CHECKSUM = "row_digest"  # of all else in a row: a damaged digit is not averaged
 _OPTIONS, _TOKENS = "options", "token_"
+_PIECE = "%s"  # where a piece stands
 # All floats of these forms are finite, and all counts positive and of fewer than 31 bits.
 _FLOAT = r"-?(?:0|[1-9]\d{0,16}+)(?:\.\d{1,22}+(?:e[+-]\d\d)?+|e[+-]\d\d)"
 _COUNT = r"[1-9]\d{0,8}+"
@@ -79,7 +82,9 @@ class Form:
                 pieces.append(self._piece(f.name, None, pattern))
         pieces.append(self._piece(CHECKSUM, None, '"[0-9a-f]{16}"'))
         self.match = re.compile(f"\\{{{', '.join(pieces)}\\}}\n", re.ASCII).fullmatch
-        self._template, self._sorted = self._canonical()
+        self.model_place = self.places["model_key", None]
+        template, self._sorted = self._canonical()
+        self._between = [text for piece in template.split(_PIECE) for text in (piece, "")][:-1]
 
     def _piece(self, name: str, k: int | None, pattern: str) -> str:
         self.places[name, k] = len(self.places)
@@ -102,7 +107,7 @@ class Form:
                 held = [n for n, of_text in self.places if of_text == 0]
                 return f"[{', '.join(f'{{{of(held, j)}}}' for j in range(self.n_options))}]"
             order.append(self.places[name, k])
-            return "%s"
+            return _PIECE
 
         names = [n for n, of_text in self.places if of_text is None and n != CHECKSUM]
         template = f"{{{of([*names, _OPTIONS], None)}}}"
@@ -110,14 +115,20 @@ class Form:
 
     def digested(self, pieces: Sequence[str]) -> bytes:
         """Return the text that the digest of a row is of."""
-        text = self._template % self._sorted(pieces)
+        text = self._text(pieces)
         if not text.isascii():
             text = _NON_ASCII.sub(lambda found: json.dumps(found[0])[1:-1], text)
         return text.encode()
 
+    def _text(self, pieces: Sequence[str]) -> str:
+        """Return a row as JSON with its keys sorted, without its digest."""
+        parts = self._between.copy()
+        parts[1::2] = self._sorted(pieces)
+        return "".join(parts)
+
     def is_sound(self, pieces: Sequence[str]) -> bool:
         """Whether each text has as many values a token as it has tokens."""
-        return not self.tokens or all(
+        return all(
             pieces[place].count(",") + 1 == int(pieces[self.places["n_tokens", k]])
             for (name, k), place in self.places.items()
             if k is not None and name.startswith(_TOKENS)
@@ -130,7 +141,7 @@ class Form:
 
     def record(self, pieces: Sequence[str]) -> ItemRow:
         """Return a row as the parser would."""
-        return ItemRow.from_json(json.loads(self._template % self._sorted(pieces)), "")
+        return ItemRow.from_json(json.loads(self._text(pieces)), "")
 
 
 @functools.cache
@@ -148,9 +159,14 @@ def read_written(line: bytes) -> tuple[Form, tuple[str, ...]] | None:
         found = form.match(line.decode())
     except UnicodeDecodeError:
         return None
-    if found is None or not form.is_sound(pieces := found.groups()):
+    if found is None:
         return None
-    return form, pieces
+    pieces = found.groups()
+    return (form, pieces) if not form.tokens or form.is_sound(pieces) else None
+
+
+def _float_or_nan(piece: str) -> float:
+    return math.nan if piece == "null" else float(piece)
 
 
 class WrittenRows:
@@ -166,6 +182,7 @@ class WrittenRows:
         """
         self.form, self.rows, self.places = form, rows, places
         self._columns: list[tuple[str, ...]] | None = None
+        self._numbers: dict[tuple[str, int | None], Values] = {}
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -189,11 +206,14 @@ class WrittenRows:
         return [piece[1:-1] for piece in self.pieces(name, k)]
 
     def numbers(self, name: str, k: int | None = None) -> Values:
-        """Return a field of numbers: (rows,); NaN for null."""
-        pieces = self.pieces(name, k)
-        if "null" in pieces:
-            return np.array([np.nan if p == "null" else float(p) for p in pieces])
-        return np.fromiter(map(float, pieces), dtype=np.float64, count=len(pieces))
+        """Return a field of numbers, read once and not to be written to: (rows,); NaN for null."""
+        if (name, k) not in self._numbers:
+            pieces = self.pieces(name, k)
+            floats = map(_float_or_nan if "null" in pieces else float, pieces)
+            values = np.fromiter(floats, dtype=np.float64, count=len(pieces))
+            values.flags.writeable = False
+            self._numbers[name, k] = values
+        return self._numbers[name, k]
 
     def numbers_or_none(self, name: str, k: int | None = None) -> list[float | None]:
         """Return a field of numbers; None for null."""
@@ -238,16 +258,18 @@ class Block:
 
     def only(self, keep: Callable[[WrittenRows], Iterable[bool]]) -> Block | None:
         """Return the rows that are to be kept; None where none is."""
-        kept = (
-            part.take([k for k, wanted in enumerate(keep(part)) if wanted]) for part in self.parts
-        )
+        kept = (part.take(list(compress(range(len(part)), keep(part)))) for part in self.parts)
         parts = tuple(part for part in kept if len(part))
         return Block(self.adapter, parts) if parts else None
 
     def in_order(self, of: Callable[[WrittenRows], Iterable[T]]) -> list[T]:
         """Return what is made of each row, in the order of the rows."""
-        made = [pair for part in self.parts for pair in zip(part.places, of(part), strict=True)]
-        return [one for _, one in sorted(made, key=operator.itemgetter(0))]
+        made = [one for part in self.parts for one in of(part)]
+        places = [place for part in self.parts for place in part.places]
+        assert len(made) == len(places)
+        if len(self.parts) == 1:
+            return made
+        return [made[k] for k in np.argsort(places).tolist()]
 
     def records(self) -> list[ItemRow]:
         """Return the rows as the parser would, under the name that the model has here."""

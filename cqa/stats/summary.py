@@ -76,8 +76,10 @@ class Scores:
             scores.add(self.facts.number(row), item_score(row))
 
     def _add_block(self, block: Block) -> None:
-        once = block.only(lambda rows: (name not in self.copies for name in rows.names("id")))
-        if block.adapter is None:
+        once: Block | None = block
+        if self.copies:
+            once = block.only(lambda rows: (name not in self.copies for name in rows.names("id")))
+        if self.copies and block.adapter is None:
             ids = (
                 pair
                 for rows in block.parts

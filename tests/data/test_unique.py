@@ -25,6 +25,8 @@ def test_it_is_a_set_of_texts(texts):
         truth.add(text)
         assert len(ours) == len(truth)
     assert all(text in ours for text in truth)
+    asked = [*texts, "longer than any"]
+    assert list(ours.have(asked)) == [text in truth for text in asked]
 
 
 def test_nothing_is_lost_when_the_table_doubles():

@@ -1,6 +1,8 @@
 """Every score in tidy form, in the report and as a DataFrame: the same rows."""
 
+import csv
 import io
+import itertools
 import re
 import sys
 from pathlib import Path
@@ -9,13 +11,17 @@ import pandas
 import pytest
 from helpers import ROOT
 from score.scoring import rows_of
+from synthetic import make_folder, make_items
 
 import cqa
 from cqa.errors import ConfigError, DataError
-from cqa.report.long_table import LongRow, write_long_csv
+from cqa.escape import from_csv
+from cqa.report.long_table import LongRow, long_rows, write_long_csv
 from cqa.report.source import read_source
+from cqa.report.tables import plain
 
 NAMES = list(LongRow._fields)
+NASTY = ("a, b", 'a "b"', "a\nb", "a\rb", "=1+1", "-", "n/a", ",", "é 漢字")
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +73,20 @@ def test_the_file_of_the_report_holds_the_same(folder, tmp_path):
     read = pandas.read_csv(path)
     table = cqa.read_scores(folder)
     pandas.testing.assert_frame_equal(read, table, check_dtype=False, check_exact=True)
+
+
+def test_each_cell_of_the_file_is_the_value_whatever_its_text(tmp_path):
+    items = make_items(len(NASTY))
+    for item, text in zip(items, itertools.cycle(NASTY)):
+        item["domain"], item["id"] = text, f"{text}-{item['id']}"
+    folder = make_folder(tmp_path, items=items, tokens=False)
+    file = io.StringIO()
+    write_long_csv(read_source(folder), file)
+    head, *cells = csv.reader(io.StringIO(file.getvalue(), newline=""))
+    assert head == NAMES
+    expected = [[plain(value) for value in row] for row in long_rows(read_source(folder))]
+    assert cells == expected
+    assert {from_csv(row[NAMES.index("domain")]) for row in cells} == set(NASTY)
 
 
 def test_the_glossary_has_every_column_in_order():

@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 
 from cqa.stats.clusters import by_source
-from cqa.stats.deciding import Change, difference_test, draws_for, family_test
+from cqa.stats.deciding import Change, difference_test, drawn_counts, draws_for, family_test
 
 
 def change_of(values, sources=None, **settings) -> Change:
@@ -181,3 +181,26 @@ def test_real_effects_are_found():
         change_of(rng.normal(0.7, 1, 30), draws=299, seed=k).p_greater <= 0.05 for k in range(60)
     )
     assert found >= 55  # a t-test finds 98 %
+
+
+def test_a_question_that_was_asked_before_is_not_drawn_for_again(monkeypatch):
+    rng = np.random.default_rng(23)
+    values = rng.normal(0.2, 1, 40)
+    drawn = []
+
+    def counted(*given):
+        drawn.append(given)
+        return drawn_counts(*given)
+
+    monkeypatch.setattr("cqa.stats.deciding.drawn_counts", counted)
+    first = change_of(values, seed=4)
+    n = len(drawn)
+    assert n > 0
+    assert change_of(values.copy(), seed=4) is first
+    assert len(drawn) == n
+    others = [
+        change_of(values, seed=5), change_of(values, seed=4, draws=999),
+        change_of(values, sources=["a", "b", *"cdef" * 9, "g", "h"], seed=4),
+        change_of(np.append(values[:-1], values[-1] + 1e-12), seed=4), change_of(-values, seed=4),
+    ]  # fmt: skip
+    assert len({first, *others}) == 6
