@@ -31,7 +31,7 @@ from cqa.schema.meta import ScoredModel
 from cqa.schema.row_forms import CHECKSUM
 from cqa.score.adapters import AdapterFolder, check_distinct, find_adapters
 from cqa.score.decoder_engine import DecoderEngine
-from cqa.score.run import CODE, scored_model, shared_identity
+from cqa.score.model_identity import CODE, ModelIdentity
 from cqa.score_folder import digest_json, with_checksum
 from cqa.text import counted, duration
 
@@ -124,10 +124,9 @@ def _opened(
     tasks = claim.tasks(tokenizer, engine.max_positions)
     with memory_reported("the model", HINT):
         identity = engine.open()
-    shared = shared_identity(identity, tokenizer, boundary="split", score_eos=False)
-    shared["code"] = digest_json(
-        [code_digest(*CODE, "claims/claim.py", *claim.code), claim.name, claim.inputs()]
-    )
+    shared = ModelIdentity.of(identity, tokenizer, boundary="split", score_eos=False)
+    code = [code_digest(*CODE, "claims/claim.py", *claim.code), claim.name, claim.inputs()]
+    shared = replace(shared, code=digest_json(code))
     digests = [adapter_digest(adapter.folder) for adapter in adapters]
     check_distinct([adapter.folder for adapter in adapters], digests)
     if not config.other_base:
@@ -135,8 +134,8 @@ def _opened(
             check_origin(
                 adapter.folder, model_digest=identity.model, tokenizer_digest=tokenizer.digest
             )
-    models = [scored_model(shared, None, None)]
-    models += [scored_model(shared, a, d) for a, d in zip(adapters, digests, strict=True)]
+    models = [shared.model_of(None, None)]
+    models += [shared.model_of(a, d) for a, d in zip(adapters, digests, strict=True)]
     return _Study(claim, config, engine, tasks, models, adapters, on_event)
 
 

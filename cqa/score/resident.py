@@ -30,8 +30,8 @@ from cqa.score.effect import check_has_effect
 from cqa.score.engine import Engine
 from cqa.score.engines import make_engine
 from cqa.score.generated import Generated, end_ids, generated, prompt_ids
+from cqa.score.model_identity import ModelIdentity
 from cqa.score.prefix_batch import EncodedItem, PrefixBatch, encode_item
-from cqa.score.run import scored_model, shared_identity
 from cqa.score.sampling import sample
 from cqa.score.scorer import score_rows
 
@@ -199,8 +199,8 @@ class Model:
             check_has_effect(self._engine, attached.found, encoded, self.tokenizer)
             attached.found.kept, attached.has_effect = None, True
         found, digest = (attached.found, attached.digest) if attached else (None, None)
-        shared = shared_identity(self._identity, self.tokenizer, boundary="split", score_eos=False)
-        model = scored_model(shared, found, digest)
+        shared = ModelIdentity.of(self._identity, self.tokenizer, boundary="split", score_eos=False)
+        model = shared.model_of(found, digest)
         passes = score_rows(
             self._engine.run,
             encoded,

@@ -6,16 +6,16 @@ import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from cqa.config import command_line, describe, given_settings, input_paths
-from cqa.data.tokenizer import Boundary, Tokenizer
+from cqa.data.tokenizer import Tokenizer
 from cqa.files import discard, inside, read_json, write_json
-from cqa.identity import code_digest, versions
+from cqa.identity import versions
 from cqa.interrupt import Interrupt, continued_by
 from cqa.kernels.matmul import keep_sums_whole
 from cqa.model.adapter_files import adapter_digest
@@ -23,7 +23,7 @@ from cqa.model.checkpoint import locate
 from cqa.model.conversion import read_conversion
 from cqa.model.load import BaseModel
 from cqa.model.memory import reported as memory_reported
-from cqa.model.origin import check_origin, read_origin
+from cqa.model.origin import check_origin
 from cqa.output_folder import Kind, check_output, filled
 from cqa.run_folder import missing_epochs, planned_epochs
 from cqa.schema.capabilities import Capabilities
@@ -43,6 +43,7 @@ from cqa.score.effect import check_has_effect
 from cqa.score.encoded import Items
 from cqa.score.engine import Engine, EngineIdentity
 from cqa.score.engines import engine_of
+from cqa.score.model_identity import ModelIdentity
 from cqa.score.plan import kept_plan
 from cqa.score.results import ItemsHeld, Results
 from cqa.score.same_base import check_same_base
@@ -53,12 +54,6 @@ from cqa.score.summary import statistics_digest, write_summary
 from cqa.score.unscored import UnscoredItems
 from cqa.score_folder import CAPABILITIES, META, SUMMARY, digest_json, full_key
 from cqa.stats.roles import choose_roles
-
-CODE = (
-    "data/items.py", "score/prefix_batch.py", "score/scorer.py", "score/engine.py",
-    "score/decoder_engine.py", "score/transformers_engine.py", "score/server_engine.py",
-    "server/completions.py", "stats/information.py",
-)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,7 +218,7 @@ def identify(
         ModelError: An adapter does not fit, was trained on another base, comes twice, or changes
             no score.
     """
-    shared = shared_identity(
+    shared = ModelIdentity.of(
         identity, items.tokenizer, boundary=config.boundary, score_eos=config.score_eos
     )
     digests = [adapter_digest(adapter.folder) for adapter in adapters]
@@ -231,7 +226,7 @@ def identify(
     models: list[ScoredModel] = []
     n_kept = 0
     for adapter, digest in zip((None, *adapters), (None, *digests), strict=True):
-        model = scored_model(shared, adapter, digest)
+        model = shared.model_of(adapter, digest)
         if adapter:
             if not config.other_base:
                 check_origin(
@@ -353,32 +348,3 @@ def _score_model(run: _Run, model: ScoredModel) -> ScoredModel:
             run.interrupt.stop("stopped between two passes")
     seconds = time.perf_counter() - started
     return replace(model, n_tokens=n_tokens, seconds=round(seconds, 6))
-
-
-def shared_identity(
-    engine: EngineIdentity, tokenizer: Tokenizer, *, boundary: Boundary, score_eos: bool
-) -> dict[str, Any]:
-    """Return everything but the adapter that decides a score's digits."""
-    return {
-        "tokenizer": tokenizer.digest,
-        "template": tokenizer.chat_template,
-        "boundary": boundary,
-        "null_ids": tokenizer.null_ids,
-        "null2_ids": tokenizer.null2_ids,
-        "score_eos": score_eos,
-        "code": code_digest(*CODE),
-        **asdict(engine),
-    }
-
-
-def scored_model(
-    shared: dict[str, Any], adapter: AdapterFolder | None, digest: str | None
-) -> ScoredModel:
-    """Return what identifies the base (None) or an adapter of a digest, its key included."""
-    identity = {**shared, "adapter_digest": digest}
-    return ScoredModel(
-        model_key=digest_json(identity),
-        adapter=adapter.name if adapter else None,
-        adapter_origin=read_origin(adapter.folder) if adapter else None,
-        **identity,
-    )

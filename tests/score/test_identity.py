@@ -192,7 +192,7 @@ def test_other_text_of_the_same_template_file_is_another_template(inputs):
 def test_other_code_is_another_model(inputs, monkeypatch):
     config = config_of(inputs)
     assert computed(config) == len(PAIRS)
-    monkeypatch.setattr("cqa.score.run.code_digest", lambda *parts: "0" * 64)
+    monkeypatch.setattr("cqa.score.model_identity.code_digest", lambda *parts: "0" * 64)
     assert computed(config) == len(PAIRS)
 
 

@@ -22,7 +22,6 @@ from matplotlib.figure import Figure
 from cqa.claims.claim import Asked, RowsByModel, Task
 from cqa.claims.dealing import dealt
 from cqa.claims.effects import Measured, change_of, effects, findings
-from cqa.claims.figure import draw_effects
 from cqa.claims.rubric.config import RubricConfig
 from cqa.claims.rubric.terms import Order, gains, gap, gap_of_last, moebius, orders, subset
 from cqa.claims.sequences import SEPARATOR, Pair, conditioned, encode, n_fed, score_sequences
@@ -31,6 +30,7 @@ from cqa.data.jsonl import take_text
 from cqa.data.tokenizer import Tokenizer
 from cqa.data.unique import each_once, file_line_id
 from cqa.errors import DataError
+from cqa.report.effect_figure import draw_effects
 from cqa.schema.claims import Effect, StudyResult, StudyRow
 from cqa.score.decoder_engine import DecoderEngine
 from cqa.score_folder import digest_json, full_key
