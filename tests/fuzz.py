@@ -36,6 +36,9 @@ from helpers import tiny_model, write_lines
 from pyarrow import parquet
 from surroundings import SPECIAL, put_special, surroundings
 
+from cqa.claims.conditioning.claim import Conditioning
+from cqa.claims.conditioning.config import ConditioningConfig
+from cqa.claims.run import run_study
 from cqa.config import read_settings, resolve
 from cqa.data.items import read_items
 from cqa.data.lengths import encode_samples, fit_lengths
@@ -54,6 +57,7 @@ from cqa.report.caveats import caveats
 from cqa.report.config import ReportConfig
 from cqa.report.item_table import items_table, scored_items
 from cqa.report.page import Report, markdown_page
+from cqa.report.studies import read_studies
 from cqa.report.verdict import make_page
 from cqa.report.write import read_focus
 from cqa.score.config import ScoreConfig
@@ -209,6 +213,12 @@ class Sound:
         )
         train(self.training(folder))
         score(self.scoring(folder))
+        texts = ["it rained", "it was dry", "the sun was up"]
+        lines = [
+            {"condition": z, "context": "she", "good": " waited", "bad": " ran"} for z in texts
+        ]
+        write_lines(folder / "conditioning.jsonl", lines)
+        self.read_study(folder)
         self.tokenizer = Tokenizer(self.model)
         spec = LoraSpec(2, 32.0, True, MODULES)
         columns = spec.rank_columns()
@@ -296,13 +306,22 @@ class Sound:
         """Continue a scoring run."""
         score(self.scoring(folder))
 
+    def read_study(self, folder: Path) -> None:
+        """Continue a study."""
+        config = ConditioningConfig(
+            model=str(self.model), pairs=(folder / "conditioning.jsonl",), out=folder / "study",
+            device="cpu",
+        )  # fmt: skip
+        run_study(Conditioning(config), config)
+
     def read_for_report(self, folder: Path) -> None:
         """Read what a report is made from, and decide what it says."""
         config = ReportConfig(run=folder / "run", out=folder / "report")
         focus = read_focus(folder / "scores", config)
         found = scored_items(focus)
         tables = [*all_tables(focus), items_table(focus, found)]
-        markdown_page(Report(focus, make_page(focus), caveats(focus), tables, {}, found))
+        studies = read_studies([folder / "study"], focus.source.meta.models[0])
+        markdown_page(Report(focus, make_page(focus), caveats(focus), tables, {}, found, studies))
 
     def read_settings(self, path: Path) -> None:
         """Read settings."""
@@ -345,6 +364,10 @@ class Sound:
             Target("scores/items.jsonl", lines, self.read_for_report),
             Target("run/run.json", tree, self.read_for_report),
             Target("run/log.jsonl", lines, self.read_for_report),
+            Target("conditioning.jsonl", lines, self.read_study),
+            Target("study/rows.jsonl", lines, self.read_study),
+            Target("study/study.json", tree, self.read_study),
+            Target("study/study.json", tree, self.read_for_report),
         ]
 
 

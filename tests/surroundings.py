@@ -187,7 +187,7 @@ def page_of(folder: Path, names: list[str]) -> tuple[str, list[str]]:
     focus = read_focus(folder / "scores", ReportConfig(out=folder / "out"))
     found = scored_items(focus)
     tables = [*all_tables(focus), items_table(focus, found)]
-    html = html_page(Report(focus, make_page(focus), caveats(focus), tables, {}, found))
+    html = html_page(Report(focus, make_page(focus), caveats(focus), tables, {}, found, []))
     return html, [item["context"] for item in items]
 
 

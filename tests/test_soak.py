@@ -24,7 +24,7 @@ def test_damaged_files_of_every_kind_are_taken_or_refused_by_our_own_errors(tmp_
     assert failures == []
     assert outcomes.total() == 400
     files = {name.partition(": ")[0] for name in outcomes}
-    assert len(files) == 24
+    assert len(files) == 27
     assert {name.partition(": ")[2] for name in outcomes} >= {
         "taken", "refused with 2", "refused with 3", "refused with 4",
     }  # fmt: skip
