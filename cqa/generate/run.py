@@ -63,7 +63,7 @@ def generate(config: GenerateConfig) -> list[GeneratedRow]:
         GeneratedRow(
             id=prompt.id, prompt=prompt.text, sample=number, text=one.text, stop=one.stop,
             token_ids=one.token_ids, logp_nats=one.logp_nats, entropy_nats=one.entropy_nats,
-            rank=one.rank,
+            rank=one.rank, varentropy_nats2=one.varentropy_nats2,
         )
         for prompt, texts in zip(prompts, drawn, strict=True)
         for number, one in enumerate(texts, start=1)

@@ -21,3 +21,4 @@ class GeneratedRow(Record):
     logp_nats: tuple[float, ...]  # ln P of each token under the model, as scoring gives it
     entropy_nats: tuple[float, ...]  # of the model's law at each token
     rank: tuple[int, ...]  # of each token, 0 is the model's most probable one
+    varentropy_nats2: tuple[float, ...]  # variance of ln P under the model's law at each token

@@ -24,6 +24,7 @@ class Generated:
     logp_nats: tuple[float, ...]  # ln P of each token under the model, as scoring gives it
     entropy_nats: tuple[float, ...]  # of the model's law at each token
     rank: tuple[int, ...]  # 0 is the model's most probable token
+    varentropy_nats2: tuple[float, ...]  # variance of ln P under the model's law at each token
     stop: Stop  # an end token, the most tokens asked for, or the model's positions
 
 
@@ -83,5 +84,6 @@ def generated(drawn: Sample, tokenizer: Tokenizer) -> Generated:
         logp_nats=drawn.logp_nats,
         entropy_nats=drawn.entropy_nats,
         rank=drawn.rank,
+        varentropy_nats2=drawn.varentropy_nats2,
         stop=drawn.stop,
     )

@@ -40,6 +40,7 @@ class Sample:
     logp_nats: tuple[float, ...]  # ln P of each token under the model, as scoring gives it
     entropy_nats: tuple[float, ...]  # of the model's law at each token
     rank: tuple[int, ...]  # 0 is the model's most probable token
+    varentropy_nats2: tuple[float, ...]  # variance of ln P under the model's law at each token
     stop: Stop  # an end token, the most tokens asked for, or the model's positions
 
 
@@ -51,9 +52,7 @@ class _Growing:
     most_tokens: int
     index: int  # of the uniform numbers
     token_ids: list[int] = field(default_factory=list)
-    logp_nats: list[float] = field(default_factory=list)
-    entropy_nats: list[float] = field(default_factory=list)
-    rank: list[int] = field(default_factory=list)
+    logged: list[tuple[float, float, int, float]] = field(default_factory=list)
 
 
 @torch.no_grad()
@@ -191,21 +190,24 @@ class _Log:
             decoder.head,
             target.to(decoder.device),
             backend=decoder.backend,
+            varentropy=True,
         )
-        columns = (stats.logp.tolist(), stats.entropy.tolist(), stats.rank.tolist())
-        for (text, _), logp, entropy, rank in zip(self._tokens, *columns, strict=True):
-            text.logp_nats.append(logp)
-            text.entropy_nats.append(entropy)
-            text.rank.append(rank)
+        assert stats.varentropy is not None
+        fields = (stats.logp, stats.entropy, stats.rank, stats.varentropy)
+        values = zip(*(column.tolist() for column in fields), strict=True)
+        for (text, _), logged in zip(self._tokens, values, strict=True):
+            text.logged.append(logged)
         self._hidden, self._tokens = [], []
 
 
 def _finished(text: _Growing, ends: frozenset[int], max_tokens: int) -> Sample:
     stop: Stop = "max_tokens" if text.most_tokens == max_tokens else "positions"
+    logp, entropy, rank, varentropy = zip(*text.logged, strict=True)
     return Sample(
         token_ids=tuple(text.token_ids),
-        logp_nats=tuple(text.logp_nats),
-        entropy_nats=tuple(text.entropy_nats),
-        rank=tuple(text.rank),
+        logp_nats=logp,
+        entropy_nats=entropy,
+        rank=rank,
+        varentropy_nats2=varentropy,
         stop="end" if text.token_ids[-1] in ends else stop,
     )

@@ -43,8 +43,8 @@ def test_texts_are_samples_of_the_encoded_prompts(model):
     for texts, samples in zip(drawn, expected, strict=True):
         for text, one in zip(texts, samples, strict=True):
             assert (text.token_ids, text.logp_nats) == (one.token_ids, one.logp_nats)
-            assert (text.entropy_nats, text.rank, text.stop) == (
-                one.entropy_nats, one.rank, one.stop,
+            assert (text.entropy_nats, text.rank, text.varentropy_nats2, text.stop) == (
+                one.entropy_nats, one.rank, one.varentropy_nats2, one.stop,
             )  # fmt: skip
 
 

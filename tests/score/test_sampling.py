@@ -62,7 +62,7 @@ def scored(decoder: Decoder, context: Ids, texts: list[Ids]) -> list[SequenceSta
     """Score texts after a context in one pass."""
     prefixes = PrefixBatch()
     prefixes.add([(context, text) for text in texts])
-    found = run_prefix_batch(decoder, prefixes)
+    found = run_prefix_batch(decoder, prefixes, varentropy=True)
     return [found[context, text] for text in texts]
 
 
@@ -75,6 +75,7 @@ def assert_equal_to_scores(decoder: Decoder, contexts: list[Ids], drawn: list[li
                 assert list(one.logp_nats) == found.logp
                 assert list(one.entropy_nats) == found.entropy
                 assert list(one.rank) == found.rank
+                assert list(one.varentropy_nats2) == found.varentropy
 
 
 @NATIVE
