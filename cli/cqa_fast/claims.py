@@ -10,6 +10,7 @@ import click
 from cqa.claims.conditioning.config import ConditioningConfig
 from cqa.claims.config import ModelsConfig
 from cqa.claims.rubric.config import RubricConfig
+from cqa.claims.verdict.config import VerdictConfig
 from cqa_fast.group import Commands
 from cqa_fast.options import JSON, command, takes
 from cqa_fast.terminal import say, say_json, tell
@@ -66,5 +67,21 @@ def rubric(config: RubricConfig, as_json: bool) -> None:
     _run(RubricGap(config), config, as_json)
 
 
-for one in (conditioning, rubric):
+@command()
+@takes(VerdictConfig)
+@JSON
+def verdict(config: VerdictConfig, as_json: bool) -> None:
+    """Asked which text of a pair is better, does the model say what its dI says?
+
+    \b
+    Example:
+      cqa-fast study verdict --model Qwen/Qwen2.5-7B --run run \\
+          --pairs literary.jsonl --out verdict
+    """
+    from cqa.claims.verdict.claim import Verdict
+
+    _run(Verdict(config), config, as_json)
+
+
+for one in (conditioning, rubric, verdict):
     study.add_command(one)

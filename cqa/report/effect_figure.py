@@ -20,7 +20,7 @@ MOST_MODELS = 30
 def draw_effects(
     result: StudyResult, panels: Sequence[Sequence[str]] = (), *, width: float = WIDE
 ) -> Figure:
-    """Draw means of all items with their intervals: a row a model, a mark a measure.
+    """Draw effects of all items with their intervals: a row a model, a mark a measure.
 
     Args:
         result: Whose effects.
@@ -29,6 +29,7 @@ def draw_effects(
     """
     shown = [e for e in result.effects if e.group is None and e.ci95 is not None]
     models = list(dict.fromkeys(e.adapter for e in shown))[:MOST_MODELS]
+    panels = panels or result.panels
     named = [[n for n in names if any(e.name == n for e in shown)] for names in panels]
     parted = [
         list(dict.fromkeys(e.name for e in shown if (e.part == "change") is change))
@@ -45,8 +46,8 @@ def draw_effects(
                 held = {e.adapter: e for e in shown if e.name == name}
                 _draw(ax, held, models, k, names, _label(result, name))
             ax.set_yticks(range(len(models)), [short(m or "base", 18) for m in models])
-            ax.set_ylim(len(models) - 0.5, -0.5)
-            ax.set_xlabel("mean over items, 95 % interval")
+            ax.set_ylim(max(len(models), 1) - 0.5, -0.5)
+            ax.set_xlabel("over all items, 95 % interval")
             if names:
                 ax.legend(loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2)
     return figure

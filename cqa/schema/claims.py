@@ -67,6 +67,8 @@ class StudyResult(Record):
     effects: tuple[Effect, ...]
     findings: tuple[StudyFinding, ...]
     notes: tuple[str, ...]
+    # Names of the measures in each panel of the figure; none: changes in one, the rest in another.
+    panels: tuple[tuple[str, ...], ...] = ()
     models: tuple[ScoredModel, ...] = ()
     versions: dict[str, str] | None = None
     settings: dict[str, Any] | None = None

@@ -1,0 +1,1 @@
+"""What a model says of a pair when asked, beside what its log-probabilities say."""
