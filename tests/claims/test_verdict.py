@@ -180,6 +180,7 @@ def test_an_adapter_is_compared_with_the_base_item_by_item(ask):
         assert (name, None) not in found
         both = [found[of, adapter].value for adapter in ("epoch-01", None)]
         assert found[name, "epoch-01"].value == pytest.approx(both[0] - both[1])
+    assert {name for panel in result.panels for name in panel} <= {name for name, _ in found}
     marks = {(f.name, f.adapter): f.mark for f in result.findings}
     assert marks["says so more as dI does", "epoch-01"] == "shown"
     assert marks["says so as dI does", None] == "against"
@@ -293,6 +294,22 @@ def test_one_context_for_all_cannot_be_dealt(settings, tokenizer, tmp_path):
     pairs = write_lines(tmp_path / "one.jsonl", [{**i, "context": "So."} for i in ITEMS])
     with pytest.raises(DataError, match="expected contexts that can be dealt to items of other"):
         Verdict(settings(pairs=(pairs,))).tasks(tokenizer, 4096)
+
+
+def test_a_template_asks_without_examples_and_opens_the_answer_itself(settings, tmp_path):
+    file = tmp_path / "chat.jinja"
+    file.write_text(
+        "{% for m in messages %}<{{ m.role }}>{{ m.content }}</>{% endfor %}"
+        "{% if add_generation_prompt %}<assistant>{% endif %}"
+    )
+    templated = Tokenizer(MODEL, template=str(file))
+    task, *_ = Verdict(settings(template=str(file))).tasks(templated, 4096)
+    asked = templated.decode(task.content.own[1])
+    assert asked.startswith("<user>Text: Ada was late again.\nFirst: The door of Ada stood open")
+    assert asked.endswith("better than the first? Answer yes or no.</><assistant>")
+    context, option = task.content.given[1]
+    assert templated.decode(context) == "<user>Ada was late again.</><assistant>"
+    assert templated.decode(option) == ITEMS[0]["bad"]
 
 
 def test_shots_are_those_of_plain_text_unless_asked_for(settings):

@@ -8,9 +8,10 @@ correlation with dI. The good text against itself shows how much of a verdict is
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 from matplotlib.figure import Figure
 
@@ -32,7 +33,7 @@ from cqa.claims.verdict.config import VerdictConfig
 from cqa.claims.verdict.outcome import outcome
 from cqa.claims.verdict.row import VerdictRow
 from cqa.data.items import Item, read_items
-from cqa.data.tokenizer import Ids, Tokenizer
+from cqa.data.tokenizer import Tokenizer
 from cqa.data.unique import each_once, file_line_id
 from cqa.errors import DataError
 from cqa.report.effect_figure import draw_effects
@@ -43,6 +44,8 @@ from cqa.score.prefix_batch import encode_item
 from cqa.score_folder import digest_json, full_key
 from cqa.stats.information import contrast
 
+Asking: TypeAlias = "array[int]"  # ids of a question; a tuple of them takes ten times the room
+
 
 @dataclass(frozen=True, slots=True)
 class Questions:
@@ -50,9 +53,9 @@ class Questions:
 
     given: tuple[Pair, Pair]  # good and bad after the context
     null: tuple[Pair, Pair]  # and after none
-    own: tuple[Ids, ...]  # in the order of QUESTIONS
-    other: tuple[Ids, ...]  # the same with another item's context
-    same: tuple[Ids, ...]  # the good text against itself, in the order of SAME_QUESTIONS
+    own: tuple[Asking, ...]  # in the order of QUESTIONS
+    other: tuple[Asking, ...]  # the same with another item's context
+    same: tuple[Asking, ...]  # the good text against itself, in the order of SAME_QUESTIONS
     answers: Answers
     lang: Lang
     n_bytes: tuple[int, int]
@@ -60,7 +63,7 @@ class Questions:
     def pairs(self) -> Iterator[Pair]:
         """Yield all that is scored."""
         yield from (*self.given, *self.null)
-        for ids in (*self.own, *self.other, *self.same):
+        for ids in map(tuple, (*self.own, *self.other, *self.same)):
             yield from ((ids, form) for form in self.answers.all)
 
 
@@ -120,13 +123,13 @@ class Verdict:
         language = LANGUAGES[lang]
         longest = max(language.yes + language.no, key=lambda f: len(tokenizer.encode_following(f)))
 
-        def asked(context: str, texts: tuple[str, str], first: bool) -> Ids:
+        def asked(context: str, texts: tuple[str, str], first: bool) -> Asking:
             text = question(
                 language, context, texts, first, shots=self._shots, plain=self._plain
             )  # fmt: skip
-            return encode(tokenizer, text, longest, max_positions, item.where)[0]
+            return array("I", encode(tokenizer, text, longest, max_positions, item.where)[0])
 
-        def of_pair(context: str) -> tuple[Ids, ...]:
+        def of_pair(context: str) -> tuple[Asking, ...]:
             return tuple(
                 asked(context, (good, bad) if good_first else (bad, good), first)
                 for good_first, first in QUESTIONS
@@ -196,13 +199,13 @@ def _row(task: Task[Questions], found: SequenceScores, model: Asked) -> VerdictR
         for given, null in zip(content.given, content.null, strict=True)
     ]
 
-    def asked(contexts: Sequence[Ids]) -> tuple[tuple[float, ...], list[float]]:
+    def asked(questions: Sequence[Asking]) -> tuple[tuple[float, ...], list[float]]:
         both = [
             log_odds(*(
                 [found[ids, form].total for form in forms]
                 for forms in (content.answers.yes, content.answers.no)
             ))
-            for ids in contexts
+            for ids in map(tuple, questions)
         ]  # fmt: skip
         return tuple(odds for odds, _ in both), [mass for _, mass in both]
 

@@ -76,14 +76,14 @@ def _measured(rows: RowsByModel[VerdictRow]) -> list[Measured]:
     )  # fmt: skip
     return [
         Measured(
-            "verdict", "log-odds of the good text, nats", "effect", of(lambda r: r.verdict_nats)
+            "verdict", "log-odds of good, nats", "effect", of(lambda r: r.verdict_nats)
         ),
         Measured(
-            "mismatched", "the same under another's context, nats", "null",
+            "mismatched", "log-odds of good, another's context, nats", "null",
             of(lambda r: r.verdict_other_nats),
         ),
         excess,
-        change_of(excess, "change", "adapter − base of own − another's context, nats"),
+        change_of(excess, "change", "adapter − base of the excess, nats"),
     ]  # fmt: skip
 
 
@@ -94,18 +94,18 @@ def _associated(rows: RowsByModel[VerdictRow]) -> list[Associated]:
         return {adapter: statistic(held) for adapter, held in rows.items()}
 
     own = Associated(
-        "agreement", "Spearman of log-odds with dI", "effect",
+        "agreement", "Spearman with dI", "effect",
         of(lambda held: spearman([r.verdict_nats for r in held], _delta_i(held))),
     )  # fmt: skip
     other = Associated(
-        "other_agreement", "Spearman under another's context with dI", "null",
+        "other_agreement", "Spearman, another's context", "null",
         of(lambda held: spearman([r.verdict_other_nats for r in held], _delta_i(held))),
     )  # fmt: skip
-    excess = excess_of(own, other, "agreeing", "Spearman with dI, own − another's context")
+    excess = excess_of(own, other, "agreeing", "Spearman, own − another's context")
     return [
         own,
         Associated(
-            "partial_agreement", "the same, difference of bytes held fixed", "effect",
+            "partial_agreement", "Spearman, difference of bytes fixed", "effect",
             of(lambda held: partial_spearman(
                 [r.verdict_nats for r in held], _delta_i(held),
                 [r.n_bytes_good - r.n_bytes_bad for r in held],
@@ -114,10 +114,10 @@ def _associated(rows: RowsByModel[VerdictRow]) -> list[Associated]:
         other,
         excess,
         change_of_statistic(
-            excess, "agreeing_change", "adapter − base of Spearman, own − another's context"
+            excess, "agreeing_change", "adapter − base of Spearman's excess"
         ),
         Associated(
-            "halves", "Spearman of the questions of the first text with those of the second",
+            "halves", "Spearman of questions of the first and of the second text",
             "description",
             of(lambda held: spearman(*zip(*(halves(r.log_odds_yes_nats) for r in held),
                                           strict=True))),
