@@ -81,6 +81,8 @@ def rank_sum(w_plus: float) -> str:
     return f"{w_plus:.1f}".removesuffix(".0")
 
 
-def interval(bounds: Sequence[float] | None) -> str:
+def interval(bounds: Sequence[float] | None, digits: int = 2) -> str:
     """Return the two ends of an interval."""
-    return "n/a" if bounds is None else f"[{signed(bounds[0])}, {signed(bounds[1])}]"
+    if bounds is None:
+        return "n/a"
+    return f"[{signed(bounds[0], digits)}, {signed(bounds[1], digits)}]"

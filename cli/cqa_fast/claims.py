@@ -9,6 +9,7 @@ import click
 
 from cqa.claims.conditioning.config import ConditioningConfig
 from cqa.claims.config import ModelsConfig
+from cqa.claims.fit.config import FitConfig
 from cqa.claims.rubric.config import RubricConfig
 from cqa.claims.verdict.config import VerdictConfig
 from cqa_fast.group import Commands
@@ -52,6 +53,22 @@ def conditioning(config: ConditioningConfig, as_json: bool) -> None:
 
 
 @command()
+@takes(FitConfig)
+@JSON
+def fit(config: FitConfig, as_json: bool) -> None:
+    """Do works fit some readers better than others?
+
+    \b
+    Example:
+      cqa-fast study fit --model Qwen/Qwen2.5-7B --run run --works works.jsonl \\
+          --audiences audiences.jsonl --out fit
+    """
+    from cqa.claims.fit.claim import Fit
+
+    _run(Fit(config), config, as_json)
+
+
+@command()
 @takes(RubricConfig)
 @JSON
 def rubric(config: RubricConfig, as_json: bool) -> None:
@@ -83,5 +100,5 @@ def verdict(config: VerdictConfig, as_json: bool) -> None:
     _run(Verdict(config), config, as_json)
 
 
-for one in (conditioning, rubric, verdict):
+for one in (conditioning, fit, rubric, verdict):
     study.add_command(one)

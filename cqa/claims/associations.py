@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from cqa.claims.effects import Measured, tested
+from cqa.claims.effects import Measured, tested, why_untested
 from cqa.schema.claims import Effect, Part
 from cqa.stats.association import difference
 from cqa.stats.clusters import Numbers, source_numbers
@@ -77,7 +77,7 @@ def _of_group(
     by_adapter = {e.adapter: e for e in tested(measured, live, names, group)}
     n, n_sources = int(kept.sum()), _n_sources(sources, kept)
     for adapter, statistic in one.statistics.items():
-        effect = by_adapter.get(adapter) or _absent(one, adapter, group)
+        effect = by_adapter.get(adapter) or _absent(one, adapter, group, n_sources)
         ends = _interval(statistic, blocks, len(live)) if adapter in live else None
         yield replace(effect, n=n, n_sources=n_sources, ci95=ends)
 
@@ -93,8 +93,9 @@ def _n_sources(sources: Sequence[str | None], kept: np.ndarray) -> int:
     return int(source_numbers(held).max()) + 1
 
 
-def _absent(one: Associated, adapter: str | None, group: str | None) -> Effect:
+def _absent(one: Associated, adapter: str | None, group: str | None, n_sources: int) -> Effect:
     return Effect(
         name=one.name, label=one.label, part=one.part, adapter=adapter, group=group, value=None,
         ci95=None, p=None, p_against=None, n=0, n_sources=None,
+        untested=why_untested(n_sources),
     )  # fmt: skip

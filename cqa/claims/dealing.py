@@ -1,7 +1,8 @@
-"""Another item's text for every item: the control that keeps everything but the match."""
+"""The controls that keep all but the match: another item's text, or a text's words shuffled."""
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -51,3 +52,10 @@ def dealt(
 def _alike(texts: Sequence[str], sources: Sequence[str | None], a: int, b: int) -> bool:
     same_source = sources[a] is not None and sources[a] == sources[b]
     return a == b or same_source or texts[a] == texts[b]
+
+
+def shuffled(text: str, seed: str) -> str:
+    """Return a text's words in another order, the same every time."""
+    words = text.split()
+    random.Random(seed).shuffle(words)
+    return " ".join(words)

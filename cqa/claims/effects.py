@@ -76,19 +76,34 @@ def tested(
     family = family_test(clusters)
     for adapter in values:
         change = family.changes[_BASE if adapter is None else adapter]
-        p, p_against = _tails(change, family.n_sources, measured.claimed)
+        untested = _untested(change, family.n_sources)
+        p, p_against = (None, None) if untested else _tails(change, measured.claimed)
         yield Effect(
             name=measured.name, label=measured.label, part=measured.part, adapter=adapter,
             group=group, value=change.mean, ci95=change.ci95, p=p, p_against=p_against,
-            n=family.n_items, n_sources=family.n_sources,
+            n=family.n_items, n_sources=family.n_sources, untested=untested,
         )  # fmt: skip
 
 
+def _untested(change: Change, n_sources: int) -> str | None:
+    return why_untested(n_sources) if change.p_greater_corrected is None or few(n_sources) else None
+
+
+def few(n_sources: int) -> bool:
+    """Whether a test over so few sources rejects too many true nulls."""
+    return n_sources < FEWEST_SOURCES
+
+
+def why_untested(n_sources: int) -> str:
+    """Say why numbers of so many sources have no p."""
+    if few(n_sources):
+        return f"{counted(n_sources, 'source')}, of {FEWEST_SOURCES} that the test needs"
+    return "no spread over sources"
+
+
 def _tails(
-    change: Change, n_sources: int, claimed: Literal["greater", "less"]
+    change: Change, claimed: Literal["greater", "less"]
 ) -> tuple[float | None, float | None]:
-    if n_sources < FEWEST_SOURCES:  # such tests reject too many true nulls
-        return None, None
     greater, less = change.p_greater_corrected, change.p_less_corrected
     return (greater, less) if claimed == "greater" else (less, greater)
 
@@ -111,14 +126,9 @@ def finding(name: str, effect: Effect) -> StudyFinding:
     assert effect.part in ("excess", "change"), "nothing is shown without its null control"
     of = f"{effect.label}: {signed(effect.value, 3)}"
     if effect.p is None or effect.p_against is None:
-        few = effect.n_sources is not None and effect.n_sources < FEWEST_SOURCES
-        n_sources = effect.n_sources or 0
-        why = (
-            f"{counted(n_sources, 'source')}, of {FEWEST_SOURCES} that the test needs"
-            if few
-            else "no spread over sources"
+        return StudyFinding(
+            name=name, adapter=effect.adapter, mark="n/a", reason=f"{of}; {effect.untested}"
         )
-        return StudyFinding(name=name, adapter=effect.adapter, mark="n/a", reason=f"{of}; {why}")
     mark: Mark = "not shown"
     said = f"p = {p_value(effect.p)}"
     if effect.p < ALPHA:

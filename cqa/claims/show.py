@@ -16,7 +16,7 @@ def study_text(result: StudyResult) -> str:
             e.label,
             named(e.adapter or "base"),
             signed(e.value, 3),
-            interval(e.ci95),
+            interval(e.ci95, 3),
             "n/a" if e.p is None else p_value(e.p),
             str(e.n),
         )

@@ -234,14 +234,12 @@ def _options(record: dict[str, Any], where: str) -> tuple[tuple[str, ...], int]:
     return texts, answer
 
 
-def _item(
-    record: dict[str, Any],
-    kind: Kind,
-    options: tuple[str, ...],
-    answer: int | None,
-    own_keys: tuple[str, ...],
-    where: str,
-) -> Item:
+def take_labels(record: dict[str, Any], where: str) -> dict[str, str]:
+    """Return those of LABELS that a record gives.
+
+    Raises:
+        DataError: One is no text, or longer than any name.
+    """
     labels = {}
     for key in LABELS:
         value = record.get(key)
@@ -256,6 +254,17 @@ def _item(
                 where=where,
             )
         labels[key] = value
+    return labels
+
+
+def _item(
+    record: dict[str, Any],
+    kind: Kind,
+    options: tuple[str, ...],
+    answer: int | None,
+    own_keys: tuple[str, ...],
+    where: str,
+) -> Item:
     known = {"id", "context", *own_keys, *LABELS}
     extra = {key: value for key, value in record.items() if key not in known}
     check_text(_as_json(extra, where), "unknown keys", where)
@@ -265,7 +274,7 @@ def _item(
         context=take_text(record, "context", where),
         options=options,
         answer=answer,
-        labels=labels,
+        labels=take_labels(record, where),
         extra=extra,
         where=where,
     )

@@ -42,6 +42,7 @@ class Effect(Record):
     p_against: float | None  # in the other direction
     n: int
     n_sources: int | None
+    untested: str | None = None  # why there is no p where one was sought
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,7 +10,6 @@ the claim is of z matched against z of another item, and against z's own words s
 
 from __future__ import annotations
 
-import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +19,7 @@ from matplotlib.figure import Figure
 
 from cqa.claims.claim import Asked, RowsByModel, Task
 from cqa.claims.conditioning.config import ConditioningConfig
-from cqa.claims.dealing import dealt
+from cqa.claims.dealing import dealt, shuffled
 from cqa.claims.effects import Measured, change_of, described, effects, findings
 from cqa.claims.sequences import SEPARATOR, Pair, conditioned, encode, n_fed, score_sequences
 from cqa.data.items import Item, read_items
@@ -139,8 +138,8 @@ def _task(
     item: Item, own: str, other: str, tokenizer: Tokenizer, max_positions: int
 ) -> Task[Conditions]:
     text = item.options[item.answer or 0]
-    shuffled = _shuffled(own, item.id)
-    contexts = [item.context, *(conditioned([z], item.context) for z in (own, other, shuffled))]
+    forms = (own, other, shuffled(own, item.id))
+    contexts = [item.context, *(conditioned([z], item.context) for z in forms)]
     pairs = [encode(tokenizer, context, text, max_positions, item.where) for context in contexts]
     return Task(
         id=item.id,
@@ -150,13 +149,6 @@ def _task(
         n_tokens=n_fed(pairs),
         content=(pairs[0], pairs[1], pairs[2], pairs[3]),
     )
-
-
-def _shuffled(text: str, item_id: str) -> str:
-    """Return a text's words in another order, the same every time."""
-    words = text.split()
-    random.Random(item_id).shuffle(words)
-    return " ".join(words)
 
 
 def _moved(values: Sequence[float], form: str) -> float:

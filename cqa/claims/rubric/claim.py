@@ -37,6 +37,7 @@ from cqa.score_folder import digest_json, full_key
 from cqa.stats.tests import ALPHA
 from cqa.text import signed
 
+PANELS = (("gap", "mismatched", "excess"), ("gap_good", "gap_bad", "redundant"))
 FEWEST, MOST = 2, 4  # constraints of an item: of 4 there are 65 orders of subsets
 CLAIM = "Constraints together favour the good text by more than the sum of what each says alone"
 NULL = (
@@ -200,14 +201,12 @@ class RubricGap:
             study=self.name, claim=CLAIM, null_control=NULL, caution=CAUTION, n_items=len(base),
             n_tokens=sum(row.n_tokens for row in base), effects=tuple(found),
             findings=tuple(findings("gap", found, "excess") + findings("changed", found, "change")),
-            notes=_notes(redundant),
+            notes=_notes(redundant), panels=PANELS,
         )  # fmt: skip
 
     def draw(self, rows: RowsByModel[RubricRow], result: StudyResult) -> Figure:
         """Draw G(good) - G(bad) beside its null, and G of each text."""
-        names = {effect.name for effect in result.effects}
-        of_texts = [n for n in ("gap_good", "gap_bad", "redundant") if n in names]
-        return draw_effects(result, [("gap", "mismatched", "excess"), of_texts])
+        return draw_effects(result)
 
 
 def _constraints_of(item: Item) -> tuple[str, ...]:

@@ -1,0 +1,1 @@
+"""Whether works fit some readers better than others: I(x; reader) over works and audiences."""
