@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from cqa.claims.attention.config import AttentionConfig
 from cqa.claims.conditioning.config import ConditioningConfig
 from cqa.claims.config import ModelsConfig
 from cqa.claims.fit.config import FitConfig
@@ -34,6 +35,22 @@ def _run(claim: Any, config: ModelsConfig, as_json: bool) -> None:
         result = run_study(claim, config, on_event=progress)
     tell(f"study: {config.out / RESULT}")
     say_json(result.to_json()) if as_json else say(study_text(result))
+
+
+@command()
+@takes(AttentionConfig)
+@JSON
+def attention(config: AttentionConfig, as_json: bool) -> None:
+    """Is the attention of the good option on its own context more than on another's?
+
+    \b
+    Example:
+      cqa-fast study attention --model Qwen/Qwen2.5-7B --run run \\
+          --pairs pairs.jsonl --out attention
+    """
+    from cqa.claims.attention.claim import Attention
+
+    _run(Attention(config), config, as_json)
 
 
 @command()
@@ -100,5 +117,5 @@ def verdict(config: VerdictConfig, as_json: bool) -> None:
     _run(Verdict(config), config, as_json)
 
 
-for one in (conditioning, fit, rubric, verdict):
+for one in (attention, conditioning, fit, rubric, verdict):
     study.add_command(one)

@@ -103,6 +103,10 @@ class Tokenizer:
         """Encode text that starts a sequence, BOS in front where the tokenizer adds one."""
         return self.bos_ids + tuple(_encode(self._whole, text).ids)
 
+    def context_spans(self, text: str) -> tuple[tuple[int, int], ...]:
+        """Return where in a text each id of `encode_context` is, in characters; BOS is nowhere."""
+        return ((0, 0),) * len(self.bos_ids) + tuple(_encode(self._whole, text).offsets)
+
     def encode_following(self, text: str) -> tuple[int, ...]:
         """Encode text that follows other text: no BOS, no dummy prefix space."""
         return tuple(_encode(self._following, text).ids)

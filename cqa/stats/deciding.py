@@ -33,11 +33,14 @@ from cqa.stats.laws import Law, extremes_of, law, law_of, reached
 DRAWS = 9_999
 FEWEST_DRAWS = 999
 DRAWN_NUMBERS = 20_000_000  # draws × sources of one test: draws fall with the sources
+HELD_NUMBERS = 1_000_000  # draws × adapters of a statistic that are held at once
+NORMAL_NUMBERS = 10_000_000  # the same of normal draws, which fall with the adapters
 FEWEST_SOURCES = 10  # below, left-skewed true nulls are rejected in more than 7 % of cases
 EXACT_SOURCES = 13  # up to here all sign patterns are enumerated
 ROUNDING = 1e-12  # a share of the squares that is no spread
 SEED = 0
 MOST_ANSWERS = 200  # that are kept, of one number or two an adapter each
+WIDEST_KEPT = 100  # adapters, or heads of a model, beyond which an answer is not kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +140,8 @@ def difference_test(
 
 def _test(parts: tuple[_Part, ...], draws: int | None, seed: int) -> Family:
     """Test; verdict, tables and specifications ask some questions more than once."""
+    if len(parts[0].clusters.names) > WIDEST_KEPT:
+        return _test_anew(parts, draws, seed)
     asked = hashlib.sha256(repr((draws, seed, _are_many(parts))).encode())
     for part in parts:
         held = part.clusters
@@ -239,7 +244,8 @@ def _from_moments(parts: tuple[_Part, ...], observed: _Moments, seed: int) -> li
     for part in parts:
         residuals, n = part.clusters.residuals(), part.clusters.sizes.sum()
         covariance += residuals.T @ residuals / n**2
-    z = moments.normal_draws(covariance, moments.DRAWS, np.random.default_rng((seed, 5)))
+    draws = max(FEWEST_DRAWS, min(moments.DRAWS, NORMAL_NUMBERS // len(covariance)))
+    z = moments.normal_draws(covariance, draws, np.random.default_rng((seed, 5)))
     t = moments.studentised(z, observed.third / observed.variance**1.5)
     fewest = min(part.clusters.n_sources for part in parts)
     return [
@@ -361,11 +367,12 @@ def _count(
         statistic: What is compared.
         observed: The same of the data: (K,).
         n_draws: All draws.
-        g: Sources; decides how many draws fit in memory at once.
+        g: Sources; with K they decide how many draws fit in memory at once.
         extra: 1 where the data are to count as a draw of their own, 0 where they are one.
     """
     counts, extremes = [], np.empty((2, n_draws))
-    size = max(1, 4_000_000 // g)
+    wide = max(4, HELD_NUMBERS // len(observed) // 4 * 4)  # fours leave the stream of signs alone
+    size = max(1, min(4_000_000 // g, wide))
     for first in range(0, n_draws, size):
         stop = min(n_draws, first + size)
         found = draw(first, stop)

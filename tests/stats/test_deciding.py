@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -204,3 +205,41 @@ def test_a_question_that_was_asked_before_is_not_drawn_for_again(monkeypatch):
         change_of(np.append(values[:-1], values[-1] + 1e-12), seed=4), change_of(-values, seed=4),
     ]  # fmt: skip
     assert len({first, *others}) == 6
+
+
+def test_a_wide_family_is_drawn_in_parts_to_the_same_numbers(monkeypatch):
+    rng = np.random.default_rng(6)
+    values = {str(k): rng.normal(0.2, 1, 30) for k in range(120)}
+    for sources in ([f"s{k % 12}" for k in range(30)], [None] * 30):
+        found = []
+        for held in (10**9, 10_001):
+            monkeypatch.setattr("cqa.stats.deciding.HELD_NUMBERS", held)
+            changes = family_test(by_source(values, sources), draws=999).changes
+            found.append([(c.p_greater, c.p_less_corrected, *c.ci95) for c in changes.values()])
+        assert found[1] == [pytest.approx(one, rel=1e-9) for one in found[0]]
+
+
+def test_the_memory_of_a_family_does_not_grow_with_its_draws():
+    values = {
+        str(k): column for k, column in enumerate(np.random.default_rng(7).normal(size=(600, 13)))
+    }
+    clusters = by_source(values, [None] * 13)
+    tracemalloc.start()
+    family_test(clusters, draws=99)
+    peak_bytes = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak_bytes < 200e6  # of all 8,192 draws at once it is 400e6
+
+
+def test_a_wide_family_of_many_sources_needs_fewer_normal_draws(monkeypatch):
+    rng = np.random.default_rng(8)
+    values = {name: rng.normal(mean, 1, 2100) for name, mean in (("a", 0.02), ("b", 0.0))}
+    found = []
+    for numbers in (10_000_000, 20_000):
+        monkeypatch.setattr("cqa.stats.deciding.NORMAL_NUMBERS", numbers)
+        monkeypatch.setattr("cqa.stats.deciding._ANSWERS", {})
+        found.append(family_test(by_source(values, [None] * 2100)).changes)
+    for name in values:
+        few, many = found[1][name], found[0][name]
+        assert few.p_greater != many.p_greater
+        assert few.p_greater_corrected == pytest.approx(many.p_greater_corrected, abs=0.02)

@@ -1,0 +1,1 @@
+"""How much of an option's attention is on its own context, beside another item's context."""
