@@ -175,11 +175,13 @@ def test_a_planted_head_is_found(planted):
         "blind": drawn_rows(rng, adapter="blind"),
     }  # fmt: skip
     result = summarised(rows)
+    assert {name for panel in result.panels for name in panel} == {e.name for e in result.effects}
+    assert len(result.findings) == len({(f.name, f.adapter) for f in result.findings}) == 3 * 6 - 2
     marks = {(f.name, f.adapter): f for f in result.findings}
     for name in ("a head attends", "a head contributes", "a head changed"):
         found = marks[name, "looks"]
         assert found.mark == "shown"
-        assert f"layer {planted[0]}, head {planted[1]}:" in found.reason
+        assert f"top head (layer {planted[0]}, head {planted[1]}): +" in found.reason
         assert marks[name, "blind"].mark == "not shown"
     assert marks["a head contributes", None].mark == "not shown"
     for table in result.heads:
@@ -200,7 +202,7 @@ def test_of_noise_about_one_in_twenty_has_a_head_that_is_shown():
         rows = drawn_rows(np.random.default_rng(seed), n=11, layers=2, heads=3)
         shares = np.stack([row.shares() for row in rows]).astype(np.float64)
         values = {None: shares[:, 0, ..., 2] - shares[:, 1, ..., 2]}
-        _, (largest,) = head_tests("h", "h", "excess", values, [r.source_id for r in rows])
+        _, ((largest, _),) = head_tests("h", "h", "excess", values, [r.source_id for r in rows])
         rejected += largest.p < 0.05
     assert 0 < rejected / repeats <= 0.075
 

@@ -62,6 +62,6 @@ def _draw(
     ax.set_ylabel("layer")
     ax.set_title("base" if table.adapter is None else f"{short(table.adapter, 24)} − base")
     bar = figure.colorbar(mesh, ax=ax, ticks=[-scale, 0, scale], format="%.2g")
-    bar.set_label("contribution of y, own − other")
+    bar.set_label("contribution, own − other")
     bar.minorticks_off()
     bar.outline.set_visible(False)

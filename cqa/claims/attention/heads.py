@@ -40,7 +40,7 @@ class AttentionResult(StudyResult):
 
 def head_tests(
     name: str, label: str, part: Part, values: ByModel, sources: Sequence[str | None]
-) -> tuple[list[HeadTable], list[Effect]]:
+) -> tuple[list[HeadTable], list[tuple[Effect, str]]]:
     """Test a measure of every head under every model (max-T over all of them).
 
     Args:
@@ -51,7 +51,8 @@ def head_tests(
         sources: The source of each item.
 
     Returns:
-        A table of every model, and of each the effect at the head that stands out most.
+        A table of every model; and of each the effect at the top head, that of the largest t, and
+        which head that is.
     """
     columns: dict[str | None, Values] = {
         f"{m}.{k}": column
@@ -65,8 +66,8 @@ def head_tests(
         of_model = [next(found) for _ in range(held.shape[1] * n_heads)]
         tables.append(_table(of_model, n_heads, name, label, part, adapter))
         k = max(range(len(of_model)), key=lambda k: _standing(of_model[k]))
-        at = f"{label}: layer {k // n_heads}, head {k % n_heads}"
-        largest.append(replace(of_model[k], name=name, label=at, adapter=adapter))
+        effect = replace(of_model[k], label=f"{label}, top head", adapter=adapter)
+        largest.append((effect, f"layer {k // n_heads}, head {k % n_heads}"))
     return tables, largest
 
 

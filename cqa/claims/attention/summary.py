@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -26,11 +27,11 @@ CAUTION = (
 SHARE_NAMES = ("mass", "content", "contribution")  # in the order of SHARES
 RATIO_NAMES = ("mass_ratio", "content_ratio")
 LABELS = {
-    "mass": "mass on y",
-    "content": "mass on y without the first token",
-    "contribution": "contribution of y",
-    "mass_ratio": "ln of mass over uniform, nats",
-    "content_ratio": "ln of mass over uniform without the first, nats",
+    "mass": "mass",
+    "content": "mass past the first",
+    "contribution": "contribution",
+    "mass_ratio": "log ratio, nats",
+    "content_ratio": "log ratio past the first, nats",
 }
 FINDINGS = (  # names, and the measures that they are of
     ("attends", "content_excess"),
@@ -40,6 +41,18 @@ FINDINGS = (  # names, and the measures that they are of
     ("changed", "contribution_change"),
     ("a head changed", "contribution_head_change"),
 )
+PANELS = (  # what has one scale together, long names in the left column
+    ("mass", "mass_other", "content", "content_other"),
+    ("mass_excess", "content_excess"),
+    (
+        "mass_ratio", "mass_ratio_other", "mass_ratio_excess",
+        "content_ratio", "content_ratio_other", "content_ratio_excess",
+    ),
+    ("contribution", "contribution_other", "contribution_excess"),
+    ("mass_head", "content_head", "contribution_head"),
+    ("mass_change", "content_change", "contribution_change"),
+    ("mass_head_change", "content_head_change", "contribution_head_change"),
+)  # fmt: skip
 SharesByModel = Mapping[str | None, npt.NDArray[np.float32]]  # (n_items, *AttentionRow.shape)
 
 
@@ -52,13 +65,14 @@ def summarised(rows: RowsByModel[AttentionRow]) -> AttentionResult:
     base = rows[None]
     groups, sources = [r.group for r in base], [r.source_id for r in base]
     shares = {a: np.stack([row.shares() for row in held]) for a, held in rows.items()}
-    found = effects(_measured(rows, shares), groups, sources)
+    means = effects(_measured(rows, shares), groups, sources)
     tables, largest = _heads(shares, sources)
-    found += largest
+    placed = [replace(effect, label=f"{effect.label} ({place})") for effect, place in largest]
     return AttentionResult(
         study=NAME, claim=CLAIM, null_control=NULL, caution=CAUTION, n_items=len(base),
-        n_tokens=sum(r.n_fed for r in base), effects=tuple(found),
-        findings=tuple(f for name, of in FINDINGS for f in findings(name, found, of)),
+        n_tokens=sum(r.n_fed for r in base), 
+        effects=(*means, *(effect for effect, _ in largest)), panels=PANELS,
+        findings=tuple(f for name, of in FINDINGS for f in findings(name, [*means, *placed], of)),
         notes=_notes(rows), heads=tuple(tables),
     )  # fmt: skip
 
@@ -89,25 +103,23 @@ def _measured(rows: RowsByModel[AttentionRow], shares: SharesByModel) -> list[Me
             excess,
         ]
         if name in SHARE_NAMES:
-            label = f"adapter − base of {label}, own − other"
-            found.append(change_of(excess, f"{name}_change", label))
+            found.append(change_of(excess, f"{name}_change", f"change of {label}"))
     return found
 
 
 def _heads(
     shares: SharesByModel, sources: Sequence[str | None]
-) -> tuple[list[HeadTable], list[Effect]]:
+) -> tuple[list[HeadTable], list[tuple[Effect, str]]]:
     tables: list[HeadTable] = []
-    largest: list[Effect] = []
+    largest: list[tuple[Effect, str]] = []
     for k, name in enumerate(SHARE_NAMES):
         label = LABELS[name]
         excess = {a: np.subtract(v[:, 0, ..., k], v[:, 1, ..., k], dtype=np.float64)
                   for a, v in shares.items()}  # fmt: skip
         of_excess = head_tests(f"{name}_head", f"{label}, own − other", "excess", excess, sources)
         of_change = head_tests(
-            f"{name}_head_change", f"adapter − base of {label}, own − other", "change",
-            changes(excess), sources,
-        )  # fmt: skip
+            f"{name}_head_change", f"change of {label}", "change", changes(excess), sources
+        )
         for found_tables, found in (of_excess, of_change):
             tables += found_tables
             largest += found
@@ -119,6 +131,8 @@ def _notes(rows: RowsByModel[AttentionRow]) -> tuple[str, ...]:
     n_heads = base[0].n_layers * base[0].n_heads
     apart = np.mean([abs(own - other) for own, other in (row.n_y for row in base)])
     found = [
+        "All numbers are of what y has of a row's attention; past the first is without the "
+        "sequence's first token; a change is an adapter's own − other minus the base's.",
         f"Another's y has {apart:.1f} tokens more or less than an item's own, in the mean.",
         f"p of a head is corrected for all {counted(n_heads, 'head')} of every model; layers and "
         "heads count from 0.",
