@@ -10,6 +10,7 @@ import click
 from cqa.claims.attention.config import AttentionConfig
 from cqa.claims.conditioning.config import ConditioningConfig
 from cqa.claims.config import ModelsConfig
+from cqa.claims.duality.config import DualityConfig
 from cqa.claims.fit.config import FitConfig
 from cqa.claims.rubric.config import RubricConfig
 from cqa.claims.verdict.config import VerdictConfig
@@ -70,6 +71,22 @@ def conditioning(config: ConditioningConfig, as_json: bool) -> None:
 
 
 @command()
+@takes(DualityConfig)
+@JSON
+def duality(config: DualityConfig, as_json: bool) -> None:
+    """Is reading a text writing it: PMI both ways, draws against scores, P(good) with ddI?
+
+    \b
+    Example:
+      cqa-fast study duality --model Qwen/Qwen2.5-7B --run run \\
+          --pairs pairs.jsonl --out duality
+    """
+    from cqa.claims.duality.claim import Duality
+
+    _run(Duality(config), config, as_json)
+
+
+@command()
 @takes(FitConfig)
 @JSON
 def fit(config: FitConfig, as_json: bool) -> None:
@@ -117,5 +134,5 @@ def verdict(config: VerdictConfig, as_json: bool) -> None:
     _run(Verdict(config), config, as_json)
 
 
-for one in (attention, conditioning, fit, rubric, verdict):
+for one in (attention, conditioning, duality, fit, rubric, verdict):
     study.add_command(one)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 
 from cqa.data.tokenizer import Ids, Tokenizer
 from cqa.errors import DataError, NumericsError
-from cqa.score.decoder_engine import DecoderEngine
-from cqa.score.engine import SequenceScores, SequenceStats
+from cqa.score.decoder_engine import DecoderEngine, run_prefix_batch
+from cqa.score.engine import Run, SequenceScores, SequenceStats
 from cqa.score.prefix_batch import PrefixBatch
 
 Pair = tuple[Ids, Ids]  # a context and a text after it
@@ -43,22 +44,31 @@ def n_fed(pairs: Iterable[Pair]) -> int:
 
 
 def score_sequences(
-    engine: DecoderEngine, pairs: Iterable[Pair], budget: int | None = None
+    engine: DecoderEngine,
+    pairs: Iterable[Pair],
+    budget: int | None = None,
+    *,
+    varentropy: bool = False,
 ) -> SequenceScores:
     """Score sequences under the model in use, in passes of at most `budget` tokens.
+
+    With `varentropy`, that of every token too.
 
     Raises:
         NumericsError: A log-probability is not finite.
     """
     budget = budget or engine.pass_rows
+    run: Run = engine.run
+    if varentropy:
+        run = partial(run_prefix_batch, engine.base.decoder, varentropy=True)
     found: SequenceScores = {}
     prefixes = PrefixBatch()
     for pair in pairs:
         if prefixes.n_rows and prefixes.n_rows + prefixes.cost([pair]) > budget:
-            found |= engine.run(prefixes)
+            found |= run(prefixes)
             prefixes = PrefixBatch()
         prefixes.add([pair])
-    found |= engine.run(prefixes)
+    found |= run(prefixes)
     for stats in found.values():
         _check_finite(stats)
     return found

@@ -100,6 +100,18 @@ def sample(
     return [samples[i * n_samples : (i + 1) * n_samples] for i in range(len(contexts))]
 
 
+@torch.no_grad()
+def most_probable(decoder: Decoder, contexts: Sequence[Ids], n: int) -> list[Ids]:
+    """Return the `n` tokens that are most probable after each of distinct contexts, falling.
+
+    Raises:
+        NumericsError: A logit is not finite.
+    """
+    batch, _ = pack_trees([Tree(tuple(context), ((0,),)) for context in contexts])
+    logits = _logits(decoder, decoder.hidden_for_scoring(batch.to(decoder.device)))
+    return [tuple((-row).argsort(kind="stable")[:n].tolist()) for row in logits]
+
+
 def _groups(growing: Sequence[_Growing], kept_rows: int) -> Iterator[list[_Growing]]:
     """Cut the samples into groups that are drawn together."""
     group: list[_Growing] = []

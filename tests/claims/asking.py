@@ -11,7 +11,7 @@ MODEL = DEMO / "model"
 
 
 @cache
-def _reference():
+def reference():
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     return (
@@ -22,7 +22,7 @@ def _reference():
 
 def reference_stats(context: str, text: str, adapter: Path | None = None) -> tuple[float, float]:
     """Return S(text | context) and its summed entropy by transformers and PEFT in float64."""
-    model, tokenizer = _reference()
+    model, tokenizer = reference()
     bos = [tokenizer.bos_token_id] if tokenizer.bos_token_id is not None else []
     before = tokenizer(context, add_special_tokens=False)["input_ids"]
     after = tokenizer(text, add_special_tokens=False)["input_ids"]
