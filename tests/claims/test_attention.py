@@ -241,6 +241,16 @@ def test_all_of_a_plain_context_is_y():
     assert positions_of_context(tokenizer, " She sat. \n", " And", "") == (0, n)
 
 
+def test_a_beginning_of_text_is_not_y_and_one_token_after_it_is_enough():
+    tokenizer = Tokenizer(MODEL)
+    tokenizer.bos_ids = (tokenizer.end_id,)
+    spans = tokenizer.context_spans("She sat.")
+    assert len(spans) == len(tokenizer.encode_context("She sat."))
+    assert (spans[0], spans[-1][1]) == ((0, 0), 8)
+    assert positions_of_context(tokenizer, "She sat.", " And", "") == (1, len(spans))
+    assert positions_of_context(tokenizer, "a", " And", "") == (1, 2)
+
+
 @pytest.mark.parametrize(
     ("template", "context", "said"),
     [
