@@ -1,9 +1,15 @@
 """Each kind of odd surrounding once; `make fuzz` draws many."""
 
+import json
+import os
 import random
+import shutil
+import subprocess
+import sys
 
 import pytest
 from fuzz import special_files
+from helpers import DEMO, ROOT, write_lines
 from surroundings import (
     ENVIRONMENTS,
     SPECIAL,
@@ -53,3 +59,45 @@ def test_all_of_it_in_turn(tmp_path):
     outcomes, failures = surroundings(3, 0, tmp_path)
     assert failures == []
     assert sorted(outcomes) == ["environment: held", "output: held", "page: held"]
+
+
+DENIED = """
+import json, os, sys
+from click.testing import CliRunner
+from cqa_fast.main import main
+for path in sys.argv[2:]:
+    mode = os.stat(path).st_mode
+    os.chmod(path, 0)
+    found = CliRunner().invoke(main, json.loads(sys.argv[1]))
+    os.chmod(path, mode)
+    print(json.dumps([path, found.exit_code, found.stderr]))
+"""
+
+
+def test_what_a_user_may_not_read_is_said_to_be_denied_by_its_name(tmp_path):
+    """Root reads everything, but for a process without that capability."""
+    prefix: list[str] = []
+    if os.geteuid() == 0:
+        if shutil.which("setpriv") is None:
+            pytest.skip("root without setpriv")
+        dropped = "--bounding-set=-dac_override,-dac_read_search"
+        prefix = ["setpriv", dropped, "--inh-caps=-all"]
+    model = shutil.copytree(DEMO / "model", tmp_path / "model")
+    pair = {"id": "a", "context": "It rained.", "good": " She ran.", "bad": " She sat."}
+    pairs = write_lines(tmp_path / "pairs.jsonl", [pair])
+    args = ["score", "--model", model, "--pairs", pairs, "--out", tmp_path / "out"]
+    names = ("model.safetensors", "tokenizer.json", "tokenizer_config.json", "config.json")
+    paths = [*(model / name for name in names), model, pairs]
+    command = [sys.executable, "-c", DENIED, json.dumps(list(map(str, args))), *map(str, paths)]
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'cli'}{os.pathsep}{ROOT}"}
+    done = subprocess.run(
+        [*prefix, *command], env=environment, capture_output=True, text=True, check=True
+    )
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [path for path, _, _ in found] == list(map(str, paths))
+    for path, code, said in found:
+        assert code in (2, 3, 4), said
+        assert path in said
+        assert "Permission denied" in said or "is not readable" in said
+        assert len(said.splitlines()) <= 2
+    assert not (tmp_path / "out" / "scores.jsonl").exists()

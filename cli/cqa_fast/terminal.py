@@ -43,17 +43,21 @@ def show(error: CqaError) -> None:
     if not error.is_ours_to_tell:
         let_first_tell()
     place = f"{message(error.where)}: " if error.where else ""
-    tell(f"{click.style('error', fg='red', bold=True)}: {place}{message(error.message)}")
+    tell(f": {place}{message(error.message)}", label=click.style("error", fg="red", bold=True))
     if error.hint:
         # cut, it would not run
         command = f": {for_terminal(error.command)}" if error.command else ""
-        tell(f"{click.style('hint', fg='cyan', bold=True)}: {message(error.hint)}{command}")
+        label = click.style("hint", fg="cyan", bold=True)
+        tell(f": {message(error.hint)}{command}", label=label)
 
 
-def tell(line: str) -> None:
-    """Print a line on standard error; nobody may read it any more, the exit code still tells."""
+def tell(line: str, *, label: str = "") -> None:
+    """Print a line on standard error, what steers a terminal as escapes, after a styled label.
+
+    Nobody may read it any more; the exit code still tells.
+    """
     with suppress(OSError):
-        click.echo(line, err=True)
+        click.echo(label + for_terminal(line), err=True)
 
 
 def open_missing_streams() -> None:

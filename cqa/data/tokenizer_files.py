@@ -104,8 +104,9 @@ def _refuse_remote_code(folder: Path) -> None:
     try:
         settings = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     except (OSError, ValueError, RecursionError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
         raise ModelError(
-            f"expected a JSON tokenizer config, got: {error}", where=str(path)
+            f"expected a JSON tokenizer config, got: {reason}", where=str(path)
         ) from None
     if not isinstance(settings, dict):
         raise ModelError("expected a JSON object", where=str(path))

@@ -232,6 +232,8 @@ def read_adapter(folder: Path, decoder: Decoder) -> Adapter:
         raise ModelError(
             "expected an adapter that changes the model, got one whose B is all zero",
             where=str(found.path),
+            hint="an epoch of one step learns nothing at the zero rate that a warm-up begins with; "
+            "--epochs leaves it out",
         )
     return Adapter(spec, weights)
 

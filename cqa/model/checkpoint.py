@@ -156,10 +156,12 @@ def opened(path: Path) -> Iterator[Any]:
     """Open a safetensors file, naming it when it is malformed."""
     try:
         refuse_special(path, ModelError)
+        path.open("rb").close()  # of what may not be read, safetensors says that it is not there
         with safe_open(path, framework="pt", device="cpu") as file:
             yield file
     except (SafetensorError, OSError) as error:
-        raise ModelError(f"expected a safetensors file, got: {error}", where=str(path)) from error
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ModelError(f"expected a safetensors file, got: {reason}", where=str(path)) from error
 
 
 def headers(files: Mapping[str, Path]) -> Iterator[tuple[str, tuple[int, ...], str]]:

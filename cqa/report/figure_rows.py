@@ -123,7 +123,12 @@ def rows_to_csv(rows: Sequence[PlotRow]) -> str:
 def rows_from_csv(kind: type[T], text: str) -> list[T]:
     """Return a figure's rows from CSV, each cell as the type of its field; `n/a` is None."""
     hints = get_type_hints(kind)
-    names, *lines = filter(None, csv.reader(io.StringIO(text)))
+    # an id may be longer than what `csv` takes by default
+    before = csv.field_size_limit(max(csv.field_size_limit(), len(text)))
+    try:
+        names, *lines = filter(None, csv.reader(io.StringIO(text)))
+    finally:
+        csv.field_size_limit(before)
     if not lines:
         return []
     columns = zip(names, zip(*lines, strict=True), strict=True)

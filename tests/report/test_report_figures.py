@@ -3,6 +3,7 @@
 import pytest
 from report.common import rows_of
 
+from cqa.report.figure_rows import ItemPoint, rows_from_csv, rows_to_csv
 from cqa.report.figures import FIGURES
 
 
@@ -40,3 +41,8 @@ def test_overfitting_view_joins_the_log_of_training_with_the_scores(made):
     assert {r["quantity"] for r in rows} == {
         "train_loss", "eval_loss", "mean_ddi", "sd_ddi", "d_z"
     }  # fmt: skip
+
+
+def test_a_figure_is_drawn_of_an_id_of_any_length():
+    point = ItemPoint("literary", "epoch-01", "x" * 200_000 + ",\r\n", 0.5)
+    assert rows_from_csv(ItemPoint, rows_to_csv([point])) == [point]
