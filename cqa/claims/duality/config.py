@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cqa.claims.config import ItemsConfig
-from cqa.config import option, same_option
-from cqa.generate.config import GenerateConfig
+from cqa.config import option
 from cqa.score.config import require_sampling
 
 
@@ -17,8 +16,12 @@ class DualityConfig(ItemsConfig):
     samples: int = option(
         "Texts drawn after each context, under each of three laws.", 8, group="Text"
     )
-    max_tokens: int = same_option(GenerateConfig, "max_tokens", default=32, shown=None)
-    seed: int = same_option(GenerateConfig, "seed")
+    max_tokens: int = option(
+        "Most tokens of a text; it ends before, at an end token of the model or tokenizer.",
+        32,
+        group="Text",
+    )
+    seed: int = option("Seed of the texts.", 0, group="Text")
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
