@@ -41,7 +41,7 @@ MOST_TOKENS = 2**31 - 1  # of one pass: kernels count in 32 bits
 _RANGE = re.compile(r"\s*([0-9]{1,9})\s*-\s*([0-9]{1,9})\s*")
 
 
-def option(
+def setting(
     help: str,
     default: Any = dataclasses.MISSING,
     *,
@@ -70,19 +70,19 @@ def option(
     return dataclasses.field(default=default, metadata=metadata)
 
 
-def same_option(cls: type, name: str, *, more: str = "", **changed: Any) -> Any:
+def same_setting(cls: type, name: str, *, more: str = "", **changed: Any) -> Any:
     """Declare a field as another config declares it: the same help, heading and default.
 
     Args:
         cls: The config that declares it.
         name: Its name there.
         more: What the setting does here besides, for `--help`.
-        changed: Arguments of `option` that differ here; `default=MISSING` makes it required.
+        changed: Arguments of `setting` that differ here; `default=MISSING` makes it required.
     """
     (other,) = (f for f in dataclasses.fields(cls) if f.name == name)
     declared = {**other.metadata, "default": other.default}
     declared["help"] = f"{other.metadata['help']} {more}".strip()
-    return option(**{**declared, **changed})
+    return setting(**{**declared, **changed})
 
 
 def key_of(name: str) -> str:
@@ -94,7 +94,7 @@ def resolve(cls: type[T], *layers: Mapping[str, Any]) -> T:
     """Build a config from layers of raw values; later layers win.
 
     Args:
-        cls: A frozen dataclass whose fields were declared with `option`.
+        cls: A frozen dataclass whose fields were declared with `setting`.
         layers: Mappings from field name or YAML key to a raw value; strings are converted.
 
     Raises:
@@ -306,7 +306,7 @@ def _is_default(config: Any, field: Any) -> bool:
 def input_paths(config: Any) -> list[tuple[str, Path]]:
     """Return what a command reads, as (flag, path): every path of a config that is there but `out`.
 
-    Text counts in the settings that may name one, such as `model`; see `option`.
+    Text counts in the settings that may name one, such as `model`; see `setting`.
     """
     found = []
     for f in dataclasses.fields(config):

@@ -14,10 +14,10 @@ from cqa.config import (
     MOST_SETTINGS_BYTES,
     describe,
     key_of,
-    option,
     read_settings,
     resolve,
-    same_option,
+    same_setting,
+    setting,
 )
 from cqa.errors import ConfigError
 from cqa.study.config import CallbackTrainConfig, ScaleConfig
@@ -30,17 +30,17 @@ REQUIRED = {"model": "base", "data": "train.jsonl", "out": "run"}
 class Settings:
     """One field of each kind."""
 
-    folder: Path = option("Required.")
-    rate: float = option("A number.", 0.5)
-    n_items: int = option("A whole number.", 3)
-    limit: int | None = option("An optional whole number.", None)
-    fast: bool = option("A truth value.", False)
-    names: tuple[str, ...] = option("Texts.", ("a",))
-    files: tuple[Path, ...] = option("Paths.", ())
-    mode: Literal["slow", "exact"] = option("A choice.", "slow")
-    label: str = option("A text.", "none")
-    epochs: tuple[int, ...] = option("Whole numbers and ranges of them.", (), ranges=True)
-    sizes: tuple[int, ...] = option("Whole numbers, no ranges.", ())
+    folder: Path = setting("Required.")
+    rate: float = setting("A number.", 0.5)
+    n_items: int = setting("A whole number.", 3)
+    limit: int | None = setting("An optional whole number.", None)
+    fast: bool = setting("A truth value.", False)
+    names: tuple[str, ...] = setting("Texts.", ("a",))
+    files: tuple[Path, ...] = setting("Paths.", ())
+    mode: Literal["slow", "exact"] = setting("A choice.", "slow")
+    label: str = setting("A text.", "none")
+    epochs: tuple[int, ...] = setting("Whole numbers and ranges of them.", (), ranges=True)
+    sizes: tuple[int, ...] = setting("Whole numbers, no ranges.", ())
 
 
 def resolved(**raw: Any) -> Settings:
@@ -208,8 +208,8 @@ def test_missing_settings_file_is_refused(tmp_path):
 def test_setting_taken_from_another_config_differs_only_in_what_is_said():
     @dataclass(frozen=True, kw_only=True)
     class Other:
-        limit: int | None = same_option(Settings, "limit", more="Here too.")
-        epochs: tuple[int, ...] = same_option(Settings, "epochs", default=MISSING)
+        limit: int | None = same_setting(Settings, "limit", more="Here too.")
+        epochs: tuple[int, ...] = same_setting(Settings, "epochs", default=MISSING)
 
     limit, epochs = fields(Other)
     assert (limit.default, limit.metadata["help"]) == (None, "An optional whole number. Here too.")

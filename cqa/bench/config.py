@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from cqa.config import option, require, same_option
+from cqa.config import require, same_setting, setting
 from cqa.errors import ConfigError
 from cqa.score.config import ScoreConfig, require_batch
 from cqa.train.config import TrainConfig
@@ -18,24 +18,24 @@ LEVELS = ("kernel", "step", "score")
 class BenchConfig:
     """What is measured."""
 
-    shape: Literal["qwen2.5-7b", "qwen2.5-0.5b", "demo"] = option(
+    shape: Literal["qwen2.5-7b", "qwen2.5-0.5b", "demo"] = setting(
         "Model of random weights in these sizes; nothing is downloaded.",
         "demo",
         group="Model and data",
     )
-    model: str | None = option(
+    model: str | None = setting(
         "Model to measure instead: a folder, or a hub id.",
         None,
         group="Model and data",
         path_unless=(),
         shown="random weights in the sizes of --shape",
     )
-    levels: tuple[str, ...] = option(
+    levels: tuple[str, ...] = setting(
         "kernel: each op; step: a training step; score: contexts and options.",
         LEVELS,
         group="Study",
     )
-    window: tuple[str, ...] = option(
+    window: tuple[str, ...] = setting(
         "Global batch of a training step, as prompt+response tokens of its samples, such as "
         "0+700,0+700.",
         (),
@@ -43,7 +43,7 @@ class BenchConfig:
         shown="the shape's own",
         repeat=True,
     )
-    job: tuple[str, ...] = option(
+    job: tuple[str, ...] = setting(
         "Scoring job as ITEMSxCONTEXT+OPTIONSxTOKENS, with *MODELS for a base and its adapters, "
         "such as 40x800+2x100*8.",
         (),
@@ -51,25 +51,25 @@ class BenchConfig:
         shown="the shape's own",
         repeat=True,
     )
-    peers: bool = option(
+    peers: bool = setting(
         "Compare with transformers + PEFT, Liger, Unsloth and lm-eval, where installed.",
         False,
         group="Study",
     )
-    seconds: float = option(
+    seconds: float = setting(
         "Time to spend on each measurement; short ones are repeated.", 1.0, group="Study"
     )
-    steps: int | None = option(
+    steps: int | None = setting(
         "Training steps to time.", None, group="Study", shown="as many as fit into --seconds"
     )
-    rank: int = same_option(TrainConfig, "rank")
-    dropout: float = same_option(TrainConfig, "dropout")
-    recompute: bool = same_option(TrainConfig, "recompute")
-    cuda_graphs: bool = same_option(TrainConfig, "cuda_graphs")
-    batch_tokens: int | None = same_option(ScoreConfig, "batch_tokens")
-    device: Literal["auto", "cpu", "cuda"] = same_option(TrainConfig, "device")
-    dtype: Literal["auto", "fp32", "bf16"] = same_option(TrainConfig, "dtype")
-    out: Path | None = option(
+    rank: int = same_setting(TrainConfig, "rank")
+    dropout: float = same_setting(TrainConfig, "dropout")
+    recompute: bool = same_setting(TrainConfig, "recompute")
+    cuda_graphs: bool = same_setting(TrainConfig, "cuda_graphs")
+    batch_tokens: int | None = same_setting(ScoreConfig, "batch_tokens")
+    device: Literal["auto", "cpu", "cuda"] = same_setting(TrainConfig, "device")
+    dtype: Literal["auto", "fp32", "bf16"] = same_setting(TrainConfig, "dtype")
+    out: Path | None = setting(
         "File for everything measured, JSON; written with each result.",
         None,
         group="Output",

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from cqa.config import option, require, same_option
+from cqa.config import require, same_setting, setting
 from cqa.score.config import ScoreConfig, require_batch
 
 
@@ -14,26 +14,26 @@ from cqa.score.config import ScoreConfig, require_batch
 class LmEvalConfig:
     """Tasks of lm-eval under a base or an adapter."""
 
-    model: str = same_option(ScoreConfig, "model")
-    adapter: Path | None = option(
+    model: str = same_setting(ScoreConfig, "model")
+    adapter: Path | None = setting(
         "PEFT adapter that is evaluated.", None, group="Model and data", shown="the base"
     )
-    tasks: tuple[str, ...] = option("Tasks of lm-eval, such as arc_easy,piqa.", group="Study")
-    num_fewshot: int | None = option(
+    tasks: tuple[str, ...] = setting("Tasks of lm-eval, such as arc_easy,piqa.", group="Study")
+    num_fewshot: int | None = setting(
         "Examples in front of each question.", None, group="Study", shown="the task's own"
     )
-    limit: float | None = option(
+    limit: float | None = setting(
         "Documents of each task, or a share of them below 1.", None, group="Study", shown="all"
     )
-    include_path: Path | None = option(
+    include_path: Path | None = setting(
         "Folder of further task files.", None, group="Study", shown="none"
     )
-    out: Path | None = option(
+    out: Path | None = setting(
         "JSON file for the results.", None, group="Output", shown="none is written"
     )
-    batch_tokens: int | None = same_option(ScoreConfig, "batch_tokens")
-    device: Literal["auto", "cpu", "cuda"] = same_option(ScoreConfig, "device")
-    dtype: Literal["auto", "fp32", "bf16"] = same_option(ScoreConfig, "dtype")
+    batch_tokens: int | None = same_setting(ScoreConfig, "batch_tokens")
+    device: Literal["auto", "cpu", "cuda"] = same_setting(ScoreConfig, "device")
+    dtype: Literal["auto", "fp32", "bf16"] = same_setting(ScoreConfig, "dtype")
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""

@@ -6,7 +6,7 @@ from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Literal
 
-from cqa.config import option, require, same_option
+from cqa.config import require, same_setting, setting
 from cqa.data.tables import parse_columns
 from cqa.score.config import ScoreConfig, require_batch
 
@@ -15,18 +15,18 @@ from cqa.score.config import ScoreConfig, require_batch
 class ModelsConfig:
     """The base and the adapters that a study asks, and where its files go."""
 
-    model: str = same_option(ScoreConfig, "model")
-    adapter: tuple[Path, ...] = same_option(ScoreConfig, "adapter")
-    run: tuple[Path, ...] = same_option(ScoreConfig, "run")
-    epochs: tuple[int, ...] = same_option(ScoreConfig, "epochs")
-    other_base: bool = same_option(ScoreConfig, "other_base")
-    out: Path = option("Folder for rows.jsonl, study.json and the figure.", group="Output")
-    null_token: str | None = same_option(ScoreConfig, "null_token")
-    template: str = same_option(ScoreConfig, "template")
-    allow_special: bool = same_option(ScoreConfig, "allow_special")
-    batch_tokens: int | None = same_option(ScoreConfig, "batch_tokens")
-    device: Literal["auto", "cpu", "cuda"] = same_option(ScoreConfig, "device")
-    dtype: Literal["auto", "fp32", "bf16"] = same_option(ScoreConfig, "dtype")
+    model: str = same_setting(ScoreConfig, "model")
+    adapter: tuple[Path, ...] = same_setting(ScoreConfig, "adapter")
+    run: tuple[Path, ...] = same_setting(ScoreConfig, "run")
+    epochs: tuple[int, ...] = same_setting(ScoreConfig, "epochs")
+    other_base: bool = same_setting(ScoreConfig, "other_base")
+    out: Path = setting("Folder for rows.jsonl, study.json and the figure.", group="Output")
+    null_token: str | None = same_setting(ScoreConfig, "null_token")
+    template: str = same_setting(ScoreConfig, "template")
+    allow_special: bool = same_setting(ScoreConfig, "allow_special")
+    batch_tokens: int | None = same_setting(ScoreConfig, "batch_tokens")
+    device: Literal["auto", "cpu", "cuda"] = same_setting(ScoreConfig, "device")
+    dtype: Literal["auto", "fp32", "bf16"] = same_setting(ScoreConfig, "dtype")
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
@@ -40,8 +40,8 @@ class ModelsConfig:
 class ItemsConfig(ModelsConfig):
     """A study of items that carry more than pairs do."""
 
-    pairs: tuple[Path, ...] = same_option(ScoreConfig, "pairs", default=MISSING, shown=None)
-    columns: tuple[str, ...] = same_option(ScoreConfig, "columns")
+    pairs: tuple[Path, ...] = same_setting(ScoreConfig, "pairs", default=MISSING, shown=None)
+    columns: tuple[str, ...] = same_setting(ScoreConfig, "columns")
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 
-from cqa.config import option, require, same_option
+from cqa.config import require, same_setting, setting
 from cqa.data.tables import parse_columns
 from cqa.score.config import ScoreConfig, require_address, require_concurrency
 from cqa.server.address import Server
@@ -15,13 +15,13 @@ from cqa.server.address import Server
 class LettersConfig:
     """One letter choice at a chat server."""
 
-    server: str = option("Address of a server of chat completions.", group="Server")
-    served_model: str = same_option(ScoreConfig, "served_model", default=MISSING, shown=None)
-    server_key_env: str | None = same_option(ScoreConfig, "server_key_env")
-    concurrency: int = same_option(ScoreConfig, "concurrency")
-    pairs: tuple[Path, ...] = same_option(ScoreConfig, "pairs", default=MISSING, shown=None)
-    columns: tuple[str, ...] = same_option(ScoreConfig, "columns")
-    out: Path = option("Folder for letters.jsonl and letters.json.", group="Output")
+    server: str = setting("Address of a server of chat completions.", group="Server")
+    served_model: str = same_setting(ScoreConfig, "served_model", default=MISSING, shown=None)
+    server_key_env: str | None = same_setting(ScoreConfig, "server_key_env")
+    concurrency: int = same_setting(ScoreConfig, "concurrency")
+    pairs: tuple[Path, ...] = same_setting(ScoreConfig, "pairs", default=MISSING, shown=None)
+    columns: tuple[str, ...] = same_setting(ScoreConfig, "columns")
+    out: Path = setting("Folder for letters.jsonl and letters.json.", group="Output")
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""

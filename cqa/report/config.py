@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from cqa.config import option, same_option
+from cqa.config import same_setting, setting
 from cqa.stats.config import AnalysisConfig
 
 
@@ -14,20 +14,20 @@ from cqa.stats.config import AnalysisConfig
 class ReportConfig(AnalysisConfig):
     """One report, made from a folder of scores."""
 
-    run: Path | None = option(
+    run: Path | None = setting(
         "Training run of the adapters, for eval_loss and its settings.",
         None,
         group="Model and data",
         shown="the one that was scored, if it is there",
     )
-    study: tuple[Path, ...] = option(
+    study: tuple[Path, ...] = setting(
         "Folder of a study (cqa-fast study) of the same base, which becomes a section.",
         (),
         group="Model and data",
         shown="none",
         repeat=True,
     )
-    choose: Literal["best", "last"] | None = same_option(  # type: ignore[assignment]
+    choose: Literal["best", "last"] | None = same_setting(  # type: ignore[assignment]
         AnalysisConfig, "choose", default=None, shown="as scored"
     )
-    out: Path = option("Folder for report.html, report.md, tables and figures.", group="Output")
+    out: Path = setting("Folder for report.html, report.md, tables and figures.", group="Output")

@@ -7,7 +7,7 @@ from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Literal
 
-from cqa.config import MOST_TOKENS, option, require, same_option
+from cqa.config import MOST_TOKENS, require, same_setting, setting
 from cqa.data.tables import parse_columns
 from cqa.score.shard import read_shard
 from cqa.server.address import USUAL_KEY, Server, url_problem
@@ -27,20 +27,20 @@ EXPECTED_REQUESTS = f"concurrency from 1 to {MOST_REQUESTS}"
 class ScoreConfig(AnalysisConfig):
     """One scoring run: the base once, then every adapter on the same resident base."""
 
-    model: str = option(
+    model: str = setting(
         "Base model: a folder in Hugging Face format, or a hub id; with --server its tokenizer "
         "alone is read.",
         group="Model and data",
         path_unless=(),
     )
-    adapter: tuple[Path, ...] = option(
+    adapter: tuple[Path, ...] = setting(
         "PEFT adapter to score beside the base.",
         (),
         group="Model and data",
         shown="the base alone, if there is no --run either",
         repeat=True,
     )
-    run: tuple[Path, ...] = option(
+    run: tuple[Path, ...] = setting(
         "Training run whose epochs are scored; runs that differ in --seed only are one adapter "
         "an epoch, with a seed effect.",
         (),
@@ -48,158 +48,158 @@ class ScoreConfig(AnalysisConfig):
         shown="none",
         repeat=True,
     )
-    epochs: tuple[int, ...] = option(
+    epochs: tuple[int, ...] = setting(
         "Epochs of --run, such as 2,3,5 or 1-6,12.",
         (),
         group="Model and data",
         shown="all of them",
         ranges=True,
     )
-    other_base: bool = option(
+    other_base: bool = setting(
         "Score adapters that were trained on another base too.", False, group="Model and data"
     )
-    pairs: tuple[Path, ...] = option(
+    pairs: tuple[Path, ...] = setting(
         "Items with a good and a bad option, or with several: JSON Lines or a table.",
         (),
         group="Model and data",
         shown="none; --pairs or --continuations is needed",
         repeat=True,
     )
-    choose_on: Path | None = option(
+    choose_on: Path | None = setting(
         "Pairs that choose the adapter which the verdict is about and are not reported: the tests "
         "then pay for this one adapter only.",
         None,
         group="Statistics",
         shown="chosen on the items themselves, for which the tests pay",
     )
-    continuations: tuple[Path, ...] = option(
+    continuations: tuple[Path, ...] = setting(
         "Contexts with their true continuation: JSON Lines or a table.",
         (),
         group="Model and data",
         shown="none",
         repeat=True,
     )
-    out: Path = option(
+    out: Path = setting(
         "Folder for scores.jsonl, items.jsonl, meta.json and summary.json.", group="Output"
     )
-    shard: str | None = option(
+    shard: str | None = setting(
         "Part i/K of the items, dealt by their ids, such as 3/8; cqa-fast merge makes one folder "
         "of the K, and the statistics.",
         None,
         group="Output",
         shown="all items",
     )
-    columns: tuple[str, ...] = option(
+    columns: tuple[str, ...] = setting(
         "Keys and the columns of the files they are read from, such as good=chosen,bad=rejected.",
         (),
         group="Text",
         shown="keys are columns",
     )
-    boundary: Literal["split", "joint"] = option(
+    boundary: Literal["split", "joint"] = setting(
         "How context and option meet: encoded separately, or at once (a sensitivity check).",
         "split",
         group="Text",
     )
-    null_token: str | None = option(
+    null_token: str | None = setting(
         "Token that stands for no context.",
         None,
         group="Text",
         shown="BOS, else <|endoftext|>, else EOS",
     )
-    template: str = option(
+    template: str = setting(
         "How contexts become text: plain, chat (the tokenizer's template) or a Jinja file, which "
         "has messages (of role and content), add_generation_prompt, bos_token and eos_token.",
         "plain",
         group="Text",
         path_unless=("plain", "chat"),
     )
-    allow_special: bool = option(
+    allow_special: bool = setting(
         "Take control tokens that are written in a text as such; else such texts are refused.",
         False,
         group="Text",
     )
-    too_long: Literal["refuse", "drop"] = option(
+    too_long: Literal["refuse", "drop"] = setting(
         "What to do with items over the model's positions; those left out are listed.",
         "refuse",
         group="Text",
     )
-    on_error: Literal["stop", "skip"] = option(
+    on_error: Literal["stop", "skip"] = setting(
         "What to do with items that are malformed or cannot be encoded: refuse all before any "
         "work, or leave them out, each with its reason in rejected.jsonl.",
         "stop",
         group="Text",
     )
-    score_eos: bool = option("Score the end token after each option too.", False, group="Text")
-    plan: Path | None = option(
+    score_eos: bool = setting("Score the end token after each option too.", False, group="Text")
+    plan: Path | None = setting(
         "Analysis plan (cqa-fast plan): its settings are taken where none is given here, and its "
         "digest is kept before anything is scored.",
         None,
         group="Statistics",
         shown="none",
     )
-    tokens: bool = option(
+    tokens: bool = setting(
         "Write each token's id, place in the text and log-probability.", False, group="Output"
     )
-    summary: bool = option(
+    summary: bool = setting(
         "Compute the statistics; without them memory does not grow with the files.",
         True,
         group="Output",
     )
-    nulls: int = option(
+    nulls: int = setting(
         "Null contexts after which each option is scored too: 2, or 1 for a third less work on "
         "long options; the reading with the second null is then n/a.",
         2,
         group="Text",
     )
-    batch_tokens: int | None = option(
+    batch_tokens: int | None = setting(
         "Most tokens in one pass; results are bit-identical for every value.",
         None,
         group="Memory and device",
         shown="4096; on CUDA about 32768, in whole blocks of rows",
     )
-    engine: EngineName = option(
+    engine: EngineName = setting(
         "What computes: cqa, or transformers for architectures that cqa lacks (adapters through "
         "PEFT, one text at a time, not bit-identical for every --batch-tokens).",
         "cqa",
         group="Memory and device",
     )
-    device: Literal["auto", "cpu", "cuda"] = option(
+    device: Literal["auto", "cpu", "cuda"] = setting(
         "Where to compute; auto is CUDA if a GPU is there.", "auto", group="Memory and device"
     )
-    dtype: Literal["auto", "fp32", "bf16"] = option(
+    dtype: Literal["auto", "fp32", "bf16"] = setting(
         "Dtype of the weights; auto is bf16 on CUDA and fp32 on a CPU.",
         "auto",
         group="Memory and device",
     )
-    ray: str | None = option(
+    ray: str | None = setting(
         "Score on a Ray cluster, all of whose machines see the folder of --out: local (it is "
         "started here), auto, or an address.",
         None,
         group="Memory and device",
         shown="in this process",
     )
-    ray_actors: int = option(
+    ray_actors: int = setting(
         "Actors of --ray that hold the base: a GPU each where there are some, else a CPU.",
         2,
         group="Memory and device",
     )
-    server: str | None = option(
+    server: str | None = setting(
         "Address of a server of completions that has the weights and scores token ids (vLLM, "
         "SGLang and others), such as http://localhost:8000; it is probed before any work.",
         None,
         group="Server",
         shown="none",
     )
-    served_model: str | None = option(
+    served_model: str | None = setting(
         "What the server calls the model.", None, group="Server", shown="none"
     )
-    server_key_env: str | None = option(
+    server_key_env: str | None = setting(
         "Environment variable that holds the server's key.",
         None,
         group="Server",
         shown=f"{USUAL_KEY} if it is set and goes out encrypted or to this machine",
     )
-    concurrency: int = option("Requests to the server at a time.", 4, group="Server")
+    concurrency: int = setting("Requests to the server at a time.", 4, group="Server")
 
     @property
     def at_server(self) -> Server | None:
@@ -259,25 +259,25 @@ class ScoreConfig(AnalysisConfig):
 class PlanConfig(AnalysisConfig):
     """An analysis that is fixed before anything is scored."""
 
-    pairs: tuple[Path, ...] = same_option(ScoreConfig, "pairs", default=MISSING, shown=None)
-    continuations: tuple[Path, ...] = same_option(ScoreConfig, "continuations")
-    choose_on: Path | None = same_option(ScoreConfig, "choose_on")
-    epochs: tuple[int, ...] = option(
+    pairs: tuple[Path, ...] = same_setting(ScoreConfig, "pairs", default=MISSING, shown=None)
+    continuations: tuple[Path, ...] = same_setting(ScoreConfig, "continuations")
+    choose_on: Path | None = same_setting(ScoreConfig, "choose_on")
+    epochs: tuple[int, ...] = setting(
         "Epochs of every run that will be scored, such as 2,3,5 or 1-6,12.",
         (),
         group="Model and data",
         shown="none",
         ranges=True,
     )
-    adapters: tuple[str, ...] = option(
+    adapters: tuple[str, ...] = setting(
         "Names of other adapters that will be scored.", (), group="Model and data", shown="none"
     )
-    columns: tuple[str, ...] = same_option(ScoreConfig, "columns")
-    boundary: Literal["split", "joint"] = same_option(ScoreConfig, "boundary")
-    null_token: str | None = same_option(ScoreConfig, "null_token")
-    template: str = same_option(ScoreConfig, "template")
-    score_eos: bool = same_option(ScoreConfig, "score_eos")
-    out: Path = option("File to write, such as plan.json.", group="Output")
+    columns: tuple[str, ...] = same_setting(ScoreConfig, "columns")
+    boundary: Literal["split", "joint"] = same_setting(ScoreConfig, "boundary")
+    null_token: str | None = same_setting(ScoreConfig, "null_token")
+    template: str = same_setting(ScoreConfig, "template")
+    score_eos: bool = same_setting(ScoreConfig, "score_eos")
+    out: Path = setting("File to write, such as plan.json.", group="Output")
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
@@ -292,37 +292,39 @@ class PlanConfig(AnalysisConfig):
 class PrescreenConfig:
     """Which decision points a base model has yet to learn (§3.3.1)."""
 
-    model: str = same_option(ScoreConfig, "model")
-    pairs: tuple[Path, ...] = option(
+    model: str = same_setting(ScoreConfig, "model")
+    pairs: tuple[Path, ...] = setting(
         "Decision points, with a good and a bad option or with several: JSON Lines.",
         group="Model and data",
         repeat=True,
     )
-    out: Path = option("Folder for prescreen.jsonl, selected.jsonl and the scores.", group="Output")
-    budget: int | None = option(
+    out: Path = setting(
+        "Folder for prescreen.jsonl, selected.jsonl and the scores.", group="Output"
+    )
+    budget: int | None = setting(
         "How many of the most valuable points selected.jsonl gets.",
         None,
         group="Output",
         shown="no selected.jsonl",
     )
-    high: float = option(
+    high: float = setting(
         "Probability among a point's options from which the model counts as decided.",
         0.8,
         group="Study",
     )
-    per: Unit = option(
+    per: Unit = setting(
         "What probabilities compare: log-probability summed over tokens, or its mean.",
         "sum",
         group="Study",
     )
-    shard: str | None = same_option(ScoreConfig, "shard")
-    columns: tuple[str, ...] = same_option(ScoreConfig, "columns")
-    template: str = same_option(ScoreConfig, "template")
-    allow_special: bool = same_option(ScoreConfig, "allow_special")
-    too_long: Literal["refuse", "drop"] = same_option(ScoreConfig, "too_long")
-    batch_tokens: int | None = same_option(ScoreConfig, "batch_tokens")
-    device: Literal["auto", "cpu", "cuda"] = same_option(ScoreConfig, "device")
-    dtype: Literal["auto", "fp32", "bf16"] = same_option(ScoreConfig, "dtype")
+    shard: str | None = same_setting(ScoreConfig, "shard")
+    columns: tuple[str, ...] = same_setting(ScoreConfig, "columns")
+    template: str = same_setting(ScoreConfig, "template")
+    allow_special: bool = same_setting(ScoreConfig, "allow_special")
+    too_long: Literal["refuse", "drop"] = same_setting(ScoreConfig, "too_long")
+    batch_tokens: int | None = same_setting(ScoreConfig, "batch_tokens")
+    device: Literal["auto", "cpu", "cuda"] = same_setting(ScoreConfig, "device")
+    dtype: Literal["auto", "fp32", "bf16"] = same_setting(ScoreConfig, "dtype")
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""

@@ -7,7 +7,7 @@ from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Literal
 
-from cqa.config import option, require, same_option
+from cqa.config import require, same_setting, setting
 from cqa.data.tables import parse_columns
 from cqa.score.config import ScoreConfig
 from cqa.train.config import TrainConfig
@@ -17,13 +17,13 @@ from cqa.train.config import TrainConfig
 class CallbackTrainConfig(TrainConfig):
     """A training run with its callbacks: a metric of the task, and curves for TensorBoard."""
 
-    dev: Path | None = option(
+    dev: Path | None = setting(
         "Pairs whose mean ddI is logged after every epoch; selects nothing.",
         None,
         group="Model and data",
         shown="none",
     )
-    tensorboard: bool = option(
+    tensorboard: bool = setting(
         "Write loss, learning rate, norm, eval_loss and the metric of --dev to OUT/tensorboard.",
         False,
         group="Output",
@@ -38,28 +38,28 @@ ARMS = ("epoch", "step")
 class ScaleConfig(TrainConfig):
     """How the effect grows with the number of training samples (§4.4)."""
 
-    validation: str = same_option(
+    validation: str = same_setting(
         TrainConfig, "validation", more="The same for all sizes.", default="0"
     )
-    too_long: Literal["refuse", "drop", "truncate"] = same_option(
+    too_long: Literal["refuse", "drop", "truncate"] = same_setting(
         TrainConfig,
         "too_long",
         more="Pairs over the model's positions are left out by drop, else refused; never cut.",
     )
-    out: Path = option("Folder for the runs, their scores and the curve.", group="Output")
-    pairs: tuple[Path, ...] = same_option(ScoreConfig, "pairs", default=MISSING, shown=None)
-    sizes: tuple[int, ...] = option(
+    out: Path = setting("Folder for the runs, their scores and the curve.", group="Output")
+    pairs: tuple[Path, ...] = same_setting(ScoreConfig, "pairs", default=MISSING, shown=None)
+    sizes: tuple[int, ...] = setting(
         "Sizes of the nested subsets of --data.", (10, 30, 60, 100), group="Study"
     )
-    seeds: int = option(
+    seeds: int = setting(
         "How many seeds from --seed on; each draws its own subsets.", 5, group="Study"
     )
-    arms: tuple[str, ...] = option(
+    arms: tuple[str, ...] = setting(
         "epoch: all sizes get --epochs; step: smaller ones as many steps as the largest.",
         ARMS,
         group="Study",
     )
-    scored_epoch: int | None = option(
+    scored_epoch: int | None = setting(
         "Epoch of the largest subset that is scored, and the matching one of the others.",
         None,
         group="Study",
@@ -87,23 +87,23 @@ class ScaleConfig(TrainConfig):
 class PowerConfig:
     """What a planned study is assumed to look like; a pilot fills what is left open."""
 
-    effect: float | None = option(
+    effect: float | None = setting(
         "True mean ddI of the primary group, nats.", None, group="Study",
         shown="the pilot's, which is too large on average",
     )  # fmt: skip
-    sd: float | None = option(
+    sd: float | None = setting(
         "Standard deviation of the items' ddI, nats.", None, group="Study", shown="the pilot's"
     )
-    icc: float | None = option(
+    icc: float | None = setting(
         "Share of that variance that items of one source have in common, 0 to 1.",
         None,
         group="Study",
         shown="the pilot's, else 0",
     )
-    items_per_source: int | None = option(
+    items_per_source: int | None = setting(
         "Items of each source.", None, group="Study", shown="the pilot's mean, else 1"
     )
-    epochs_swept: int | None = option(
+    epochs_swept: int | None = setting(
         "Adapters that are scored and one of which is chosen, for which the tests pay.",
         None,
         group="Study",
@@ -128,16 +128,16 @@ class PowerConfig:
 class ValidateConfig:
     """What data files are checked for."""
 
-    model: str | None = option(
+    model: str | None = setting(
         "Base model, a folder or a hub id: every text is encoded as train and score would.",
         None,
         group="Model and data",
         path_unless=(),
         shown="no text is encoded",
     )
-    columns: tuple[str, ...] = same_option(ScoreConfig, "columns")
-    template: str = same_option(ScoreConfig, "template")
-    allow_special: bool = same_option(ScoreConfig, "allow_special")
+    columns: tuple[str, ...] = same_setting(ScoreConfig, "columns")
+    template: str = same_setting(ScoreConfig, "template")
+    allow_special: bool = same_setting(ScoreConfig, "allow_special")
 
     def __post_init__(self) -> None:
         """Refuse values that cannot be read."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from cqa.config import MOST_EPOCHS, MOST_TOKENS, option, require
+from cqa.config import MOST_EPOCHS, MOST_TOKENS, require, setting
 from cqa.data.tables import parse_columns
 
 TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
@@ -47,124 +47,124 @@ def share_of(validation: str) -> float | None:
 class TrainConfig:
     """One training run."""
 
-    model: str = option(
+    model: str = setting(
         "Base model: a folder in Hugging Face format, or a hub id.",
         group="Model and data",
         path_unless=(),
     )
-    data: tuple[Path, ...] = option(
+    data: tuple[Path, ...] = setting(
         "Training samples, JSON Lines or a table: prompt/response, alpaca, sharegpt, messages or "
         "dialogue. Several files are read one after the other, each in a format of its own.",
         group="Model and data",
         repeat=True,
     )
-    columns: tuple[str, ...] = option(
+    columns: tuple[str, ...] = setting(
         "Keys and the columns of the files they are read from, such as response=answer.",
         (),
         group="Text",
         shown="keys are columns",
     )
-    out: Path = option("Folder of the run: adapters, log and settings.", group="Output")
-    validation: str = option(
+    out: Path = setting("Folder of the run: adapters, log and settings.", group="Output")
+    validation: str = setting(
         "Held-out share of the samples, or a file of them; 0 holds none out.",
         "0.1",
         group="Model and data",
         path_unless=(),
     )
-    placebo: bool = option(
+    placebo: bool = setting(
         "Learn the same prompts with the responses dealt to other prompts: a control beside the "
         "real run, never a candidate.",
         False,
         group="Model and data",
     )
-    loss_on: Literal["response", "whole-text"] = option(
+    loss_on: Literal["response", "whole-text"] = setting(
         "Which tokens are learned.", "response", group="Text"
     )
-    template: str = option(
+    template: str = setting(
         "How samples become text: plain, chat (the tokenizer's template) or a Jinja file, which "
         "has messages (of role and content), add_generation_prompt, bos_token and eos_token.",
         "plain",
         group="Text",
         path_unless=("plain", "chat"),
     )
-    allow_special: bool = option(
+    allow_special: bool = setting(
         "Take control tokens that are written in a text as such; else such texts are refused.",
         False,
         group="Text",
     )
-    max_tokens: int | None = option(
+    max_tokens: int | None = setting(
         "Longest sample, in tokens.", None, group="Text", shown="the model's positions"
     )
-    too_long: Literal["refuse", "drop", "truncate"] = option(
+    too_long: Literal["refuse", "drop", "truncate"] = setting(
         "What to do with samples over --max-tokens.", "refuse", group="Text"
     )
-    from_: Path | None = option(
+    from_: Path | None = setting(
         "Adapter to start from, such as RUN/epoch-05: its weights alone, in a new run. Rank, "
         "alpha, rsLoRA and targets are the adapter's.",
         None,
         group="LoRA",
         shown="a fresh one",
     )
-    rank: int = option("LoRA rank.", _PAPER["rank"], group="LoRA")
-    alpha: float = option("LoRA alpha.", _PAPER["alpha"], group="LoRA")
-    rslora: bool = option(
+    rank: int = setting("LoRA rank.", _PAPER["rank"], group="LoRA")
+    alpha: float = setting("LoRA alpha.", _PAPER["alpha"], group="LoRA")
+    rslora: bool = setting(
         "Scale by alpha / sqrt(rank) instead of alpha / rank.", _PAPER["rslora"], group="LoRA"
     )
-    dropout: float = option(
+    dropout: float = setting(
         "LoRA dropout, a mask of its own for each module.", _PAPER["dropout"], group="LoRA"
     )
-    targets: tuple[str, ...] = option("Adapted projections.", _PAPER["targets"], group="LoRA")
-    epochs: int = option(
+    targets: tuple[str, ...] = setting("Adapted projections.", _PAPER["targets"], group="LoRA")
+    epochs: int = setting(
         "Passes over the samples; every epoch's adapter is kept.",
         _PAPER["epochs"],
         group="Optimizer",
     )
-    micro_batch: int = option("Samples per micro-batch.", _PAPER["micro_batch"], group="Optimizer")
-    grad_accum: int = option(
+    micro_batch: int = setting("Samples per micro-batch.", _PAPER["micro_batch"], group="Optimizer")
+    grad_accum: int = setting(
         "Micro-batches per optimizer step; all of them are packed into one pass.",
         _PAPER["grad_accum"],
         group="Optimizer",
     )
-    lr: float = option(
+    lr: float = setting(
         "Peak learning rate of the cosine schedule.", _PAPER["lr"], group="Optimizer"
     )
-    warmup_ratio: float = option(
+    warmup_ratio: float = setting(
         "Share of the steps in which the learning rate rises.",
         _PAPER["warmup_ratio"],
         group="Optimizer",
     )
-    max_grad_norm: float = option(
+    max_grad_norm: float = setting(
         "Norm at which the gradient is clipped; 0 clips nothing.",
         _PAPER["max_grad_norm"],
         group="Optimizer",
     )
-    weight_decay: float = option(
+    weight_decay: float = setting(
         "AdamW's decoupled weight decay.", _PAPER["weight_decay"], group="Optimizer"
     )
-    neftune_alpha: float = option(
+    neftune_alpha: float = setting(
         "Size of NEFTune's noise on the embeddings; 0 adds none.",
         _PAPER["neftune_alpha"],
         group="Optimizer",
     )
-    seed: int = option("Seed of everything random.", 0, group="Optimizer")
-    device: Literal["auto", "cpu", "cuda"] = option(
+    seed: int = setting("Seed of everything random.", 0, group="Optimizer")
+    device: Literal["auto", "cpu", "cuda"] = setting(
         "Where to compute; auto is CUDA if a GPU is there.", "auto", group="Memory and device"
     )
-    dtype: Literal["auto", "fp32", "bf16"] = option(
+    dtype: Literal["auto", "fp32", "bf16"] = setting(
         "Dtype of the weights, and on a GPU of what is computed; auto is bf16 on CUDA and fp32 on "
         "a CPU.",
         "auto",
         group="Memory and device",
     )
-    pass_tokens: int = option(
+    pass_tokens: int = setting(
         "Most tokens in one pass; a larger global batch is split, with the same result.",
         16_384,
         group="Memory and device",
     )
-    recompute: bool = option(
+    recompute: bool = setting(
         "Recompute activations in backward, to save memory.", False, group="Memory and device"
     )
-    cuda_graphs: bool = option(
+    cuda_graphs: bool = setting(
         "Replay passes as CUDA graphs: for models up to about 1 B parameters on a GPU.",
         False,
         group="Memory and device",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cqa.claims.config import ItemsConfig
-from cqa.config import option
+from cqa.config import setting
 from cqa.score.config import require_sampling
 
 
@@ -13,15 +13,15 @@ from cqa.score.config import require_sampling
 class DualityConfig(ItemsConfig):
     """Whether understanding a text and producing it are one thing (section 6.5)."""
 
-    samples: int = option(
+    samples: int = setting(
         "Texts drawn after each context, under each of three laws.", 8, group="Text"
     )
-    max_tokens: int = option(
+    max_tokens: int = setting(
         "Most tokens of a text; it ends before, at an end token of the model or tokenizer.",
         32,
         group="Text",
     )
-    seed: int = option("Seed of the texts.", 0, group="Text")
+    seed: int = setting("Seed of the texts.", 0, group="Text")
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""

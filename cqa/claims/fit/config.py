@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cqa.claims.config import ModelsConfig
-from cqa.config import option, require, same_option
+from cqa.config import require, same_setting, setting
 from cqa.data.tables import parse_columns
 from cqa.score.config import ScoreConfig
 
@@ -15,19 +15,19 @@ from cqa.score.config import ScoreConfig
 class FitConfig(ModelsConfig):
     """Whether works fit some readers better than others (section 6.4)."""
 
-    works: tuple[Path, ...] = option(
+    works: tuple[Path, ...] = setting(
         "Works: `work` or `text`, and where there is one the `context` that it follows; JSON Lines "
         "or a table.",
         group="Model and data",
         repeat=True,
     )
-    audiences: tuple[Path, ...] = option(
+    audiences: tuple[Path, ...] = setting(
         "Audiences: `wordings`, three or more texts that each describe the reader; with `nobody` "
         "true they describe nobody. JSON Lines.",
         group="Model and data",
         repeat=True,
     )
-    columns: tuple[str, ...] = same_option(ScoreConfig, "columns")
+    columns: tuple[str, ...] = same_setting(ScoreConfig, "columns")
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""

@@ -7,23 +7,23 @@ from pathlib import Path
 from typing import Literal
 
 from cqa.claims.config import ItemsConfig
-from cqa.config import option, same_option
+from cqa.config import same_setting, setting
 
 
 @dataclass(frozen=True, kw_only=True)
 class VerdictConfig(ItemsConfig):
     """What a model says of a pair when asked, beside dI (section 2.3)."""
 
-    pairs: tuple[Path, ...] = same_option(
+    pairs: tuple[Path, ...] = same_setting(
         ItemsConfig, "pairs", more="Each with one good and one bad text."
     )
-    shots: Literal["auto", "always", "never"] = option(
+    shots: Literal["auto", "always", "never"] = setting(
         "Four answered questions of the package's own before each question; auto: with --template "
         "plain, and none where a chat template asks.",
         "auto",
         group="Text",
     )
-    asked_in: Literal["auto", "en", "zh"] = option(
+    asked_in: Literal["auto", "en", "zh"] = setting(
         "Language of the question and its answers; auto: Chinese where an item's `lang` is zh.",
         "auto",
         group="Text",
