@@ -4,7 +4,8 @@ The columns are wordings, those of one audience beside each other. A column with
 works has no more what a wording does to all works; a row without its mean over columns no more what
 a work is to all wordings. If an audience is more than its wordings, what remains is alike among
 them, and the share of its squares that lies between audiences is larger than with the columns dealt
-to audiences at random. Works stay as they are: the test holds whatever their dependence.
+to audiences at random; for that all columns are made of one size. Works stay as they are: the test
+holds whatever their dependence.
 
 Source: Anderson 2001, "A new method for non-parametric multivariate analysis of variance"; the
 share R is its R², and between / within is R / (1 - R), of the same order in every dealing.
@@ -30,6 +31,8 @@ MOST_EXACT = 20_000  # dealings that are enumerated; of more, 9,999 are drawn
 BOOTSTRAP_DRAWS = 1_999
 SEED = 0
 _ROUNDING = 1e-24  # a share of the squares that is no residual
+_ROUNDS = 2  # of weighing: with more, one wording comes to be the mean of all
+_LEAST = 1e-3  # of the mean square of columns, what one counts as at least
 _AT_ONCE = 4_000_000  # numbers of a part of the dealings
 _SLACK = 1e-9
 Model = TypeVar("Model")
@@ -117,21 +120,48 @@ def _all_dealings(sizes: Sequence[int]) -> Iterator[list[int]]:
     return deal(0, tuple(range(sum(sizes))), [])
 
 
-def share_law(columns: Values, ways: Dealings) -> Values | None:
-    """Return the share between groups in every dealing: (P,), that of the data first.
+def standardised(columns: Values) -> Values | None:
+    """Return the residual of works and wordings with every wording of one size: (W, N).
+
+    Strong or wild wordings have large residuals. Dealt as they are, they would seem alike where
+    they stand together, in one test of ten at three times the others' spread and in one of four
+    where their audience has fewer wordings; and in the mean of a work they would stand in every
+    other's residual. So that mean weighs each wording by its precision, found in two rounds, and
+    what remains has columns of norm 1.
 
     Args:
         columns: A number of each work after each wording: (W, N).
-        ways: How the columns are dealt.
 
     Returns:
         None where the residual is nothing but rounding.
     """
-    residual = centred(columns)
-    gram = residual.T @ residual
-    total = float(np.trace(gram))
-    if total <= _ROUNDING * float((columns**2).sum()):
+    moved = columns - columns.mean(0)
+    residual: Values = moved - moved.mean(1, keepdims=True)
+    if (residual**2).sum() <= _ROUNDING * (columns**2).sum():
         return None
+    for _ in range(_ROUNDS):
+        weights = 1 / _squares(residual)
+        residual = moved - (moved @ weights / weights.sum())[:, None]
+    residual = residual / np.sqrt(_squares(residual))
+    found: Values = residual - residual.mean(1, keepdims=True)
+    return found
+
+
+def _squares(residual: Values) -> Values:
+    """Return the squares of each column, of one that is almost 0 a small share of the mean."""
+    squares = (residual**2).sum(0)
+    found: Values = np.maximum(squares, _LEAST * squares.mean())
+    return found
+
+
+def share_law(residual: Values, ways: Dealings) -> Values:
+    """Return the share between groups in every dealing: (P,), that of the data first.
+
+    Args:
+        residual: Of each work and each wording, the mean of a work 0: (W, N).
+        ways: How the columns are dealt.
+    """
+    gram = residual.T @ residual
     between = np.zeros(len(ways))
     starts = np.cumsum([0, *ways.sizes])
     at_once = max(1, _AT_ONCE // max(ways.sizes) ** 2)
@@ -141,7 +171,7 @@ def share_law(columns: Values, ways: Dealings) -> Values | None:
             held = part[:, start:size]
             inner = gram[held[:, :, None], held[:, None, :]]
             between[first : first + at_once] += inner.sum((1, 2)) / held.shape[1]
-    found: Values = between / total
+    found: Values = between / np.trace(gram)
     return found
 
 
@@ -155,7 +185,8 @@ def tested_shares(models: Mapping[Model, Values], ways: Dealings) -> dict[Model,
         models: Of each model a number of each work after each wording: (W, N).
         ways: To deal the wordings to audiences.
     """
-    laws = {name: share_law(columns, ways) for name, columns in models.items()}
+    residuals = {name: standardised(columns) for name, columns in models.items()}
+    laws = {n: None if held is None else share_law(held, ways) for n, held in residuals.items()}
     live = {name: law for name, law in laws.items() if law is not None and np.ptp(law) > _SLACK}
     standard = {name: (law - law.mean()) / law.std() for name, law in live.items()}
     expected = (len(ways.sizes) - 1) / (sum(ways.sizes) - 1)
