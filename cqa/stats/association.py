@@ -1,4 +1,4 @@
-"""Rank correlations as statistics of samples: see `cqa.stats.resampling.Statistic`."""
+"""Correlations as statistics of samples: see `cqa.stats.resampling.Statistic`."""
 
 from __future__ import annotations
 
@@ -40,6 +40,32 @@ def partial_spearman(x: Floats, y: Floats, given: Floats) -> Statistic:
         rest = (1 - ac**2) * (1 - bc**2)
         with np.errstate(divide="ignore", invalid="ignore"):
             found: Values = (ab - ac * bc) / np.sqrt(np.where(rest > CONSTANT, rest, np.nan))
+        return found
+
+    return statistic
+
+
+def concordance(x: Floats, y: Floats) -> Statistic:
+    """Return Lin's concordance of two numbers an item: 1 only where they are the same number.
+
+    It does not exist where both are one and the same for all items of a sample.
+
+    Source: Lin 1989, "A concordance correlation coefficient to evaluate reproducibility".
+    """
+    a, b = (np.asarray(values, dtype=np.float64) for values in (x, y))
+    middle = (a.mean() + b.mean()) / 2
+    a, b = a - middle, b - middle
+
+    def statistic(weights: Values) -> Values:
+        n = weights.sum(axis=1)
+        n = np.where(n > 0, n, np.nan)
+        mean_a, mean_b = weights @ a / n, weights @ b / n
+        covariance = weights @ (a * b) / n - mean_a * mean_b
+        squares = (
+            weights @ (a - b) ** 2 / n + 2 * covariance
+        )  # both variances and (a - b)² of means
+        with np.errstate(divide="ignore", invalid="ignore"):
+            found: Values = 2 * covariance / np.where(squares > 0, squares, np.nan)
         return found
 
     return statistic

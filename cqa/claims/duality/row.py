@@ -11,6 +11,11 @@ from cqa.schema.claims import StudyRow
 class DualityRow(StudyRow):
     """One item under one model; laws are in the order of `draws.LAWS`."""
 
+    given_nats: tuple[float, float]  # S(g | y), S(b | y)
+    null_nats: tuple[float, float]  # S(g | ∅), S(b | ∅)
+    reverse_nats: float  # PMI of the context given the good text
+    other_forward_nats: float  # PMI of another item's good text given the context
+    other_reverse_nats: float  # and of the context given that
     context_key: (
         str  # digest of the context's ids: two items with one context have one set of texts
     )
@@ -22,3 +27,8 @@ class DualityRow(StudyRow):
     candidate_counts: tuple[tuple[int, ...], ...]  # of each law, how often each was drawn
     n_texts: int  # of each law
     n_tokens: int  # fed at most
+
+    @property
+    def forward_nats(self) -> float:
+        """PMI of the good text given the context."""
+        return self.given_nats[0] - self.null_nats[0]
