@@ -12,6 +12,7 @@ from cqa.claims.conditioning.config import ConditioningConfig
 from cqa.claims.config import ModelsConfig
 from cqa.claims.duality.config import DualityConfig
 from cqa.claims.fit.config import FitConfig
+from cqa.claims.probe.config import ProbeConfig
 from cqa.claims.rubric.config import RubricConfig
 from cqa.claims.verdict.config import VerdictConfig
 from cqa_fast.group import Commands
@@ -119,6 +120,22 @@ def rubric(config: RubricConfig, as_json: bool) -> None:
 
 
 @command()
+@takes(ProbeConfig)
+@JSON
+def probe(config: ProbeConfig, as_json: bool) -> None:
+    """Can a linear probe read from the states which option is good, layer by layer?
+
+    \b
+    Example:
+      cqa-fast study probe --model Qwen/Qwen2.5-7B --run run \\
+          --pairs pairs.jsonl --out probe
+    """
+    from cqa.claims.probe.claim import Probe
+
+    _run(Probe(config), config, as_json)
+
+
+@command()
 @takes(VerdictConfig)
 @JSON
 def verdict(config: VerdictConfig, as_json: bool) -> None:
@@ -134,5 +151,5 @@ def verdict(config: VerdictConfig, as_json: bool) -> None:
     _run(Verdict(config), config, as_json)
 
 
-for one in (attention, conditioning, duality, fit, rubric, verdict):
+for one in (attention, conditioning, duality, fit, probe, rubric, verdict):
     study.add_command(one)

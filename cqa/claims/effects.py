@@ -108,10 +108,18 @@ def _tails(
     return (greater, less) if claimed == "greater" else (less, greater)
 
 
-def described(name: str, label: str, adapter: str | None, value: float | None, n: int) -> Effect:
+def described(
+    name: str,
+    label: str,
+    adapter: str | None,
+    value: float | None,
+    n: int,
+    *,
+    part: Part = "description",
+) -> Effect:
     """Return a number that nothing is decided by, such as a share of items."""
     return Effect(
-        name=name, label=label, part="description", adapter=adapter, group=None, value=value,
+        name=name, label=label, part=part, adapter=adapter, group=None, value=value,
         ci95=None, p=None, p_against=None, n=n, n_sources=None,
     )  # fmt: skip
 
