@@ -14,6 +14,8 @@ as 1 + w it is fp32, as it is summed there.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -348,6 +350,16 @@ class Decoder:
         """Compute the base's numbers, but summed over as many columns as with the adapter."""
         for projection in self.projections():
             projection.silence()
+
+    @contextmanager
+    def silenced_adapter(self) -> Iterator[None]:
+        """Silence the adapter for a while; without one nothing changes."""
+        self.silence_adapter()
+        try:
+            yield
+        finally:
+            for projection in self.projections():
+                projection.unsilence()
 
     def detach_adapter(self) -> None:
         """Go back to the base model."""

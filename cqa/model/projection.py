@@ -135,9 +135,7 @@ class Projection:
             for g, (name, b) in enumerate(zip(modules, lora_b, strict=True))
         )
         self.low.zero_()
-        with torch.no_grad():
-            for b, block in self.b_blocks():
-                block.copy_(b * scaling)
+        self.unsilence()
 
     def b_blocks(self) -> list[tuple[Tensor, Tensor]]:
         """Return B of every adapted member, and the block of the weight that holds scaling·B."""
@@ -150,6 +148,12 @@ class Projection:
     def silence(self) -> None:
         """Let the adapter add nothing, in as many columns: its rounding without its effect."""
         self.low.zero_()
+
+    @torch.no_grad()
+    def unsilence(self) -> None:
+        """Let the adapter, where there is one, add what it does."""
+        for b, block in self.b_blocks():
+            block.copy_(b * self._scaling)
 
     def detach(self) -> None:
         """Go back to the base: the adapter columns are no longer read."""

@@ -1,45 +1,37 @@
-"""The study of duality: an exact joint, draws beside other laws, transfer beside d_prior dealt."""
+"""The study of duality: an exact joint both ways, transfer beside its null, refusals."""
 
-import json
 import math
+from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from itertools import permutations
 
 import numpy as np
 import pytest
-import torch
-from claims.asking import MODEL, reference, reference_stats
+from claims.asking import MODEL, reference_stats
+from claims.duality_rows import EXAMPLE, config_of, rows_of
 from helpers import read_lines, write_lines
 from scipy.stats import spearmanr
 
-from cqa.assets import STUDIES
 from cqa.claims.claim import Asked
 from cqa.claims.duality.claim import Duality, scored
 from cqa.claims.duality.config import DualityConfig
-from cqa.claims.duality.draws import LAWS, Drawing, draw
-from cqa.claims.duality.row import DualityRow
-from cqa.claims.duality.sampled import FEWEST_TOKENS, NAMES, drawn_outcome, law_test
+from cqa.claims.duality.nearness import Choices, nearer_shares
 from cqa.claims.duality.symmetry import symmetry_outcome
 from cqa.claims.duality.transfer import dealt_correlations, transfer_outcome
 from cqa.claims.run import run_study
 from cqa.claims.sequences import n_fed, score_sequences
 from cqa.data.tokenizer import Tokenizer
 from cqa.errors import ConfigError, DataError
+from cqa.score.adapters import find_adapters
 from cqa.score.decoder_engine import DecoderEngine
 from cqa.score.engine import SequenceStats
-from cqa.score.sampling import sample
 from cqa.stats.association import concordance
-
-EXAMPLE = STUDIES / "duality.jsonl"
 
 
 @pytest.fixture
 def settings(tmp_path):
-    def make(**changes) -> DualityConfig:
-        given = {"model": str(MODEL), "pairs": (EXAMPLE,), "out": tmp_path / "out", "device": "cpu"}
-        return DualityConfig(**{**given, **changes})
-
-    return make
+    return partial(config_of, tmp_path)
 
 
 @pytest.fixture(scope="module")
@@ -49,139 +41,6 @@ def engine() -> DecoderEngine:
     return found
 
 
-def test_of_the_example_t_1_passes_and_both_other_laws_are_rejected(settings):
-    config = settings(samples=10, max_tokens=8, seed=1)
-    result = run_study(Duality(config), config)
-    by_name = {e.name: e for e in result.effects}
-    assert by_name["drawn"].n == 16 * 10 * 8
-    assert min(by_name["drawn"].p, by_name["drawn_first"].p) > 0.05
-    assert max(by_name["drawn_cool"].p, by_name["drawn_nucleus"].p) < 1e-3
-    assert by_name["log_gap"].value == 0  # the native ops give the same bits
-    (drawn,) = [f for f in result.findings if f.name == "drawn"]
-    assert drawn.mark == "shown"
-    assert "T = 0.9: z -" in drawn.reason
-    assert json.loads((config.out / "study.json").read_text())["study"] == "duality"
-
-
-def test_a_row_is_of_what_was_drawn_by_transformers_in_float64(engine):
-    context = Tokenizer(MODEL).encode_context("She looked out")
-    drawing = Drawing(n_samples=3, max_tokens=6, seed=5, end_ids=frozenset())
-    drawn = draw(engine, [context], drawing)[context]
-    model, _ = reference()
-    for k, law in enumerate(LAWS):
-        (samples,) = sample(
-            engine.base.decoder, [context], n_samples=3, max_tokens=6, seed=5,
-            temperature=law.temperature, top_p=law.top_p,
-        )  # fmt: skip
-        surplus = varentropy = 0.0
-        for one in samples:
-            ids = torch.tensor([context + one.token_ids])
-            with torch.no_grad():
-                logp = model(ids).logits[0, len(context) - 1 : -1].log_softmax(-1)
-            p = logp.exp()
-            entropy = -(p * logp).sum(1)
-            own = logp[torch.arange(len(one.token_ids)), torch.tensor(one.token_ids)]
-            surplus += float((-own - entropy).sum())
-            varentropy += float((p * (logp + entropy[:, None]) ** 2).sum())
-        assert drawn.drawn_tokens[k] == 18
-        assert drawn.surplus_nats[k] == pytest.approx(surplus, abs=1e-4)
-        assert drawn.varentropy_nats2[k] == pytest.approx(varentropy, rel=1e-5)
-        first = torch.bincount(torch.tensor([s.token_ids[0] for s in samples]), minlength=9999)
-        with torch.no_grad():
-            law_of_first = model(torch.tensor([context])).logits[0, -1].softmax(-1)
-        top = law_of_first.topk(4)
-        assert drawn.candidate_p == pytest.approx(top.values.tolist(), rel=1e-5)
-        assert list(drawn.candidate_counts[k]) == first[top.indices].tolist()
-
-
-def test_what_else_is_drawn_changes_nothing(engine):
-    tokenizer = Tokenizer(MODEL)
-    contexts = [tokenizer.encode_context(c) for c in ("She looked out", "The old dog")]
-    drawing = Drawing(n_samples=2, max_tokens=4, seed=0, end_ids=frozenset())
-    together = draw(engine, [*contexts, contexts[0]], drawing)
-    assert together == {c: draw(engine, [c], drawing)[c] for c in contexts}
-
-
-def rows_of(rng, temperature=(1.0, 0.9, 1.0), n_rows=20, n_texts=6, n_tokens=5, vocabulary=30):
-    """Return rows of texts that are drawn, each law at a temperature, from laws of their own."""
-    rows = []
-    for k in range(n_rows):
-        logits = rng.gumbel(0, 1.5, (n_tokens, vocabulary))
-        logits[0].sort()
-        logits[0] = logits[0, ::-1]
-        logp = logits - np.log(np.exp(logits).sum(1, keepdims=True))
-        p = np.exp(logp)
-        entropy = -(p * logp).sum(1)
-        variance = (p * (logp + entropy[:, None]) ** 2).sum()
-        surplus, counts = [], []
-        for t in temperature:
-            noise = rng.gumbel(0, 1, (n_texts, n_tokens, vocabulary))
-            token = (logits / t + noise).argmax(-1)
-            own = logp[np.arange(n_tokens), token]
-            surplus.append(float((-own - entropy).sum()))
-            counts.append(tuple(int((token[:, 0] == c).sum()) for c in range(4)))
-        rows.append(
-            DualityRow(
-                id=f"r{k}", group="g", source_id=None, task_key=f"t{k}", model_key="m",
-                adapter=None, given_nats=(0.0, 0.0), null_nats=(0.0, 0.0), reverse_nats=0.0,
-                other_forward_nats=0.0, other_reverse_nats=0.0, context_key=f"c{k}",
-                drawn_tokens=(n_texts * n_tokens,) * 3,
-                surplus_nats=tuple(surplus), varentropy_nats2=(n_texts * float(variance),) * 3,
-                log_gap_nats=0.0, candidate_p=tuple(p[0, :4]), candidate_counts=tuple(counts),
-                n_texts=n_texts, n_tokens=0,
-            )
-        )  # fmt: skip
-    return rows
-
-
-def test_of_sound_samplers_about_one_in_twenty_is_rejected_by_either_test():
-    rng = np.random.default_rng(0)
-    tests = [law_test(rows_of(rng), 0, 1) for _ in range(300)]
-    assert tests[0].n_tokens == 600 >= FEWEST_TOKENS
-    for p in ([t.p for t in tests], [t.p_z for t in tests], [t.p_chi2 for t in tests]):
-        assert 0.02 <= np.mean(np.array(p) < 0.05) <= 0.075
-    assert np.std([t.z for t in tests]) == pytest.approx(1, abs=0.12)
-    assert np.mean([t.chi2 for t in tests]) == pytest.approx(tests[0].df, abs=0.5)
-
-
-def test_the_chi_square_sees_what_surprise_does_not():
-    """Two first tokens of one probability, of which a broken sampler never draws the second."""
-    (row,) = rows_of(np.random.default_rng(0), n_rows=1, n_texts=400, n_tokens=2)
-    p = (0.3, 0.3, 0.1, 0.1)
-    sound = replace(row, candidate_p=p, candidate_counts=((120, 121, 42, 37),) * 3)
-    broken = replace(sound, candidate_counts=((241, 0, 42, 37),) * 3)
-    assert law_test([sound], 0, 1).p_chi2 > 0.5
-    assert law_test([broken], 0, 1).p_chi2 < 1e-9
-    assert law_test([broken], 0, 1).p_z == law_test([sound], 0, 1).p_z
-    n = 400 * np.array([0.3, 0.3, 0.1, 0.1, 0.2])  # of one context it is Pearson's
-    counts = np.array([120, 121, 42, 37, 80])
-    assert law_test([sound], 0, 1).chi2 == pytest.approx(((counts - n) ** 2 / n).sum())
-
-
-def test_marks_take_that_the_controls_are_rejected():
-    rng = np.random.default_rng(3)
-
-    def mark(rows) -> str:
-        (found,) = drawn_outcome({None: rows})[1]
-        return found.mark
-
-    sharp = (1.0, 0.5, 0.5)
-    assert mark(rows_of(rng, sharp)) == "shown"
-    assert mark(rows_of(rng, (1.0, 0.5, 1.0))) == "not shown"  # one control is not told from it
-    assert mark(rows_of(rng, (0.5, 0.5, 0.5))) == "against"
-    few = rows_of(rng, sharp, n_rows=3)
-    assert mark(few) == "n/a"
-    assert {e.p for e in drawn_outcome({None: few})[0] if e.name in NAMES} == {None}
-
-
-def test_p_is_corrected_for_the_models_and_a_context_counts_once():
-    rows = rows_of(np.random.default_rng(4))
-    alone, of_two = law_test(rows, 0, 1), law_test(rows, 0, 2)
-    assert of_two.p_z == pytest.approx(min(1, 2 * alone.p_z))
-    again = [*rows, *(replace(row, id=f"again-{row.id}") for row in rows)]
-    assert law_test(again, 0, 1) == alone
-
-
 def test_texts_end_where_the_model_ends_them(settings, engine):
     claim = Duality(settings(samples=2, max_tokens=4))
     tasks = claim.tasks(Tokenizer(MODEL), 1024)
@@ -189,7 +48,9 @@ def test_texts_end_where_the_model_ends_them(settings, engine):
     (row,) = claim.compute(engine, tasks[:1], Asked("key", None))
     texts = tasks[0].content
     drawn = 5 * len(texts.context) + 2 * 3 * 2 * 3
-    assert tasks[0].n_tokens == n_fed(texts.pairs) + drawn == row.n_tokens
+    option_tokens = sum(len(ids) - 1 for ids in (*texts.choices.own, *texts.choices.other))
+    read = len(texts.context) + option_tokens + 2 * (len(texts.context) + 4 + option_tokens)
+    assert tasks[0].n_tokens == n_fed(texts.pairs) + drawn + read == row.n_tokens
 
 
 @pytest.mark.parametrize(
@@ -198,6 +59,10 @@ def test_texts_end_where_the_model_ends_them(settings, engine):
         ({"bad": [" a", " b"]}, r"bad\.jsonl:2: expected one good and one bad text, got 3 texts"),
         ({"context": "word " * 5000}, r"bad\.jsonl:2: expected at most \d+ tokens"),
         ({"context": "a<|endoftext|>"}, r"bad\.jsonl:2: expected a text without control"),
+        (
+            {"context": "word " * 990},
+            r"bad\.jsonl:2: expected at most 1024 tokens of context, drawn",
+        ),
         ({"id": "duality-01"}, r"bad\.jsonl:2: expected each id once"),
     ],
 )
@@ -407,8 +272,62 @@ def test_scores_both_ways_are_those_of_transformers(settings, trained, tmp_path)
         [logp(y, x, adapter), logp(y, b, adapter)], abs=1e-4
     )
     assert {f.name for f in result.findings if f.adapter} == {
-        "both ways alike", "more both ways", "drawn", "transfer",
+        "both ways alike", "more both ways", "drawn", "transfer", "free texts nearer",
+        "more of them nearer",
     }  # fmt: skip
+
+
+class Reader:
+    """An engine for which the good text follows the word of its item."""
+
+    pass_rows = 500
+
+    def __init__(self, favoured: dict[int, int]) -> None:
+        self.favoured = favoured  # of a token in the context, the option that it makes likelier
+        self.base = self.decoder = self
+
+    def silenced_adapter(self):
+        return nullcontext()
+
+    def run(self, prefixes):
+        return {
+            (context, option): SequenceStats(
+                [-1.0 + sum(self.favoured.get(token) == option[0] for token in context)]
+            )
+            for context, options in prefixes.sequences.items()
+            for option in options
+        }
+
+
+def test_a_free_text_is_near_what_it_makes_likelier_than_it_was():
+    good, bad, other_good, other_bad = (10,), (11,), (12,), (13,)
+    one = Choices((1, 2), (good, bad), (other_good, other_bad))
+    reader = Reader({1: 10, 5: 10, 6: 11, 7: 13})  # the context itself favours the good one
+    (shares,) = nearer_shares(reader, [one], {(1, 2): [(5,), (5, 9), (6,), (9,), (), (7,)]})
+    assert shares == pytest.approx(((2 + 0.5 * 3) / 6, (0.5 * 5) / 6))
+
+
+def test_the_base_reads_what_an_adapter_wrote(trained):
+    adapter = find_adapters(
+        DualityConfig(
+            model=str(MODEL), adapter=(trained / "epoch-02",), pairs=(EXAMPLE,), out=EXAMPLE
+        )
+    )
+    engine = DecoderEngine(MODEL, adapter, device="cpu", dtype="fp32")
+    engine.open()
+    tokenizer = Tokenizer(MODEL)
+    pair = (tokenizer.encode_context("She looked out"), tokenizer.encode_following(" and ran."))
+
+    def score() -> float:
+        return score_sequences(engine, [pair])[pair].total
+
+    engine.use(None)
+    base = score()
+    engine.use(adapter[0])
+    own = score()
+    with engine.base.decoder.silenced_adapter():
+        assert score() == pytest.approx(base, abs=1e-5)
+    assert score() == own != pytest.approx(base, abs=1e-3)
 
 
 def test_texts_of_one_source_cannot_be_dealt(settings, tmp_path):

@@ -54,13 +54,18 @@ class Drawn:
     candidate_counts: tuple[tuple[int, ...], ...]
 
 
-def draw(engine: DecoderEngine, contexts: Sequence[Ids], drawing: Drawing) -> dict[Ids, Drawn]:
+def draw(
+    engine: DecoderEngine, contexts: Sequence[Ids], drawing: Drawing
+) -> tuple[dict[Ids, Drawn], dict[Ids, list[Ids]]]:
     """Draw texts after each context under every law, and score them under the model in use.
 
     Args:
         engine: Whose decoder draws, and scores.
         contexts: Ids of each; the same ids are drawn after once.
         drawing: How.
+
+    Returns:
+        The numbers of each context; and the ids of its texts at T = 1, without end tokens.
     """
     distinct = list(dict.fromkeys(contexts))
     decoder = engine.base.decoder
@@ -76,7 +81,12 @@ def draw(engine: DecoderEngine, contexts: Sequence[Ids], drawing: Drawing) -> di
     texts = {c: [of_law[k] for of_law in by_law] for k, c in enumerate(distinct)}
     known = dict(zip(distinct, candidates, strict=True))
     found = score_sequences(engine, _pairs(texts, known), varentropy=True)
-    return {context: _drawn(context, texts[context], known[context], found) for context in distinct}
+    numbers = {c: _drawn(c, of_laws, known[c], found) for c, of_laws in texts.items()}
+    return numbers, {c: [_ids(one) for one in of_laws[0]] for c, of_laws in texts.items()}
+
+
+def _ids(one: Sample) -> Ids:
+    return one.token_ids[:-1] if one.stop == "end" else one.token_ids
 
 
 def _pairs(texts: dict[Ids, list[list[Sample]]], candidates: dict[Ids, Ids]) -> Iterator[Pair]:

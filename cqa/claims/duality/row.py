@@ -16,6 +16,7 @@ class DualityRow(StudyRow):
     reverse_nats: float  # PMI of the context given the good text
     other_forward_nats: float  # PMI of another item's good text given the context
     other_reverse_nats: float  # and of the context given that
+    nearer_shares: tuple[float, float]  # of free texts, the good of the item's pair and another's
     context_key: (
         str  # digest of the context's ids: two items with one context have one set of texts
     )

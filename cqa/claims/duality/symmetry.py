@@ -72,7 +72,10 @@ def symmetry_outcome(
     """Return the effects and the findings of each model."""
     base = rows[None]
     groups, sources = [r.group for r in base], [r.source_id for r in base]
-    found = effects(measured(rows), groups, sources)
+    found = [
+        replace(e, p=None, p_against=None) if e.name.endswith("gap") else e  # no claim has a side
+        for e in effects(measured(rows), groups, sources)
+    ]
     found += association_effects(_associated(rows), groups, sources)
     said = [
         *_both("both ways alike", found, "half_forward", "half_reverse"),
