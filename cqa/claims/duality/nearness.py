@@ -10,7 +10,7 @@ same texts by another item's pair. Under an adapter the base is the adapter made
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -103,5 +103,7 @@ def nearness_outcome(
         ],
         [row.group for row in base], [row.source_id for row in base],
     )  # fmt: skip
+    shares = ("nearer", "other_nearer")  # against 0 nothing is asked of them
+    found = [replace(e, p=None, p_against=None) if e.name in shares else e for e in found]
     said = findings("free texts nearer", found, "excess_nearer")
     return found, said + findings("more of them nearer", found, "change_nearer")
