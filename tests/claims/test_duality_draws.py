@@ -39,6 +39,9 @@ def test_of_the_example_t_1_passes_and_both_other_laws_are_rejected(settings):
     assert min(by_name["drawn"].p, by_name["drawn_first"].p) > 0.05
     assert max(by_name["drawn_cool"].p, by_name["drawn_nucleus"].p) < 1e-3
     assert by_name["log_gap"].value == 0  # the native ops give the same bits
+    no_side = ("gap", "other_gap", "excess_gap", "nearer", "other_nearer")
+    assert {by_name[name].p for name in no_side} == {None}
+    assert by_name["excess_nearer"].p is not None
     (drawn,) = [f for f in result.findings if f.name == "drawn"]
     assert drawn.mark == "shown"
     assert "T = 0.9: z -" in drawn.reason
