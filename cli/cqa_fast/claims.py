@@ -17,7 +17,7 @@ from cqa.claims.rubric.config import RubricConfig
 from cqa.claims.verdict.config import VerdictConfig
 from cqa_fast.group import Commands
 from cqa_fast.options import JSON, command, takes
-from cqa_fast.terminal import say, say_json, tell
+from cqa_fast.terminal import say, say_json, tell_place
 
 
 @click.group(cls=Commands, invoke_without_command=True)
@@ -29,13 +29,14 @@ def study(ctx: click.Context) -> None:
 
 
 def _run(claim: Any, config: ModelsConfig, as_json: bool) -> None:
-    from cqa.claims.run import RESULT, run_study
+    from cqa.claims.family import RESULT
+    from cqa.claims.run import run_study
     from cqa.claims.show import study_text
     from cqa_fast.progress import ScoreProgress
 
     with closing(ScoreProgress()) as progress:
         result = run_study(claim, config, on_event=progress)
-    tell(f"study: {config.out / RESULT}")
+    tell_place("study", config.out / RESULT)
     say_json(result.to_json()) if as_json else say(study_text(result))
 
 

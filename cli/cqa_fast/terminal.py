@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import click
@@ -58,6 +59,11 @@ def tell(line: str, *, label: str = "") -> None:
     """
     with suppress(OSError):
         click.echo(label + for_terminal(line), err=True)
+
+
+def tell_place(noun: str, *paths: Path) -> None:
+    """Say where something was written, each path on the one line."""
+    tell(f"{noun}: {', '.join(message(str(path)) for path in paths)}")
 
 
 def open_missing_streams() -> None:

@@ -11,11 +11,12 @@ from typing import Any, Generic
 
 from cqa.claims.claim import Asked, Claim, Content, Row, RowsByModel, Task
 from cqa.claims.config import ModelsConfig
+from cqa.claims.family import RESULT, check_same_base, check_same_study, remembered
 from cqa.config import command_line, describe, given_settings, input_paths
 from cqa.data.jsonl import read_jsonl
 from cqa.data.tokenizer import Tokenizer
 from cqa.errors import DataError, ModelError
-from cqa.files import AppendedFile, discard, inside, new_file, read_json, write_json
+from cqa.files import AppendedFile, discard, inside, new_file, write_json
 from cqa.identity import code_digest, versions
 from cqa.interrupt import Interrupt, continued_by
 from cqa.kernels.matmul import keep_sums_whole
@@ -35,7 +36,7 @@ from cqa.score.model_identity import CODE, ModelIdentity
 from cqa.score_folder import digest_json, with_checksum
 from cqa.text import counted, duration
 
-ROWS, RESULT, FIGURE = "rows.jsonl", "study.json", "figure"
+ROWS, FIGURE = "rows.jsonl", "figure"
 _PROBED_TOKENS = 256  # fed to measure the rate before the work starts
 NOBODY = Asked("", None)  # of rows that are not kept
 HINT = "--dtype bf16, or a device with more memory"
@@ -79,7 +80,9 @@ def run_study(
         CqaError: Anything that the user can mend; see cqa.errors.
     """
     check_output(config.out, "study", input_paths(config))
+    check_same_study(config.out, claim.name)
     study = _opened(claim, config, on_event)
+    check_same_base(config.out, study.models[0])
     _check_effects(study)
     again = command_line(type(config), f"study {claim.name}", given_settings(config))
     with (
@@ -89,7 +92,7 @@ def run_study(
         AppendedFile(inside(config.out, ROWS)) as file,
     ):
         file.cut_partial_line()
-        earlier = _earlier(config.out, study.models)
+        earlier = remembered(config.out, claim.name, study.models)
         discard(inside(config.out, RESULT))  # it would be of other rows
         models = [*study.models, *earlier]
         held = _held_rows(config.out, claim, {m.model_key for m in models})
@@ -137,22 +140,6 @@ def _opened(
     models = [shared.model_of(None, None)]
     models += [shared.model_of(a, d) for a, d in zip(adapters, digests, strict=True)]
     return _Study(claim, config, engine, tasks, models, adapters, on_event)
-
-
-def _earlier(out: Path, models: Sequence[ScoredModel]) -> list[ScoredModel]:
-    """Return adapters that earlier commands asked in this folder, of the same base and study."""
-    path = inside(out, RESULT)
-    if not path.exists():
-        return []
-    keys = {model.model_key for model in models}
-    names = {model.adapter for model in models}
-    return [
-        model
-        for model in StudyResult.from_json(read_json(path), str(path)).models
-        if model.model_key not in keys
-        and model.adapter not in names
-        and not model.differs_from(models[0])
-    ]
 
 
 Held = dict[tuple[str, str], Row]

@@ -56,6 +56,14 @@ class StudyFinding(Record):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StudyModels(Record):
+    """asked.json: whom a folder's study was ever asked, whether or not it came to a result."""
+
+    study: str
+    models: tuple[ScoredModel, ...]  # the base first
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StudyResult(Record):
     """study.json, but for the settings."""
 

@@ -15,6 +15,8 @@ from safetensors.torch import load_file, save_file
 from cqa.claims.conditioning.claim import Conditioning
 from cqa.claims.conditioning.config import ConditioningConfig
 from cqa.claims.run import run_study
+from cqa.claims.verdict.claim import Verdict
+from cqa.claims.verdict.config import VerdictConfig
 from cqa.errors import ConfigError, DataError, ModelError
 from cqa.interrupt import Interrupted
 
@@ -125,6 +127,33 @@ def test_the_tests_pay_for_every_adapter_that_was_ever_asked(settings, trained):
     assert values == {
         e.adapter: e.ci95 for e in at_once.effects if e.name == "excess" and e.group is None
     }
+
+
+def test_an_adapter_counts_whatever_became_of_the_result(settings, trained):
+    out = ask(settings(run=(trained,), epochs=(1,))) and settings().out
+    both = ask(settings(run=(trained,), epochs=(2,)))
+    for left in (None, "", "{}"):  # gone as after a stop, or damaged
+        (out / "study.json").unlink()
+        if left is not None:
+            (out / "study.json").write_text(left)
+        again = ask(settings(run=(trained,), epochs=(2,)))
+        assert (again.effects, again.models) == (both.effects, both.models)
+
+
+def test_a_folder_is_of_one_study_and_one_base(settings, tmp_path):
+    ask(settings())
+    before = {path.name: path.read_bytes() for path in settings().out.iterdir()}
+    other = Verdict(VerdictConfig(**vars(settings())))
+    with pytest.raises(ConfigError, match="study verdict, got one of study conditioning"):
+        run_study(other, settings())
+    model = tmp_path / "other"
+    shutil.copytree(MODEL, model)
+    weights = load_file(model / "model.safetensors")
+    weights["model.norm.weight"] *= 1.5
+    save_file(weights, model / "model.safetensors")
+    with pytest.raises(ModelError, match="the model that this folder's study was begun with"):
+        ask(settings(model=str(model)))
+    assert {path.name: path.read_bytes() for path in settings().out.iterdir()} == before
 
 
 def test_a_row_that_was_changed_is_refused(settings):
