@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable, Sequence
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
+# Thai, Lao, Burmese and Khmer; punctuation and letters of Chinese and Japanese; and their full
+# widths. Korean has spaces.
+_LETTERS = (
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3000-\u30ff\u3400-\u9fff\uf900-\ufaff\uff00-\uffef"
+    "\U00020000-\U0003ffff"
+)
+_UNSPACED = re.compile(f"[{_LETTERS}]")
+_WORD = re.compile(f"(?!\\s)[{_LETTERS}]|[^\\s{_LETTERS}]+")
 _AT_A_TIME = 1000  # items dealt among each other: the table of costs is this squared
 
 
@@ -55,7 +64,18 @@ def _alike(texts: Sequence[str], sources: Sequence[str | None], a: int, b: int) 
 
 
 def shuffled(text: str, seed: str) -> str:
-    """Return a text's words in another order, the same every time."""
-    words = text.split()
-    random.Random(seed).shuffle(words)
-    return " ".join(words)
+    """Return a text's words in another order, the same every time; its own if it has no other.
+
+    In scripts that put no spaces between words a character is a word.
+    """
+    words = _WORD.findall(text)
+    own, source = list(words), random.Random(seed)
+    source.shuffle(words)
+    while words == own and len(set(words)) > 1:
+        source.shuffle(words)
+    pairs = zip(["", *words], words, strict=False)
+    return "".join(_between(before, word) + word for before, word in pairs)
+
+
+def _between(before: str, word: str) -> str:
+    return " " if before and not (_UNSPACED.fullmatch(before) or _UNSPACED.fullmatch(word)) else ""

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cqa.claims.dealing import dealt
+from cqa.claims.dealing import dealt, shuffled
 from cqa.claims.effects import Measured, change_of, effects, finding
 
 
@@ -70,3 +70,16 @@ def test_a_change_is_of_the_same_items():
     assert list(change.values) == ["epoch-01"]
     assert list(change.values["epoch-01"]) == [3.0, 2.0]
     assert (change.part, change.claimed) == ("change", "less")
+
+
+def test_words_are_shuffled_to_another_order_where_there_is_one():
+    for seed in "abcdefgh":
+        assert shuffled("one two", seed) == "two one"
+        assert shuffled("说好", seed) == "好说"
+        assert shuffled(" one\none ", seed) == "one one"
+        assert shuffled("说", seed) == "说"
+    text = "风停了，Anna 说 hello world"
+    found = shuffled(text, "a")
+    assert found == shuffled(text, "a") != text
+    assert sorted(found.replace(" ", "")) == sorted(text.replace(" ", ""))
+    assert all(word in found for word in ("Anna", "hello", "world"))

@@ -236,6 +236,11 @@ ITEMS = [
 @pytest.mark.parametrize(
     ("change", "said"),
     [
+        ({"constraints": None}, "got: no `constraints`"),
+        (
+            {"good": None, "bad": None, "options": ["a", "b"], "answer": 1},
+            "one `good` and one `bad`, got 2",
+        ),
         ({"constraints": None}, r"bad\.jsonl:2: expected `constraints` to be an array of 2 to 4"),
         ({"constraints": ["one"]}, r"bad\.jsonl:2: expected `constraints` .* got: 1 of them"),
         ({"constraints": list("abcde")}, r"bad\.jsonl:2: expected `constraints` .* got: 5 of them"),
@@ -247,7 +252,7 @@ ITEMS = [
             {"paraphrase": "She wept often."},
             r"bad\.jsonl:2: expected `paraphrase` to say the first",
         ),
-        ({"bad": ["a", "b"]}, r"bad\.jsonl:2: expected a pair with `good` and `bad`, got more"),
+        ({"bad": ["a", "b"]}, r"bad\.jsonl:2: expected a pair .* `bad`, got 3 options"),
         ({"id": "r0"}, r"bad\.jsonl:2: expected each id once"),
         (
             {"constraints": ["It was the ran hour.", "It was the slept hour."], "source_id": "s0"},

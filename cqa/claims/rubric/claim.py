@@ -212,11 +212,13 @@ class RubricGap:
 def _constraints_of(item: Item) -> tuple[str, ...]:
     if item.kind != "pair":
         raise DataError(
-            "expected a pair with `good` and `bad`, got more than two options", where=item.where
+            f"expected a pair with one `good` and one `bad`, got {len(item.options)} options",
+            where=item.where,
         )
     held = item.extra.get("constraints")
     if not isinstance(held, list) or not FEWEST <= len(held) <= MOST:
         got = f"{len(held)} of them" if isinstance(held, list) else f"{held!r:.80}"
+        got = got if "constraints" in item.extra else "no `constraints`"
         raise DataError(
             f"expected `constraints` to be an array of {FEWEST} to {MOST} texts, got: {got}",
             where=item.where,
