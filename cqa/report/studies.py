@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from cqa.schema.meta import ScoredModel
 from cqa.text import counted, listed, named
 
 RESULT = "study.json"
+_NAME = re.compile("[a-z]{1,40}")  # files of the report are called by it
 COLUMNS: tuple[Column[Effect], ...] = (
     Column("measure", "measure", lambda e: e.label, "text"),
     Column("part", "part", lambda e: e.part, "text"),
@@ -95,6 +97,11 @@ def _part(folder: Path, base: ScoredModel) -> StudyPart:
             hint="a study that was stopped has none; the same command continues it",
         )
     result = StudyResult.from_json(read_json(path), str(path))
+    if not (_NAME.fullmatch(result.study) and result.models and result.models[0].adapter is None):
+        raise DataError(
+            "expected a study's name, and its base before its adapters, got other fields",
+            where=str(path), hint="the command that wrote it writes it again",
+        )  # fmt: skip
     for asked in result.models[:1]:
         for name in ("model", "tokenizer"):
             if getattr(asked, name) != getattr(base, name):

@@ -74,6 +74,16 @@ def test_other_settings_are_told(few, studied, tmp_path):
     assert "Asked with another dtype than the scores" in (out / "report.md").read_text()
 
 
+@pytest.mark.parametrize("change", [{"study": "../../mine"}, {"study": ""}, {"models": []}])
+def test_a_result_that_no_study_wrote_is_refused(few, studied, tmp_path, change):
+    """Files of the report are called by the study's name, and a base says what it is of."""
+    path = studied() / "study.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(DataError, match="expected a study's name, and its base before"):
+        write_report(few, ReportConfig(out=tmp_path / "report", study=(path.parent,)))
+    assert not (tmp_path / "report").exists()
+
+
 def test_what_is_no_study_is_refused(few, studied, tmp_path):
     for given, said in (((few,), "got one without study.json"), ((studied(),) * 2, "again")):
         with pytest.raises(DataError, match=said):
