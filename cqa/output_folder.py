@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
-from cqa.errors import ConfigError, CqaError
+from cqa.errors import ConfigError, CqaError, ResourceError
 from cqa.files import locked, refuse_held, reported, write_json
 from cqa.reading import MOST_BYTES, read_object, refuse_special
 
@@ -134,7 +134,9 @@ def check_output_file(
 
     Raises:
         ConfigError: It is an input, a folder, or holds something else.
+        ResourceError: Nothing can be written at its place.
     """
+    _check_place(path)
     if not os.path.lexists(path):
         return
     for key, given in inputs:
@@ -146,6 +148,17 @@ def check_output_file(
         raise ConfigError(
             f"expected a new file, or one that this command wrote, got {got}", where=str(path),
             hint="nothing is replaced that it did not write; name another --out",
+        )  # fmt: skip
+
+
+def _check_place(path: Path) -> None:
+    """Refuse a file's place before the work whose outcome would have no place to go."""
+    there = next(place for place in path.absolute().parents if os.path.lexists(place))
+    if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
+        got = "one that cannot be written to" if there.is_dir() else "a file"
+        raise ResourceError(
+            f"expected a folder to write to, got {got}: {there}", where=str(path),
+            hint="name another --out",
         )  # fmt: skip
 
 

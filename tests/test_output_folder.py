@@ -11,7 +11,7 @@ import pytest
 from helpers import DEMO
 
 from cqa.config import input_paths
-from cqa.errors import ConfigError
+from cqa.errors import ConfigError, ResourceError
 from cqa.output_folder import MARKER, NOUNS, check_output, check_output_file, filled
 from cqa.score.config import PrescreenConfig, ScoreConfig
 from cqa.score.prescreen import prescreen
@@ -194,6 +194,15 @@ def test_file_is_replaced_only_if_the_command_wrote_it(tmp_path):
         check_output_file(path, ["results"], [("--model", path)])
     with pytest.raises(ConfigError, match="got a folder"):
         check_output_file(tmp_path, ["results"], [])
+
+
+def test_file_without_a_place_is_refused_before_any_work(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(ResourceError, match="expected a folder to write to, got a file"):
+        check_output_file(tmp_path / "file" / "new" / "out.json", ["results"], [])
+    monkeypatch.setattr("os.access", lambda *_: False)  # root may write everywhere
+    with pytest.raises(ResourceError, match="one that cannot be written to"):
+        check_output_file(tmp_path / "out.json", ["results"], [])
 
 
 def test_file_of_lines_is_known_by_its_first(tmp_path):

@@ -20,7 +20,7 @@ from cqa.train.config import PRESETS
 from cqa.train.earlier import taken_over
 from cqa.train.ranks import launched
 from cqa_fast.options import A_PATH, JSON, command, flag, takes
-from cqa_fast.terminal import say, say_json, tell
+from cqa_fast.terminal import say, say_json, tell_place
 
 
 def _planned(given: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -55,7 +55,7 @@ def demo(out: Path, epochs: int, as_json: bool) -> None:
 
     with closing(TrainProgress()) as training, closing(ScoreProgress()) as scoring:
         result = run_demo(out, epochs, on_train=training, on_score=scoring)
-    tell(f"report: {out / 'report' / 'report.html'}")
+    tell_place("report", out / "report" / "report.html")
     if as_json:
         say_json(result.to_json())
     elif result.summary is not None:

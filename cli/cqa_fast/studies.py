@@ -24,7 +24,7 @@ from cqa.text import counted
 from cqa.train.config import PRESETS
 from cqa.train.earlier import taken_over
 from cqa_fast.options import A_PATH, JSON, command, flag, takes
-from cqa_fast.terminal import say, say_json, tell
+from cqa_fast.terminal import say, say_json, tell, tell_place
 
 
 @command("lm-eval")
@@ -64,7 +64,7 @@ def generate(config: GenerateConfig, as_json: bool) -> None:
 
     rows = run_generate(config)
     if config.out is not None:
-        tell(f"texts: {config.out}")
+        tell_place("texts", config.out)
     say_json(as_one_object(config, rows)) if as_json else say(texts_of(rows))
 
 
@@ -104,7 +104,7 @@ def letters(config: LettersConfig, as_json: bool) -> None:
     from cqa.score_folder import LETTERS
 
     meta = choose_letters(config, on_rows=lambda n: tell(f"{counted(n, 'item')} asked"))
-    tell(f"choices: {config.out / LETTERS}")
+    tell_place("choices", config.out / LETTERS)
     say_json(meta.to_json()) if as_json else say(letters_text(meta))
 
 
@@ -125,7 +125,7 @@ def compare(config: CompareConfig, folders: tuple[Path, ...], as_json: bool) -> 
     from cqa.compare.tables import compare_text
 
     result = run_compare(folders, config)
-    tell(f"comparison: {config.out / 'compare.md'}")
+    tell_place("comparison", config.out / "compare.md")
     say_json(result.to_json()) if as_json else say(compare_text(result))
 
 
@@ -148,7 +148,8 @@ def prescreen(config: PrescreenConfig, as_json: bool) -> None:
         summary = run_prescreen(config, on_event=progress)
     if summary is None:
         return
-    tell(f"points: {config.out / RANKED}" + (f", {config.out / SELECTED}" if config.budget else ""))
+    names = (RANKED, SELECTED) if config.budget else (RANKED,)
+    tell_place("points", *(config.out / name for name in names))
     say_json(summary.to_json()) if as_json else say(prescreen_text(summary))
 
 
@@ -171,7 +172,7 @@ def scale(config: ScaleConfig, as_json: bool) -> None:
 
     with closing(ScaleProgress()) as training, closing(ScoreProgress()) as scoring:
         result = run_scale(config, on_train=training, on_score=scoring)
-    tell(f"curve: {config.out / CURVE}")
+    tell_place("curve", config.out / CURVE)
     say_json(result.to_json()) if as_json else say(scale_text(result))
 
 

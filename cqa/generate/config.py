@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from cqa.config import require, same_setting, setting
+from cqa.data.tables import parse_columns
 from cqa.score.config import ScoreConfig, require_sampling
 
 
@@ -29,6 +30,7 @@ class GenerateConfig:
         group="Model and data",
         shown="none; --prompt or --prompts is needed",
     )
+    columns: tuple[str, ...] = same_setting(ScoreConfig, "columns", group="Model and data")
     out: Path | None = setting(
         "JSON Lines file for the texts, their tokens and log-probabilities.",
         None,
@@ -61,6 +63,7 @@ class GenerateConfig:
         got = "neither" if self.prompt is None else "both"
         require((self.prompt is None) != (self.prompts is None), "--prompt or --prompts", got)
         require(self.prompt != "", "--prompt to be a text", "an empty one")
+        parse_columns(self.columns)
         require_sampling(
             n_samples=self.samples, max_tokens=self.max_tokens, temperature=self.temperature,
             top_p=self.top_p, seed=self.seed,

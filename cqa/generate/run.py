@@ -10,12 +10,14 @@ from typing import Any
 
 from cqa.config import input_paths
 from cqa.data.jsonl import LONGEST_LINE_BYTES, read_records, take_id, take_text
+from cqa.data.unique import each_once, file_line_id
 from cqa.errors import DataError
 from cqa.files import new_file, reported
 from cqa.generate.config import GenerateConfig
 from cqa.output_folder import check_output_file
 from cqa.schema.generated import GeneratedRow
 from cqa.score.resident import Model
+from cqa.text import named
 
 STDIN = "standard input"
 ROW_KEYS = ("prompt", "text", "token_ids", "logp_nats", "stop")  # by which our own file is known
@@ -84,11 +86,9 @@ def _read(config: GenerateConfig) -> list[Prompt]:
         DataError: A line is malformed, or there is no text.
     """
     if config.prompts is not None:
-        records = read_records(config.prompts, _parsed, noun="prompt")
-        return [
-            Prompt(id or f"prompt-{k}", text, where)
-            for k, (id, text, where) in enumerate(records, start=1)
-        ]
+        columns = config.columns
+        records = read_records(config.prompts, _parsed, noun="prompt", columns=columns)
+        return list(each_once(records, name=file_line_id, columns=columns))
     if config.prompt != "-":
         return [Prompt("prompt-1", config.prompt or "", "--prompt")]
     data = sys.stdin.buffer.read(LONGEST_LINE_BYTES + 1)
@@ -96,16 +96,17 @@ def _read(config: GenerateConfig) -> list[Prompt]:
         expected = f"expected a prompt of at most {LONGEST_LINE_BYTES >> 20} MiB, got a longer one"
         raise DataError(expected, where=STDIN)
     try:
-        text = data.decode("utf-8").removesuffix("\n")
+        text = data.decode("utf-8-sig").removesuffix("\n").removesuffix("\r")
     except UnicodeDecodeError as error:
         got = f"byte {data[error.start]:#04x}"
         raise DataError(f"expected UTF-8, got {got}", where=STDIN) from None
     return [Prompt("prompt-1", text, STDIN)]
 
 
-def _parsed(record: dict[str, Any], where: str) -> tuple[str, str, str]:
+def _parsed(record: dict[str, Any], where: str) -> Prompt:
     key = "context" if "context" in record and "prompt" not in record else "prompt"
-    return take_id(record, where, ""), take_text(record, key, where), where
+    prompt_id = take_id(record, where, file_line_id(where))
+    return Prompt(prompt_id, take_text(record, key, where), where)
 
 
 def as_one_object(config: GenerateConfig, rows: Sequence[GeneratedRow]) -> dict[str, Any]:
@@ -124,4 +125,4 @@ def texts_of(rows: Sequence[GeneratedRow]) -> str:
     """Return the texts for a terminal: one alone as it is, several each under its name."""
     if len(rows) == 1:
         return rows[0].text
-    return "\n\n".join(f"[{row.id}, sample {row.sample}]\n{row.text}" for row in rows)
+    return "\n\n".join(f"[{named(row.id)}, sample {row.sample}]\n{row.text}" for row in rows)

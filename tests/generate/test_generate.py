@@ -121,7 +121,7 @@ def test_the_command_reads_files_and_writes_json_and_rows(tmp_path):
     assert (found["model"], found["adapter"], found["seed"]) == (MODEL, None, 3)
     assert [(t["id"], t["prompt"], t["sample"]) for t in found["texts"]] == [
         (name, prompt, number)
-        for name, prompt in (("door", PROMPTS[0]), ("prompt-2", PROMPTS[1]))
+        for name, prompt in (("door", PROMPTS[0]), ("prompts-2", PROMPTS[1]))
         for number in (1, 2)
     ]
     for text in found["texts"]:
@@ -144,13 +144,13 @@ def test_texts_are_printed_alone_or_under_their_names():
     assert two.stdout == (f"[prompt-1, sample 1]\n{texts[0]}\n\n[prompt-1, sample 2]\n{texts[1]}\n")
 
 
-@pytest.mark.parametrize("end", ["", "\n"])
-def test_a_prompt_comes_from_standard_input(monkeypatch, end):
+@pytest.mark.parametrize(("start", "end"), [("", ""), ("", "\n"), ("\ufeff", "\r\n")])
+def test_a_prompt_comes_from_standard_input(start, end):
     from click.testing import CliRunner
     from cqa_fast.main import main
 
     args = ["generate", "--model", MODEL, "--prompt", "-", "--max-tokens", "4", "--json"]
-    result = CliRunner().invoke(main, args, input=PROMPTS[0] + end)
+    result = CliRunner().invoke(main, args, input=(start + PROMPTS[0] + end).encode())
     assert (
         json.loads(result.stdout)["texts"]
         == printed("--prompt", PROMPTS[0], "--max-tokens", 4)["texts"]
@@ -158,6 +158,27 @@ def test_a_prompt_comes_from_standard_input(monkeypatch, end):
     for data, part in ((b"", "got an empty text"), (b"\xff", "expected UTF-8, got byte 0xff")):
         result = CliRunner().invoke(main, args, input=data)
         assert_one_error(result, 3, f"{STDIN}: ", part)
+
+
+def test_prompts_have_columns_and_ids_of_their_own(tmp_path):
+    file = tmp_path / "prompts.csv"
+    file.write_text(f"name,text\na\x1b[2J,{PROMPTS[0]}\nb,{PROMPTS[0]}\n")
+    args = ["generate", "--model", MODEL, "--prompts", file, "--max-tokens", 2]
+    assert_one_error(invoke(*args), 3, "prompts.csv:2: expected text in `prompt`", "--columns")
+    result = invoke(*args, "--columns", "prompt=text,id=name")
+    assert "\x1b" not in result.stdout
+    assert "[b, sample 1]" in result.stdout
+    file = write_lines(tmp_path / "same.jsonl", [{"id": "a", "prompt": p} for p in PROMPTS])
+    result = invoke("generate", "--model", MODEL, "--prompts", file)
+    assert_one_error(result, 3, "same.jsonl:2: expected each id once, got `a` again")
+
+
+def test_a_path_is_told_on_one_line(tmp_path):
+    out = tmp_path / "odd\nname.jsonl"
+    args = ["--prompt", PROMPTS[0], "--max-tokens", 1, "--out", out]
+    result = invoke("generate", "--model", MODEL, *args)
+    assert out.exists()
+    assert result.stderr.count("\n") == 1
 
 
 def test_prompts_that_cannot_be_drawn_from_are_refused(model):
