@@ -81,3 +81,32 @@ def test_a_run_continues_with_more_items_and_then_does_nothing(tmp_path):
     verdict = json.loads((tmp_path / "out/scores/summary.json").read_text())["verdict"]
     assert "placebo" in {finding["name"] for finding in verdict["findings"]}
     assert run("2000") == f"{tmp_path}/out/report/report.html\n"
+
+
+def test_items_of_studies_are_made_of_passages_and_of_figures(tmp_path):
+    """A context is its last two sentences; of two meanings of a figure the first is taken."""
+    data = tmp_path / "data" / "pairs"
+    data.mkdir(parents=True)
+    long = {"good": " It rained on. " * 30, "bad": " It was dry. " + "word " * 99}
+    passages = [
+        {"id": "p1", "context": "One came. Two left. Three sat down. Four slept.", **long},
+        {"id": "p2", "context": "Too short. To be parted. So it is not.", **long},
+    ]
+    figures = [
+        {"id": f"f-{n}-{k}", "context": "As calm as", "good": " a", "bad": " b"}
+        for n in (1, 2) for k in (0, 1)
+    ]  # fmt: skip
+    write_lines(data / "literary_true_continuation.jsonl", passages)
+    write_lines(data / "literary_figurative.jsonl", figures)
+    command = [sys.executable, str(SCRIPTS / "study_items.py"), str(data.parent)]
+    subprocess.run([*command, str(tmp_path / "out")], check=True)
+    (item,) = read_lines(tmp_path / "out" / "conditions.jsonl")
+    assert (item["condition"], item["context"]) == (
+        "One came. Two left.",
+        "Three sat down. Four slept.",
+    )
+    assert item["good"].endswith("It rained on.")
+    assert len(item["good"]) <= 220
+    assert item["bad"] == " It was dry."
+    found = read_lines(tmp_path / "out" / "figurative.jsonl")
+    assert [(i["id"], i["source_id"]) for i in found] == [("f-1-0", "f-1"), ("f-2-0", "f-2")]
