@@ -8,6 +8,7 @@ import pytest
 import torch
 from claims.asking import MODEL, reference_stats
 from helpers import read_lines, write_lines
+from safetensors.numpy import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cqa.assets import STUDIES
@@ -71,7 +72,8 @@ def test_the_example_runs_and_its_states_are_those_of_transformers(settings, tra
     item = items[1]
     for name, path in ((None, None), ("epoch-02", adapter)):
         row = rows[item["id"], name]
-        held = np.load(config.out / "states" / row["model_key"] / f"{row['task_key']}.npy")
+        file = config.out / "states" / row["model_key"] / f"{row['task_key']}.safetensors"
+        held = load_file(file)["states"]
         good, bad = (their_states(item["context"], item[of], path) for of in ("good", "bad"))
         assert held == pytest.approx(good - bad, abs=1e-4)
         for place, of in enumerate(("good", "bad")):
@@ -103,7 +105,7 @@ def test_states_that_are_gone_or_damaged_are_named_and_computed_again(settings):
     whole = (config.out / "study.json").read_bytes()
     lines = (config.out / "rows.jsonl").read_text().splitlines(keepends=True)
     row = json.loads(lines[2])
-    file = config.out / "states" / row["model_key"] / f"{row['task_key']}.npy"
+    file = config.out / "states" / row["model_key"] / f"{row['task_key']}.safetensors"
     held = file.read_bytes()
     for damaged, got in ((held[:-4] + b"\0\0\0\1", "another file"), (b"", "no such file")):
         file.write_bytes(damaged)
@@ -125,7 +127,9 @@ def test_rows_and_states_do_not_hang_on_the_passes(settings, tmp_path):
     ask(two)
     for name in ("rows.jsonl", "figure.svg"):
         assert (one.out / name).read_bytes() == (two.out / name).read_bytes()
-    files = [path.relative_to(one.out) for path in sorted((one.out / "states").rglob("*.npy"))]
+    files = [
+        path.relative_to(one.out) for path in sorted((one.out / "states").rglob("*.safetensors"))
+    ]
     assert len(files) == len(read_lines(EXAMPLE))
     for name in files:
         assert (one.out / name).read_bytes() == (two.out / name).read_bytes()

@@ -2,10 +2,10 @@
 
 All layers of a model's states are some hundred kilobytes an item, too much for a line of
 rows.jsonl, and probes need all items of one layer at a time. So each item has a file
-`states/MODEL_KEY/TASK_KEY.npy`: fp32 (n_layers + 1, 2, hidden_size), the good option's minus the
-bad one's. It takes its name when it is whole, and its row, which comes after it, holds its digest.
-A row so always has its file, and a stopped study goes on from its rows as any other does. Of many
-items one layer is in memory, never all.
+`states/MODEL_KEY/TASK_KEY.safetensors`: `states`, fp32 (n_layers + 1, 2, hidden_size), the good
+option's minus the bad one's. It takes its name when it is whole, and its row, which comes after it,
+holds its digest. A row so always has its file, and a stopped study goes on from its rows as any
+other does. Of many items one layer is in memory, never all.
 """
 
 from __future__ import annotations
@@ -16,13 +16,15 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import load_file, save
 
 from cqa.claims.probe.row import POSITIONS, ProbeRow
 from cqa.errors import DataError
 from cqa.files import inside, new_file, reported
 from cqa.stats.clusters import Values
 
-FOLDER = "states"
+FOLDER, _NAME = "states", "states"
 States = npt.NDArray[np.float32]
 
 
@@ -40,8 +42,8 @@ def write_states(out: Path, model_key: str, task_key: str, states: States) -> No
     folder = inside(inside(out, FOLDER), model_key)
     with reported(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    with new_file(inside(folder, f"{task_key}.npy")) as temporary, temporary.open("wb") as file:
-        np.save(file, states, allow_pickle=False)
+    with new_file(inside(folder, f"{task_key}.safetensors")) as temporary:
+        temporary.write_bytes(save({_NAME: np.ascontiguousarray(states)}))
 
 
 def check_states(out: Path, rows: Sequence[ProbeRow]) -> tuple[int, int]:
@@ -55,7 +57,7 @@ def check_states(out: Path, rows: Sequence[ProbeRow]) -> tuple[int, int]:
     """
     shape = (0, 0)
     for row in rows:
-        states = _open(out, row)
+        states = _read(out, row)
         if states is None or digest(states) != row.states_sha256:
             raise DataError(
                 f"expected the states that item `{row.id}` was written with, got "
@@ -71,27 +73,26 @@ def check_states(out: Path, rows: Sequence[ProbeRow]) -> tuple[int, int]:
 def layers(out: Path, rows: Sequence[ProbeRow], n_layers: int) -> Iterator[list[Values]]:
     """Yield the states of all items, layer by layer: (n, hidden_size) for each position."""
     for layer in range(n_layers):
-        held = np.stack([_opened(out, row)[layer] for row in rows]).astype(np.float64)
+        held = np.stack([_layer(out, row, layer) for row in rows]).astype(np.float64)
         yield [held[:, place] for place in range(len(POSITIONS))]
 
 
 def _path(out: Path, row: ProbeRow) -> Path:
-    return out / FOLDER / row.model_key / f"{row.task_key}.npy"
+    return out / FOLDER / row.model_key / f"{row.task_key}.safetensors"
 
 
-def _opened(out: Path, row: ProbeRow) -> States:
-    states = _open(out, row)
-    assert states is not None, "its file was there when it was checked"
-    return states
+def _layer(out: Path, row: ProbeRow, layer: int) -> States:
+    """Return one layer of an item's states, of a file that was checked: (2, hidden_size)."""
+    with safe_open(_path(out, row), framework="numpy") as file:
+        found: States = file.get_slice(_NAME)[layer]
+    return found
 
 
-def _open(out: Path, row: ProbeRow) -> States | None:
-    """Return a file's states without reading them; None where it is gone or no such array."""
-    path = inside(inside(inside(out, FOLDER), row.model_key), f"{row.task_key}.npy")
+def _read(out: Path, row: ProbeRow) -> States | None:
+    """Return a file's states; None where it is gone or holds no such array."""
+    path = inside(inside(inside(out, FOLDER), row.model_key), _path(out, row).name)
     try:
-        states = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError):
+        states: States = load_file(path)[_NAME]
+    except (OSError, SafetensorError, KeyError):
         return None
-    if not isinstance(states, np.ndarray) or states.dtype != np.float32 or states.ndim != 3:
-        return None
-    return states
+    return states if states.dtype == np.float32 and states.ndim == 3 else None
