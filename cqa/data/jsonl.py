@@ -178,7 +178,8 @@ def parse_object(line: bytes, where: str) -> dict[str, Any]:
         ) from None
     except json.JSONDecodeError as error:
         raise DataError(
-            f"expected one JSON object, got other text: {error.msg} at column {error.colno}",
+            "expected one JSON object, got other text: "
+            f"{error.msg.removesuffix(' at')} at column {error.colno}",
             where=where,
             hint=_hint(line),
         ) from None

@@ -356,14 +356,14 @@ def test_without_nobody_the_words_of_each_wording_are_shuffled(tmp_path):
 @pytest.mark.parametrize(
     ("works", "audiences", "said"),
     [
-        ([{"id": "w"}], [], r"w\.jsonl:2: expected text in `text`, got: no `text`"),
+        ([{"id": "w"}], [], r"w\.jsonl:2: expected text in `work`, got: no `work`"),
         ([{"text": "x", "group": 3}], [], r"w\.jsonl:2: expected text in `group`"),
         ([{"text": "x", "context": 3}], [], r"w\.jsonl:2: expected text in `context`"),
         ([{"id": "w0", "text": "x"}], [], r"w\.jsonl:2: expected each id once"),
         ([{"text": "word " * 5000}], [], r"w\.jsonl:2 \(after .*a\.jsonl:1\): expected at most"),
         ([{"text": "<|endoftext|>"}], [], r"w\.jsonl:2 .*: expected a text without control"),
         ([], [{"wordings": ["x", "y"]}], r"a\.jsonl:2: expected `wordings` .* got: 2 of them"),
-        ([], [{"id": "c"}], r"a\.jsonl:2: expected `wordings` .* got: None"),
+        ([], [{"id": "c"}], r"a\.jsonl:2: expected `wordings` .* got: no `wordings`"),
         ([], [{"wordings": ["x", "y", ""]}], r"a\.jsonl:2: expected text in `wordings\[2\]`"),
         ([], [{"wordings": ["x y", "y x", "x y"]}], r"a\.jsonl:2: expected each wording once"),
         ([], [{"wordings": ["x y", "z", "y x"]}], r"a\.jsonl:2: expected wordings whose words"),

@@ -8,7 +8,7 @@ import pytest
 import torch
 from claims.asking import MODEL, reference_stats
 from helpers import read_lines, write_lines
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cqa.assets import STUDIES
@@ -121,6 +121,22 @@ def test_states_that_are_gone_or_damaged_are_named_and_computed_again(settings):
     )
 
 
+@pytest.mark.parametrize(
+    ("reshaped", "got"),
+    [((-1, 1, 2), "no such file"), ((1, 2, -1), "another file")],
+)
+def test_states_of_another_shape_are_named(settings, reshaped, got):
+    config = settings()
+    ask(config)
+    row = read_lines(config.out / "rows.jsonl")[2]
+    file = config.out / "states" / row["model_key"] / f"{row['task_key']}.safetensors"
+    ((name, states),) = load_file(file).items()
+    save_file({name: states.reshape(reshaped)}, file)
+    with pytest.raises(DataError, match=f"`{row['id']}` was written with, got {got}"):
+        ask(config)
+    assert not (config.out / "study.json").exists()
+
+
 def test_rows_and_states_do_not_hang_on_the_passes(settings, tmp_path):
     one, two = settings(out=tmp_path / "one", batch_tokens=1), settings(out=tmp_path / "two")
     ask(one)
@@ -155,6 +171,7 @@ def test_bad_lines_are_named(settings, tmp_path, change, said):
     assert not (tmp_path / "out").exists()
 
 
-def test_too_few_swaps_are_refused(settings):
-    with pytest.raises(ConfigError, match="expected --swaps of at least 99"):
-        settings(swaps=98)
+@pytest.mark.parametrize("n", [98, 100_001, 10**14])
+def test_too_few_and_too_many_swaps_are_refused(settings, n):
+    with pytest.raises(ConfigError, match="expected --swaps from 99 to 100,000, got"):
+        settings(swaps=n)

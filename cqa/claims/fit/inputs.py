@@ -89,7 +89,7 @@ def read_audiences(
 
 
 def _parse_work(record: dict[str, Any], where: str) -> Work:
-    key = "work" if "work" in record else "text"
+    key = "text" if "text" in record and "work" not in record else "work"
     context = record.get("context")
     return Work(
         id=take_id(record, where, file_line_id(where)),
@@ -104,6 +104,7 @@ def _parse_audience(record: dict[str, Any], where: str) -> Audience:
     held = record.get("wordings")
     if not isinstance(held, list) or len(held) < FEWEST_WORDINGS:
         got = f"{len(held)} of them" if isinstance(held, list) else f"{held!r:.80}"
+        got = got if "wordings" in record else "no `wordings`"
         raise DataError(
             f"expected `wordings` to be an array of {FEWEST_WORDINGS} or more texts, got: {got}",
             where=where,

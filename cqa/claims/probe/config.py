@@ -8,7 +8,7 @@ from pathlib import Path
 from cqa.claims.config import ItemsConfig
 from cqa.config import require, same_setting, setting
 
-FEWEST_SWAPS = 99  # p of 0.01
+FEWEST_SWAPS, MOST_SWAPS = 99, 100_000  # p of 0.01 and of 0.00001
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,4 +26,5 @@ class ProbeConfig(ItemsConfig):
     def __post_init__(self) -> None:
         """Refuse values out of range."""
         super().__post_init__()
-        require(self.swaps >= FEWEST_SWAPS, f"--swaps of at least {FEWEST_SWAPS}", self.swaps)
+        expected = f"--swaps from {FEWEST_SWAPS} to {MOST_SWAPS:,}"
+        require(FEWEST_SWAPS <= self.swaps <= MOST_SWAPS, expected, self.swaps)

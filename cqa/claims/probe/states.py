@@ -55,10 +55,14 @@ def check_states(out: Path, rows: Sequence[ProbeRow]) -> tuple[int, int]:
     Raises:
         DataError: A file is gone, or is another than its row was written with.
     """
-    shape = (0, 0)
+    shape: tuple[int, ...] | None = None
     for row in rows:
         states = _read(out, row)
-        if states is None or digest(states) != row.states_sha256:
+        if (
+            states is None
+            or digest(states) != row.states_sha256
+            or states.shape != (shape or states.shape)  # the digest is of the numbers alone
+        ):
             raise DataError(
                 f"expected the states that item `{row.id}` was written with, got "
                 f"{'no such file' if states is None else 'another file'}",
@@ -66,8 +70,9 @@ def check_states(out: Path, rows: Sequence[ProbeRow]) -> tuple[int, int]:
                 hint=f"remove the line in rows.jsonl whose states_sha256 is {row.states_sha256}; "
                 "the same command computes it again",
             )
-        shape = (states.shape[0], states.shape[2])
-    return shape
+        shape = states.shape
+    assert shape is not None, "a study has items"
+    return shape[0], shape[2]
 
 
 def layers(out: Path, rows: Sequence[ProbeRow], n_layers: int) -> Iterator[list[Values]]:
@@ -95,4 +100,6 @@ def _read(out: Path, row: ProbeRow) -> States | None:
         states: States = load_file(path)[_NAME]
     except (OSError, SafetensorError, KeyError):
         return None
-    return states if states.dtype == np.float32 and states.ndim == 3 else None
+    if states.dtype != np.float32 or states.ndim != 3 or states.shape[1] != len(POSITIONS):
+        return None
+    return states
