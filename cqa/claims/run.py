@@ -87,7 +87,6 @@ def run_study(
     again = command_line(type(config), f"study {claim.name}", given_settings(config))
     with (
         continued_by(again.replace(f"'study {claim.name}'", f"study {claim.name}")),
-        Interrupt() as interrupt,
         filled(config.out, "study"),
         AppendedFile(inside(config.out, ROWS)) as file,
     ):
@@ -98,16 +97,21 @@ def run_study(
         held = _held_rows(config.out, claim, {m.model_key for m in models})
         on_event(ScoreStart(n_items=len(study.tasks), n_models=len(study.models)))
         _say_cost(study, held)
-        for model, adapter in zip(study.models, (None, *study.adapters), strict=True):
-            _ask(study, model, adapter, held, file, interrupt)
-        file.sync()
+        with Interrupt() as interrupt:
+            for model, adapter in zip(study.models, (None, *study.adapters), strict=True):
+                _ask(study, model, adapter, held, file, interrupt)
+            file.sync()
+            if interrupt.requested:
+                interrupt.stop("stopped before the tests")
+        # Nothing of the tests is kept before they end, which may take long: a signal ends them.
         whole = [m for m in models if all((m.model_key, t.key) in held for t in study.tasks)]
         rows = {m.adapter: [held[m.model_key, t.key] for t in study.tasks] for m in whole}
         result = replace(
             claim.result(rows), models=tuple(whole), versions=versions(),
             settings=describe(config),
         )  # fmt: skip
-        _write(config.out, claim, rows, result)
+        with Interrupt():
+            _write(config.out, claim, rows, result)
     return result
 
 

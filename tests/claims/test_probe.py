@@ -1,6 +1,7 @@
 """The study of probes as a command: its states and rows, its files, resume and refusals."""
 
 import json
+import signal
 import warnings
 
 import numpy as np
@@ -12,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cqa.assets import STUDIES
-from cqa.claims.probe import logistic
+from cqa.claims.probe import claim, logistic
 from cqa.claims.probe.claim import Probe
 from cqa.claims.probe.config import ProbeConfig
 from cqa.claims.run import run_study
@@ -135,6 +136,24 @@ def test_states_of_another_shape_are_named(settings, reshaped, got):
     with pytest.raises(DataError, match=f"`{row['id']}` was written with, got {got}"):
         ask(config)
     assert not (config.out / "study.json").exists()
+
+
+def test_a_signal_ends_the_training_of_probes(settings, monkeypatch):
+    config = settings()
+
+    def interrupted(*_):
+        signal.raise_signal(signal.SIGINT)
+        pytest.fail("the signal was put off")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(claim, "probed", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            ask(config)
+    assert not (config.out / "study.json").exists()
+    rows = (config.out / "rows.jsonl").read_bytes()
+    ask(config)
+    assert (config.out / "rows.jsonl").read_bytes() == rows
+    assert (config.out / "study.json").exists()
 
 
 def test_rows_and_states_do_not_hang_on_the_passes(settings, tmp_path):
