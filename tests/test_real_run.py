@@ -98,6 +98,8 @@ def test_items_of_studies_are_made_of_passages_and_of_figures(tmp_path):
     ]  # fmt: skip
     write_lines(data / "literary_true_continuation.jsonl", passages)
     write_lines(data / "literary_figurative.jsonl", figures)
+    copa = {"context": "It froze because", "good": " it was cold.", "bad": " it was late."}
+    write_lines(data / "narrative_copa.jsonl", [{"id": f"bcopa-{n}", **copa} for n in (1, 2)])
     command = [sys.executable, str(SCRIPTS / "study_items.py"), str(data.parent)]
     subprocess.run([*command, str(tmp_path / "out")], check=True)
     (item,) = read_lines(tmp_path / "out" / "conditions.jsonl")
@@ -108,5 +110,9 @@ def test_items_of_studies_are_made_of_passages_and_of_figures(tmp_path):
     assert item["good"].endswith("It rained on.")
     assert len(item["good"]) <= 220
     assert item["bad"] == " It was dry."
+    (constrained,) = read_lines(tmp_path / "out" / "constrained.jsonl")
+    assert (constrained["id"], len(constrained["constraints"])) == ("bcopa-1", 2)
+    works = read_lines(tmp_path / "out" / "works.jsonl")
+    assert [(w["id"], w["work"][:8]) for w in works] == [("p1", "It raine"), ("p2", "It raine")]
     found = read_lines(tmp_path / "out" / "figurative.jsonl")
     assert [(i["id"], i["source_id"]) for i in found] == [("f-1-0", "f-1"), ("f-2-0", "f-2")]

@@ -1,20 +1,25 @@
-"""Make items of the studies from the real data: conditions, and one item a figure of speech.
+"""Make items of the studies from the real data.
 
     study_items.py DATA OUT
 
 OUT/conditions.jsonl   of passages with their true continuation: the last two sentences are the
                        context, what stands before them the condition, and the options are cut
 OUT/figurative.jsonl   of each figurative phrase that comes with two meanings the first line
+OUT/constrained.jsonl  items of COPA with the constraints that constraints.jsonl, beside this
+                       script, has for them
+OUT/works.jsonl        the true continuations of the first passages, cut
 """
 
 import json
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
-N_FIGURATIVE = 80
+CONSTRAINTS = Path(__file__).parent / "constraints.jsonl"
+N_FIGURATIVE, N_WORKS = 80, 20
 CONDITION, OPTION = 500, 220  # characters at most
-Item = dict[str, str]
+Item = dict[str, Any]
 
 
 def read(path: Path) -> list[Item]:
@@ -54,7 +59,16 @@ def main() -> None:
     for item in read(data / "pairs" / "literary_figurative.jsonl"):
         source = item["id"].rsplit("-", 1)[0]
         first.setdefault(source, {**item, "source_id": source})
+    copa = {item["id"]: item for item in read(data / "pairs" / "narrative_copa.jsonl")}
+    constrained = (line for line in read(CONSTRAINTS) if line["id"] in copa)
+    works = [
+        {"id": item["id"], "work": cut(item["good"], OPTION).strip(), "group": "literary",
+         "source_id": item.get("source_id", item["id"])}
+        for item in passages[:N_WORKS]
+    ]  # fmt: skip
     files = {
+        "constrained": [{**copa[line["id"]], **line} for line in constrained],
+        "works": works,
         "conditions": [found for item in passages if (found := with_condition(item))],
         "figurative": list(first.values())[:N_FIGURATIVE],
     }
