@@ -320,9 +320,9 @@ def input_paths(config: Any) -> list[tuple[str, Path]]:
 
 
 def command_line(cls: type, name: str, settings: Mapping[str, Any]) -> str:
-    """Spell a command with settings as `describe` returns them, ready for a shell."""
+    """Spell a command, such as `study fit`, with settings as `describe` returns them, ready for a shell."""
     repeat = {key_of(f.name) for f in dataclasses.fields(cls) if f.metadata["repeat"]}
-    words = ["cqa-fast", name]
+    words = ["cqa-fast", *name.split()]
     for key, value in settings.items():
         several = value if key in repeat else [value]
         words += [word for one in several for word in flag_words(key, one)]

@@ -16,7 +16,7 @@ from cqa.config import command_line, describe, given_settings, input_paths
 from cqa.data.jsonl import read_jsonl
 from cqa.data.tokenizer import Tokenizer
 from cqa.errors import DataError, ModelError
-from cqa.files import AppendedFile, discard, inside, new_file, write_json
+from cqa.files import AppendedFile, discard, inside, write_json
 from cqa.identity import code_digest, versions
 from cqa.interrupt import Interrupt, continued_by
 from cqa.kernels.matmul import keep_sums_whole
@@ -26,6 +26,7 @@ from cqa.model.memory import reported as memory_reported
 from cqa.model.origin import check_origin
 from cqa.output_folder import check_output, filled
 from cqa.report.figure_style import png_bytes, svg_text
+from cqa.report.write import write_file
 from cqa.schema.claims import StudyResult
 from cqa.schema.events import ModelScored, ModelStart, Note, RowsWritten, ScoreEvent, ScoreStart
 from cqa.schema.meta import ScoredModel
@@ -86,7 +87,7 @@ def run_study(
     _check_effects(study)
     again = command_line(type(config), f"study {claim.name}", given_settings(config))
     with (
-        continued_by(again.replace(f"'study {claim.name}'", f"study {claim.name}")),
+        continued_by(again),
         filled(config.out, "study"),
         AppendedFile(inside(config.out, ROWS)) as file,
     ):
@@ -132,7 +133,11 @@ def _opened(
     with memory_reported("the model", HINT):
         identity = engine.open()
     shared = ModelIdentity.of(identity, tokenizer, boundary="split", score_eos=False)
-    code = [code_digest(*CODE, "claims/claim.py", *claim.code), claim.name, claim.inputs()]
+    code = [
+        code_digest(*CODE, "claims/claim.py", "claims/items.py", *claim.code),
+        claim.name,
+        claim.inputs(),
+    ]
     shared = replace(shared, code=digest_json(code))
     digests = [adapter_digest(adapter.folder) for adapter in adapters]
     check_distinct([adapter.folder for adapter in adapters], digests)
@@ -268,10 +273,6 @@ def _write(
     out: Path, claim: Claim[Content, Row], rows: RowsByModel[Row], result: StudyResult
 ) -> None:
     figure = claim.draw(rows, result)
-    for suffix, data in (
-        ("svg", svg_text(figure, result.claim).encode()),
-        ("png", png_bytes(figure)),
-    ):
-        with new_file(inside(out, f"{FIGURE}.{suffix}")) as temporary:
-            temporary.write_bytes(data)
+    write_file(inside(out, f"{FIGURE}.svg"), svg_text(figure, result.claim))
+    write_file(inside(out, f"{FIGURE}.png"), png_bytes(figure))
     write_json(inside(out, RESULT), result.to_json())

@@ -23,11 +23,10 @@ from cqa.claims.attention.heads import AttentionResult
 from cqa.claims.attention.rows import AttentionRow, packed
 from cqa.claims.attention.summary import NAME, summarised
 from cqa.claims.claim import Asked, RowsByModel, Task
-from cqa.claims.dealing import dealt
+from cqa.claims.items import dealt_among, read_all
 from cqa.claims.sequences import encode
-from cqa.data.items import Item, read_items
+from cqa.data.items import Item
 from cqa.data.tokenizer import Tokenizer
-from cqa.data.unique import each_once, file_line_id
 from cqa.errors import DataError, NumericsError
 from cqa.layout import Tree
 from cqa.model.attention_mass import OptionAttention, option_attention
@@ -72,20 +71,13 @@ class Attention:
 
     def tasks(self, tokenizer: Tokenizer, max_positions: int) -> list[Task[Readings]]:
         """Read the items, and deal every context to another one."""
-        columns = self._config.columns
-        records = read_items(self._config.pairs, columns=columns)
-        items = list(each_once(records, name=file_line_id, columns=columns))
+        items = read_all(self._config)
         own = [_reading(item, item.context, tokenizer, max_positions) for item in items]
-        sources = [item.labels.get("source_id") for item in items]
         lengths = [reading.y[1] - reading.y[0] for reading in own]
-        others = dealt([item.context for item in items], sources, lengths)
-        if others is None:
-            raise DataError(
-                "expected contexts that can be dealt to items of other sources, got too many of "
-                "one source or of one text",
-                where=items[0].where,
-                hint="the null control needs them; take items of more sources",
-            )
+        others = dealt_among(
+            items, [item.context for item in items], lengths, "contexts",
+            "the null control needs them; take items of more sources",
+        )  # fmt: skip
         return [
             _task(item, reading, items[other].context, tokenizer, max_positions)
             for item, reading, other in zip(items, own, others, strict=True)

@@ -19,14 +19,13 @@ from matplotlib.figure import Figure
 
 from cqa.claims.claim import Asked, RowsByModel, Task
 from cqa.claims.conditioning.config import ConditioningConfig
-from cqa.claims.dealing import dealt, shuffled
+from cqa.claims.dealing import shuffled
 from cqa.claims.effects import Measured, change_of, described, effects, findings
+from cqa.claims.items import dealt_among, read_all
 from cqa.claims.sequences import SEPARATOR, Pair, conditioned, encode, n_fed, score_sequences
-from cqa.data.items import Item, read_items
+from cqa.data.items import Item
 from cqa.data.jsonl import take_text
 from cqa.data.tokenizer import Tokenizer
-from cqa.data.unique import each_once, file_line_id
-from cqa.errors import DataError
 from cqa.report.effect_figure import draw_effects
 from cqa.schema.claims import StudyResult, StudyRow
 from cqa.score.decoder_engine import DecoderEngine
@@ -68,21 +67,14 @@ class Conditioning:
 
     def tasks(self, tokenizer: Tokenizer, max_positions: int) -> list[Task[Conditions]]:
         """Read the items, and deal every condition to another one."""
-        columns = self._config.columns
-        records = read_items(self._config.pairs, columns=columns)
-        items = list(each_once(records, name=file_line_id, columns=columns))
+        items = read_all(self._config)
         own = [take_text(item.extra, "condition", item.where) for item in items]
-        sources = [item.labels.get("source_id") for item in items]
         lengths = [len(tokenizer.encode_following(text)) for text in own]
-        others = dealt(own, sources, lengths)
-        if others is None:
-            raise DataError(
-                "expected conditions that can be dealt to items of other sources, got too many of "
-                "one source or of one text",
-                where=items[0].where,
-                hint="the null control needs them; take items of more sources, or give each its "
-                "own condition",
-            )
+        others = dealt_among(
+            items, own, lengths, "conditions",
+            "the null control needs them; take items of more sources, or give each its own "
+            "condition",
+        )  # fmt: skip
         return [
             _task(item, z, own[k], tokenizer, max_positions)
             for item, z, k in zip(items, own, others, strict=True)

@@ -14,7 +14,6 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from cqa.claims.claim import Asked, RowsByModel, Task
-from cqa.claims.dealing import dealt
 from cqa.claims.duality.config import DualityConfig
 from cqa.claims.duality.draws import CANDIDATES, LAWS, Drawing, draw
 from cqa.claims.duality.nearness import PANEL, Choices, nearer_shares, nearness_outcome
@@ -22,10 +21,10 @@ from cqa.claims.duality.row import DualityRow
 from cqa.claims.duality.sampled import NAMES, drawn_outcome
 from cqa.claims.duality.symmetry import PANELS, BothWays, both_ways, symmetry_outcome
 from cqa.claims.duality.transfer import transfer_outcome
+from cqa.claims.items import dealt_among, good_and_bad, read_all
 from cqa.claims.sequences import Pair, encode, n_fed, score_sequences
-from cqa.data.items import Item, read_items
+from cqa.data.items import Item
 from cqa.data.tokenizer import Ids, Tokenizer
-from cqa.data.unique import each_once, file_line_id
 from cqa.errors import DataError
 from cqa.model.checkpoint import locate
 from cqa.report.effect_figure import draw_effects
@@ -107,21 +106,14 @@ class Duality:
             config.samples, config.max_tokens, config.seed,
             end_ids(locate(config.model), tokenizer),
         )  # fmt: skip
-        records = read_items(config.pairs, columns=config.columns)
-        items = list(each_once(records, name=file_line_id, columns=config.columns))
+        items = read_all(config)
         for item in items:
             _check_pair(item)
-        good = [_good_and_bad(item)[0] for item in items]
-        sources = [item.labels.get("source_id") for item in items]
-        others = dealt(good, sources, [len(tokenizer.encode_following(text)) for text in good])
-        if others is None:
-            raise DataError(
-                "expected good texts that can be dealt to items of other sources, got too many of "
-                "one source or of one text",
-                where=items[0].where,
-                hint="the null control needs them; take items of more sources, or give each its "
-                "own text",
-            )
+        good = [good_and_bad(item)[0] for item in items]
+        others = dealt_among(
+            items, good, [len(tokenizer.encode_following(text)) for text in good], "good texts",
+            "the null control needs them; take items of more sources, or give each its own text",
+        )  # fmt: skip
         return [
             self._task(item, items[k], tokenizer, max_positions)
             for item, k in zip(items, others, strict=True)
@@ -130,7 +122,7 @@ class Duality:
     def _task(
         self, item: Item, donor: Item, tokenizer: Tokenizer, max_positions: int
     ) -> Task[Texts]:
-        (good, bad), (other, other_bad) = _good_and_bad(item), _good_and_bad(donor)
+        (good, bad), (other, other_bad) = good_and_bad(item), good_and_bad(donor)
         with_other = f"{item.where} (with a text of {donor.where})"
         of_bad = encode(tokenizer, item.context, bad, max_positions, item.where)
         texts = Texts(
@@ -216,11 +208,6 @@ def _check_pair(item: Item) -> None:
             f"expected one good and one bad text, got {len(item.options)} texts",
             where=item.where, hint="write one line for each bad text",
         )  # fmt: skip
-
-
-def _good_and_bad(item: Item) -> tuple[str, str]:
-    answer = item.answer or 0
-    return item.options[answer], item.options[1 - answer]
 
 
 def _notes(rows: RowsByModel[DualityRow]) -> tuple[str, ...]:

@@ -22,6 +22,7 @@ from matplotlib.figure import Figure
 
 from cqa.claims.claim import Asked, RowsByModel, Task
 from cqa.claims.effects import findings
+from cqa.claims.items import read_all
 from cqa.claims.probe.changing import exchanged
 from cqa.claims.probe.config import ProbeConfig
 from cqa.claims.probe.figure import draw_layers
@@ -32,9 +33,8 @@ from cqa.claims.probe.probing import probed
 from cqa.claims.probe.row import ProbeResult, ProbeRow
 from cqa.claims.probe.states import check_states, digest, layers, write_states
 from cqa.claims.sequences import Pair, encode, n_fed, score_sequences
-from cqa.data.items import Item, read_items
+from cqa.data.items import Item
 from cqa.data.tokenizer import Tokenizer
-from cqa.data.unique import each_once, file_line_id
 from cqa.errors import DataError
 from cqa.layout import Tree
 from cqa.model.option_states import option_states
@@ -86,9 +86,7 @@ class Probe:
 
     def tasks(self, tokenizer: Tokenizer, max_positions: int) -> list[Task[OptionPair]]:
         """Read the items."""
-        columns = self._config.columns
-        records = read_items(self._config.pairs, columns=columns)
-        items = list(each_once(records, name=file_line_id, columns=columns))
+        items = read_all(self._config)
         tasks = [_task(item, tokenizer, max_positions) for item in items]
         n_sources = len({_source(task) for task in tasks})
         if n_sources < FEWEST_SOURCES:

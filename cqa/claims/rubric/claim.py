@@ -20,15 +20,14 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from cqa.claims.claim import Asked, RowsByModel, Task
-from cqa.claims.dealing import dealt
 from cqa.claims.effects import Measured, change_of, effects, findings
+from cqa.claims.items import dealt_among, read_all
 from cqa.claims.rubric.config import RubricConfig
 from cqa.claims.rubric.terms import Order, gains, gap, gap_of_last, moebius, orders, subset
 from cqa.claims.sequences import SEPARATOR, Pair, conditioned, encode, n_fed, score_sequences
-from cqa.data.items import Item, read_items
+from cqa.data.items import Item
 from cqa.data.jsonl import take_text
 from cqa.data.tokenizer import Tokenizer
-from cqa.data.unique import each_once, file_line_id
 from cqa.errors import DataError
 from cqa.report.effect_figure import draw_effects
 from cqa.schema.claims import Effect, StudyResult, StudyRow
@@ -115,28 +114,19 @@ class RubricGap:
     def tasks(self, tokenizer: Tokenizer, max_positions: int) -> list[Task[Rubric]]:
         """Read the items, and deal the last constraint of every one to another."""
         self._tokenizer, self._max_positions = tokenizer, max_positions
-        columns = self._config.columns
-        records = read_items(self._config.pairs, columns=columns)
-        items = list(each_once(records, name=file_line_id, columns=columns))
+        items = read_all(self._config)
         constraints = [_constraints_of(item) for item in items]
         for item, texts in zip(items, constraints, strict=True):  # each line before their mixtures
             for text in item.options:
                 encode(tokenizer, conditioned(texts, item.context), text, max_positions, item.where)
         last = [texts[-1] for texts in constraints]
-        others = dealt(
-            last,
-            [item.labels.get("source_id") for item in items],
-            [len(tokenizer.encode_following(text)) for text in last],
+        others = dealt_among(
+            items, last, [len(tokenizer.encode_following(text)) for text in last],
+            "last constraints",
+            "the null control needs them; take items of more sources, or put a constraint last "
+            "that is the item's own",
             lambda a, b: last[b] in constraints[a],
-        )
-        if others is None:
-            raise DataError(
-                "expected last constraints that can be dealt to items of other sources, got too "
-                "many of one source or of one text",
-                where=items[0].where,
-                hint="the null control needs them; take items of more sources, or put a constraint "
-                "last that is the item's own",
-            )
+        )  # fmt: skip
         return [
             self._task(item, texts, items[k], last[k])
             for item, texts, k in zip(items, constraints, others, strict=True)

@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 from matplotlib.figure import Figure
 
 from cqa.claims.claim import Asked, RowsByModel, Task
-from cqa.claims.dealing import dealt
+from cqa.claims.items import dealt_among, good_and_bad, read_all
 from cqa.claims.sequences import Pair, encode, n_fed, score_sequences
 from cqa.claims.verdict.asking import (
     LANGUAGES,
@@ -32,9 +32,8 @@ from cqa.claims.verdict.asking import (
 from cqa.claims.verdict.config import VerdictConfig
 from cqa.claims.verdict.outcome import outcome
 from cqa.claims.verdict.row import VerdictRow
-from cqa.data.items import Item, read_items
+from cqa.data.items import Item
 from cqa.data.tokenizer import Tokenizer
-from cqa.data.unique import each_once, file_line_id
 from cqa.errors import DataError
 from cqa.report.effect_figure import draw_effects
 from cqa.schema.claims import StudyResult
@@ -87,22 +86,16 @@ class Verdict:
 
     def tasks(self, tokenizer: Tokenizer, max_positions: int) -> list[Task[Questions]]:
         """Read the pairs, and deal every context to another one."""
-        columns = self._config.columns
-        records = read_items(self._config.pairs, columns=columns)
-        items = list(each_once(records, name=file_line_id, columns=columns))
+        items = read_all(self._config)
         for item in items:
             _check_pair(item)
         contexts = [item.context for item in items]
         lengths = [len(tokenizer.encode_following(context)) for context in contexts]
-        others = dealt(contexts, [item.labels.get("source_id") for item in items], lengths)
-        if others is None:
-            raise DataError(
-                "expected contexts that can be dealt to items of other sources, got too many of "
-                "one source or of one text",
-                where=items[0].where,
-                hint="the null control asks of each pair under another item's context; take items "
-                "of more sources, or give each its own context",
-            )
+        others = dealt_among(
+            items, contexts, lengths, "contexts",
+            "the null control asks of each pair under another item's context; take items of more "
+            "sources, or give each its own context",
+        )  # fmt: skip
         langs = [self._lang(item) for item in items]
         forms = {lang: answers(tokenizer, LANGUAGES[lang]) for lang in dict.fromkeys(langs)}
         return [
@@ -119,7 +112,7 @@ class Verdict:
         self, item: Item, other: str, lang: Lang, forms: Answers, tokenizer: Tokenizer,
         max_positions: int,
     ) -> Task[Questions]:  # fmt: skip
-        good, bad = _good_and_bad(item)
+        good, bad = good_and_bad(item)
         language = LANGUAGES[lang]
         longest = max(language.yes + language.no, key=lambda f: len(tokenizer.encode_following(f)))
 
@@ -179,17 +172,12 @@ def _check_pair(item: Item) -> None:
             f"expected one good and one bad text, got {len(item.options)} texts", where=item.where,
             hint="a verdict is of two; write one line for each bad text",
         )  # fmt: skip
-    good, bad = _good_and_bad(item)
+    good, bad = good_and_bad(item)
     if good.strip() == bad.strip():
         raise DataError(
             "expected texts that differ in more than the spaces around them, got the same twice",
             where=item.where, hint="a question quotes them without these spaces",
         )  # fmt: skip
-
-
-def _good_and_bad(item: Item) -> tuple[str, str]:
-    answer = item.answer or 0
-    return item.options[answer], item.options[1 - answer]
 
 
 def _row(task: Task[Questions], found: SequenceScores, model: Asked) -> VerdictRow:
