@@ -320,7 +320,10 @@ def input_paths(config: Any) -> list[tuple[str, Path]]:
 
 
 def command_line(cls: type, name: str, settings: Mapping[str, Any]) -> str:
-    """Spell a command, such as `study fit`, with settings as `describe` returns them, ready for a shell."""
+    """Spell a command with settings as `describe` returns them, ready for a shell.
+
+    A name such as `study fit` is several words.
+    """
     repeat = {key_of(f.name) for f in dataclasses.fields(cls) if f.metadata["repeat"]}
     words = ["cqa-fast", *name.split()]
     for key, value in settings.items():

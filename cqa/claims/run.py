@@ -133,11 +133,8 @@ def _opened(
     with memory_reported("the model", HINT):
         identity = engine.open()
     shared = ModelIdentity.of(identity, tokenizer, boundary="split", score_eos=False)
-    code = [
-        code_digest(*CODE, "claims/claim.py", "claims/items.py", *claim.code),
-        claim.name,
-        claim.inputs(),
-    ]
+    own = ("claims/claim.py", "claims/items.py", *claim.code)
+    code = [code_digest(*CODE, *own), claim.name, claim.inputs()]
     shared = replace(shared, code=digest_json(code))
     digests = [adapter_digest(adapter.folder) for adapter in adapters]
     check_distinct([adapter.folder for adapter in adapters], digests)
