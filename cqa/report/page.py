@@ -24,6 +24,7 @@ from cqa.report.item_texts import ScoredItem, ShownOption, TokenValues, shown_op
 from cqa.report.studies import StudyPart
 from cqa.report.tables import Line, Table, show, to_markdown
 from cqa.report.verdict import Page
+from cqa.schema.meta import ScoredModel
 from cqa.text import shortened
 
 TEXT_BYTES = 4_000_000  # of items' texts and tokens in the page: it opens on a phone
@@ -282,6 +283,12 @@ def _as_json(tokens: TokenValues) -> dict[str, list[int]]:
     return {name: values for name, values in asdict(tokens).items() if values is not None}
 
 
+def _second_null(base: ScoredModel, setting: str) -> str:
+    if base.null2_digest is not None:
+        return f"contexts of other items ({setting})"
+    return str(list(base.null2_ids or ()) or "no second one")
+
+
 def provenance(focus: Focus) -> list[tuple[str, str]]:
     """Return what identifies the result: settings, versions and hashes."""
     meta = focus.source.meta
@@ -295,7 +302,7 @@ def provenance(focus: Focus) -> list[tuple[str, str]]:
         ("boundary", base.boundary),
         (
             "null contexts, ids",
-            f"{list(base.null_ids)} and {list(base.null2_ids or ()) or 'no second one'}",
+            f"{list(base.null_ids)} and {_second_null(base, focus.source.settings.null2)}",
         ),
         ("end token scored", "yes" if base.score_eos else "no"),
         ("reading of dI", "sum over tokens, nats; several options: right − mean of the wrong"),

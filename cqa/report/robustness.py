@@ -32,8 +32,8 @@ def specifications(focus: Focus) -> Table:
     rows = [Placed(one, focus.primary or "", focus.highlighted) for one in focus.specifications]
     note = (
         f"{agreement(focus)}. p of the change is one-sided, of the difference two-sided; only the "
-        f"deciding test pays for the other adapters and takes sources as units. null2: null token "
-        f"and newline"
+        f"deciding test pays for the other adapters and takes sources as units. null2: the "
+        f"second null context"
     )
     title = "The same question in other ways (specification curve)"
     return tabulate("specifications", title, columns, rows, note)

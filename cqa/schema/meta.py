@@ -10,8 +10,8 @@ from cqa.schema.record import Record
 from cqa.schema.written import stored_as
 
 SAME_IN_A_FAMILY = (  # all but the adapter that decides a score's digits
-    "model", "tokenizer", "template", "boundary", "null_ids", "null2_ids", "score_eos", "code",
-    "engine", "device", "dtype", "backend",
+    "model", "tokenizer", "template", "boundary", "null_ids", "null2_ids", "null2_digest",
+    "score_eos", "code", "engine", "device", "dtype", "backend",
 )  # fmt: skip
 
 
@@ -25,7 +25,8 @@ class ScoredModel(Record):
     template: str | None
     boundary: str
     null_ids: tuple[int, ...]
-    null2_ids: tuple[int, ...] | None  # None with --nulls 1
+    null2_ids: tuple[int, ...] | None  # None with --nulls 1, or with contexts of other items
+    null2_digest: str | None = None  # of those contexts
     score_eos: bool
     code: str
     model: str
@@ -118,6 +119,7 @@ class ScoreSettings(Record):
     choose: Literal["best", "last"] = "best"
     primary: str | None = None
     control: str | None = None
+    null2: str = "newline"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

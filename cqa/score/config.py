@@ -9,6 +9,7 @@ from typing import Literal
 
 from cqa.config import MOST_TOKENS, require, same_setting, setting
 from cqa.data.tables import parse_columns
+from cqa.score.marginal import NEWLINE, Marginal, read_null2
 from cqa.score.shard import read_shard
 from cqa.server.address import USUAL_KEY, Server, url_problem
 from cqa.stats.config import AnalysisConfig
@@ -151,6 +152,12 @@ class ScoreConfig(AnalysisConfig):
         2,
         group="Text",
     )
+    null2: str = setting(
+        "Second null context: newline, which follows the null token; or marginal:K, the mean "
+        "probability after the contexts of K other items of the group (marginal:K:SEED: others).",
+        NEWLINE,
+        group="Text",
+    )
     batch_tokens: int | None = setting(
         "Most tokens in one pass; results are bit-identical for every value.",
         None,
@@ -202,6 +209,11 @@ class ScoreConfig(AnalysisConfig):
     concurrency: int = setting("Requests to the server at a time.", 4, group="Server")
 
     @property
+    def marginal(self) -> Marginal | None:
+        """The contexts of other items that stand for the second null, if any do."""
+        return read_null2(self.null2)
+
+    @property
     def at_server(self) -> Server | None:
         """The server that scores, if one does."""
         if self.server is None or self.served_model is None:
@@ -215,6 +227,7 @@ class ScoreConfig(AnalysisConfig):
         require(bool(self.pairs or self.continuations), "--pairs or --continuations", "neither")
         require_batch(self.batch_tokens)
         require(self.nulls in (1, 2), "nulls of 1 or 2", self.nulls)
+        require(self.marginal is None or self.nulls == 2, "--null2 with --nulls 2", self.nulls)
         parse_columns(self.columns)
         if self.shard is not None:
             read_shard(self.shard)

@@ -19,6 +19,7 @@ from cqa.schema.rows import CHOOSERS, MANY_MERGES
 from cqa.schema.shard import LeftOut
 from cqa.score.config import ScoreConfig
 from cqa.score.items import add_to_digest, read_all
+from cqa.score.other_contexts import OtherContexts, drawn_contexts
 from cqa.score.prefix_batch import EncodedItem, OverlongError, encode_item
 from cqa.score.rejected import Rejections, none_scored
 from cqa.score.shard import read_shard
@@ -41,6 +42,7 @@ class Items:
         self.digest: str | None = None  # of all texts and labels in order, after the first pass
         self.places = array("Q")  # among all lines, of the items scored, where it is a shard
         self.left_out: list[LeftOut] = []  # the items of `overlong`, where it is a shard
+        self.other_contexts: OtherContexts | None = None
         self._shard = None if config.shard is None else read_shard(config.shard)
         self._skips = config.on_error == "skip"
 
@@ -112,6 +114,19 @@ class Items:
             self.config.boundary,
             score_eos=self.config.score_eos,
             max_positions=self.max_positions,
+            other_contexts=self.other_contexts.of(item) if self.other_contexts else (),
+        )
+
+    def _draw_contexts(self) -> None:
+        """Read the items once for the contexts that stand for the second null, where any do."""
+        marginal = self.config.marginal
+        if marginal is None:
+            return
+        self.other_contexts = drawn_contexts(
+            read_all(self.config, (lambda _: None) if self._skips else stop_at),
+            self.tokenizer,
+            marginal,
+            fits=lambda ids: 2 * len(ids) <= self.max_positions,  # the rest is for options
         )
 
     def check(self) -> int:
@@ -123,6 +138,7 @@ class Items:
             DataError: An item is malformed, an id comes twice, or there is no room for an item, and
                 the settings do not leave such items out; or none is left.
         """
+        self._draw_contexts()
         self.n_options, self.n_merged, self.spacing = 0, 0, Spacing()
         is_new = _finds_doubles(self.config)
         reported = Fingerprints()

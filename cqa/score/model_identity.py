@@ -14,7 +14,8 @@ from cqa.score.engine import EngineIdentity
 from cqa.score_folder import digest_json
 
 CODE = (
-    "data/items.py", "score/prefix_batch.py", "score/scorer.py", "score/engine.py",
+    "data/items.py", "score/prefix_batch.py", "score/other_contexts.py", "score/scorer.py",
+    "score/engine.py",
     "score/decoder_engine.py", "score/transformers_engine.py", "score/server_engine.py",
     "server/completions.py", "stats/information.py",
 )  # fmt: skip
@@ -29,6 +30,7 @@ class ModelIdentity:
     boundary: Boundary
     null_ids: Ids
     null2_ids: Ids | None
+    null2_digest: str | None
     score_eos: bool
     code: str
     engine: str
@@ -40,15 +42,22 @@ class ModelIdentity:
 
     @classmethod
     def of(
-        cls, engine: EngineIdentity, tokenizer: Tokenizer, *, boundary: Boundary, score_eos: bool
+        cls,
+        engine: EngineIdentity,
+        tokenizer: Tokenizer,
+        *,
+        boundary: Boundary,
+        score_eos: bool,
+        null2_digest: str | None = None,
     ) -> Self:
-        """Take an open engine and a tokenizer together."""
+        """Take an open engine and a tokenizer together; see `OtherContexts` for the last."""
         return cls(
             tokenizer=tokenizer.digest,
             template=tokenizer.chat_template,
             boundary=boundary,
             null_ids=tokenizer.null_ids,
             null2_ids=tokenizer.null2_ids,
+            null2_digest=null2_digest,
             score_eos=score_eos,
             code=code_digest(*CODE),
             **asdict(engine),

@@ -21,20 +21,41 @@ class EncodedItem:
 
     item: Item
     options: tuple[Encoded, ...]
+    other_contexts: tuple[Ids, ...] = ()  # of other items, in place of the second null context
+
+    def null2_contexts(self, tokenizer: Tokenizer) -> tuple[Ids, ...]:
+        """Return the contexts over which the second null is a mean: one of them, or several."""
+        if self.other_contexts or tokenizer.null2_ids is None:
+            return self.other_contexts
+        return (tokenizer.null2_ids,)
 
     def sequences(self, tokenizer: Tokenizer) -> Iterator[tuple[Ids, Ids]]:
         """Yield every (context, option) to score: given the context, and after the nulls."""
         for option in self.options:
             yield option.context_ids, option.option_ids
             yield tokenizer.null_ids, option.option_ids
-            if tokenizer.null2_ids is not None:
-                yield tokenizer.null2_ids, option.option_ids
+            for context in self.null2_contexts(tokenizer):
+                yield context, option.option_ids
 
 
 def encode_item(
-    item: Item, tokenizer: Tokenizer, boundary: Boundary, *, score_eos: bool, max_positions: int
+    item: Item,
+    tokenizer: Tokenizer,
+    boundary: Boundary,
+    *,
+    score_eos: bool,
+    max_positions: int,
+    other_contexts: tuple[Ids, ...] = (),
 ) -> EncodedItem:
     """Encode an item's options after its context.
+
+    Args:
+        item: The texts.
+        tokenizer: What encodes them.
+        boundary: How context and option meet.
+        score_eos: Whether options end with the end token.
+        max_positions: Tokens that the model has room for.
+        other_contexts: Contexts of other items, where they stand for the second null context.
 
     Raises:
         OverlongError: The ids are more than the model has positions.
@@ -57,9 +78,11 @@ def encode_item(
         )
     end = (tokenizer.end_id,) if score_eos else ()
     options = []
+    longest = max(map(len, other_contexts), default=0)
     for text in item.options:
         encoded = tokenizer.encode_pair(context, text, boundary, item.where)
-        n_tokens = len(encoded.context_ids) + len(encoded.option_ids) + len(end)
+        n_before = max(len(encoded.context_ids), longest)
+        n_tokens = n_before + len(encoded.option_ids) + len(end)
         if n_tokens > max_positions:
             raise _too_long(item, max_positions, f"{n_tokens}")
         options.append(
@@ -75,7 +98,7 @@ def encode_item(
             where=item.where,
             hint="the tokenizer writes both texts alike, such as é in one sign or in two",
         )
-    return EncodedItem(item, tuple(options))
+    return EncodedItem(item, tuple(options), other_contexts)
 
 
 def _too_long(item: Item, max_positions: int, got: str) -> OverlongError:

@@ -173,7 +173,7 @@ def checked_items(config: ScoreConfig, model: Path, engine: Engine) -> tuple[Ite
         null_token=config.null_token,
         template=config.template,
         allow_special=config.allow_special,
-        second_null=config.nulls == 2,
+        second_null=config.nulls == 2 and config.marginal is None,
     )
     tokenizer.limit_ids(engine.vocab_size)
     items = Items(config, tokenizer, engine.max_positions)
@@ -218,8 +218,13 @@ def identify(
         ModelError: An adapter does not fit, was trained on another base, comes twice, or changes
             no score.
     """
+    others = items.other_contexts
     shared = ModelIdentity.of(
-        identity, items.tokenizer, boundary=config.boundary, score_eos=config.score_eos
+        identity,
+        items.tokenizer,
+        boundary=config.boundary,
+        score_eos=config.score_eos,
+        null2_digest=None if others is None else others.digest,
     )
     digests = [adapter_digest(adapter.folder) for adapter in adapters]
     check_distinct([adapter.folder for adapter in adapters], digests)

@@ -27,7 +27,7 @@ from cqa.schema.rows import ItemRow, OptionScore
 from cqa.score.engine import Run, SequenceScores
 from cqa.score.prefix_batch import EncodedItem, PrefixBatch, passes
 from cqa.score_folder import item_key
-from cqa.stats.information import contrast, delta_i_best_wrong, rank_prob
+from cqa.stats.information import contrast, delta_i_best_wrong, log_mean_exp, rank_prob
 
 OnUnscored = Callable[[Item, str], None]  # an item without a score, and why
 
@@ -186,13 +186,12 @@ def _option(
     text, ids = encoded.item.options[index], encoded.options[index]
     given = sequences[ids.context_ids, ids.option_ids]
     null = sequences[tokenizer.null_ids, ids.option_ids]
-    null2_ids = tokenizer.null2_ids
-    null2 = None if null2_ids is None else sequences[null2_ids, ids.option_ids]
+    null2 = [sequences[c, ids.option_ids].total for c in encoded.null2_contexts(tokenizer)]
     return OptionScore(
         role=encoded.item.role(index),
         logp_given_context_nats=given.total,
         logp_null_nats=null.total,
-        logp_null2_nats=None if null2 is None else null2.total,
+        logp_null2_nats=log_mean_exp(null2) if null2 else None,
         pmi_nats=given.total - null.total,
         entropy_given_context_nats=given.total_entropy,
         entropy_null_nats=null.total_entropy,

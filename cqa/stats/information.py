@@ -27,6 +27,12 @@ def delta_i_best_wrong(pmi_nats: Sequence[float], answer: int) -> float:
     return pmi_nats[answer] - max(value for k, value in enumerate(pmi_nats) if k != answer)
 
 
+def log_mean_exp(values: Sequence[float]) -> float:
+    """Return ln of the mean of exp(values): of one value that value, to the last bit."""
+    top = max(values)
+    return top + math.log(math.fsum(math.exp(value - top) for value in values) / len(values))
+
+
 def place_of_largest(values: Sequence[float]) -> int:
     """Return the place of the largest value, the earliest among equals."""
     return max(range(len(values)), key=values.__getitem__)

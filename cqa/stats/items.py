@@ -11,7 +11,7 @@ from cqa.stats.information import contrast, delta_i_best_wrong, place_of_largest
 
 LENGTHS = ("n_tokens", "n_bytes", "n_chars")
 VARIANTS = {  # dI in other ways than as the sum over tokens after the first null context
-    "null2": "sum over tokens, ∅ = null token + newline, nats",
+    "null2": "sum over tokens, second ∅, nats",
     "per_token": "mean over tokens, nats/token",
     "per_byte": "mean over bytes, nats/byte",
     "per_char": "mean over characters, nats/char",
