@@ -13,7 +13,7 @@ import torch
 
 from cqa.bench.config import BenchConfig, Job, Window
 from cqa.bench.peer_process import PeerError, PeerProcess
-from cqa.bench.results import ComparedPeer, Line, ScorePeer, StepPeer, Unmeasured
+from cqa.bench.results import ComparedPeer, Errors, Line, ScorePeer, StepPeer, Unmeasured
 from cqa.bench.score import null_tokenizer, random_items
 from cqa.bench.shapes import BenchModel
 from cqa.bench.step import random_samples
@@ -83,6 +83,7 @@ def compare_steps(
             line,
             ("ours_train", told | recompute),
             (peer.program, told | peer.settings),
+            ("transformers_peft", told),
             check={"dropout": 0.0},
             arguments={"dropout": 0.05},
             rounds=_rounds(config.seconds),
@@ -123,6 +124,7 @@ def compare_scores(bench_model: BenchModel, job: Job, config: BenchConfig) -> It
             line,
             ("ours_score", told),
             (peer.program, told),
+            ("transformers_score", told),
             check={},
             arguments={},
             rounds=_rounds(config.seconds),
@@ -150,21 +152,42 @@ def _compare(
     line: StepPeer | ScorePeer,
     ours: tuple[str, dict[str, Any]],
     peer: tuple[str, dict[str, Any]],
+    referee: tuple[str, dict[str, Any]],
     *,
     check: dict[str, Any],
     arguments: dict[str, Any],
     rounds: int,
     agreement: float,
 ) -> ComparedPeer | Unmeasured:
-    """Start both, compare what they answer, then time them interleaved."""
+    """Start both, compare what they answer, then time them interleaved.
+
+    Args:
+        line: What is compared.
+        ours: Our program and what it is told.
+        peer: The other.
+        referee: The program that answers the same in float64, if it has to.
+        check: Arguments under which both answer the same.
+        arguments: Those that are timed.
+        rounds: How often.
+        agreement: How far the answers may differ before float64 is asked, relative.
+    """
     try:
         with ExitStack() as stack:
             first = stack.enter_context(PeerProcess(*ours))
             second = stack.enter_context(PeerProcess(*peer))
-            difference = _difference(first(**check).value, second(**check).value)
+            answers = first(**check).value, second(**check).value
+            difference, errors = _difference(*answers), None
             if not difference <= agreement:
-                problem = f"results differ by {difference:.1e}, over {agreement:.0e}"
-                return Unmeasured(line, problem)
+                if ours[1]["dtype"] != "float32":
+                    problem = f"results differ by {difference:.1e}, over {agreement:.0e}"
+                    return Unmeasured(line, problem)
+                errors = _errors(*answers, referee, check)
+                if not errors.accepted(agreement):
+                    problem = (
+                        f"results differ by {difference:.1e}, over {agreement:.0e}; float64 is "
+                        f"{errors.ours:.1e} from ours, {errors.peer:.1e} from the peer's"
+                    )
+                    return Unmeasured(line, problem)
             first(**arguments), second(**arguments)
             compared = compare_interleaved(
                 partial(first, **arguments), partial(second, **arguments), rounds
@@ -175,9 +198,23 @@ def _compare(
                 comparison=compared,
                 ours_peak_bytes=first.peak_bytes,
                 peer_peak_bytes=second.peak_bytes,
+                errors=errors,
             )
     except PeerError as error:
         return Unmeasured(line, _last_words(str(error)))
+
+
+def _errors(
+    ours: list[float],
+    theirs: list[float],
+    referee: tuple[str, dict[str, Any]],
+    check: dict[str, Any],
+) -> Errors:
+    """Return how far two answers are from that of float64."""
+    program, told = referee
+    with PeerProcess(program, told | {"dtype": "float64"}) as exact:
+        truth = exact(**check).value
+    return Errors(_difference(ours, truth), _difference(theirs, truth))
 
 
 def _difference(ours: list[float], theirs: list[float]) -> float:

@@ -12,6 +12,12 @@ from cqa.bench.timing import Comparison, Timing
 from cqa.bench.trace import Gaps
 from cqa.schema.written import Result, merged, unwritten
 
+# Deep models magnify the rounding of fp32 beyond that, where texts are ids at random. Float64 then
+# decides: ours may be no farther from it than this many times the peer's own error, and the peer's,
+# beyond which it computes something else, has its bound.
+MOST_ERROR = 2.0
+MOST_OF_PEER = 5e-3
+
 
 @dataclass(frozen=True, slots=True)
 class Line(Result):
@@ -214,6 +220,19 @@ class ScorePeer(Line):
 
 
 @dataclass(frozen=True, slots=True)
+class Errors(Result):
+    """How far ours and a peer are from the same computed in float64, relative."""
+
+    ours: float
+    peer: float
+
+    def accepted(self, agreement: float) -> bool:
+        """Whether the two compute the same, ours with no more rounding than usual."""
+        bound = max(agreement, MOST_ERROR * self.peer)
+        return self.ours <= bound and self.peer <= MOST_OF_PEER
+
+
+@dataclass(frozen=True, slots=True)
 class ComparedPeer(Line):
     """Ours against a peer that answers the same."""
 
@@ -222,6 +241,7 @@ class ComparedPeer(Line):
     comparison: Comparison = field(metadata=merged())
     ours_peak_bytes: int
     peer_peak_bytes: int
+    errors: Errors | None = None  # where the two differ by so much that float64 had to decide
 
     @property
     def name(self) -> str:

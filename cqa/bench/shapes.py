@@ -143,10 +143,11 @@ def random_weight(
 ) -> Tensor:
     """Draw the weight of a name: the same bits on every device of one kind."""
     generator = torch.Generator(device).manual_seed(zlib.crc32(name.encode()))
-    weight = torch.empty(shape, dtype=dtype, device=device)
+    drawn = torch.float32 if dtype == torch.float64 else dtype  # the same numbers, held wider
+    weight = torch.empty(shape, dtype=drawn, device=device)
     if name.endswith("norm.weight"):
-        return weight.uniform_(0.9, 1.1, generator=generator)
-    return weight.normal_(0, 0.02, generator=generator)
+        return weight.uniform_(0.9, 1.1, generator=generator).to(dtype)
+    return weight.normal_(0, 0.02, generator=generator).to(dtype)
 
 
 def random_adapter(

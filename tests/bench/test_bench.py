@@ -316,6 +316,36 @@ def test_a_peer_with_other_results_is_not_timed(monkeypatch, theirs):
     assert result.problem.startswith("results differ by ")
 
 
+@pytest.mark.parametrize(
+    ("ours", "theirs", "problem"),
+    [
+        (-7.0035, -6.9965, None),  # both 5e-4 from float64
+        (-7.0, -7.0035, None),
+        (-7.0035, -7.0, "float64 is 5.0e-04 from ours, 0.0e+00 from the peer's"),
+        (-7.0, -7.07, "float64 is 0.0e+00 from ours, 1.0e-02 from the peer's"),
+        (-7.0, float("nan"), "float64 is 0.0e+00 from ours, nan from the peer's"),
+    ],
+)
+def test_float64_decides_where_fp32_differs(monkeypatch, ours, theirs, problem):
+    answers = {"ours_score": [ours], "lm_eval_hf": [theirs], "transformers_score": [-7.0]}
+    peers_answer(monkeypatch, answers.__getitem__)
+    monkeypatch.setattr(against, "SCORE_PEERS", against.SCORE_PEERS[:1])
+    (result,) = compare_scores(BENCH_MODEL, Job.parse("1x4+1x2"), FAST)
+    if problem is None:
+        assert isinstance(result, ComparedPeer)
+        assert result.errors.ours <= 2 * result.errors.peer
+    else:
+        assert result.problem.endswith(problem)
+
+
+def test_the_referee_has_the_weights_of_the_others(monkeypatch):
+    monkeypatch.setattr(against, "AGREEMENT", {torch.float32: 0.0})
+    monkeypatch.setattr(against, "STEP_PEERS", against.STEP_PEERS[:1])
+    (result,) = compare_steps(BENCH_MODEL, Window.parse("3+9,2+5"), FAST, folder=None)
+    assert isinstance(result, ComparedPeer), result
+    assert 0 < max(result.errors.ours, result.errors.peer) < 1e-5
+
+
 @pytest.mark.parametrize("size", [1, 10**6], ids=["small", "large"])
 def test_a_peer_that_ends_says_what_it_printed(size):
     with (

@@ -33,7 +33,7 @@ def serve_steps(model: Any, loss_of: Callable[[Any, Tensor, Tensor, int], Tensor
     def step(dropout: float) -> list[float]:
         """Return the loss and the gradient's norm; dropout is on, at the recipe's 0.05, or off."""
         model.train(dropout > 0)
-        total = torch.zeros((), device=device)
+        total = torch.zeros((), dtype=torch.float64, device=device)
         for ids, labels in window:
             loss = loss_of(model, ids, labels, n_labels)
             loss.backward()

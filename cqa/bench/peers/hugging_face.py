@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
+from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from cqa.bench.shapes import BenchModel, hf_config, random_adapter, random_weight
@@ -27,6 +28,11 @@ def base_model(bench_model: BenchModel) -> Any:
             shape = tuple(parameter.shape)
             parameter.copy_(random_weight(name, shape, bench_model.dtype, device))
     return model
+
+
+def widened(logits: Tensor) -> Tensor:
+    """Return logits in fp32, or in float64 where the model computes in it."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def adapted_model(bench_model: BenchModel, *, recompute: bool) -> Any:

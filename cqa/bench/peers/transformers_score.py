@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from cqa.bench.peers.child import serve, settings
-from cqa.bench.peers.hugging_face import base_model
+from cqa.bench.peers.hugging_face import base_model, widened
 from cqa.bench.shapes import BenchModel
 
 bench_model = BenchModel.told(settings)
@@ -17,12 +17,12 @@ order = sorted(range(len(pairs)), key=lambda i: -sum(map(len, pairs[i])))
 @torch.no_grad()
 def scores() -> list[float]:
     """Return log P(option | context) of every pair, texts of like length together."""
-    sums = torch.empty(len(pairs), device=bench_model.device)
+    sums = torch.empty(len(pairs), dtype=torch.float64, device=bench_model.device)
     for first in range(0, len(order), settings["batch_size"]):
         part = order[first : first + settings["batch_size"]]
         texts = [torch.tensor([*pairs[i][0], *pairs[i][1]]) for i in part]
         ids = torch.nn.utils.rnn.pad_sequence(texts, batch_first=True).to(bench_model.device)
-        logp = model(ids[:, :-1], use_cache=False).logits.float().log_softmax(-1)
+        logp = widened(model(ids[:, :-1], use_cache=False).logits).log_softmax(-1)
         taken = logp.gather(2, ids[:, 1:, None])[:, :, 0]
         for row, i in enumerate(part):
             stop = len(texts[row]) - 1
