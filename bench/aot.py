@@ -2,8 +2,9 @@
 
 The ops run on tensors without data; each launch is recorded with its argument types and compiled
 for GPUs that need not be here. Fails where a kernel with matrix products spills registers, where
-shared memory exceeds what the architecture has, or where a 16-bit product uses no matrix unit or
-loads less than 16 bytes at a time. Ranks of LoRA decide the code too: 8 to 256 are compiled.
+shared memory exceeds what the architecture has, or where a 16-bit product uses no matrix unit,
+loads less than 16 bytes at a time, or loads a tile number by number in a loop. Ranks of LoRA decide
+the code too: 8 to 256 are compiled.
 """
 
 from __future__ import annotations
@@ -44,7 +45,9 @@ CARDS = {
     80: Card(163 << 10, 64, 108), 86: Card(99 << 10, 48, 84), 89: Card(99 << 10, 48, 128),
     90: Card(227 << 10, 64, 132), 100: Card(227 << 10, 64, 148), 120: Card(99 << 10, 48, 170),
 }  # fmt: skip
-INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?!NOP)\S", re.MULTILINE)  # of SASS
+# of SASS: where it is, what it does; a branch says where to
+INSTRUCTION = re.compile(r"^\s+/\*([0-9a-f]{4,})\*/\s+(?!NOP)(\S.*?);", re.MULTILINE)
+BRANCH = re.compile(r"\bBRA\b.*0x([0-9a-f]+)")
 REGISTERS = 65536  # of a multiprocessor
 LOADS = re.compile(r"\b(?:LDG|LDGSTS)\.E(?:\.\w+)*")  # of SASS, from global memory
 WIDTHS = {"128": 16, "64": 8, "U16": 2, "S16": 2, "U8": 1, "S8": 1}  # bytes; 4 where none is said
@@ -136,6 +139,38 @@ def _type(value: Any) -> str:
 
 
 @dataclass(frozen=True)
+class Loop:
+    """What of a loop the machine code tells; all 0 where there is none."""
+
+    instructions: int = 0
+    barriers: int = 0
+    asynchronous: int = 0  # loads that go to shared memory by themselves
+    narrow: int = 0  # loads of single 16-bit numbers
+
+
+def longest_loop(sass: str) -> Loop:
+    """Return the longest loop that holds no other: from where a branch goes back to, to it."""
+    code = [(int(match[1], 16), match[2]) for match in INSTRUCTION.finditer(sass)]
+    backward = [
+        (int(target[1], 16), at)
+        for at, what in code
+        if (target := BRANCH.search(what)) and int(target[1], 16) < at
+    ]
+    bodies = [
+        [what for at, what in code if first <= at <= last]
+        for first, last in backward
+        if not any(first <= a and b < last for a, b in backward)
+    ]
+    body = max(bodies, key=len, default=[])
+    return Loop(
+        len(body),
+        sum("BAR.SYNC" in what for what in body),
+        sum("LDGSTS" in what for what in body),
+        sum(bool(re.search(r"\bLDG\.E.*\.[US]16\b", what)) for what in body),
+    )
+
+
+@dataclass(frozen=True)
 class Compiled:
     """What became of a launch on an architecture."""
 
@@ -145,6 +180,7 @@ class Compiled:
     matrix_unit: str
     load_bytes: int  # the widest load from global memory, by one thread
     instructions: int  # of the whole kernel, not executed ones
+    loop: Loop  # the longest
     resident: int  # programs on a multiprocessor at a time
     waves: float  # that the grid takes on the card, 1 and a bit being the worst
     problems: tuple[str, ...]
@@ -192,6 +228,9 @@ def compile_launch(launch: Launch, architecture: int) -> Compiled:
     widest = max(widths, default=4)
     if launch.multiplies in ("bf16", "fp16") and widest < 16:
         problems.append(f"loads of {widest} bytes at most")
+    loop = longest_loop(sass)
+    if launch.multiplies in ("bf16", "fp16") and loop.narrow > 2:  # a tile takes more
+        problems.append(f"{loop.narrow} loads of 2 bytes in a loop")
     return Compiled(
         registers,
         stack,
@@ -199,6 +238,7 @@ def compile_launch(launch: Launch, architecture: int) -> Compiled:
         unit,
         widest,
         len(INSTRUCTION.findall(sass)),
+        loop,
         resident,
         launch.programs / (card.multiprocessors * resident) if resident else math.inf,
         tuple(problems),
@@ -256,8 +296,9 @@ def main() -> None:
         "Read from machine code; nothing was run.",
         "",
         "| kernel | dtype | sm | registers | stack, bytes | shared, bytes | matrix unit "
-        "| widest load, bytes | instructions | programs a multiprocessor | waves |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        "| widest load, bytes | instructions | of the longest loop: instructions | barriers "
+        "| asynchronous loads | programs a multiprocessor | waves |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     print("\n".join(lines))
     failures = 0
@@ -267,6 +308,7 @@ def main() -> None:
         unit = c.matrix_unit or "–"
         line = f"| {name} | {dtype} | {architecture} | {c.registers} | {c.stack_bytes} | "
         line += f"{c.shared_bytes} | {unit} | {c.load_bytes} | {c.instructions} | "
+        line += f"{c.loop.instructions} | {c.loop.barriers} | {c.loop.asynchronous} | "
         lines.append(f"{line}{c.resident} | {c.waves:.2f} |")
         print(lines[-1], flush=True)
         for problem in c.problems:

@@ -18,9 +18,12 @@ from cqa.kernels.adamw import AdamState, adam_rates, adamw_step
 from cqa.kernels.attention import AttentionSpan, attention
 from cqa.kernels.backend import Backend
 from cqa.kernels.copy_shrink import copy_shrink
-from cqa.kernels.philox import Dropout
+from cqa.kernels.matmul import wide_mm
+from cqa.kernels.outer_sums import OuterSum, outer_sums, outer_sums_native
+from cqa.kernels.philox import NO_DROPOUT, Dropout
 from cqa.kernels.rms_norm import norm_shrink
 from cqa.kernels.rope import rope
+from cqa.kernels.shrink import Shrink, shrink_da_native, shrink_da_triton
 from cqa.kernels.swiglu_shrink import swiglu_shrink
 from cqa.kernels.token_logprobs import token_logprobs, token_stats
 from cqa.model.config import DecoderConfig
@@ -99,6 +102,8 @@ def ops_of(bench: Bench) -> Iterator[Op]:
     yield _product(bench, "gate_up", layer.gate_up)
     yield _swiglu(bench, layer.down)
     yield _product(bench, "down", layer.down)
+    yield from _gradients_of_b(bench, "gate_up", layer.gate_up)
+    yield from _gradients_of_a(bench, "down", layer.down)
     yield from _head(bench)
     yield _adamw(bench)
 
@@ -115,47 +120,48 @@ def _shrunk(bench: Bench, projection: Projection, read: int) -> tuple[Work, Work
     return Work(products, forward), Work(2 * products, backward)
 
 
-def _lora_a(projection: Projection) -> Tensor:
-    shrink = projection.shrink()
+def _shrink(bench: Bench, projection: Projection) -> Shrink:
+    """Return a group's low-rank side, whose gradient autograd has, to be compared."""
+    shrink = projection.shrink(bench.dropout)
     assert shrink is not None
-    return shrink.lora_a
+    return replace(shrink, gradient=None)
 
 
 def _norm(bench: Bench, name: str, projection: Projection, weight: Tensor) -> Op:
     x = bench.new(bench.rows, projection.columns.features)
-    shrink, eps = projection.shrink(bench.dropout), bench.config.rms_norm_eps
+    shrink, eps = _shrink(bench, projection), bench.config.rms_norm_eps
     forward, backward = _shrunk(bench, projection, projection.columns.features)
     return Op(
         name,
         lambda backend: norm_shrink(x, weight, eps, projection.columns, shrink, backend=backend),
         forward,
-        (x, _lora_a(projection)),
+        (x, shrink.lora_a),
         backward,
     )
 
 
 def _copy(bench: Bench, projection: Projection) -> Op:
     x = bench.new(bench.rows, projection.columns.features)
-    shrink = projection.shrink(bench.dropout)
+    shrink = _shrink(bench, projection)
     forward, backward = _shrunk(bench, projection, projection.columns.features)
     return Op(
         "copy+o shrink",
         lambda backend: copy_shrink(x, projection.columns, shrink, backend=backend),
         forward,
-        (x, _lora_a(projection)),
+        (x, shrink.lora_a),
         backward,
     )
 
 
 def _swiglu(bench: Bench, projection: Projection) -> Op:
     gate_up = bench.new(bench.rows, 2 * bench.config.intermediate_size)
-    shrink = projection.shrink(bench.dropout)
+    shrink = _shrink(bench, projection)
     forward, backward = _shrunk(bench, projection, gate_up.shape[1])
     return Op(
         "swiglu+down shrink",
         lambda backend: swiglu_shrink(gate_up, projection.columns, shrink, backend=backend),
         forward,
-        (gate_up, _lora_a(projection)),
+        (gate_up, shrink.lora_a),
         backward,
     )
 
@@ -173,6 +179,69 @@ def _product(bench: Bench, name: str, projection: Projection) -> Op:
         (x_aug,),
         Work(2 * m * k * n + db, traffic),
     )
+
+
+def _gradients_of_b(bench: Bench, name: str, projection: Projection) -> Iterator[Op]:
+    """Yield dB of a group, which is a part of its product's backward, and the library's dB."""
+    m, n, rank = bench.rows, projection.weight.shape[0], bench.lora.spec.rank
+    dy = bench.new(m, n).detach()
+    s = bench.new(m, len(projection.members) * rank).detach()
+    sums = tuple(
+        OuterSum((member.rows.start, member.rows.stop), g * rank, member.rows.start * rank)
+        for g, member in enumerate(projection.members)
+    )
+
+    def library(_: Backend | None = None) -> Tensor:
+        out = torch.empty(n, rank, device=dy.device)
+        for part in sums:
+            columns, ranks = slice(*part.columns), slice(part.s_column, part.s_column + rank)
+            out[columns] = wide_mm(dy[:, columns].T, s[:, ranks], backend="reference")
+        return out
+
+    def ours(backend: Backend | None) -> Tensor:
+        out = torch.empty(n, rank, device=dy.device)
+        if (backend or bench.decoder.backend) == "triton":
+            outer_sums(dy, s, out, sums, (rank, 1), rank, scale=1.0, dropout=NO_DROPOUT)
+        elif (backend or bench.decoder.backend) == "native":
+            outer_sums_native(dy, s, out, sums=sums, scale=1.0)
+        else:
+            return library()
+        return out
+
+    work = Work(2 * m * n * rank, (dy.numel() + s.numel()) * dy.element_size() + 4 * n * rank)
+    yield Op(f"dB {name}", ours, work)
+    yield Op(f"dB {name}, by the library", library, work)
+
+
+def _gradients_of_a(bench: Bench, name: str, projection: Projection) -> Iterator[Op]:
+    """Yield dA of a group, which is a part of its op's backward, and the library's dA."""
+    shrink, m, k = _shrink(bench, projection), bench.rows, projection.columns.features
+    x, ds = bench.new(m, k).detach(), bench.new(m, projection.columns.rank_columns).detach()
+    drop = shrink.dropout
+    keeps = [drop.keep(module, k).to(x.device) for module in shrink.modules] if drop else []
+
+    def library(_: Backend | None = None) -> Tensor:
+        out = torch.empty_like(shrink.lora_a)
+        for g in range(len(shrink.modules)):
+            ranks = slice(g * shrink.rank, (g + 1) * shrink.rank)
+            dropped = x * keeps[g] if keeps else x
+            out[ranks] = wide_mm(ds[:, ranks].T, dropped, backend="reference") * shrink.scale
+        return out
+
+    def ours(backend: Backend | None) -> Tensor:
+        out = torch.empty_like(shrink.lora_a)
+        if (backend or bench.decoder.backend) == "triton":
+            shrink_da_triton(ds, x, shrink, out, False)
+        elif (backend or bench.decoder.backend) == "native":
+            shrink_da_native(ds, x, shrink, out)
+        else:
+            return library()
+        return out
+
+    n_bytes = (x.numel() + ds.numel()) * x.element_size() + 4 * shrink.lora_a.numel()
+    work = Work(2 * m * k * projection.columns.rank_columns, n_bytes)
+    yield Op(f"dA {name}", ours, work)
+    yield Op(f"dA {name}, by the library", library, work)
 
 
 def _rope(bench: Bench) -> Op:

@@ -1,7 +1,7 @@
 """Projections with LoRA and bias inside one GEMM, forward and backward.
 
     Y = [X | 1 | S] · [W | bias | scaling·B]ᵀ        [dX | · | dS] = dY · [W | bias | scaling·B]
-    dB_g = scaling · dY_gᵀ · S_g
+    dB_g = scaling · dY_gᵀ · S_g          all members' in one matrix, one below the other
 
 A group is the projections that share an input (q, k, v; gate, up): their rows are stacked, and B is
 block-diagonal. W and bias are frozen, so their gradients are never formed.
@@ -10,6 +10,7 @@ block-diagonal. W and bias are frozen, so their gradients are never formed.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate
 from typing import Any
 
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 
 from cqa.kernels.backend import Backend, choose
+from cqa.kernels.gradient import Form, Gradient, adding, form_gradient
 from cqa.kernels.matmul import mm
 from cqa.kernels.outer_sums import OuterSum, outer_sums, outer_sums_native
 from cqa.kernels.philox import NO_DROPOUT
@@ -31,36 +33,62 @@ class LoraRows:
     lora_b: Tensor  # (rows, R)
 
 
-def _lora_b_grads_ref(
-    dy: Tensor, x_aug: Tensor, members: tuple[LoraRows, ...], scaling: float
-) -> list[Tensor]:
-    """Return dB of every member."""
-    grads = []
-    for member in members:
+def _write_db_ref(
+    dy: Tensor, x_aug: Tensor, members: tuple[LoraRows, ...], scaling: float, out: Tensor
+) -> None:
+    """The definition."""
+    for member, part in zip(members, out.split(_heights(members)), strict=True):
         db = (x_aug[:, member.columns].T @ dy[:, member.rows]).T
-        grads.append(db.to(member.lora_b.dtype).mul(scaling))
-    return grads
+        part.copy_(db.to(out.dtype).mul(scaling))
 
 
-def _lora_b_grads_fused(
-    dy: Tensor, x_aug: Tensor, members: tuple[LoraRows, ...], scaling: float, backend: Backend
-) -> list[Tensor]:
-    """Return dB of every member, all from one call, as views of one buffer."""
-    if not members:
-        return []
-    rank = members[0].lora_b.shape[1]
-    heights = [member.lora_b.shape[0] for member in members]
-    out = dy.new_empty(sum(heights), rank, dtype=members[0].lora_b.dtype)
+def _form_db_fused(
+    dy: Tensor,
+    x_aug: Tensor,
+    members: tuple[LoraRows, ...],
+    scaling: float,
+    backend: Backend,
+    out: Tensor,
+    add: bool,
+) -> None:
+    """Write or add dB of every member by one call."""
+    rank, heights = out.shape[1], _heights(members)
     dy = dy if dy.stride(1) == 1 else dy.contiguous()
     sums = tuple(
         OuterSum((member.rows.start, member.rows.stop), member.columns.start, first * rank)
         for member, first in zip(members, [0, *accumulate(heights)], strict=False)
     )
     if backend == "native":
-        outer_sums_native(dy, x_aug, out, sums, scale=scaling)
+        adding(partial(outer_sums_native, dy, x_aug, sums=sums, scale=scaling))(out, add)
     else:
-        outer_sums(dy, x_aug, out, sums, (rank, 1), rank, scale=scaling, dropout=NO_DROPOUT)
-    return list(out.split(heights))
+        outer_sums(
+            dy, x_aug, out, sums, (rank, 1), rank, scale=scaling, dropout=NO_DROPOUT, add=add
+        )
+
+
+def _heights(members: tuple[LoraRows, ...]) -> list[int]:
+    return [member.lora_b.shape[0] for member in members]
+
+
+def _lora_b_grads(
+    dy: Tensor,
+    x_aug: Tensor,
+    members: tuple[LoraRows, ...],
+    scaling: float,
+    place: Gradient | None,
+    backend: Backend,
+) -> tuple[Tensor | None, ...]:
+    """Form dB of every member in its place, or return it, as views of one buffer."""
+    if not members:
+        return ()
+    form: Form
+    if backend == "reference":
+        form = adding(partial(_write_db_ref, dy, x_aug, members, scaling))
+    else:
+        form = partial(_form_db_fused, dy, x_aug, members, scaling, backend)
+    some, heights = members[0].lora_b, _heights(members)
+    db = form_gradient(place, (sum(heights), some.shape[1]), some, form)
+    return (None,) * len(members) if db is None else db.split(heights)
 
 
 class _AugLinear(torch.autograd.Function):
@@ -73,11 +101,12 @@ class _AugLinear(torch.autograd.Function):
         low: Tensor | None,
         scaling: float,
         members: tuple[LoraRows, ...],
+        gradient: Gradient | None,
         backend: Backend,
         *lora_b: Tensor,
     ) -> Tensor:
         ctx.save_for_backward(x_aug, weight, low)
-        ctx.scaling, ctx.members, ctx.backend = scaling, members, backend
+        ctx.scaling, ctx.members, ctx.gradient, ctx.backend = scaling, members, gradient, backend
         tail = None if low is None else low.T
         return mm(x_aug, weight.T, residual, tail=tail, backend=backend)
 
@@ -86,11 +115,8 @@ class _AugLinear(torch.autograd.Function):
         x_aug, weight, low = ctx.saved_tensors
         dx_aug = mm(dy, weight, tail=low, backend=ctx.backend) if ctx.needs_input_grad[0] else None
         dresidual = dy if ctx.needs_input_grad[1] else None
-        if ctx.backend == "reference":
-            grads = _lora_b_grads_ref(dy, x_aug, ctx.members, ctx.scaling)
-        else:
-            grads = _lora_b_grads_fused(dy, x_aug, ctx.members, ctx.scaling, ctx.backend)
-        return dx_aug, dresidual, None, None, None, None, None, *grads
+        grads = _lora_b_grads(dy, x_aug, ctx.members, ctx.scaling, ctx.gradient, ctx.backend)
+        return dx_aug, dresidual, *(None,) * 6, *grads
 
 
 def aug_linear(
@@ -101,6 +127,7 @@ def aug_linear(
     scaling: float = 1.0,
     residual: Tensor | None = None,  # (M, N)
     low: Tensor | None = None,  # (N, at least the columns of x_aug beyond the weight's)
+    gradient: Gradient | None = None,  # (rows of all members, R)
     backend: Backend | None = None,
 ) -> Tensor:  # (M, N)
     """Project an augmented input by the columns of the weight that it has.
@@ -108,12 +135,13 @@ def aug_linear(
     Args:
         x_aug: [X | 1 | S], or its base part [X | 1].
         weight: [W | bias | scaling·B], frozen but for B; further columns are not read.
-        members: The adapted members; their `lora_b` receive gradients, their values come from
-            `weight`.
+        members: The adapted members; of their `lora_b` the gradient is formed, their values come
+            from `weight`.
         scaling: LoRA's factor, for dB.
         residual: Added to the result; without gradient it may be of a wider dtype, which the
             result then has.
         low: For the native ops: the columns scaling·B in fp32, where `weight` is [W | bias] alone.
+        gradient: Where dB goes, the members' one below the other; by default autograd has it.
         backend: See cqa.kernels.backend.
     """
     backend = choose(backend, weight.device, weight.dtype)
@@ -121,6 +149,6 @@ def aug_linear(
     low = low[:, :n_low] if low is not None and n_low > 0 else None
     lora_b = tuple(member.lora_b for member in members)
     out: Tensor = _AugLinear.apply(  # type: ignore[no-untyped-call]
-        x_aug, residual, weight, low, scaling, members, backend, *lora_b
+        x_aug, residual, weight, low, scaling, members, gradient, backend, *lora_b
     )
     return out

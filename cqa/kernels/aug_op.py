@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,7 +19,14 @@ from torch import Tensor
 
 from cqa.kernels.aug_columns import AugColumns, augmented
 from cqa.kernels.backend import Backend
-from cqa.kernels.shrink import Shrink, shrink_backward_ref, shrink_da, shrink_forward_ref
+from cqa.kernels.gradient import Form, adding, form_gradient
+from cqa.kernels.shrink import (
+    Shrink,
+    shrink_backward_ref,
+    shrink_da_native,
+    shrink_da_triton,
+    shrink_forward_ref,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,10 +92,16 @@ class _Augment(torch.autograd.Function):
         da = ds = dx = None
         if shrink:
             made, ds = x_aug[:, : columns.features], dx_aug[:, columns.ranks]
-            if fused:
-                da = shrink_da(ds, made, shrink, ctx.backend)
+            form: Form
+            if ctx.backend == "triton":
+                form = partial(shrink_da_triton, ds, made, shrink)
+            elif ctx.backend == "native":
+                form = adding(partial(shrink_da_native, ds, made, shrink))
             else:
-                da = shrink_backward_ref(made, ds, lora_a, masks, shrink.scale, dmade)
+                form = adding(
+                    partial(shrink_backward_ref, made, ds, lora_a, masks, shrink.scale, dmade)
+                )
+            da = form_gradient(shrink.gradient, lora_a.shape, lora_a, form)
         elif dmade is not None and fused:
             dmade = dmade.contiguous()
         if dmade is not None and fused:

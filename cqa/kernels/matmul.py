@@ -84,3 +84,12 @@ def mm(
         return _mm_native(a, b, start, tail)
     assert tail is None
     return mm_ref(a, b, start)
+
+
+def wide_mm(a: Tensor, b: Tensor, *, backend: Backend | None = None) -> Tensor:
+    """Return a · b in fp32 for 16-bit factors, else in theirs; no partial sum has 16 bits."""
+    if a.dtype in (torch.float32, torch.float64):
+        return mm(a, b, backend=backend)
+    if a.is_cuda:
+        return torch.mm(a, b, out_dtype=torch.float32)
+    return a.float() @ b.float()

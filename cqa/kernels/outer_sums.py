@@ -3,8 +3,9 @@
     out[c, r] = scale · Σ_m dropout(x)[m, c] · s[m, r]        dA: x is X, s is dS
                                                               dB: x is dY, s is S
 
-Each tile of `out` is summed by one program in the order of the rows, so it has the same bits every
-time. The native op is dB's; dA, with dropout, is in csrc/shrink.cpp.
+A tile of `out` takes one program for each share of the rows, as many as fill a GPU; a second kernel
+adds the shares' sums in the order of the rows, so `out` has the same bits every time.
+The native op is dB's; dA, with dropout, is in csrc/shrink.cpp.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from functools import cache
 
 import torch
+import triton
 import triton.language as tl
 from torch import Tensor
 
@@ -20,24 +22,58 @@ from cqa.kernels.launch import any_rows, dot_type, launch, rank_tile
 from cqa.kernels.philox import GroupDropout, dropout_keep
 
 
+@triton.jit
+def _store_tile(  # of `out`, scaled; added to what is there, if so
+    out,  # fp32
+    tile,  # of the table: see _tiles
+    value,  # (WIDTH, RANK) fp32
+    out_stride,
+    scale,
+    adds,
+    ALIGNED: tl.constexpr,
+    TURNED: tl.constexpr,
+    RANK: tl.constexpr,
+    WIDTH: tl.constexpr,
+):
+    columns, ranks, offset = tl.load(tile + 1) - tl.load(tile), tl.load(tile + 3), tl.load(tile + 4)
+    if ALIGNED:
+        columns, ranks = tl.multiple_of(columns, 8), tl.multiple_of(ranks, 8)
+        offset = tl.multiple_of(offset, 8)
+    c, r = tl.arange(0, WIDTH)[:, None], tl.arange(0, RANK)[None, :]
+    at = out + offset + (r * out_stride + c if TURNED else c * out_stride + r)
+    mask = (c < columns) & (r < ranks)
+    before = tl.load(at, mask=mask & (adds != 0), other=0.0)
+    tl.store(at, before + value * scale, mask=mask)
+
+
+@triton.jit
+def _inside(RANK: tl.constexpr, WIDTH: tl.constexpr, TURNED: tl.constexpr):
+    """Where a tile's elements lie in its partial sum: side by side as they are in `out`."""
+    c, r = tl.arange(0, WIDTH)[:, None], tl.arange(0, RANK)[None, :]
+    return r * WIDTH + c if TURNED else c * RANK + r
+
+
 @any_rows
-def _outer_sum_kernel(  # a program: a tile of out
+def _outer_sum_kernel(  # a program: a tile of out, summed over a share of the rows
     x,  # (M, K)
     s,  # (M, G * R)
-    out,  # fp32, written
+    out,  # fp32, written or added to, where there is one share
+    partial,  # (shares, tiles, WIDTH * RANK) fp32, written where there are several
     tiles,  # (tiles, 6): see _tiles
     m,
+    share,  # rows, a multiple of ROWS
     k,
     x_stride,
     s_stride,
-    out_column_stride,
-    out_rank_stride,
+    out_stride,
     scale,
+    adds,
     key,
     streams,
     batch_rows,
     threshold,
     ALIGNED: tl.constexpr,
+    TURNED: tl.constexpr,
     ROWS: tl.constexpr,
     RANK: tl.constexpr,
     WIDTH: tl.constexpr,
@@ -52,23 +88,49 @@ def _outer_sum_kernel(  # a program: a tile of out
         s_column, ranks_left = tl.multiple_of(s_column, 8), tl.multiple_of(ranks_left, 8)
     cols, ranks = first + tl.arange(0, WIDTH), tl.arange(0, RANK)
     total = tl.zeros((WIDTH, RANK), tl.float32)
-    for start in range(0, m, ROWS):
+    begin = tl.program_id(1) * share
+    for start in range(begin, tl.minimum(begin + share, m), ROWS):
         rows = start + tl.arange(0, ROWS).to(tl.int64)
-        x_at = x + rows[:, None] * x_stride + cols[None, :]
-        block = tl.load(x_at, mask=(rows < m)[:, None] & (cols < stop)[None, :], other=0.0)
+        x_at = x + cols[:, None] + rows[None, :] * x_stride  # turned: all its loads are then async
+        left = tl.load(x_at, mask=(cols < stop)[:, None] & (rows < m)[None, :], other=0.0)
         if DROPOUT:
             stream = tl.load(streams + tl.load(tile + 5))
             numbers = tl.load(batch_rows + rows, mask=rows < m, other=0)
             keep = dropout_keep(key, stream, threshold, numbers, first, k, WIDTH)
-            block = tl.where(keep, block, 0.0)
+            left = tl.where(tl.trans(keep), left, 0.0)
         s_at = s + rows[:, None] * s_stride + (s_column + ranks)[None, :]
         right = tl.load(s_at, mask=(rows < m)[:, None] & (ranks < ranks_left)[None, :], other=0.0)
-        left = tl.trans(block.to(DOT))
-        total = tl.dot(left, right.to(DOT), total, input_precision="ieee")
-    at = out + tl.load(tile + 4) + (cols - first)[:, None] * out_column_stride
-    at += ranks[None, :] * out_rank_stride
-    mask = (cols < stop)[:, None] & (ranks < ranks_left)[None, :]
-    tl.store(at, total * scale, mask=mask)
+        total = tl.dot(left.to(DOT), right.to(DOT), total, input_precision="ieee")
+    if tl.num_programs(1) == 1:
+        _store_tile(out, tile, total, out_stride, scale, adds, ALIGNED, TURNED, RANK, WIDTH)
+    else:
+        number = tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)
+        at = partial + number.to(tl.int64) * (WIDTH * RANK) + _inside(RANK, WIDTH, TURNED)
+        tl.store(at, total)
+
+
+@any_rows
+def _add_shares_kernel(  # a program: a tile of out, from its sums over the shares, in their order
+    partial,  # (shares, tiles, WIDTH * RANK) fp32
+    out,  # fp32, written or added to
+    tiles,  # (tiles, 6): see _tiles
+    shares,
+    out_stride,
+    scale,
+    adds,
+    ALIGNED: tl.constexpr,
+    TURNED: tl.constexpr,
+    SHARES: tl.constexpr,  # at the most
+    RANK: tl.constexpr,
+    WIDTH: tl.constexpr,
+):
+    tile = tl.program_id(0)
+    at = partial + tile.to(tl.int64) * (WIDTH * RANK) + _inside(RANK, WIDTH, TURNED)
+    total = tl.zeros((WIDTH, RANK), tl.float32)
+    for i in tl.static_range(SHARES):
+        total += tl.load(at, mask=i < shares, other=0.0)
+        at += tl.num_programs(0).to(tl.int64) * (WIDTH * RANK)
+    _store_tile(out, tiles + tile * 6, total, out_stride, scale, adds, ALIGNED, TURNED, RANK, WIDTH)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +143,19 @@ class OuterSum:
 
 
 _WIDTH, _ROWS = 64, 64  # columns of x a program, and rows at a time
+_PROGRAMS = 512  # of all shares: about four on a multiprocessor
+_SHARES = 8  # at most
+
+
+def shares_of(m: int, tiles: int) -> tuple[int, int]:
+    """Return how many shares the rows are cut into, and the rows of one.
+
+    It depends on the shapes alone, so the bits are the same on every GPU of a kind.
+    """
+    blocks = max(1, triton.cdiv(m, _ROWS))
+    wanted = min(_SHARES, max(1, round(_PROGRAMS / max(1, tiles))))
+    share = triton.cdiv(blocks, min(wanted, blocks))
+    return triton.cdiv(blocks, share), share * _ROWS
 
 
 @cache
@@ -117,31 +192,52 @@ def outer_sums(
     *,
     scale: float,
     dropout: GroupDropout,
+    add: bool = False,  # to what out holds
 ) -> None:
     """Form all products of a group; with dropout, product g takes x as member g dropped it."""
-    tiles = _tiles(sums, strides, rank, x.device)
+    tiles, m = _tiles(sums, strides, rank, x.device), x.shape[0]
+    shares, share = shares_of(m, tiles.shape[0])
+    partial = None
+    if shares > 1:
+        size = (shares, tiles.shape[0], _WIDTH * rank_tile(rank))
+        partial = torch.empty(size, dtype=torch.float32, device=x.device)
+    of_out = {
+        "out": out,
+        "partial": out if partial is None else partial,
+        "tiles": tiles,
+        "out_stride": strides[1] if strides[0] == 1 else strides[0],
+        "scale": scale,
+        "adds": int(add),
+        "ALIGNED": _aligned(sums, rank),
+        "TURNED": strides[0] == 1,
+        "RANK": rank_tile(rank),
+        "WIDTH": _WIDTH,
+    }
     launch(
         _outer_sum_kernel,
-        (tiles.shape[0],),
+        (tiles.shape[0], shares),
         x=x,
         s=s,
-        out=out,
-        tiles=tiles,
-        m=x.shape[0],
+        m=m,
+        share=share,
         k=x.shape[1],
         x_stride=x.stride(0),
         s_stride=s.stride(0),
-        out_column_stride=strides[0],
-        out_rank_stride=strides[1],
-        scale=scale,
-        ALIGNED=_aligned(sums, rank),
         ROWS=_ROWS,
-        RANK=rank_tile(rank),
-        WIDTH=_WIDTH,
         DOT=dot_type(x.dtype),
+        **of_out,
         **dropout.arguments,
         num_warps=4,
     )
+    if partial is not None:
+        launch(
+            _add_shares_kernel,
+            (tiles.shape[0],),
+            shares=shares,
+            SHARES=_SHARES,
+            **of_out,
+            num_warps=8,
+        )
 
 
 @cache
@@ -156,8 +252,8 @@ def outer_sums_native(
     x: Tensor,  # (M, K), rows contiguous
     s: Tensor,  # (M, at least the columns that the sums read)
     out: Tensor,  # (rows, R), written
-    sums: tuple[OuterSum, ...],
     *,
+    sums: tuple[OuterSum, ...],
     scale: float,
 ) -> None:
     """Form all products of a group, each a block of rows of `out`, without dropout."""

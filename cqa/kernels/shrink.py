@@ -24,7 +24,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from cqa.kernels.backend import Backend
+from cqa.kernels.gradient import Gradient
 from cqa.kernels.launch import (
     TILE_ROWS,
     any_rows,
@@ -52,6 +52,7 @@ class Shrink:
     lora_a: Tensor  # (G * R, K)
     modules: tuple[int, ...]  # G module numbers, for the dropout streams
     dropout: Dropout | None = None
+    gradient: Gradient | None = None  # (G * R, K), where dA goes; by default autograd has it
 
     @property
     def scale(self) -> float:
@@ -93,21 +94,21 @@ def shrink_backward_ref(
     masks: list[Tensor],
     scale: float,
     dx: Tensor | None,  # (M, K), added to
-) -> Tensor:  # (G * R, K) dA, in the dtype of lora_a
-    """Add the low-rank part of the input gradient to `dx`; return dA."""
+    da: Tensor,  # (G * R, K), written
+) -> None:
+    """Add the low-rank part of the input gradient to `dx`; form dA."""
     a = lora_a.to(x.dtype)
     if not masks:
         if dx is not None:
             dx.addmm_(ds, a)
-        return (ds.T @ x).to(lora_a.dtype)
-    da = torch.empty_like(lora_a)
+        da.copy_(ds.T @ x)
+        return
     rank = lora_a.shape[0] // len(masks)
     for g, keep in enumerate(masks):
         cols = slice(g * rank, (g + 1) * rank)
         if dx is not None:
             dx += (ds[:, cols] @ (a[cols] * scale)).mul_(keep)
-        da[cols] = (ds[:, cols].T @ (x * keep)).to(lora_a.dtype).mul_(scale)
-    return da
+        da[cols] = (ds[:, cols].T @ (x * keep)).to(da.dtype).mul_(scale)
 
 
 @triton.jit
@@ -297,11 +298,18 @@ def expand_add_triton(
     )
 
 
-def _shrink_da_triton(ds: Tensor, x: Tensor, da: Tensor, shrink: Shrink) -> None:
+def shrink_da_triton(
+    ds: Tensor,  # (M, G * R)
+    x: Tensor,  # (M, K)
+    shrink: Shrink,
+    da: Tensor,  # (G * R, K)
+    add: bool,
+) -> None:
+    """Write or add dA of all members, the masks made again."""
     k, rank = x.shape[1], shrink.rank
     sums = tuple(OuterSum((0, k), g * rank, g * rank * k) for g in range(len(shrink.modules)))
     dropout = GroupDropout.of(shrink.dropout, shrink.modules)
-    outer_sums(x, ds, da, sums, (1, k), rank, scale=shrink.scale, dropout=dropout)
+    outer_sums(x, ds, da, sums, (1, k), rank, scale=shrink.scale, dropout=dropout, add=add)
 
 
 _NONE = torch.empty(0, dtype=torch.int64, device="cpu")
@@ -319,16 +327,11 @@ def native_arguments(shrink: Shrink | None) -> tuple[Any, ...]:
     return streams, dropout.rows, seed, dropout.step, dropout.threshold, dropout.scale
 
 
-def shrink_da(
+def shrink_da_native(
     ds: Tensor,  # (M, G * R)
     x: Tensor,  # (M, K)
     shrink: Shrink,
-    backend: Backend,
-) -> Tensor:  # (G * R, K)
-    """Return dA of all members by a fused backend, the masks made again."""
-    da = torch.empty_like(shrink.lora_a)
-    if backend == "native":
-        torch.ops.cqa.shrink_da(ds, x, da, *native_arguments(shrink))
-    else:
-        _shrink_da_triton(ds, x, da, shrink)
-    return da
+    da: Tensor,  # (G * R, K), written
+) -> None:
+    """Form dA of all members, the masks made again."""
+    torch.ops.cqa.shrink_da(ds, x, da, *native_arguments(shrink))

@@ -30,7 +30,7 @@ from cqa.kernels.fused_linear_logprob import (
     fused_linear_logprob_triton,
 )
 from cqa.kernels.logit_stats import TokenStats, logit_stats_ref, logit_stats_triton, stats_of
-from cqa.kernels.matmul import mm
+from cqa.kernels.matmul import wide_mm
 
 Route = Literal["fused", "chunked"]
 ROUTES: tuple[Route, ...] = ("fused", "chunked")
@@ -48,18 +48,9 @@ def chunk_rows(vocab_size: int) -> int:
     return max(1, CHUNK_BYTES // (4 * vocab_size * CHUNK_ROWS)) * CHUNK_ROWS
 
 
-def _wide_product(a: Tensor, b: Tensor, backend: Backend) -> Tensor:
-    """Return a · b in fp32 for 16-bit factors, else in theirs; no partial sum has 16 bits."""
-    if a.dtype in (torch.float32, torch.float64):
-        return mm(a, b, backend=backend)
-    if a.is_cuda:
-        return torch.mm(a, b, out_dtype=torch.float32)
-    return a.float() @ b.float()
-
-
 def logits_of(hidden: Tensor, head: Tensor, backend: Backend = "reference") -> Tensor:
     """Return fp32-accumulated logits, shape (M, V): fp32, or fp64 for fp64 inputs."""
-    return _wide_product(hidden, head.T, backend)
+    return wide_mm(hidden, head.T, backend=backend)
 
 
 def _loss_and_gradient(
@@ -68,7 +59,7 @@ def _loss_and_gradient(
     """Return logp and d(-logp) / d(hidden) of one chunk, whose logits are gone afterwards."""
     logits = logits_of(hidden, head, backend)
     logp, dlogits = cross_entropy(logits, target, hidden.dtype, backend=backend)
-    return logp, _wide_product(dlogits, head, backend)
+    return logp, wide_mm(dlogits, head, backend=backend)
 
 
 class _TokenLogprobs(torch.autograd.Function):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from cqa.kernels.adamw import AdamState
+from cqa.kernels.gradient import Gradient
 from cqa.kernels.philox import INIT, stream_of, uniforms
 from cqa.kernels.scatter import ScatterTable, Segment, scatter
 from cqa.model.decoder import Decoder
@@ -83,6 +84,7 @@ class TrainableLora:
         flat = [torch.zeros(n_params, dtype=torch.float32, device=decoder.device) for _ in range(4)]
         self.state = AdamState(*flat)
         self.weights: dict[Key, tuple[Tensor, Tensor]] = {}
+        self._gradients: list[Gradient] = []
         self._offset = 0
         for projection, names in self._groups:
             self._attach_group(projection, names, seed)
@@ -108,29 +110,51 @@ class TrainableLora:
         self.after_step()
 
     def after_step(self) -> None:
-        """Bring the augmented weights up to date with the masters, and clear the gradient."""
+        """Bring the augmented weights up to date with the masters, and forget the gradient."""
         scatter(self.state.param, self._table, backend=self.decoder.backend)
-        self.state.grad.zero_()
+        self.forget_gradient()
+
+    def forget_gradient(self) -> None:
+        """Let the next pass write the gradient, whatever the buffer holds."""
+        for gradient in self._gradients:
+            gradient.written = False
+
+    def note_gradient(self) -> None:
+        """Let the next pass add to what the buffer holds."""
+        for gradient in self._gradients:
+            gradient.written = True
+
+    def complete_gradient(self) -> None:
+        """Make the flat buffer that of the passes since it was forgotten: zero where none wrote."""
+        for gradient in self._gradients:
+            if not gradient.written:
+                gradient.value.zero_()
+        self.note_gradient()
 
     def _attach_group(self, projection: Projection, names: list[str], seed: int) -> None:
         rank, k = self.spec.rank, projection.columns.features
+        first = self._offset
         lora_a = self._take(rank * len(names), k)
+        middle = self._offset
         lora_b = [self._take(projection.member(name).width, rank) for name in names]
+        gradients = (
+            Gradient(self.state.grad[first:middle].view(-1, k)),
+            Gradient(self.state.grad[middle : self._offset].view(-1, rank)),
+        )
+        self._gradients += gradients
         for g, (name, b) in enumerate(zip(names, lora_b, strict=True)):
             a = lora_a.data[g * rank : (g + 1) * rank]
             stream = stream_of(INIT, module_number(projection.layer, name))
             u = torch.from_numpy(uniforms(seed, 0, stream, rank * k)).view(rank, k)
             a.copy_((u * 2 - 1) / k**0.5)
             self.weights[projection.layer, name] = (a, b.data)
-        projection.attach(lora_a, lora_b, names, self.spec.scaling)
+        projection.attach(lora_a, lora_b, names, self.spec.scaling, gradients)
 
     def _take(self, *shape: int) -> Tensor:
-        """Return the next part of the flat buffer as a leaf whose gradient is a view too."""
+        """Return the next part of the flat buffer as a leaf."""
         start = self._offset
         self._offset += shape[0] * shape[1]
-        leaf = self.state.param[start : self._offset].view(shape).requires_grad_()
-        leaf.grad = self.state.grad[start : self._offset].view(shape)
-        return leaf
+        return self.state.param[start : self._offset].view(shape).requires_grad_()
 
 
 def widest(specs: Sequence[LoraSpec]) -> dict[str, int]:

@@ -11,6 +11,7 @@ from torch import Tensor
 from cqa.kernels.aug_columns import AugColumns
 from cqa.kernels.aug_linear import LoraRows, aug_linear
 from cqa.kernels.backend import Backend
+from cqa.kernels.gradient import Gradient
 from cqa.kernels.philox import Dropout
 from cqa.kernels.shrink import Shrink
 
@@ -107,6 +108,7 @@ class Projection:
         self._lora_a: Tensor | None = None
         self._modules: tuple[int, ...] = ()
         self._rows: tuple[LoraRows, ...] = ()
+        self._gradients: tuple[Gradient | None, Gradient | None] = (None, None)  # of A and B
         self._scaling = 1.0
 
     def member(self, name: str) -> Member:
@@ -121,14 +123,23 @@ class Projection:
         target.copy_(tensor)
 
     def attach(
-        self, lora_a: Tensor, lora_b: Sequence[Tensor], modules: Sequence[str], scaling: float
+        self,
+        lora_a: Tensor,
+        lora_b: Sequence[Tensor],
+        modules: Sequence[str],
+        scaling: float,
+        gradients: tuple[Gradient, Gradient] | None = None,
     ) -> None:
-        """Attach an adapter: A of the adapted members stacked (G·R, K), and B of each (n, R)."""
+        """Attach an adapter: A of the adapted members stacked (G·R, K), and B of each (n, R).
+
+        In training `gradients` are those of A and of the Bs, one below the other.
+        """
         k, bias = self.columns.features, self.columns.bias
         self.columns = AugColumns(k, bias, lora_a.shape[0], self.multiple)
         rank = lora_a.shape[0] // len(modules)
         first = self.columns.base
         self._lora_a, self._scaling = lora_a, scaling
+        self._gradients = gradients or (None, None)
         self._modules = tuple(module_number(self.layer, name) for name in modules)
         self._rows = tuple(
             LoraRows(self.member(name).rows, slice(first + g * rank, first + (g + 1) * rank), b)
@@ -162,7 +173,9 @@ class Projection:
 
     def shrink(self, dropout: Dropout | None = None) -> Shrink | None:
         """Return the LoRA side of this group's input, or None without an adapter."""
-        return None if self._lora_a is None else Shrink(self._lora_a, self._modules, dropout)
+        if self._lora_a is None:
+            return None
+        return Shrink(self._lora_a, self._modules, dropout, self._gradients[0])
 
     def linear_map(self, dtype: torch.dtype) -> LinearMap:
         """Return what the group does to its input, but for the bias, to compute in a dtype."""
@@ -183,5 +196,6 @@ class Projection:
             scaling=self._scaling,
             residual=residual,
             low=self.low if self.split else None,
+            gradient=self._gradients[1],
             backend=backend,
         )

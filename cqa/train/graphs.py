@@ -115,11 +115,10 @@ def _a_query(decoder: Decoder) -> Tensor:
 class Graphs:
     """Passes of one decoder in training, by graphs that are recorded when a size first comes."""
 
-    def __init__(
-        self, decoder: Decoder, config: StepConfig, grad: Tensor, capture: Capture
-    ) -> None:
-        """Nothing is recorded yet; `grad` is the flat gradient, which recording must not change."""
-        self._decoder, self._config, self._grad, self._capture = decoder, config, grad, capture
+    def __init__(self, lora: TrainableLora, config: StepConfig, capture: Capture) -> None:
+        """Nothing is recorded yet."""
+        self._lora, self._decoder = lora, lora.decoder
+        self._config, self._capture = config, capture
         self._recorded: dict[tuple[torch.Size, ...], _Recording] = {}
         self.ran_out = False  # of memory, while recording: nothing is recorded or replayed then
 
@@ -137,12 +136,12 @@ class Graphs:
                 f"{decoder.dtype} on {decoder.device}",
                 hint="leave --cuda-graphs out, or use --dtype bf16 on an A100 or later",
             )
-        return cls(decoder, config, lora.state.grad, CudaCapture())
+        return cls(lora, config, CudaCapture())
 
     def run(self, samples: Sequence[EncodedSample], step: int) -> Tensor | None:
-        """Add a batch's gradient to the flat buffer; return its mean loss, () fp64.
+        """Write a whole batch's gradient to the flat buffer; return its mean loss, () fp64.
 
-        It is None, and nothing is added, once memory ran out while a pass was recorded.
+        It is None, and nothing of the buffer counts, once memory ran out while a pass was recorded.
         """
         if self.ran_out:
             return None
@@ -154,17 +153,17 @@ class Graphs:
         for own, its in zip(tensors_of(recording.given), tensors_of(given), strict=True):
             own.copy_(its)
         recording.replay()
+        self._lora.note_gradient()
         return recording.loss.clone()
 
     def _record(self, sizes: tuple[torch.Size, ...], given: TrainingPass) -> bool:
         """Record a pass on copies of its tensors; return False where memory ran out."""
-        before = None
         try:
-            before = self._grad.clone()
             own = deepcopy(given)
             loss = torch.zeros((), dtype=torch.float64, device=self._decoder.device)
 
             def run() -> None:
+                self._lora.forget_gradient()  # so what is recorded writes
                 loss.copy_(forward_backward(self._decoder, own, self._config))
 
             self._recorded[sizes] = _Recording(own, loss, self._capture(run))
@@ -172,8 +171,7 @@ class Graphs:
             if not any(map(ran_out, _causes(error))):
                 raise
             self.ran_out = True
-        if before is not None:
-            self._grad.copy_(before)
+        self._lora.forget_gradient()
         if self.ran_out:
             self._recorded.clear()
             give_back()

@@ -80,8 +80,9 @@ def take_step(
             decoder, passes, config, step=step, labels=labels, first_row=first_row, graphs=graphs,
             on_phase=on_phase,
         ),
-        undo=lora.state.grad.zero_,
+        undo=lora.forget_gradient,
     )  # fmt: skip
+    lora.complete_gradient()
     ranks.add_up(lora.state.grad)
     ranks.add_up(loss)
     rates = adam_rates(lr=lr, step=step, weight_decay=config.weight_decay, device=decoder.device)
@@ -114,7 +115,9 @@ def backward_passes(
     graphs: Graphs | None = None,
     on_phase: OnPhase = ignore_phase,
 ) -> Tensor:
-    """Add the gradient of a global batch's passes to the flat buffer; return its mean loss.
+    """Write the gradient of a global batch's passes to the flat buffer; return its mean loss.
+
+    The first pass after a step writes it, later ones add; a part that no pass reaches stays.
 
     The loss stays on the device, shape (), fp64, nats.
 

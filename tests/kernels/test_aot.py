@@ -39,7 +39,8 @@ for aot_cases.ROWS in (1400, 1408, 1):
     cases = [partial(case, aot_cases.SHAPES["0.5B"], torch.bfloat16) for case in aot_cases.CASES]
     forms.append({launch for case in cases for launch in launches_of(case)})
 assert len(forms[0]) > 20
-assert forms[0] == forms[1] == forms[2], [sorted(f.name for f in g - forms[0]) for g in forms]
+assert forms[0] == forms[1], [sorted(f.name for f in g ^ forms[0]) for g in forms]
+assert forms[2] <= forms[0], sorted(f.name for f in forms[2] - forms[0])  # shares need rows
 """
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     run = subprocess.run(

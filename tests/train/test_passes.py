@@ -157,7 +157,7 @@ def test_run_whose_graphs_do_not_fit_goes_on_without_them_with_one_note(
         raise MemoryError
 
     def graphs_of(lora, config):
-        return Graphs(lora.decoder, config, lora.state.grad, no_memory)
+        return Graphs(lora, config, no_memory)
 
     monkeypatch.setattr(Graphs, "of", graphs_of)
     config = config_of(inputs, tmp_path / "run", cuda_graphs=True)
