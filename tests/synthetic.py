@@ -210,3 +210,20 @@ def make_run(folder: Path, epochs: int = 6) -> Path:
            "n_validation": 11, "data_digest": "d" * 64, "total_steps": epochs}  # fmt: skip
     (folder / "run.json").write_text(json.dumps(run))
     return folder
+
+
+def base_folder(path: Path, items: list[dict], *, gain: float = 0.0, seed: int = 0) -> Path:
+    """Write scores of a base alone, whose right options have gained so many nats."""
+    make_folder(path, items=items, adapters=[None])
+    rows = list(make_rows(items, [None], seed=seed))
+    for row in rows:
+        if row["answer"] is not None:
+            option = row["options"][row["answer"]]
+            for key in ("logp_given_context_nats", "pmi_nats"):
+                option[key] += gain
+            row["delta_i_nats"] += gain
+        for option in row["options"]:
+            for key in [key for key in option if key.startswith("token_")]:
+                del option[key]
+    write_lines(path / "scores.jsonl", [with_checksum(row) for row in rows])
+    return path

@@ -122,7 +122,7 @@ def compare(config: CompareConfig, folders: tuple[Path, ...], as_json: bool) -> 
       cqa-fast compare scores-qwen scores-llama --models base --out comparison
     """
     from cqa.compare.run import compare as run_compare
-    from cqa.compare.tables import compare_text
+    from cqa.report.compared_tables import compare_text
 
     result = run_compare(folders, config)
     tell_place("comparison", config.out / "compare.md")

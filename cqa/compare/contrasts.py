@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy.stats import binomtest
 
-from cqa.compare.systems import READINGS, ItemValues, Scored, bits_per_byte
-from cqa.schema.compared import Contrast, GroupResult, Ranking, SystemResult
+from cqa.compare.systems import ItemValues, Scored, bits_per_byte
+from cqa.schema.compared import READINGS, Contrast, GroupResult, Ranking, SystemResult
 from cqa.schema.result import Interval
 from cqa.stats.clusters import by_source, source_numbers
 from cqa.stats.deciding import FEWEST_SOURCES, family_test
@@ -164,8 +164,3 @@ def _corrected(contrasts: Sequence[Contrast]) -> Iterator[Contrast]:
     mcnemar_p_holm = holm([contrast.mcnemar_p for contrast in contrasts])
     for contrast, p, other in zip(contrasts, p_holm, mcnemar_p_holm, strict=True):
         yield replace(contrast, p_holm=p, mcnemar_p_holm=other)
-
-
-def interval_holds(interval: Interval | None, value: float) -> bool:
-    """Whether an interval holds a value; one that is not there holds all."""
-    return interval is None or interval[0] <= value <= interval[1]

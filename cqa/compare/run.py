@@ -8,19 +8,18 @@ from pathlib import Path
 
 from cqa.compare.config import CompareConfig
 from cqa.compare.contrasts import group_result
-from cqa.compare.figure import draw
 from cqa.compare.systems import Scored, bits_per_byte, read_systems, require_two
-from cqa.compare.tables import all_tables, markdown_page
 from cqa.errors import ConfigError, DataError
 from cqa.files import write_json
 from cqa.output_folder import check_output, filled
+from cqa.report.compared_figure import TITLE, draw
+from cqa.report.compared_tables import all_tables, markdown_page
 from cqa.report.figure_style import png_bytes, svg_text
 from cqa.report.tables import to_csv, to_latex
 from cqa.report.write import write_file
 from cqa.schema.compared import Agreement, Comparison, Missing, TextsResult
 
 RESULT = "compare.json"
-TITLE = "Share of the right option"
 
 
 def compare(folders: Sequence[Path], config: CompareConfig) -> Comparison:
@@ -113,8 +112,12 @@ def _agreement(a: Scored, b: Scored) -> Agreement | None:
     ]
     if not differences:
         return None
-    same = (a.model_digest, a.adapter_digest) == (b.model_digest, b.adapter_digest)
+    same = _digests(a) == _digests(b)
     return Agreement(a.system.name, b.system.name, same, len(differences), max(differences))
+
+
+def _digests(scored: Scored) -> tuple[str | None, str | None]:
+    return scored.system.model_digest, scored.adapter_digest
 
 
 def _missing(systems: Sequence[Scored]) -> Iterator[Missing]:

@@ -18,12 +18,6 @@ from cqa.score_folder import LETTERS, LETTERS_META, META, read_letters
 from cqa.stats.information import BIT, place_of_largest, softmax
 from cqa.text import named, own_parts
 
-READINGS = {  # what the options are ranked by
-    "sum": "S(x|y), summed over the tokens: longer options have less",
-    "byte": "S(x|y) / bytes of x",
-    "pmi": "I(x; y) = S(x|y) − S(x|∅)",
-    "letter": "the letter that a chat answers, mean over all cyclic orders",
-}
 OF_LOGP = ("sum", "byte", "pmi")
 BASE = "base"
 
@@ -59,7 +53,6 @@ class Scored:
     """A model, its items by their key, and why it lacks others."""
 
     system: System
-    model_digest: str | None
     adapter_digest: str | None
     items: dict[str, ItemValues]
     ids: dict[str, str]  # by key
@@ -119,7 +112,6 @@ def _systems_of(folder: Path, name: str, models: Collection[str]) -> Iterator[Sc
             continue
         yield Scored(
             _system(folder, name, called, model, family),
-            model.model,
             model.adapter_digest,
             items[called],
             ids,
@@ -139,6 +131,7 @@ def _system(
         engine=model.engine,
         dtype=model.dtype,
         batch_invariant=model.batch_invariant,
+        model_digest=model.model,
         tokenizer_digest=model.tokenizer,
         template_digest=model.template,
         null_ids=model.null_ids,
@@ -163,10 +156,10 @@ def _chat(folder: Path, name: str) -> Scored:
         )
     system = System(
         name=named(name), folder=str(folder), model=meta.model, adapter=None, engine="chat",
-        dtype="n/a", batch_invariant=False, tokenizer_digest=None, template_digest=None,
-        null_ids=None, readings=("letter",),
+        dtype="n/a", batch_invariant=False, model_digest=None, tokenizer_digest=None,
+        template_digest=None, null_ids=None, readings=("letter",),
     )  # fmt: skip
-    return Scored(system, None, None, items, ids, left_out)
+    return Scored(system, None, items, ids, left_out)
 
 
 def item_values(row: ItemRow) -> ItemValues:

@@ -17,22 +17,27 @@ from typing import Any
 import numpy as np
 import torch
 
-from cqa.convert.gguf_file import GgufFile
+from cqa.convert.gguf_file import GgufFile, Length
+from cqa.convert.gguf_gemma import GEMMA, attention_scalar, check_named, local_rotation
 from cqa.errors import ModelError
 from cqa.model.rope import Rope, inverse_frequencies
 
-ARCHITECTURES = ("llama", "qwen2", "qwen3")  # as GGUF calls them; Mistral's files say llama
+ARCHITECTURES = ("llama", "qwen2", "qwen3", GEMMA)  # as GGUF calls them; Mistral's say llama
 FREQUENCIES = "rope_freqs.weight"
 NEUTRAL = {  # keys that change what is computed, and where they do not
     "expert_count": (0,),
     "attention.sliding_window": (0,),
+    "attention.sliding_window_pattern": (6,),
     "attention.scale": (0.0,),
     "attention.max_alibi_bias": (0.0,),
     "attention.clamp_kqv": (0.0,),
     "attention.causal": (True,),
+    "attn_logit_softcapping": (0.0,),
+    "final_logit_softcapping": (0.0,),
     "logit_scale": (0.0, 1.0),
     "embedding_scale": (0.0, 1.0),
     "residual_scale": (0.0, 1.0),
+    "rope.scale_linear": (0.0, 1.0),
     "rope.scaling.attn_factor": (0.0, 1.0),
     "use_parallel_residual": (False,),
 }
@@ -61,6 +66,8 @@ def read_hf(file: GgufFile) -> HfReading:
             where=str(file.path),
         )
     _refuse_what_is_dropped(file)
+    if file.architecture == GEMMA:
+        check_named(file)
     from transformers import AutoConfig, AutoTokenizer, GenerationConfig
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     from transformers.utils import logging
@@ -84,7 +91,13 @@ def read_hf(file: GgufFile) -> HfReading:
     head_dim = head_dim or getattr(config, "head_dim", None) or per_head
     if hasattr(config, "head_dim") or head_dim != per_head:
         raw["head_dim"] = head_dim
-    raw["rope_parameters"] = _rope(file, dict(config.rope_parameters), int(head_dim))
+    raw["rope_parameters"] = _rope(file, _read_rope(config), int(head_dim))
+    if file.architecture == GEMMA:
+        raw["query_pre_attn_scalar"] = attention_scalar(file, raw)
+        raw["rope_parameters"] = {
+            "full_attention": raw["rope_parameters"],
+            "sliding_attention": local_rotation(file),
+        }
     _drop_tokens_of_none(tokenizer, file)
     return HfReading(raw, GenerationConfig.from_model_config(config), tokenizer)
 
@@ -104,6 +117,12 @@ def _drop_tokens_of_none(tokenizer: Any, file: GgufFile) -> None:
         tokenizer._tokenizer = Tokenizer.from_str(json.dumps(state))
 
 
+def _read_rope(config: Any) -> dict[str, Any]:
+    """Return the rotation as transformers reads it; of a Gemma that of layers without a window."""
+    read = dict(config.rope_parameters)
+    return dict(read.get("full_attention", read))
+
+
 @contextmanager
 def _alone(path: Path) -> Iterator[str]:
     """Show transformers the file in a folder of its own: it reads what else lies beside one."""
@@ -114,10 +133,13 @@ def _alone(path: Path) -> Iterator[str]:
 
 def _refuse_what_is_dropped(file: GgufFile) -> None:
     for key, neutral in NEUTRAL.items():
+        if key == "attention.sliding_window" and file.architecture == GEMMA:
+            continue
         value = file.fields.get(f"{file.architecture}.{key}", neutral[0])
-        if value not in neutral:
+        if isinstance(value, Length) or value not in neutral:
+            shown = f"{value} values" if isinstance(value, Length) else f"{value!r:.80}"
             raise ModelError(
-                f"expected a plain decoder, got {file.architecture}.{key}: {value!r:.80}",
+                f"expected a plain decoder, got {file.architecture}.{key}: {shown}",
                 where=str(file.path),
             )
 

@@ -18,6 +18,10 @@ from cqa.reading import refuse_special
 FLOATS = ("F32", "F16", "BF16", "F64")  # types that are not quantised
 
 
+class Length(int):
+    """How many values an array of the header has; they are not kept."""
+
+
 @dataclass(frozen=True, slots=True)
 class GgufTensor:
     """A tensor of the file: where it is, and what it is stored as."""
@@ -35,7 +39,7 @@ class GgufFile:
 
     path: Path
     architecture: str
-    fields: dict[str, Any]  # numbers and texts; of an array its length
+    fields: dict[str, Any]  # numbers and texts; of an array its `Length`
     tensors: dict[str, GgufTensor]
 
     def kinds(self) -> dict[str, int]:
@@ -108,7 +112,7 @@ def open_gguf(path: Path) -> GgufFile:
 
 
 def _value(field: Any) -> Any:
-    return len(field.data) if len(field.types) > 1 else field.contents()
+    return Length(len(field.data)) if len(field.types) > 1 else field.contents()
 
 
 def _tensor(tensor: Any, dequantize: Any, path: Path) -> GgufTensor:

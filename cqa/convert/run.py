@@ -27,6 +27,7 @@ from torch import Tensor
 
 from cqa.convert.gguf_config import FREQUENCIES, HfReading, read_hf
 from cqa.convert.gguf_file import FLOATS, GgufFile, GgufTensor, open_gguf
+from cqa.convert.gguf_gemma import GEMMA
 from cqa.data.tokenizer import Tokenizer
 from cqa.errors import ConfigError, ModelError
 from cqa.files import check_room, new_folder, write, write_json
@@ -51,7 +52,8 @@ def convert(path: Path, out: Path, *, dtype: Dtype = "fp32") -> Converted:
     """Write the model of a GGUF file as a folder; see the module.
 
     Args:
-        path: The file: Llama, Mistral, Qwen2 or Qwen3, in any quantisation the library reads.
+        path: The file: Llama, Mistral, Qwen2, Qwen3 or Gemma 3, in any quantisation the library
+            reads.
         out: The folder to write.
         dtype: What the weights are written in: fp32 holds all that the file says, bf16 is rounded.
 
@@ -192,6 +194,8 @@ def _weights(
         heads = _permuted_heads(name, shape) if file.architecture == "llama" else None
         if heads is not None:
             values = _in_halves(values, heads)
+        if file.architecture == GEMMA and name.endswith("norm.weight"):
+            values = values - 1  # GGUF holds what is multiplied with, the checkpoint what is added
         yield name, torch.from_numpy(np.array(values, dtype=np.float32, order="C"))
 
 

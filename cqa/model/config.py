@@ -145,7 +145,11 @@ def parse_config(raw: dict[str, Any], where: str) -> DecoderConfig:
     except KeyError as error:
         raise ModelError(f"expected `{error.args[0]}`, got none", where=where) from None
     except ValueError as error:
-        raise ModelError(f"expected a consistent config, got: {error}", where=where) from None
+        raise ModelError(
+            f"expected a consistent config, got: {error}",
+            where=where,
+            hint=OTHER_ENGINE if isinstance(error, _FinalCapError) else None,
+        ) from None
 
 
 def _parse(raw: dict[str, Any]) -> DecoderConfig:
@@ -199,9 +203,16 @@ def _parse(raw: dict[str, Any]) -> DecoderConfig:
 
 def _refuse_soft_caps(raw: dict[str, Any]) -> None:
     """Refuse what no Gemma 3 has set, and what transformers applies in one of two places only."""
-    for key in ("final_logit_softcapping", "attn_logit_softcapping"):
+    for key, error in (
+        ("final_logit_softcapping", _FinalCapError),
+        ("attn_logit_softcapping", ValueError),
+    ):
         if raw.get(key) is not None:
-            raise ValueError(f"{key} {raw[key]!r:.80}, which is not computed here")
+            raise error(f"{key} {raw[key]!r:.80}, which is not computed here")
+
+
+class _FinalCapError(ValueError):
+    """A soft cap on the final logits, which transformers computes whatever its attention kernel."""
 
 
 def _query_factor(raw: dict[str, Any], head_dim: int) -> float:

@@ -27,6 +27,13 @@ class ReportConfig(AnalysisConfig):
         shown="none",
         repeat=True,
     )
+    compare: Path | None = setting(
+        "Folder of a comparison (cqa-fast compare) of these scores with others, which becomes a "
+        "section.",
+        None,
+        group="Model and data",
+        shown="none",
+    )
     choose: Literal["best", "last"] | None = same_setting(  # type: ignore[assignment]
         AnalysisConfig, "choose", default=None, shown="as scored"
     )

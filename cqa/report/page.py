@@ -16,12 +16,12 @@ from markupsafe import Markup
 from cqa import __version__
 from cqa.escape import for_html, for_markdown
 from cqa.model.conversion import conversion_text
+from cqa.report.added import AddedFigure, AddedPart
 from cqa.report.figure_style import Drawing, inline_svg
 from cqa.report.figures import FIGURES
 from cqa.report.focus import Focus
 from cqa.report.item_table import ITEM_COLUMNS, ItemNumbers, ScoredItems
 from cqa.report.item_texts import ScoredItem, ShownOption, TokenValues, shown_options
-from cqa.report.studies import StudyPart
 from cqa.report.tables import Line, Table, show, to_markdown
 from cqa.report.verdict import Page
 from cqa.schema.meta import ScoredModel
@@ -94,7 +94,7 @@ class Report:
     tables: list[Table]
     figures: dict[str, Drawing]
     found: ScoredItems
-    studies: list[StudyPart]
+    added: list[AddedPart]  # of other folders: studies, a comparison
 
     @property
     def by_name(self) -> dict[str, Table]:
@@ -167,7 +167,7 @@ class Section:
     title: str
     figures: list[PageFigure]
     tables: list[Table]
-    study: StudyPart | None = None
+    added: AddedPart | None = None
 
 
 def _sections(report: Report) -> list[Section]:
@@ -179,27 +179,26 @@ def _sections(report: Report) -> list[Section]:
         if drawn or held or name == "items":
             sections.append(Section(name, title, drawn, held))
     items = sections.pop()  # the longest, last
-    return [*sections, *map(_study_section, report.studies), items]
+    return [*sections, *map(_added_section, report.added), items]
 
 
-def _study_section(study: StudyPart) -> Section:
-    title = "Effects and null controls"
-    wide, narrow = (
-        Markup(inline_svg(text, f"{study.name}-{size}", title))
-        for size, text in (("wide", study.svg), ("narrow", study.narrow_svg))
-    )
-    caption = "Means over items with intervals that hold together for all models."
-    drawn = PageFigure(study.name, title, caption, wide, narrow)
-    return Section(study.name, study.title, [drawn], [study.table], study)
+def _added_section(part: AddedPart) -> Section:
+    drawn = [
+        _page_figure(figure.name, figure.title, figure.caption, figure) for figure in part.figures
+    ]
+    return Section(part.name, part.title, drawn, part.tables, part)
 
 
 def _figure(name: str, drawing: Drawing) -> PageFigure:
-    title = FIGURES[name].title
+    return _page_figure(name, FIGURES[name].title, _caption(name, drawing), drawing)
+
+
+def _page_figure(name: str, title: str, caption: str, drawn: Drawing | AddedFigure) -> PageFigure:
     wide, narrow = (
         Markup(inline_svg(text, f"{name}-{size}", title))
-        for size, text in (("wide", drawing.svg), ("narrow", drawing.narrow_svg))
+        for size, text in (("wide", drawn.svg), ("narrow", drawn.narrow_svg))
     )
-    return PageFigure(name, title, _caption(name, drawing), wide, narrow)
+    return PageFigure(name, title, caption, wide, narrow)
 
 
 def _caption(name: str, drawing: Drawing) -> str:
@@ -347,29 +346,32 @@ def markdown_page(report: Report) -> str:
         for figure in drawn:
             lines += [f"![{FIGURES[figure].title}](figures/{figure}.svg)", ""]
             lines += [for_markdown(_caption(figure, report.figures[figure])), ""]
-        for table in held:
-            lines += [f"### {for_markdown(table.title)}", "", to_markdown(table), ""]
-            if table.full_note:
-                lines += [for_markdown(table.full_note), ""]
+        lines += [line for table in held for line in _table_lines(table)]
         if name == "items":
             lines += ["Every item: tables/items.csv; with texts and tokens: report.html.", ""]
-    for study in report.studies:
-        lines += _study_lines(study)
+    for part in report.added:
+        lines += _added_lines(part)
     lines += ["## How it was made", "", "| | |", "|---|---|"]
     lines += _facts(provenance(report.focus))
     lines += ["", "| name | meaning |", "|---|---|", *_facts(FIXED)]
     return "\n".join([*lines, "", f"Written by cqa-fast {__version__}.", ""])
 
 
-def _study_lines(study: StudyPart) -> list[str]:
-    lines = [f"## {for_markdown(study.title)}", "", f"![{study.title}](figures/{study.name}.svg)"]
-    for text in study.facts:
-        lines += ["", for_markdown(text)]
-    lines += [""]
+def _added_lines(part: AddedPart) -> list[str]:
+    lines = [f"## {for_markdown(part.title)}", ""]
+    for figure in part.figures:
+        lines += [f"![{figure.title}](figures/{figure.name}.svg)", "", figure.caption, ""]
+    for text in part.facts:
+        lines += [for_markdown(text), ""]
     lines += [
-        f"* **{f.mark}**, {for_markdown(f'{of}: {f.name}: {f.reason}')}" for f, of in study.answers
+        f"* **{f.mark}**, {for_markdown(f'{of}: {f.name}: {f.reason}')}" for f, of in part.answers
     ]
-    return [*lines, "", to_markdown(study.table), "", for_markdown(study.table.full_note), ""]
+    return [*lines, "", *(line for table in part.tables for line in _table_lines(table))]
+
+
+def _table_lines(table: Table) -> list[str]:
+    lines = [f"### {for_markdown(table.title)}", "", to_markdown(table), ""]
+    return [*lines, for_markdown(table.full_note), ""] if table.full_note else lines
 
 
 def _facts(facts: Iterable[tuple[str, str]]) -> list[str]:

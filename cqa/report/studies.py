@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from cqa.errors import DataError, ModelError
 from cqa.files import inside, read_json
+from cqa.report.added import AddedFigure, AddedPart
 from cqa.report.effect_figure import draw_effects
 from cqa.report.figure_style import NARROW, WIDE, png_bytes, svg_text
 from cqa.report.tables import Column, Line, Table
-from cqa.schema.claims import Effect, StudyFinding, StudyResult
+from cqa.schema.claims import Effect, StudyResult
 from cqa.schema.meta import ScoredModel
 from cqa.text import counted, listed, named
 
@@ -32,40 +32,7 @@ COLUMNS: tuple[Column[Effect], ...] = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class StudyPart:
-    """One study, as a report shows it."""
-
-    name: str  # of its files and its place in the page
-    result: StudyResult
-    table: Table
-    svg: str
-    narrow_svg: str
-    png: bytes
-    note: str  # what does not go together with the report's models
-
-    @property
-    def title(self) -> str:
-        """The heading."""
-        return f"Study: {self.result.study}"
-
-    @property
-    def facts(self) -> list[str]:
-        """What stands above the table: claim, null control, and what the numbers cannot show."""
-        n = counted(self.result.n_items, "item")
-        said = [
-            f"{self.result.claim} ({n}). Null control: {self.result.null_control}.",
-            *self.result.notes, self.result.caution, self.note,
-        ]  # fmt: skip
-        return [text for text in said if text]
-
-    @property
-    def answers(self) -> list[tuple[StudyFinding, str]]:
-        """Every finding, with the model that it is of."""
-        return [(f, named(f.adapter or "base")) for f in self.result.findings]
-
-
-def read_studies(folders: Sequence[Path], base: ScoredModel) -> list[StudyPart]:
+def read_studies(folders: Sequence[Path], base: ScoredModel) -> list[AddedPart]:
     """Read folders that `cqa-fast study` wrote, of the base that a report is about.
 
     Args:
@@ -76,19 +43,19 @@ def read_studies(folders: Sequence[Path], base: ScoredModel) -> list[StudyPart]:
         DataError: A folder holds no study, or two hold the same one.
         ModelError: A study is of another base or another tokenizer.
     """
-    parts: dict[str, StudyPart] = {}
+    parts: dict[str, AddedPart] = {}
     for folder in folders:
-        part = _part(folder, base)
-        if part.name in parts:
+        result = _read(folder, base)
+        if result.study in parts:
             raise DataError(
-                f"expected each study once, got `{part.result.study}` again", where=str(folder),
+                f"expected each study once, got `{result.study}` again", where=str(folder),
                 hint="make a report of each",
             )  # fmt: skip
-        parts[part.name] = part
+        parts[result.study] = _part(result, base)
     return list(parts.values())
 
 
-def _part(folder: Path, base: ScoredModel) -> StudyPart:
+def _read(folder: Path, base: ScoredModel) -> StudyResult:
     path = inside(folder, RESULT)
     if not path.is_file():
         raise DataError(
@@ -110,6 +77,10 @@ def _part(folder: Path, base: ScoredModel) -> StudyPart:
                     f"expected a study of the {what} that was scored, got one of another",
                     where=str(folder),
                 )
+    return result
+
+
+def _part(result: StudyResult, base: ScoredModel) -> AddedPart:
     name = f"study_{result.study}"
     table = Table(
         name, f"Effects beside their null control: {result.study}", COLUMNS,
@@ -118,9 +89,19 @@ def _part(folder: Path, base: ScoredModel) -> StudyPart:
     )  # fmt: skip
     figure, narrow = (draw_effects(result, width=width) for width in (WIDE, NARROW))
     title = f"{result.study}: effects and null controls"
-    return StudyPart(
-        name, result, table, svg_text(figure, title), svg_text(narrow, title), png_bytes(figure),
-        _other_code(result, base),
+    drawn = AddedFigure(
+        name, "Effects and null controls",
+        "Means over items with intervals that hold together for all models.",
+        svg_text(figure, title), svg_text(narrow, title), png_bytes(figure),
+    )  # fmt: skip
+    said = [
+        f"{result.claim} ({counted(result.n_items, 'item')}). Null control: "
+        f"{result.null_control}.",
+        *result.notes, result.caution, _other_code(result, base),
+    ]  # fmt: skip
+    return AddedPart(
+        name, f"Study: {result.study}", [text for text in said if text],
+        [(f, named(f.adapter or "base")) for f in result.findings], [drawn], [table],
     )  # fmt: skip
 
 

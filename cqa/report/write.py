@@ -13,6 +13,7 @@ from cqa.files import new_file, reported
 from cqa.output_folder import check_output, filled
 from cqa.report.all_tables import all_tables
 from cqa.report.caveats import caveats
+from cqa.report.comparison import read_comparison
 from cqa.report.config import ReportConfig
 from cqa.report.figure_data import figure_rows
 from cqa.report.figure_rows import rows_to_csv
@@ -71,11 +72,13 @@ def _files(report: Report) -> Iterator[tuple[str, Callable[[], Content]]]:
         yield f"figures/{name}.csv", partial(str, drawing.csv)
         yield f"figures/{name}.svg", partial(str, drawing.svg)
         yield f"figures/{name}.png", partial(bytes, drawing.png)
-    for study in report.studies:
-        yield f"tables/{study.name}.csv", partial(partial, write_table_csv, study.table)
-        yield f"tables/{study.name}.tex", partial(to_latex, study.table)
-        yield f"figures/{study.name}.svg", partial(str, study.svg)
-        yield f"figures/{study.name}.png", partial(bytes, study.png)
+    for part in report.added:
+        for table in part.tables:
+            yield f"tables/{table.name}.csv", partial(partial, write_table_csv, table)
+            yield f"tables/{table.name}.tex", partial(to_latex, table)
+        for figure in part.figures:
+            yield f"figures/{figure.name}.svg", partial(str, figure.svg)
+            yield f"figures/{figure.name}.png", partial(bytes, figure.png)
 
 
 def make_report(scores: Path, config: ReportConfig) -> Report:
@@ -86,8 +89,11 @@ def make_report(scores: Path, config: ReportConfig) -> Report:
     figures = {
         name: FIGURES[name].redraw(rows_to_csv(rows)) for name, rows in figure_rows(focus).items()
     }
-    studies = read_studies(config.study, focus.source.meta.models[0])
-    return Report(focus, make_page(focus), caveats(focus), tables, figures, found, studies)
+    base = focus.source.meta.models[0]
+    added = read_studies(config.study, base)
+    if config.compare is not None:
+        added.append(read_comparison(config.compare, base))
+    return Report(focus, make_page(focus), caveats(focus), tables, figures, found, added)
 
 
 def read_focus(scores: Path, config: ReportConfig) -> Focus:

@@ -1,15 +1,25 @@
-"""compare.json: models side by side on the items that all of them have scored."""
+"""compare.json: models side by side on the items that all of them have scored.
+
+A report reads it again, so whatever it draws and tabulates is checked here.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from cqa.schema.record import Record
 from cqa.schema.result import Interval
-from cqa.schema.written import Result
+
+READINGS = {  # what the options are ranked by
+    "sum": "S(x|y), summed over the tokens: longer options have less",
+    "byte": "S(x|y) / bytes of x",
+    "pmi": "I(x; y) = S(x|y) − S(x|∅)",
+    "letter": "the letter that a chat answers, mean over all cyclic orders",
+}
 
 
 @dataclass(frozen=True, slots=True)
-class Ranking(Result):
+class Ranking(Record):
     """How a model ranks the options under one reading of their log-probabilities."""
 
     mean_rank_prob: float  # share of the softmax over the options that the right one has
@@ -21,7 +31,7 @@ class Ranking(Result):
 
 
 @dataclass(frozen=True, slots=True)
-class SystemResult(Result):
+class SystemResult(Record):
     """One model on the items of a group that all models have."""
 
     system: str
@@ -30,7 +40,7 @@ class SystemResult(Result):
 
 
 @dataclass(frozen=True, slots=True)
-class Contrast(Result):
+class Contrast(Record):
     """One model less the reference on the items that both have, under one reading."""
 
     system: str
@@ -52,7 +62,7 @@ class Contrast(Result):
 
 
 @dataclass(frozen=True, slots=True)
-class GroupResult(Result):
+class GroupResult(Record):
     """A group of pairs."""
 
     n_items: int  # that all models have
@@ -62,7 +72,7 @@ class GroupResult(Result):
 
 
 @dataclass(frozen=True, slots=True)
-class TextsResult(Result):
+class TextsResult(Record):
     """A group of continuations under one model."""
 
     system: str
@@ -72,7 +82,7 @@ class TextsResult(Result):
 
 
 @dataclass(frozen=True, slots=True)
-class Agreement(Result):
+class Agreement(Record):
     """How far the log-probabilities of two models with one tokenizer lie apart."""
 
     system: str
@@ -83,7 +93,7 @@ class Agreement(Result):
 
 
 @dataclass(frozen=True, slots=True)
-class Missing(Result):
+class Missing(Record):
     """An item that a model has no scores of."""
 
     system: str
@@ -93,7 +103,7 @@ class Missing(Result):
 
 
 @dataclass(frozen=True, slots=True)
-class System(Result):
+class System(Record):
     """A model as its folder names it."""
 
     name: str
@@ -103,14 +113,15 @@ class System(Result):
     engine: str
     dtype: str
     batch_invariant: bool
-    tokenizer_digest: str | None  # None of a chat, as are the next two
+    model_digest: str | None  # of the base; None of a chat, as are the next three
+    tokenizer_digest: str | None
     template_digest: str | None
     null_ids: tuple[int, ...] | None
     readings: tuple[str, ...]  # what it gives; the others are n/a
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison(Result):
+class Comparison(Record):
     """compare.json."""
 
     reference: str
@@ -119,3 +130,17 @@ class Comparison(Result):
     continuations: tuple[TextsResult, ...]
     agreements: tuple[Agreement, ...]
     missing: tuple[Missing, ...]
+
+    def problem(self) -> str | None:
+        """Say which result is not one of the models, or of none; see `Record.problem`."""
+        known = {system.name for system in self.systems}
+        if len(known) < 2 or self.reference not in known:
+            return "expected two models or more, the reference among them"
+        for group, result in self.groups.items():
+            named = [held.system for held in result.systems]
+            if len(named) != len(known) or {*named} != known:
+                return f"expected results of every model in group {group!r:.80}"
+            for held in result.systems:
+                if not held.rankings or not held.rankings.keys() <= READINGS.keys():
+                    return f"expected readings of {', '.join(READINGS)} in group {group!r:.80}"
+        return None

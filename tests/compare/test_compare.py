@@ -11,13 +11,13 @@ from click.testing import CliRunner
 from cqa_fast.main import main
 from helpers import DEMO, read_lines, write_lines
 from scipy.stats import binom
-from synthetic import make_folder, make_items, make_rows, with_checksum
+from synthetic import base_folder, make_folder, make_items
 
 from cqa.compare.config import CompareConfig
 from cqa.compare.contrasts import mcnemar
 from cqa.compare.run import compare
-from cqa.compare.tables import caveats, compare_text
 from cqa.errors import ConfigError, DataError
+from cqa.report.compared_tables import caveats, compare_text
 from cqa.score.config import ScoreConfig
 from cqa.score.run import score
 
@@ -28,27 +28,10 @@ def config(out: Path, **settings) -> CompareConfig:
     return CompareConfig(out=out, **settings)
 
 
-def folder_of(path: Path, items: list[dict], *, gain: float = 0.0, seed: int = 0) -> Path:
-    """Write scores of a base alone, whose right options have gained so many nats."""
-    make_folder(path, items=items, adapters=[None])
-    rows = list(make_rows(items, [None], seed=seed))
-    for row in rows:
-        if row["answer"] is not None:
-            option = row["options"][row["answer"]]
-            for key in ("logp_given_context_nats", "pmi_nats"):
-                option[key] += gain
-            row["delta_i_nats"] += gain
-        for option in row["options"]:
-            for key in [key for key in option if key.startswith("token_")]:
-                del option[key]
-    write_lines(path / "scores.jsonl", [with_checksum(row) for row in rows])
-    return path
-
-
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory) -> list[Path]:
     root = tmp_path_factory.mktemp("folders")
-    return [folder_of(root / "one", ITEMS), folder_of(root / "two", ITEMS, gain=2.0)]
+    return [base_folder(root / "one", ITEMS), base_folder(root / "two", ITEMS, gain=2.0)]
 
 
 def shares(row: dict) -> list[float]:
@@ -103,7 +86,7 @@ def test_mcnemar_is_the_binomial_test_of_what_differs(one, other):
 
 
 def test_equal_scores_give_no_difference_and_no_test(folders, tmp_path):
-    twin = folder_of(tmp_path / "twin", ITEMS)
+    twin = base_folder(tmp_path / "twin", ITEMS)
     found = compare([folders[0], twin], config(tmp_path / "out"))
     for contrast in found.groups["factual"].contrasts:
         assert (contrast.rank_prob_difference, contrast.p, contrast.ci95) == (0.0, None, None)
@@ -113,7 +96,7 @@ def test_equal_scores_give_no_difference_and_no_test(folders, tmp_path):
 
 
 def test_holm_pays_for_every_model_of_a_reading(folders, tmp_path):
-    third = folder_of(tmp_path / "three", ITEMS, gain=0.3, seed=0)
+    third = base_folder(tmp_path / "three", ITEMS, gain=0.3, seed=0)
     contrasts = compare([*folders, third], config(tmp_path / "out")).groups["literary"].contrasts
     two, three = (c for c in contrasts if c.reading == "sum")
     least = min(two.p, three.p)
@@ -123,7 +106,7 @@ def test_holm_pays_for_every_model_of_a_reading(folders, tmp_path):
 def test_what_a_model_lacks_is_listed_and_not_pooled(folders, tmp_path):
     fewer = [dict(item) for item in ITEMS if item["id"] != "literary-3"]
     fewer[0] = {**fewer[0], "options": [" another", " text"]}  # literary-0 under the same id
-    other = folder_of(tmp_path / "other", fewer)
+    other = base_folder(tmp_path / "other", fewer)
     found = compare([folders[0], other], config(tmp_path / "out"))
     assert found.groups["literary"].n_items == 22
     (contrast, *_) = found.groups["literary"].contrasts
@@ -139,7 +122,7 @@ def test_what_a_model_lacks_is_listed_and_not_pooled(folders, tmp_path):
 
 def test_few_sources_give_no_interval(tmp_path):
     items = make_items(8)
-    both = [folder_of(tmp_path / n, items, gain=g) for n, g in (("a", 0.0), ("b", 1.0))]
+    both = [base_folder(tmp_path / n, items, gain=g) for n, g in (("a", 0.0), ("b", 1.0))]
     group = compare(both, config(tmp_path / "out")).groups["literary"]
     assert group.n_sources == 4
     assert {(c.p, c.ci95) for c in group.contrasts} == {(None, None)}
@@ -160,7 +143,7 @@ def test_adapters_are_models_of_their_own_and_some_may_be_chosen(tmp_path):
 
 
 def test_what_is_no_comparison_is_refused_and_leaves_nothing(folders, tmp_path):
-    other = folder_of(tmp_path / "other", [{**ITEMS[0], "id": "another"}])
+    other = base_folder(tmp_path / "other", [{**ITEMS[0], "id": "another"}])
     for given, said in (
         (folders[:1], "two models or more to compare, got 1"),
         ([folders[0], other], "all 2 models have scored, got none in common"),

@@ -15,6 +15,8 @@ from model.common import edit_tensors
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from cqa.convert.gguf_file import GgufFile
+from cqa.convert.gguf_gemma import attention_scalar
 from cqa.convert.run import convert
 from cqa.errors import ConfigError, CqaError, ModelError
 from cqa.model.conversion import conversion_text, read_conversion
@@ -29,11 +31,16 @@ LLAMA3 = {
     "rope_type": "llama3", "rope_theta": 10_000.0, "factor": 8.0, "low_freq_factor": 1.0,
     "high_freq_factor": 4.0, "original_max_position_embeddings": 64,
 }  # fmt: skip
+GEMMA = {
+    "num_hidden_layers": 7, "vocab_size": 283, "query_pre_attn_scalar": 32,
+    "sliding_window": 6, "tie_word_embeddings": True,
+}  # fmt: skip
 MODELS = {
     "llama": ("llama", {"tie_word_embeddings": True}, KINDS.Q4_1),
     "llama-untied": ("llama", {"tie_word_embeddings": False}, KINDS.Q8_0),
     "qwen2": ("qwen2", {"tie_word_embeddings": False}, KINDS.Q5_0),
     "qwen3": ("qwen3", {"tie_word_embeddings": True}, KINDS.BF16),
+    "gemma3": ("gemma3_text", GEMMA, KINDS.Q8_0),
 }
 
 
@@ -52,7 +59,8 @@ def write_gguf(path: Path, checkpoint: Path, kind: KINDS = KINDS.F32, **fields: 
         fields: More keys of the architecture, `__` for a dot; a tensor's name for an array.
     """
     config = json.loads((checkpoint / "config.json").read_text())
-    arch, layers = config["model_type"], config["num_hidden_layers"]
+    arch, layers = config["model_type"].removesuffix("_text"), config["num_hidden_layers"]
+    rope = config["rope_parameters"]
     out = gguf.GGUFWriter(path, arch)
     out.add_context_length(config["max_position_embeddings"])
     out.add_block_count(layers)
@@ -62,15 +70,22 @@ def write_gguf(path: Path, checkpoint: Path, kind: KINDS = KINDS.F32, **fields: 
     out.add_head_count_kv(config["num_key_value_heads"])
     out.add_key_length(config["head_dim"])
     out.add_rope_dimension_count(config["head_dim"])
-    out.add_rope_freq_base(config["rope_parameters"]["rope_theta"])
+    out.add_rope_freq_base(rope.get("full_attention", rope)["rope_theta"])
     out.add_layer_norm_rms_eps(config["rms_norm_eps"])
     out.add_vocab_size(config["vocab_size"])
-    add_tokenizer(out, config["vocab_size"])
+    if arch == "gemma3":
+        if "attention__sliding_window" not in fields:
+            out.add_sliding_window(config["sliding_window"])
+        add_pieces(out, config["vocab_size"])
+    else:
+        add_tokenizer(out, config["vocab_size"])
     for key, value in fields.items():
         if isinstance(value, np.ndarray):
             out.add_tensor(key.replace("__", "."), value)
         elif isinstance(value, str):
             out.add_string(f"{arch}.{key.replace('__', '.')}", value)
+        elif isinstance(value, list):
+            out.add_array(f"{arch}.{key.replace('__', '.')}", value)
         elif isinstance(value, float):
             out.add_float32(f"{arch}.{key.replace('__', '.')}", value)
         else:
@@ -83,6 +98,8 @@ def write_gguf(path: Path, checkpoint: Path, kind: KINDS = KINDS.F32, **fields: 
         for which, heads in (("q_proj", "num_attention_heads"), ("k_proj", "num_key_value_heads")):
             if arch == "llama" and which in name:
                 values = in_pairs(values, config[heads])
+        if arch == "gemma3" and module.endswith("norm"):
+            values = values + 1
         stored = kind if values.ndim == 2 else KINDS.F32
         out.add_tensor(
             f"{names.get_name(module)}.{part}", gguf.quantize(values, stored), raw_dtype=stored
@@ -111,6 +128,27 @@ def add_tokenizer(out: gguf.GGUFWriter, size: int) -> None:
     out.add_chat_template("{% for m in messages %}{{ m['content'] }}{% endfor %}")
 
 
+def add_pieces(out: gguf.GGUFWriter, size: int) -> None:
+    """A tokenizer of pieces, as Gemma's: control tokens, runs of spaces and lines, bytes, words."""
+    words = ["▁", "a", "b", "n", "▁a", "an", "▁an", "▁b", "na", "▁ban", "ana", "▁banana"]
+    tokens = ["<pad>", "</s>", "<s>", "<unk>", "<mask>", "<start_of_turn>", "\n\n", "  ", "   "]
+    types = [3, 3, 3, 3, 3, 3, 4, 4, 4]
+    bytes_ = [f"<0x{byte:02X}>" for byte in range(256)]
+    padding = [f"<unused{k}>" for k in range(size - len(tokens) - 256 - len(words))]
+    out.add_tokenizer_model("llama")
+    out.add_tokenizer_pre("default")
+    out.add_token_list([*tokens, *padding, *bytes_, *words])
+    out.add_token_scores([0.0] * size)
+    out.add_token_types([*types, *[3] * len(padding), *[6] * 256, *[1] * len(words)])
+    out.add_bos_token_id(2)
+    out.add_eos_token_id(1)
+    out.add_unk_token_id(3)
+    out.add_pad_token_id(0)
+    out.add_add_bos_token(True)
+    out.add_add_space_prefix(False)
+    out.add_chat_template("{% for m in messages %}{{ m['content'] }}{% endfor %}")
+
+
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint of transformers, tied."""
@@ -123,8 +161,9 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @torch.no_grad()
 def test_logits_and_tokens_are_those_of_transformers_own_reading(tmp_path, name):
     architecture, changes, kind = MODELS[name]
-    if architecture != "llama":  # transformers takes the size of a head for granted there
-        changes = changes | {"head_dim": 128 if architecture == "qwen3" else 16}
+    taken = {"qwen2": 16, "qwen3": 128, "gemma3_text": 256}  # for granted there, as a head's size
+    if architecture in taken:
+        changes = changes | {"head_dim": taken[architecture]}
     checkpoint = tmp_path / "hf"
     tiny_checkpoint(checkpoint, architecture, **{**SIZES, **changes})
     file = write_gguf(tmp_path / "model.gguf", checkpoint, kind)
@@ -134,16 +173,17 @@ def test_logits_and_tokens_are_those_of_transformers_own_reading(tmp_path, name)
         tmp_path, gguf_file="model.gguf", dtype=torch.float32
     )
     assert torch.equal(ours(IDS).logits, theirs(IDS).logits)
-    text = "a banana<think> for </s> tea"
+    text = "a banana<think> for </s>   tea\n\n  a banan"
     one, other = (
         AutoTokenizer.from_pretrained(tmp_path / "out"),
         AutoTokenizer.from_pretrained(tmp_path, gguf_file="model.gguf"),
     )
     assert one(text).input_ids == other(text).input_ids
     assert one.chat_template == other.chat_template
-    assert (one.bos_token_id, one.eos_token_id) == (0, 1)
+    ends = (2, 1) if name == "gemma3" else (0, 1)
+    assert (one.bos_token_id, one.eos_token_id) == ends
     generation = json.loads((tmp_path / "out" / "generation_config.json").read_text())
-    assert (generation["bos_token_id"], generation["eos_token_id"]) == (0, 1)
+    assert (generation["bos_token_id"], generation["eos_token_id"]) == ends
     assert found.conversion["tensors_by_type"][kind.name] == sum(
         tensor.ndim == 2 for tensor in load_file(checkpoint / "model.safetensors").values()
     )
@@ -188,6 +228,64 @@ def test_rotation_that_transformers_passes_over_is_kept(tmp_path):
     odd = write_gguf(tmp_path / "o.gguf", checkpoint, rope_freqs__weight=factors[::-1].copy())
     with pytest.raises(ModelError, match="frequencies of Llama 3"):
         convert(odd, tmp_path / "odd")
+
+
+@pytest.fixture(scope="module")
+def gemma(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of Gemma 3 whose rotations both differ from the defaults."""
+    return tiny_checkpoint(
+        tmp_path_factory.mktemp("gemma"), "gemma3_text", **{**SIZES, **GEMMA},
+        rope_parameters={
+            "full_attention": {"rope_type": "linear", "rope_theta": 5e4, "factor": 8.0},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 500.0},
+        },
+    )  # fmt: skip
+
+
+@torch.no_grad()
+def test_gemma_is_the_checkpoint_that_was_written(tmp_path, gemma):
+    """Its norms, windows, both rotations and the scaling that transformers passes over."""
+    file = write_gguf(
+        tmp_path / "m.gguf", gemma, rope__scaling__type="linear", rope__scaling__factor=8.0,
+        rope__freq_base_swa=500.0,
+    )  # fmt: skip
+    ours, theirs = (
+        AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        for folder in (convert(file, tmp_path / "out").out, gemma)
+    )
+    difference = (ours(IDS).logits - theirs(IDS).logits).abs().max()
+    assert difference < 1e-4  # 1 + w was rounded in the file
+    found = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert found["layer_types"] == ["sliding_attention"] * 5 + ["full_attention"] + [
+        "sliding_attention"
+    ]
+
+
+@pytest.mark.parametrize(("layers", "scalar"), [(18, 32), (62, 16)])
+def test_attention_of_the_largest_gemma_is_scaled_by_its_width(layers, scalar):
+    fields = {"gemma3.attention.key_length": 32}
+    file = GgufFile(Path("m.gguf"), "gemma3", fields, {})
+    config = {"num_hidden_layers": layers, "hidden_size": 64, "num_attention_heads": 4}
+    assert attention_scalar(file, config) == scalar
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"final_logit_softcapping": 30.0}, "gemma3.final_logit_softcapping: 30.0"),
+        ({"attention__sliding_window_pattern": 3}, "gemma3.attention.sliding_window_pattern: 3"),
+        ({"attention__sliding_window_pattern": [1, 0] * 3}, "sliding_window_pattern: 6 values"),
+        ({"rope__freq_base_swa": -1.0}, "expected gemma3.rope.freq_base_swa above 0, got -1.0"),
+        ({"attention__sliding_window": 0}, "expected gemma3.attention.sliding_window above 0"),
+    ],
+    ids=["cap", "pattern", "patterns", "theta", "window"],
+)
+def test_another_kind_of_gemma_is_refused(tmp_path, gemma, fields, said):
+    file = write_gguf(tmp_path / "model.gguf", gemma, **fields)
+    with pytest.raises(ModelError) as caught:
+        convert(file, tmp_path / "out")
+    assert said in caught.value.message
+    assert not (tmp_path / "out").exists()
 
 
 def test_every_cut_and_many_a_wrong_byte_get_one_message_and_leave_nothing(tmp_path, llama):

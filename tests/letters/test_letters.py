@@ -15,11 +15,11 @@ from helpers import DEMO, read_lines, write_lines
 
 from cqa.compare.config import CompareConfig
 from cqa.compare.run import compare
-from cqa.compare.tables import caveats, compare_text
 from cqa.errors import ConfigError, DataError, ModelError, ResourceError
 from cqa.letters.ask import NoLettersError, cyclic_orders, letter_probabilities, question
 from cqa.letters.config import LettersConfig
 from cqa.letters.run import choose_letters
+from cqa.report.compared_tables import caveats, compare_text
 from cqa.score.config import ScoreConfig
 from cqa.score.run import score
 from cqa.server.client import Client, Patience

@@ -238,6 +238,8 @@ def test_setting_of_one_architecture_is_refused(name, changes, said):
     with pytest.raises(ModelError) as caught:
         parse_config(TINY | {"model_type": name, "pad_token_id": None} | changes, "config.json")
     assert said in caught.value.message
+    elsewhere = "final_logit_softcapping" in changes  # where transformers has one meaning of it
+    assert ("--engine transformers" in (caught.value.hint or "")) is elsewhere
 
 
 @pytest.mark.parametrize("name", ["qwen2", "llama", "mistral", "qwen3", "olmo2", "smollm3"])

@@ -28,6 +28,9 @@ OTHERS = {
     "phi": {"intermediate_size": 32, "hidden_size": 16, "num_attention_heads": 2,
             "num_hidden_layers": 2, "max_position_embeddings": 64},
     "mamba": {"hidden_size": 16, "state_size": 4, "num_hidden_layers": 2, "conv_kernel": 3},
+    "gemma2": {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2,
+               "num_key_value_heads": 1, "head_dim": 8, "num_hidden_layers": 2,
+               "attn_logit_softcapping": 0.5, "final_logit_softcapping": 2.0},
 }  # fmt: skip
 TARGETS = {"mamba": ["in_proj", "x_proj"]}  # PEFT refuses its other layers
 PAIRS = [
@@ -79,9 +82,10 @@ def naive(model, context: tuple[int, ...], option: tuple[int, ...]) -> list[floa
 @pytest.mark.parametrize("architecture", OTHERS)
 def test_scores_are_those_of_the_model_in_transformers(architecture, tokenizer_files, tmp_path):
     folder = other_model(tmp_path / "model", architecture, tokenizer_files)
-    theirs = AutoModelForCausalLM.from_pretrained(folder).eval()
+    eager = {"attn_implementation": "eager"}  # the one that applies soft caps
+    theirs = AutoModelForCausalLM.from_pretrained(folder, **eager).eval()
     adapted = get_peft_model(
-        AutoModelForCausalLM.from_pretrained(folder),
+        AutoModelForCausalLM.from_pretrained(folder, **eager),
         LoraConfig(
             r=2, target_modules=TARGETS.get(architecture, "all-linear"), init_lora_weights=False
         ),

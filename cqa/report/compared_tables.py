@@ -7,11 +7,10 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
-from cqa.compare.contrasts import interval_holds
-from cqa.compare.systems import READINGS
 from cqa.escape import for_markdown
 from cqa.report.tables import Column, Placed, Table, shown_cells, tabulate, to_markdown
 from cqa.schema.compared import (
+    READINGS,
     Agreement,
     Comparison,
     Contrast,
@@ -21,6 +20,7 @@ from cqa.schema.compared import (
     SystemResult,
     TextsResult,
 )
+from cqa.schema.result import Interval
 from cqa.text import aligned, counted, named
 
 NOTE = (
@@ -188,6 +188,11 @@ def caveats(found: Comparison) -> Iterator[str]:
                     )
     for name, n in Counter(item.system for item in found.missing).items():
         yield f"{name} lacks {counted(n, 'item')} that another model has; none is pooled."
+
+
+def interval_holds(interval: Interval | None, value: float) -> bool:
+    """Whether an interval holds a value; one that is not there holds all."""
+    return interval is None or interval[0] <= value <= interval[1]
 
 
 def markdown_page(found: Comparison, tables: Sequence[Table], has_figure: bool) -> str:
