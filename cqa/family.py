@@ -100,22 +100,31 @@ class Family:
                     self._turns.append(name)
                 yield replace(found, adapter=name)
 
-    def rows_again(self, names: Sequence[str | None]) -> Iterator[ItemRow | Block]:
+    def came_in_turn(self, names: Sequence[str | None]) -> bool:
+        """Whether `rows` has yielded the rows of some models one model after the other."""
+        one_by_one = [name for name in self._turns if name in names]
+        return one_by_one == [name for name in names if name in one_by_one]
+
+    def rows_again(
+        self, names: Sequence[str | None], ids: Collection[str] | None = None
+    ) -> Iterator[ItemRow | Block]:
         """Yield the rows of some models, one model after the other.
 
         Args:
             names: Of the models, whose rows `rows` has found to be as they were written.
+            ids: Of the items that are wanted, all of whose rows are yielded, and others as may be.
         """
-        one_by_one = [name for name in self._turns if name in names]
-        if one_by_one == [name for name in names if name in one_by_one]:
-            yield from self._again(names)
+        if self.came_in_turn(names):
+            yield from self._again(names, ids)
         else:
             for name in names:
-                yield from self._again([name])
+                yield from self._again([name], ids)
 
-    def _again(self, names: Sequence[str | None]) -> Iterator[ItemRow | Block]:
+    def _again(
+        self, names: Sequence[str | None], ids: Collection[str] | None
+    ) -> Iterator[ItemRow | Block]:
         keys = [key for key, called in self.names.items() if called in names]
-        for found in self._of_these(read_blocks_again(self.folder / SCORES, keys)):
+        for found in self._of_these(read_blocks_again(self.folder / SCORES, keys, ids)):
             name = self.names[found.model_key]
             yield found if found.adapter == name else replace(found, adapter=name)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -129,22 +129,31 @@ def read_blocks(path: Path) -> Iterator[ItemRow | Block]:
     return _in_blocks(path, None)
 
 
-def read_blocks_again(path: Path, model_keys: Collection[str]) -> Iterator[ItemRow | Block]:
+def read_blocks_again(
+    path: Path, model_keys: Collection[str], ids: Collection[str] | None = None
+) -> Iterator[ItemRow | Block]:
     """Yield the rows of some models from a file that `read_blocks` has found to be sound.
+
+    Args:
+        path: The file.
+        model_keys: Of the models.
+        ids: Of the items that are wanted, all of whose rows are yielded, and others as may be.
 
     Raises:
         DataError: It no longer is.
     """
-    return _in_blocks(path, model_keys)
+    return _in_blocks(path, model_keys, ids)
 
 
-def _in_blocks(path: Path, model_keys: Collection[str] | None) -> Iterator[ItemRow | Block]:
+def _in_blocks(
+    path: Path, model_keys: Collection[str] | None, ids: Collection[str] | None = None
+) -> Iterator[ItemRow | Block]:
     names = "|".join(re.escape(json.dumps(key)) for key in model_keys or ())
     mentions = re.compile(names.encode()).search
     pieces_of_keys = {f'"{key}"' for key in model_keys or ()}
-    filling = _Filling()
+    filling, may_be = _Filling(), _telling(ids)
     for where, line in _whole_lines(path):
-        if model_keys is not None and not mentions(line):
+        if model_keys is not None and not (may_be(line) and mentions(line)):
             continue  # told before the line is parsed
         found = read_written(line)
         if found is not None and (model_keys is not None or _has_its_digest(*found)):
@@ -161,6 +170,22 @@ def _in_blocks(path: Path, model_keys: Collection[str] | None) -> Iterator[ItemR
         if model_keys is None or row.model_key in model_keys:
             yield row
     yield from filling.emptied()
+
+
+_ID_FIRST = re.compile(rb'\{"id": "([^"\\]*)", ').match  # as lines of both files begin
+
+
+def _telling(ids: Collection[str] | None) -> Callable[[bytes], bool]:
+    """Return what tells, without parsing a line, that it is of none of some items."""
+    if ids is None:
+        return lambda line: True
+    wanted = {item_id.encode() for item_id in ids}
+
+    def may_be(line: bytes) -> bool:
+        found = _ID_FIRST(line)
+        return found is None or found[1] in wanted
+
+    return may_be
 
 
 def _has_its_digest(form: Form, pieces: tuple[str, ...]) -> bool:
@@ -265,7 +290,10 @@ def read_texts(path: Path, ids: Collection[str] | None = None) -> Iterator[ItemT
     Raises:
         DataError: A line is not as it was written, or the last one is torn.
     """
+    may_be = _telling(ids)
     for where, line in _whole_lines(path):
+        if not may_be(line):
+            continue
         record = _object_of(line)
         if ids is None or record is None or record.get("id") in ids:
             yield _item_as_written(record) or _checked_item(line, where)

@@ -390,11 +390,11 @@ def fuzz(n_cases: int, seed: int, folder: Path) -> tuple[Counter[str], list[str]
         for case in range(n_cases):
             target = targets[case % len(targets)]
             rng = random.Random(f"{seed}/{case}")
-            outcome, failure = _run(sound, target, rng, folder / "case")
+            outcome, failure, damaged = _run(sound, target, rng, folder / "case")
             outcomes[f"{target.file}: {outcome}"] += 1
             if failure:
                 kept = folder / f"failure-{case}-{Path(target.file).name}"
-                shutil.copy(folder / "case" / target.file, kept)
+                kept.write_bytes(damaged)  # the reader may have replaced it
                 failures.append(f"case {case}, {target.file}: {failure}; kept as {kept}")
     finally:
         signal.alarm(0)
@@ -402,13 +402,15 @@ def fuzz(n_cases: int, seed: int, folder: Path) -> tuple[Counter[str], list[str]
     return outcomes, failures
 
 
-def _run(sound: Sound, target: Target, rng: random.Random, folder: Path) -> tuple[str, str | None]:
+def _run(
+    sound: Sound, target: Target, rng: random.Random, folder: Path
+) -> tuple[str, str | None, bytes]:
     """Damage one file in a copy of the sound folder and read it."""
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(sound.folder, folder)
     damaged = rng.choice(target.damages)(rng, (folder / target.file).read_bytes())
     (folder / target.file).write_bytes(damaged)
-    return _read(target, folder)
+    return *_read(target, folder), damaged
 
 
 def special_files(folder: Path) -> tuple[Counter[str], list[str]]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
-from typing import Any, TypeVar, get_args, get_type_hints
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeVar, get_args, get_type_hints
 
 from cqa.escape import from_csv
 from cqa.report.tables import ABSENT, csv_text, plain
@@ -70,8 +70,7 @@ class EpochPoint:
     high: float | None
 
 
-@dataclass(frozen=True, slots=True)
-class ItemPoint:
+class ItemPoint(NamedTuple):  # of which there are as many as items
     """ddI of one item."""
 
     group: str
@@ -116,7 +115,7 @@ T = TypeVar("T", bound=PlotRow)
 
 def rows_to_csv(rows: Sequence[PlotRow]) -> str:
     """Return a figure's rows as CSV, a column per field."""
-    names = [f.name for f in fields(rows[0])]
+    names = list(get_type_hints(type(rows[0])))
     return csv_text(names, [[plain(getattr(row, name)) for name in names] for row in rows])
 
 
@@ -133,7 +132,7 @@ def rows_from_csv(kind: type[T], text: str) -> list[T]:
         return []
     columns = zip(names, zip(*lines, strict=True), strict=True)
     values = {name: _values(hints[name], cells) for name, cells in columns}
-    return list(map(kind, *(values[f.name] for f in fields(kind))))
+    return list(map(kind, *(values[name] for name in hints)))
 
 
 def _values(hint: Any, cells: Sequence[str]) -> list[Any]:

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import partial
+from itertools import chain
+from pathlib import Path
 from typing import Any, NamedTuple, TextIO, cast, get_type_hints
 
 import numpy as np
+import numpy.typing as npt
 
-from cqa.report.row_parts import block_contrasts, parts_of
+from cqa.files import reported
+from cqa.report.row_parts import block_contrasts, contrasts_of
 from cqa.report.source import Source
 from cqa.report.tables import ABSENT, Cell, csv_cell, plain
-from cqa.schema.row_forms import WrittenRows
+from cqa.schema.row_forms import Block, WrittenRows
 from cqa.schema.rows import ItemRow
 
 BASE = "base"
@@ -60,6 +67,7 @@ class LongRow(NamedTuple):
 
 _HINTS = get_type_hints(LongRow)
 _TEXT = (str, str | None)
+_AS_IT_IS = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_ .:-]*").fullmatch  # such text is its own cell
 # The columns by what they are of: the item, its option, and again the item.
 _FIRST, _OWN, _LAST = (
     LongRow._fields[: LongRow._fields.index("option")],
@@ -81,6 +89,7 @@ class _Reading:
 
     field: Callable[[WrittenRows, str, int | None], Sequence[object]]
     made: Callable[[list[Any]], list[Any]]  # of values that are in no row
+    floats: Callable[[npt.NDArray[np.float64]], list[Any]]  # of numbers that are in no row
     shared: Callable[[list[Sequence[object]]], list[Sequence[object]]]  # columns of all options
 
 
@@ -90,16 +99,93 @@ def long_rows(source: Source) -> Iterator[LongRow]:
     Raises:
         DataError: scores.jsonl is damaged.
     """
-    reading = _Reading(_values, lambda values: values, lambda columns: columns)
-    return map(LongRow._make, _all_rows(source, reading))
+    reading = _Reading(_values, lambda values: values, np.ndarray.tolist, lambda columns: columns)
+    rows = map(_Reader(reading).rows, source.rows(None, *source.adapters))
+    return map(LongRow._make, chain.from_iterable(rows))
 
 
 def write_long_csv(source: Source, file: TextIO) -> None:
     """Write the rows as CSV: floats to the last digit, `n/a` for what does not exist."""
-    file.write(f"{','.join(LongRow._fields)}\n")
-    rows = _all_rows(source, _Reading(_cells, _plain, _joined))
-    cells = (_plain(row) if isinstance(row, LongRow) else row for row in rows)
-    file.writelines(f"{','.join(row)}\n" for row in cast(Iterator[Sequence[str]], cells))
+    writer = _Writer(file)
+    for found in source.rows(None, *source.adapters):
+        writer.write(found)
+
+
+class _Writer:
+    """Writes rows to a CSV file, the base's before those of an adapter."""
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+        self._reader = _Reader(_Reading(_cells, _plain, _float_cells, _joined))
+        file.write(f"{','.join(LongRow._fields)}\n")
+
+    def write(self, found: ItemRow | Block) -> bool:
+        """Write rows; return whether the base's of the same items were written before."""
+        if not self._reader.knows_base_of(found):
+            return False
+        rows = self._reader.rows(found)
+        cells = (_plain(row) if isinstance(row, LongRow) else row for row in rows)
+        self._file.writelines(f"{','.join(row)}\n" for row in cast(Iterator[Sequence[str]], cells))
+        return True
+
+
+@contextmanager
+def long_file(out: Path) -> Iterator[LongFile]:
+    """Give an empty file without a name, of which nothing is left.
+
+    Args:
+        out: The folder of the report, which need not be there: the file is on its disk.
+
+    Raises:
+        ResourceError: Nothing can be written there.
+    """
+    folder = next(path for path in (out, *out.absolute().parents) if path.is_dir())
+    with ExitStack() as held:
+        with reported(out):
+            file = held.enter_context(
+                tempfile.TemporaryFile("w+", encoding="utf-8", newline="", dir=folder)
+            )
+        yield LongFile(out, cast(TextIO, file))
+
+
+class LongFile:
+    """scores_long.csv, written while the rows are read for the statistics.
+
+    So they need not be read again, unless they do not stand in their file as the table has them.
+    """
+
+    def __init__(self, out: Path, file: TextIO) -> None:
+        """Begin the file; `out` is what a failure is said of."""
+        self._out, self._file = out, file
+        self._writer = _Writer(file)
+        self._holds_all = True
+
+    def take(self, found: ItemRow | Block) -> None:
+        """Take the next rows that are reported, as they stand in the file.
+
+        Raises:
+            ResourceError: They cannot be written.
+        """
+        with reported(self._out):
+            self._holds_all = self._holds_all and self._writer.write(found)
+
+    def write(self, source: Source, file: TextIO) -> None:
+        """Write the table to its place.
+
+        Args:
+            source: Whose rows were taken.
+            file: The place.
+        """
+        if not (self._holds_all and source.came_as_rows(None, *source.adapters)):
+            write_long_csv(source, file)
+            return
+        self._file.seek(0)
+        file.flush()
+        shutil.copyfileobj(self._file.buffer, file.buffer, 1 << 20)
+
+
+def _float_cells(values: npt.NDArray[np.float64]) -> list[str]:
+    return list(map(repr, values.tolist()))
 
 
 def _plain(values: Sequence[object]) -> list[str]:
@@ -123,7 +209,10 @@ def _cells(rows: WrittenRows, name: str, k: int | None) -> Sequence[object]:
     """Return a field as `_plain` would: JSON writes a number as Python does."""
     if _HINTS[name] in _TEXT:
         texts = rows.texts(name, k)
-        cells = {text: csv_cell(plain(text)) for text in set(texts)}
+        cells = {
+            text: text if text is not None and _AS_IT_IS(text) else csv_cell(plain(text))
+            for text in set(texts)
+        }
         return [cells[text] for text in texts]
     if _HINTS[name] is bool:
         return _plain(rows.flags(name, k).tolist())
@@ -131,59 +220,68 @@ def _cells(rows: WrittenRows, name: str, k: int | None) -> Sequence[object]:
     return [ABSENT if piece == "null" else piece for piece in pieces]
 
 
-def _all_rows(source: Source, reading: _Reading) -> Iterator[Sequence[object]]:
-    base: dict[str, _Base] = {}
-    for found in source.rows(None, *source.adapters):
-        name = found.adapter
+class _Reader:
+    """Makes rows of the table, and keeps of the base's what an adapter's are compared with."""
+
+    def __init__(self, reading: _Reading) -> None:
+        self._reading = reading
+        self._base: dict[str, _Base] = {}
+
+    def knows_base_of(self, found: ItemRow | Block) -> bool:
+        """Whether rows are the base's, or an adapter's of items whose base's were met."""
+        if found.adapter is None:
+            return True
         if isinstance(found, ItemRow):
-            if name is None:
+            return found.id in self._base
+        return all(name in self._base for part in found.parts for name in part.names("id"))
+
+    def rows(self, found: ItemRow | Block) -> Iterator[Sequence[object]]:
+        """Yield the rows of items, a row for each option."""
+        is_base = found.adapter is None
+        if isinstance(found, ItemRow):
+            if is_base:
                 logp = tuple(option.logp_given_context_nats for option in found.options)
-                base[found.id] = _Base(_contrasts(found), logp)
-            yield from _rows_of(found, base[found.id])
-            continue
-        if name is None:
+                self._base[found.id] = _Base(contrasts_of(found), logp)
+            yield from _rows_of(found, self._base[found.id])
+            return
+        if is_base:
             for part in found.parts:
-                base |= zip(part.names("id"), _bases_of(part), strict=True)
-        of_each = partial(_rows_of_block, adapter=name, base=base, reading=reading)
-        for rows in found.in_order(of_each):
+                self._base |= zip(part.names("id"), _bases_of(part), strict=True)
+        for rows in found.in_order(lambda part: self._rows_of_block(part, found.adapter)):
             yield from rows
 
-
-def _contrasts(row: ItemRow) -> Sequence[float] | None:
-    parts = parts_of(row)
-    return None if parts is None else parts[:3]
+    def _rows_of_block(
+        self, rows: WrittenRows, adapter: str | None
+    ) -> Iterator[tuple[Sequence[object], ...]]:
+        """Return the rows of each item."""
+        reading, before = self._reading, [self._base[item_id] for item_id in rows.names("id")]
+        shared = _columns_of_items(rows, adapter, before, reading)
+        logp = rows.by_text("logp_given_context_nats")
+        logp_base = np.array([held.logp_nats for held in before])
+        absent = reading.made([None]) * len(rows)
+        first, last = (
+            reading.shared([shared.get(name, absent) for name in names])
+            for names in (_FIRST, _LAST)
+        )
+        options = []
+        for k in range(rows.form.n_options):
+            n_tokens = rows.numbers("n_tokens", k)
+            change = absent
+            if adapter is not None:
+                change = reading.floats((logp[:, k] - logp_base[:, k]) / n_tokens)
+            columns: dict[str, Sequence[object]] = {
+                "option": reading.made([k]) * len(rows),
+                "logp_given_context_per_token_nats": reading.floats(logp[:, k] / n_tokens),
+                "dlogp_per_token_nats": change,
+            }
+            own = (columns[n] if n in columns else reading.field(rows, n, k) for n in _OWN)
+            options.append(zip(*first, *own, *last, strict=True))
+        return zip(*options, strict=True)
 
 
 def _bases_of(rows: WrittenRows) -> Iterator[_Base]:
     contrasts = [None] * len(rows) if rows.form.n_options == 1 else block_contrasts(rows).tolist()
     return map(_Base, contrasts, rows.by_text("logp_given_context_nats").tolist())
-
-
-def _rows_of_block(
-    rows: WrittenRows, *, adapter: str | None, base: Mapping[str, _Base], reading: _Reading
-) -> Iterator[tuple[Sequence[object], ...]]:
-    """Return the rows of each item."""
-    before = [base[item_id] for item_id in rows.names("id")]
-    shared = _columns_of_items(rows, adapter, before, reading)
-    logp = rows.by_text("logp_given_context_nats")
-    logp_base = np.array([held.logp_nats for held in before])
-    absent = reading.made([None]) * len(rows)
-    first, last = (
-        reading.shared([shared.get(name, absent) for name in names]) for names in (_FIRST, _LAST)
-    )
-    options = []
-    for k in range(rows.form.n_options):
-        n_tokens = rows.numbers("n_tokens", k)
-        per_token = (logp[:, k] / n_tokens).tolist()
-        change = ((logp[:, k] - logp_base[:, k]) / n_tokens).tolist()
-        columns: dict[str, Sequence[object]] = {
-            "option": reading.made([k]) * len(rows),
-            "logp_given_context_per_token_nats": reading.made(per_token),
-            "dlogp_per_token_nats": absent if adapter is None else reading.made(change),
-        }
-        own = (columns[n] if n in columns else reading.field(rows, n, k) for n in _OWN)
-        options.append(zip(*first, *own, *last, strict=True))
-    return zip(*options, strict=True)
 
 
 def _columns_of_items(
@@ -195,17 +293,15 @@ def _columns_of_items(
     if rows.form.n_options == 1:
         return found
     before = np.array([held.contrasts_nats for held in base], dtype=np.float64)
-    found["delta_i_base_nats"] = reading.made(before[:, 0].tolist())
+    found["delta_i_base_nats"] = reading.floats(before[:, 0])
     if adapter is not None:
-        changes = (block_contrasts(rows) - before).T.tolist()
-        found |= zip(
-            ("ddi_nats", "d_cond_nats", "d_prior_nats"), map(reading.made, changes), strict=True
-        )
+        changes = map(reading.floats, (block_contrasts(rows) - before).T)
+        found |= zip(("ddi_nats", "d_cond_nats", "d_prior_nats"), changes, strict=True)
     return found
 
 
 def _rows_of(row: ItemRow, base: _Base) -> Iterator[LongRow]:
-    after, before = _contrasts(row), base.contrasts_nats
+    after, before = contrasts_of(row), base.contrasts_nats
     ddi = d_cond = d_prior = None
     if row.adapter is not None and after is not None and before is not None:
         ddi, d_cond, d_prior = (b - a for a, b in zip(before, after, strict=True))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,8 @@ from cqa.schema.summary import NotInFamily
 from cqa.score_folder import ITEMS, META, SCORES
 from cqa.stats.config import AnalysisConfig
 from cqa.stats.summary import Scores
+
+Tap = Callable[[ItemRow | Block], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,14 +96,29 @@ class Source:
         """Adapters that were scored on these items in a way that does not compare."""
         return self.family.not_in_family
 
-    def rows(self, *names: str | None) -> Iterator[ItemRow | Block]:
-        """Yield the rows that are reported of the base (None) and adapters, one after the other."""
-        if all(self.n_rows.get(name, 0) <= self.scores.n_items(name) for name in names):
-            yield from _of_reported(self.family.rows_again(names), self.scores.copies)
+    def rows(
+        self, *names: str | None, ids: Collection[str] | None = None
+    ) -> Iterator[ItemRow | Block]:
+        """Yield the rows that are reported of the base (None) and adapters, one after the other.
+
+        Args:
+            names: Of the models.
+            ids: Of the items that are wanted, all of whose rows are yielded, and others as may be;
+                by default all.
+        """
+        if self._come_once(names):
+            yield from _of_reported(self.family.rows_again(names, ids), self.scores.copies)
             return
         for name in names:
-            found = _of_reported(self.family.rows_again([name]), self.scores.copies)
+            found = _of_reported(self.family.rows_again([name], ids), self.scores.copies)
             yield from {row.id: row for row in each_row(found)}.values()  # of two the last counts
+
+    def came_as_rows(self, *names: str | None) -> bool:
+        """Whether `tap` of `read_source` had the rows of all models as `rows` yields them."""
+        return self._come_once(names) and self.family.came_in_turn(names)
+
+    def _come_once(self, names: Sequence[str | None]) -> bool:
+        return all(self.n_rows.get(name, 0) <= self.scores.n_items(name) for name in names)
 
     def texts(self, ids: Collection[str] | None = None) -> Iterator[ItemText]:
         """Yield the texts of the items that are reported, or of some of them."""
@@ -116,12 +133,13 @@ class Source:
         return {item_id: overlap for item_id, overlap in found.items() if overlap is not None}
 
 
-def read_source(folder: Path, run: Path | None = None) -> Source:
+def read_source(folder: Path, run: Path | None = None, tap: Tap | None = None) -> Source:
     """Read a folder that `cqa-fast score` wrote.
 
     Args:
         folder: The folder.
         run: The training run whose adapters were scored; by default the one that scoring named.
+        tap: Is given the rows that are reported, of all models, as they stand in the file.
 
     Raises:
         DataError: A file is missing or damaged, holds no scored item, or is of another run.
@@ -139,7 +157,10 @@ def read_source(folder: Path, run: Path | None = None) -> Source:
     settings = ScoreSettings.from_json(family.meta.settings, f"{folder / META}: settings")
     again = family.items.copies
     n_rows = Counter[str | None]()
-    scores = Scores(_counted(family.rows(), again, n_rows), again, family.order)
+    rows = _counted(family.rows(), again, n_rows)
+    if tap is not None:
+        rows = _shown(rows, again, tap)
+    scores = Scores(rows, again, family.order)
     groups = (*scores.items.values(), scores.choosers)
     n_base = sum(len(models[None]) for models in groups if None in models)
     n_base += sum(scores.n_copies.values())
@@ -170,6 +191,15 @@ def _counted(
             if copies:
                 ids = (name for part in found.parts for name in part.names("id"))
                 n_rows[found.adapter] -= sum(name in copies for name in ids)
+        yield found
+
+
+def _shown(
+    rows: Iterable[ItemRow | Block], copies: Collection[str], tap: Tap
+) -> Iterator[ItemRow | Block]:
+    for found in rows:
+        for reported in _of_reported([found], copies):
+            tap(reported)
         yield found
 
 

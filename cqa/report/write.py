@@ -20,9 +20,9 @@ from cqa.report.figure_rows import rows_to_csv
 from cqa.report.figures import FIGURES
 from cqa.report.focus import Focus, make_focus
 from cqa.report.item_table import items_table, scored_items
-from cqa.report.long_table import write_long_csv
+from cqa.report.long_table import LongFile, long_file
 from cqa.report.page import Report, html_page, markdown_page
-from cqa.report.source import read_source
+from cqa.report.source import Tap, read_source
 from cqa.report.studies import read_studies
 from cqa.report.tables import to_latex, write_table_csv
 from cqa.report.verdict import make_page
@@ -54,20 +54,21 @@ def write_report(scores: Path, config: ReportConfig) -> Written:
         ResourceError: A file cannot be written.
     """
     check_output(config.out, "report", [("SCORES", scores), *input_paths(config)])
-    report = make_report(scores, config)
-    with filled(config.out, "report"):
-        written = [write_file(config.out / name, make()) for name, make in _files(report)]
+    with long_file(config.out) as long:
+        report = make_report(scores, config, long.take)
+        with filled(config.out, "report"):
+            written = [write_file(config.out / name, make()) for name, make in _files(report, long)]
     return Written(written, report.focus.summary.verdict)
 
 
-def _files(report: Report) -> Iterator[tuple[str, Callable[[], Content]]]:
+def _files(report: Report, long: LongFile) -> Iterator[tuple[str, Callable[[], Content]]]:
     """Yield the files by name, the page first, each made when it is its turn."""
     yield "report.html", lambda: html_page(report)
     yield "report.md", lambda: markdown_page(report)
     for table in report.tables:
         yield f"tables/{table.name}.csv", partial(partial, write_table_csv, table)
         yield f"tables/{table.name}.tex", partial(to_latex, table)
-    yield "tables/scores_long.csv", lambda: partial(write_long_csv, report.focus.source)
+    yield "tables/scores_long.csv", lambda: partial(long.write, report.focus.source)
     for name, drawing in report.figures.items():
         yield f"figures/{name}.csv", partial(str, drawing.csv)
         yield f"figures/{name}.svg", partial(str, drawing.svg)
@@ -81,9 +82,9 @@ def _files(report: Report) -> Iterator[tuple[str, Callable[[], Content]]]:
             yield f"figures/{figure.name}.png", partial(bytes, figure.png)
 
 
-def make_report(scores: Path, config: ReportConfig) -> Report:
-    """Decide everything that the report says, and draw its figures."""
-    focus = read_focus(scores, config)
+def make_report(scores: Path, config: ReportConfig, tap: Tap | None = None) -> Report:
+    """Decide everything that the report says, and draw its figures; see `read_source` for `tap`."""
+    focus = read_focus(scores, config, tap)
     found = scored_items(focus)
     tables = [*all_tables(focus), items_table(focus, found)]
     figures = {
@@ -96,9 +97,9 @@ def make_report(scores: Path, config: ReportConfig) -> Report:
     return Report(focus, make_page(focus), caveats(focus), tables, figures, found, added)
 
 
-def read_focus(scores: Path, config: ReportConfig) -> Focus:
+def read_focus(scores: Path, config: ReportConfig, tap: Tap | None = None) -> Focus:
     """Read the files and compute the statistics; what `config` leaves open, scoring has settled."""
-    source = read_source(scores, config.run)
+    source = read_source(scores, config.run, tap)
     settings = source.settings
     analysis = AnalysisConfig(
         cutoff=config.cutoff or settings.cutoff,

@@ -48,6 +48,7 @@ def pair_columns(rows: WrittenRows) -> dict[Column, Values]:
     delta_i = rows.numbers("delta_i_nats")
     best = _contrast(pmi)
     columns: dict[Column, Values] = {
+        "logp_nats": given[:, 0],
         "delta_i_nats": delta_i,
         "conditional_nats": _contrast(given),
         "prior_nats": _contrast(null),
@@ -81,9 +82,7 @@ def _min_k(rows: WrittenRows, right: npt.NDArray[np.intp]) -> Values:
 
 def pair_facts(rows: WrittenRows) -> Iterator[ItemFacts]:
     """Return what each row says of its item."""
-    pairs = _Pairs(rows)
-    merges = np.any([rows.flags("boundary_merge", k) for k in range(2)], axis=0)
-    lengths = np.stack([pairs.of(name) for name in LENGTHS], axis=2)  # (rows, 2, units)
+    lengths = pair_lengths(rows)
     return map(
         ItemFacts,
         rows.texts("domain"),
@@ -91,9 +90,22 @@ def pair_facts(rows: WrittenRows) -> Iterator[ItemFacts]:
         rows.texts("published_at"),
         map(tuple, lengths[:, 0].astype(int).tolist()),
         map(tuple, lengths[:, 1].tolist()),
-        merges.tolist(),
+        pair_merges(rows).tolist(),
         rows.texts("lang"),
+        rows.texts("kind"),
     )
+
+
+def pair_lengths(rows: WrittenRows) -> Values:
+    """Return how long the texts of each pair are: (rows, 2, units of LENGTHS), the right first."""
+    pairs = _Pairs(rows)
+    return np.stack([pairs.of(name) for name in LENGTHS], axis=2)
+
+
+def pair_merges(rows: WrittenRows) -> npt.NDArray[np.bool_]:
+    """Return whether a text of each pair has a boundary merge: (rows,)."""
+    found: npt.NDArray[np.bool_] = np.any([rows.flags("boundary_merge", k) for k in (0, 1)], axis=0)
+    return found
 
 
 def text_scores(rows: WrittenRows) -> Iterator[TextScore]:
@@ -108,4 +120,5 @@ def text_scores(rows: WrittenRows) -> Iterator[TextScore]:
         rows.texts("source_id"),
         rows.texts("published_at"),
         rows.texts("lang"),
+        rows.flags("boundary_merge", 0).tolist(),
     )

@@ -16,15 +16,15 @@ import numpy.typing as npt
 
 from cqa.schema.row_forms import WrittenRows
 from cqa.schema.rows import ItemRow
-from cqa.stats.blocks import Column, pair_facts
+from cqa.stats.blocks import Column, pair_facts, pair_lengths, pair_merges
 from cqa.stats.clusters import Values
 from cqa.stats.information import softmax
 from cqa.stats.items import LENGTHS, OF_PMI, ItemFacts, ItemScore, item_facts
 
 Numbers = npt.NDArray[np.int32]
-Label = Literal["domain", "source_id", "published_at", "lang"]
+Label = Literal["domain", "source_id", "published_at", "lang", "kind"]
 MANY = 100_000  # texts of which each is held once
-NUMBERS = ("delta_i_nats", "conditional_nats", "prior_nats")
+NUMBERS = ("logp_nats", "delta_i_nats", "conditional_nats", "prior_nats")
 FLAGS = ("is_first", "is_first_per_byte")
 SOMETIMES = ("delta_i_null2_nats", "entropy_given_nats", "entropy_null_nats",
              "min_k")  # NaN stands for None  # fmt: skip
@@ -198,6 +198,14 @@ class ItemScores(Mapping[str, ItemScore]):
             table[many] = held[many]
         return table
 
+    def p_right(self) -> Values:
+        """Return the first of `p_given` of every item, to the bit as `softmax` gives it: (n,)."""
+        gap = self.column("conditional_nats")
+        lesser = np.fromiter(map(math.exp, (-np.abs(gap)).tolist()), np.float64, len(gap))
+        of_two = np.where(gap >= 0, 1.0, lesser) / (1.0 + lesser)
+        of_more = self.column("p_given", 0)
+        return np.where(np.isnan(of_more), of_two, of_more)
+
     def __getitem__(self, item_id: str) -> ItemScore:
         place = self._place(item_id)
         if place is None:
@@ -236,6 +244,7 @@ class ItemScores(Mapping[str, ItemScore]):
             variants[BEST_WRONG] = number("delta_i_nats")
         null2 = [number("null2_lengths", k) for k in range(OF_NULL2)]
         return ItemScore(
+            logp_nats=number("logp_nats"),
             delta_i_nats=number("delta_i_nats"),
             conditional_nats=number("conditional_nats"),
             prior_nats=number("prior_nats"),
@@ -279,11 +288,26 @@ class Facts(Mapping[str, ItemFacts]):
         """Return the numbers of the items of pairs under one model: (rows,)."""
         ids, n_before = rows.names("id"), len(self.numbers)
         found = [self.numbers.setdefault(item_id, len(self.numbers)) for item_id in ids]
-        if is_base or len(self.numbers) > n_before:
+        if len(self.numbers) == n_before + len(ids):
+            self._append(rows)
+        elif is_base or len(self.numbers) > n_before:
             for number, facts in zip(found, pair_facts(rows), strict=True):
                 if is_base or number == len(self._merges):
                     self._put(number, facts)
         return np.array(found, dtype=np.int32)
+
+    def _append(self, rows: WrittenRows) -> None:
+        """Take what rows say of items that are all new."""
+        lengths = pair_lengths(rows)
+        for name, held in self._labels.items():
+            texts = rows.texts(name)
+            if len(self._texts) < MANY:
+                texts = [self._texts.setdefault(text, text) for text in texts]
+            held += texts
+        for k in range(len(LENGTHS)):
+            self._right[k].frombytes(lengths[:, 0, k].astype(self._right[k].typecode).tobytes())
+            self._wrong[k].frombytes(lengths[:, 1, k].tobytes())
+        self._merges.frombytes(pair_merges(rows).astype(self._merges.typecode).tobytes())
 
     def _put(self, number: int, facts: ItemFacts) -> None:
         here = slice(number, number + 1)  # of an item that is new, the end
@@ -327,9 +351,13 @@ class Facts(Mapping[str, ItemFacts]):
         """Return the same of the mean over the wrong options."""
         return np.array(self._wrong[k], dtype=np.float64)[rows]
 
+    def merges(self, rows: Numbers) -> npt.NDArray[np.bool_]:
+        """Return whether each of some items has a boundary merge."""
+        return np.array(self._merges, dtype=np.bool_)[rows]
+
     def n_merges(self, rows: Numbers) -> int:
         """Return how many of some items have a boundary merge."""
-        return int(np.array(self._merges, dtype=np.int64)[rows].sum())
+        return int(self.merges(rows).sum())
 
     def __getitem__(self, item_id: str) -> ItemFacts:
         number = self.numbers[item_id]

@@ -24,6 +24,7 @@ OF_PMI = tuple(name for name in VARIANTS if name != "null2")  # of S(x|y) - S(x|
 class ItemScore:
     """What the statistics need of one item under one model; option 0 of `p_*` is the right one."""
 
+    logp_nats: float  # S(x|y) of the right option
     delta_i_nats: float
     conditional_nats: float  # S(good|y) - mean S(bad|y)
     prior_nats: float  # the same after the null context
@@ -50,6 +51,7 @@ class ItemFacts:
     wrong_lengths: tuple[float, ...]  # means over the wrong options
     boundary_merge: bool
     lang: str | None = None
+    kind: str | None = None
 
 
 def item_score(row: ItemRow) -> ItemScore:
@@ -69,6 +71,7 @@ def item_score(row: ItemRow) -> ItemScore:
     order = [answer, *(k for k in range(len(options)) if k != answer)]
     p_given, p_null = softmax(given), softmax(null)
     return ItemScore(
+        logp_nats=given[answer],
         delta_i_nats=delta_i,
         conditional_nats=contrast(given, answer),
         prior_nats=contrast(null, answer),
@@ -131,4 +134,5 @@ def item_facts(row: ItemRow) -> ItemFacts:
         tuple(sum(lengths) / len(lengths) for lengths in zip(*wrong, strict=True)),
         any(option.boundary_merge for option in row.options),
         row.lang,
+        row.kind,
     )

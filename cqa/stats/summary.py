@@ -55,6 +55,7 @@ class Scores:
         self.texts: dict[str, dict[str | None, dict[str, TextScore]]] = {}
         self.choosers: ByModel = {}  # items that choose an adapter and are not reported
         self.facts = Facts()
+        self.groups: dict[str, None] = {}  # of all kinds, in the order of the base
         for found in rows:
             if isinstance(found, ItemRow):
                 self._add(found)
@@ -69,7 +70,10 @@ class Scores:
     def _add(self, row: ItemRow) -> None:
         if row.id in self.copies:
             self.n_copies[row.group] += row.adapter is None
-        elif row.kind == "continuation":
+            return
+        if row.adapter is None:
+            self.groups.setdefault(row.group)
+        if row.kind == "continuation":
             self._texts_of(row.group, row.adapter)[row.id] = text_score(row)
         else:
             scores = self._items_of(row.group, row.adapter)
@@ -86,6 +90,8 @@ class Scores:
                 for pair in zip(rows.names("id"), rows.names("group"), strict=True)
             )
             self.n_copies.update(group for name, group in ids if name in self.copies)
+        if block.adapter is None and once is not None:
+            self.groups |= dict.fromkeys(once.in_order(lambda rows: rows.names("group")))
         for rows in once.parts if once else ():
             groups = np.array(rows.names("group"), dtype=object)
             if rows.form.n_options == 1:
@@ -138,7 +144,7 @@ class Scores:
     def part(self, keep: Callable[[str | None], bool]) -> Scores:
         """Return the scores of the items whose `published_at` is to be kept."""
         found = Scores()
-        found.facts = self.facts
+        found.facts, found.groups = self.facts, self.groups
         for group, models in self.items.items():
             kept = {name: scores.take(self._kept(scores, keep)) for name, scores in models.items()}
             for scores in kept.values():

@@ -32,8 +32,11 @@ class HeldFamily(Family):
     def texts(self, ids: Collection[str] | None = None) -> Iterator[ItemText]:
         return (text for text in self.held_texts.values() if ids is None or text.id in ids)
 
-    def rows_again(self, names: Sequence[str | None]) -> Iterator[ItemRow]:
-        return (row for name in names for row in self.held_rows if row.adapter == name)
+    def rows_again(
+        self, names: Sequence[str | None], ids: Collection[str] | None = None
+    ) -> Iterator[ItemRow]:
+        rows = (row for name in names for row in self.held_rows if row.adapter == name)
+        return (row for row in rows if ids is None or row.id in ids)
 
 
 def spread(mean: float, n: int = 20, sd: float = 1.0) -> np.ndarray:

@@ -4,6 +4,7 @@ import csv
 import io
 import itertools
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -73,6 +74,23 @@ def test_the_file_of_the_report_holds_the_same(folder, tmp_path):
     read = pandas.read_csv(path)
     table = cqa.read_scores(folder)
     pandas.testing.assert_frame_equal(read, table, check_dtype=False, check_exact=True)
+
+
+@pytest.mark.parametrize("order", ["adapters first", "an item twice", "mixed"])
+def test_the_file_of_the_report_holds_the_same_in_whatever_order_rows_stand(
+    folder, tmp_path, order
+):
+    scores = shutil.copytree(folder, tmp_path / "scores") / "scores.jsonl"
+    lines = scores.read_text(encoding="utf-8").splitlines(keepends=True)
+    anew = {"adapters first": lines[::-1], "an item twice": [*lines, lines[-2]],
+            "mixed": lines[::2] + lines[1::2]}  # fmt: skip
+    scores.write_text("".join(anew[order]), encoding="utf-8")
+    cqa.report(scores.parent, out=tmp_path / "out")
+    file = io.StringIO()
+    write_long_csv(read_source(scores.parent), file)
+    written = (tmp_path / "out" / "tables" / "scores_long.csv").read_text(encoding="utf-8")
+    assert written == file.getvalue()
+    assert written.count("\n") == len(cqa.read_scores(folder)) + 1
 
 
 def test_each_cell_of_the_file_is_the_value_whatever_its_text(tmp_path):

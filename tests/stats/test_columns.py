@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from synthetic import make_items, make_rows, records
 
-from cqa.stats.information import entropies, entropy
+from cqa.stats.information import entropies, entropy, softmax
 from cqa.stats.items import item_facts, item_score
 from cqa.stats.summary import Scores, summarise
 
@@ -64,6 +64,17 @@ def test_an_adapter_that_lacks_items_of_the_control_alone_is_no_error(rows):
     assert list(summary.families["literary"].changes) == ["epoch-01", "epoch-02"]
     assert list(summary.interaction) == ["epoch-01"]
     assert summary.families["factual"].incomplete == {"epoch-02": 7}
+
+
+def test_p_right_is_that_of_the_softmax_to_the_bit(rows):
+    scores = Scores(rows)
+    for row in rows:
+        held = scores.items[row.group][row.adapter]
+        assert held.p_right()[list(held).index(row.id)] == softmax_at_answer(row)
+
+
+def softmax_at_answer(row):
+    return softmax([option.logp_given_context_nats for option in row.options])[row.answer]
 
 
 def test_candidates_are_the_softmax_of_any_number_of_them(rows):
