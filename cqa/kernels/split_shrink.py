@@ -79,6 +79,8 @@ def launch_splits(
     x_aug: Tensor,  # (M, columns.total), written
     columns: AugColumns,
     shrink: Shrink | None,
+    *,
+    width: int | None = None,
     **constants: Any,
 ) -> None:
     """Run a kernel that writes X and the constants, and its shares of S; then sum these.
@@ -90,6 +92,7 @@ def launch_splits(
         x_aug: The augmented input.
         columns: Its layout.
         shrink: The low-rank side, if there is one.
+        width: Columns at a time; by default those of `tile_width`.
         constants: What the kernel alone takes.
     """
     m, group = x.shape[0], GroupLaunch.of(shrink)
@@ -108,7 +111,7 @@ def launch_splits(
         **columns.bounds,
         rank_columns=columns.rank_columns,
         ROWS=TILE_ROWS,
-        WIDTH=tile_width(x_aug.dtype),
+        WIDTH=width or tile_width(x_aug.dtype),
         DOT=dot_type(x_aug.dtype),
         **group.arguments,
         **constants,

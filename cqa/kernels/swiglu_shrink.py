@@ -15,7 +15,7 @@ from torch import Tensor
 from cqa.kernels.aug_columns import AugColumns, store_constants
 from cqa.kernels.aug_op import AugOp, augment
 from cqa.kernels.backend import Backend, choose
-from cqa.kernels.launch import TILE_ROWS, any_rows, dot_type, launch, rank_tiles, tile_width
+from cqa.kernels.launch import TILE_ROWS, any_rows, dot_type, launch, rank_tiles
 from cqa.kernels.precision import wider
 from cqa.kernels.shrink import (
     GroupLaunch,
@@ -28,7 +28,8 @@ from cqa.kernels.shrink import (
 )
 from cqa.kernels.split_shrink import launch_splits, store_split
 
-SPLITS = 8  # of the columns, so that a few hundred rows fill a GPU
+SPLITS = 12  # of the columns, so that a few hundred rows fill a GPU: four programs a multiprocessor
+_WIDTH = 64  # columns at a time: few, so that registers leave room for four or more programs
 
 
 def swiglu_ref(gate_up: Tensor) -> Tensor:
@@ -57,9 +58,11 @@ def _swiglu_backward_ref(dact: Tensor, gate_up: Tensor) -> Tensor:
 
 
 @triton.jit
-def _sigmoid(z):
-    small = tl.exp(-tl.abs(z))  # never overflows
-    return tl.div_rn(tl.where(z < 0, small, 1.0), 1.0 + small)
+def _sigmoid(z, EXACT: tl.constexpr):
+    if EXACT:
+        small = tl.exp(-tl.abs(z))  # never overflows
+        return tl.div_rn(tl.where(z < 0, small, 1.0), 1.0 + small)
+    return 1.0 / (1.0 + tl.exp(-z))  # within 2 units in the last place of fp32; 0 below -88
 
 
 @any_rows
@@ -100,7 +103,8 @@ def _swiglu_shrink_kernel(  # a program: a block of rows, a share of the columns
         at = x + rows[:, None] * x_stride + cols[None, :]
         gate = tl.load(at, mask=mask, other=0.0).to(tl.float32)
         up = tl.load(at + k, mask=mask, other=0.0).to(tl.float32)
-        act = (gate * _sigmoid(gate) * up).to(out.dtype.element_ty)
+        act = gate * _sigmoid(gate, out.dtype.element_ty == tl.float32) * up
+        act = act.to(out.dtype.element_ty)  # rounded once, as S must see what the base sees
         if part == 0:
             tl.store(out + rows[:, None] * out_stride + cols[None, :], act, mask=mask)
         if LORA:
@@ -158,7 +162,7 @@ def _swiglu_backward_kernel(  # a tile a program
     at = gate_up + rows[:, None] * in_stride + cols[None, :]
     gate = tl.load(at, mask=mask, other=0.0).to(tl.float32)
     up = tl.load(at + k, mask=mask, other=0.0).to(tl.float32)
-    sigmoid = _sigmoid(gate)
+    sigmoid = _sigmoid(gate, out.dtype.element_ty == tl.float32)
     silu = gate * sigmoid
     at = out + rows[:, None] * (2 * k) + cols[None, :]
     tl.store(at, d * up * (sigmoid + silu * (1 - sigmoid)), mask=mask)
@@ -169,7 +173,10 @@ def _swiglu_triton(
     gate_up: Tensor, act_aug: Tensor, columns: AugColumns, shrink: Shrink | None
 ) -> None:
     lora = shrink is not None
-    launch_splits(_swiglu_shrink_kernel, SPLITS, gate_up, act_aug, columns, shrink, LORA=lora)
+    launch_splits(
+        _swiglu_shrink_kernel, SPLITS, gate_up, act_aug, columns, shrink, width=_WIDTH, LORA=lora,
+        num_stages=2,
+    )  # fmt: skip
 
 
 def _swiglu_backward_triton(
@@ -178,10 +185,10 @@ def _swiglu_backward_triton(
     """Return d(gate_up); here the low-rank part is added in registers, not in place."""
     out = torch.empty_like(gate_up, memory_format=torch.contiguous_format)
     m, k = dact.shape
-    group, width = GroupLaunch.of(shrink), tile_width(dact.dtype)
+    group = GroupLaunch.of(shrink)
     launch(
         _swiglu_backward_kernel,
-        (triton.cdiv(m, TILE_ROWS), triton.cdiv(k, width)),
+        (triton.cdiv(m, TILE_ROWS), triton.cdiv(k, _WIDTH)),
         dact=dact,
         ds=ds,
         gate_up=gate_up,
@@ -194,10 +201,10 @@ def _swiglu_backward_triton(
         MEMBERS=group.members,
         RANK_TILES=rank_tiles(group.rank),
         ROWS=TILE_ROWS,
-        WIDTH=width,
+        WIDTH=_WIDTH,
         DOT=dot_type(dact.dtype),
         **group.arguments,
-        num_warps=8,  # half the registers a thread: twice as many blocks fit
+        num_warps=8 if dact.dtype == torch.float32 else 4,  # at most 128 registers a thread
     )
     return out
 
