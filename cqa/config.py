@@ -155,6 +155,8 @@ def convert(raw: Any, kind: Any, key: str) -> Any:
     origin = get_origin(kind)
     if origin in (Union, types.UnionType):
         return _convert_union(raw, get_args(kind), key)
+    if kind is str and isinstance(raw, Path):
+        raw = str(raw)  # a model may be a folder or an id of the hub
     scalar = isinstance(raw, (str, int, float)) and not isinstance(raw, bool)
     if raw is None or (kind is str and not scalar):
         raise ConfigError(f"expected {key} to be {_noun(kind)}, got: {_shown(raw)}")

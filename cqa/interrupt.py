@@ -33,6 +33,17 @@ def continued_by(command: str) -> Iterator[None]:
         raise
 
 
+@contextmanager
+def stopped_at_once(message: str) -> Iterator[None]:
+    """Let the first signal end the body wherever it is: nothing of it is kept before its end.
+
+    Raises:
+        Interrupted: There was one.
+    """
+    with Interrupt(at_once=message):
+        yield
+
+
 class Interrupt:
     """While entered, remembers the first signal; a second one has its usual effect at once.
 
@@ -42,8 +53,10 @@ class Interrupt:
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
-    def __init__(self) -> None:
+    def __init__(self, at_once: str | None = None) -> None:
+        """Begin; `at_once` is what is said where a signal ends the work by itself."""
         self.requested: int | None = None
+        self._at_once = at_once
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Interrupt:
@@ -68,6 +81,8 @@ class Interrupt:
     def _remember(self, signum: int, frame: FrameType | None) -> None:
         self.requested = signum
         self._restore()
+        if self._at_once is not None:
+            self.stop(self._at_once)
 
     def _restore(self) -> None:
         for signum, handler in self._before.items():

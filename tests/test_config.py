@@ -95,6 +95,7 @@ def test_key_is_spelt_with_dashes_or_underscores(key):
         ("epochs", " 2 - 2 , 4", (2, 4)),
         ("epochs", ["1-3", 5], (1, 2, 3, 5)),
         ("label", 0.1, "0.1"),
+        ("label", Path("a") / "b", "a/b"),
     ],
     ids=str,
 )

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from cqa.interrupt import Interrupt, Interrupted, continued_by
+from cqa.interrupt import Interrupt, Interrupted, continued_by, stopped_at_once
 
 
 @pytest.fixture(autouse=True)
@@ -52,6 +52,18 @@ def test_first_signal_is_remembered_and_ends_the_work_where_it_is_asked_about(si
         with pytest.raises(Interrupted, match=r"^all is on disk$") as caught:
             interrupt.stop("all is on disk")
     assert caught.value.exit_code == code
+
+
+@pytest.mark.parametrize("signum", Interrupt.SIGNALS)
+def test_a_signal_ends_what_keeps_nothing_wherever_it_is_and_a_command_continues_it(signum):
+    with (
+        handled(signum, end),
+        pytest.raises(Interrupted, match="stopped in the tests") as caught,
+        continued_by("cqa-fast study fit"),
+        stopped_at_once("stopped in the tests"),
+    ):
+        send(signum)
+    assert (caught.value.exit_code, caught.value.command) == (128 + signum, "cqa-fast study fit")
 
 
 @pytest.mark.parametrize("first", Interrupt.SIGNALS)

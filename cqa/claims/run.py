@@ -18,7 +18,7 @@ from cqa.data.tokenizer import Tokenizer
 from cqa.errors import DataError, ModelError
 from cqa.files import AppendedFile, discard, inside, write_json
 from cqa.identity import code_digest, versions
-from cqa.interrupt import Interrupt, continued_by
+from cqa.interrupt import Interrupt, continued_by, stopped_at_once
 from cqa.kernels.matmul import keep_sums_whole
 from cqa.model.adapter_files import adapter_digest
 from cqa.model.checkpoint import locate
@@ -107,9 +107,10 @@ def run_study(
         # Nothing of the tests is kept before they end, which may take long: a signal ends them.
         whole = [m for m in models if all((m.model_key, t.key) in held for t in study.tasks)]
         rows = {m.adapter: [held[m.model_key, t.key] for t in study.tasks] for m in whole}
+        with stopped_at_once("stopped in the tests"):
+            found = claim.result(rows)
         result = replace(
-            claim.result(rows), models=tuple(whole), versions=versions(),
-            settings=describe(config),
+            found, models=tuple(whole), versions=versions(), settings=describe(config)
         )  # fmt: skip
         with Interrupt():
             _write(config.out, claim, rows, result)

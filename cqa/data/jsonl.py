@@ -216,6 +216,14 @@ def take_text(record: dict[str, Any], key: str, where: str) -> str:
     return value
 
 
+def take_words(record: dict[str, Any], key: str, where: str) -> str:
+    """Return a field that must hold text of more than white space."""
+    text = take_text(record, key, where)
+    if text.isspace():
+        raise DataError(f"expected words in `{key}`, got: white space alone", where=where)
+    return text
+
+
 def take_id(record: dict[str, Any], where: str, otherwise: str) -> str:
     """Return a record's id; a whole number is taken as text, and a record without one gets one.
 

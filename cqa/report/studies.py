@@ -17,6 +17,7 @@ from cqa.schema.meta import ScoredModel
 from cqa.text import counted, listed, named
 
 RESULT = "study.json"
+_AGAIN = "the command that wrote it writes it again"
 _NAME = re.compile("[a-z]{1,40}")  # files of the report are called by it
 COLUMNS: tuple[Column[Effect], ...] = (
     Column("measure", "measure", lambda e: e.label, "text"),
@@ -63,11 +64,14 @@ def _read(folder: Path, base: ScoredModel) -> StudyResult:
             where=str(folder),
             hint="a study that was stopped has none; the same command continues it",
         )
-    result = StudyResult.from_json(read_json(path), str(path))
+    try:
+        result = StudyResult.from_json(read_json(path), str(path))
+    except DataError as error:
+        raise DataError(error.message, where=error.where, hint=_AGAIN) from None
     if not (_NAME.fullmatch(result.study) and result.models and result.models[0].adapter is None):
         raise DataError(
             "expected a study's name, and its base before its adapters, got other fields",
-            where=str(path), hint="the command that wrote it writes it again",
+            where=str(path), hint=_AGAIN,
         )  # fmt: skip
     for asked in result.models[:1]:
         for name in ("model", "tokenizer"):

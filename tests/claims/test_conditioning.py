@@ -185,6 +185,7 @@ def test_conditions_of_one_source_cannot_be_dealt(settings, tmp_path):
     ("change", "said"),
     [
         ({"condition": None}, r"bad\.jsonl:2: expected text in `condition`"),
+        ({"condition": "  "}, r"bad\.jsonl:2: expected words in `condition`, got: white space"),
         ({"condition": "word " * 5000}, r"bad\.jsonl:2: expected at most \d+ tokens"),
         ({"good": " and sat down."}, r"bad\.jsonl:2: expected `good` and `bad` to differ"),
     ],

@@ -357,6 +357,8 @@ def test_without_nobody_the_words_of_each_wording_are_shuffled(tmp_path):
     ("works", "audiences", "said"),
     [
         ([{"id": "w"}], [], r"w\.jsonl:2: expected text in `work`, got: no `work`"),
+        ([{"work": "x", "text": "y"}], [], r"w\.jsonl:2: expected `work` or `text`, got both"),
+        ([{"text": " \n"}], [], r"w\.jsonl:2: expected words in `text`, got: white space"),
         ([{"text": "x", "group": 3}], [], r"w\.jsonl:2: expected text in `group`"),
         ([{"text": "x", "context": 3}], [], r"w\.jsonl:2: expected text in `context`"),
         ([{"id": "w0", "text": "x"}], [], r"w\.jsonl:2: expected each id once"),

@@ -10,6 +10,7 @@ import torch
 from claims.asking import MODEL, reference_stats
 from helpers import read_lines, write_lines
 from safetensors.numpy import load_file, save_file
+from safetensors.torch import save_file as save_tensors
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cqa.assets import STUDIES
@@ -18,6 +19,7 @@ from cqa.claims.probe.claim import Probe
 from cqa.claims.probe.config import ProbeConfig
 from cqa.claims.run import run_study
 from cqa.errors import ConfigError, DataError
+from cqa.interrupt import Interrupted
 
 EXAMPLE = STUDIES / "probe.jsonl"
 
@@ -138,6 +140,17 @@ def test_states_of_another_shape_are_named(settings, reshaped, got):
     assert not (config.out / "study.json").exists()
 
 
+def test_states_of_a_type_that_numpy_has_not_are_named(settings):
+    config = settings()
+    ask(config)
+    row = read_lines(config.out / "rows.jsonl")[2]
+    file = config.out / "states" / row["model_key"] / f"{row['task_key']}.safetensors"
+    ((name, states),) = load_file(file).items()
+    save_tensors({name: torch.from_numpy(states).bfloat16()}, file)
+    with pytest.raises(DataError, match=f"`{row['id']}` was written with, got no such file"):
+        ask(config)
+
+
 def test_a_signal_ends_the_training_of_probes(settings, monkeypatch):
     config = settings()
 
@@ -147,8 +160,9 @@ def test_a_signal_ends_the_training_of_probes(settings, monkeypatch):
 
     with monkeypatch.context() as patched:
         patched.setattr(claim, "probed", interrupted)
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(Interrupted, match="stopped in the tests") as stopped:
             ask(config)
+    assert stopped.value.command.startswith("cqa-fast study probe ")
     assert not (config.out / "study.json").exists()
     rows = (config.out / "rows.jsonl").read_bytes()
     ask(config)

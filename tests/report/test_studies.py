@@ -84,6 +84,15 @@ def test_a_result_that_no_study_wrote_is_refused(few, studied, tmp_path, change)
     assert not (tmp_path / "report").exists()
 
 
+@pytest.mark.parametrize("damaged", ['{"study": ', '{"study": "fit"}', '{"study": 3}'])
+def test_a_damaged_result_is_written_again_by_its_command(few, studied, tmp_path, damaged):
+    path = studied() / "study.json"
+    path.write_text(damaged)
+    with pytest.raises(DataError, match=r"study\.json") as error:
+        write_report(few, ReportConfig(out=tmp_path / "report", study=(path.parent,)))
+    assert error.value.hint == "the command that wrote it writes it again"
+
+
 def test_what_is_no_study_is_refused(few, studied, tmp_path):
     for given, said in (((few,), "got one without study.json"), ((studied(),) * 2, "again")):
         with pytest.raises(DataError, match=said):

@@ -24,7 +24,7 @@ from cqa.claims.effects import Measured, change_of, described, effects, findings
 from cqa.claims.items import dealt_among, read_all
 from cqa.claims.sequences import SEPARATOR, Pair, conditioned, encode, n_fed, score_sequences
 from cqa.data.items import Item
-from cqa.data.jsonl import take_text
+from cqa.data.jsonl import take_words
 from cqa.data.tokenizer import Tokenizer
 from cqa.report.effect_figure import draw_effects
 from cqa.schema.claims import StudyResult, StudyRow
@@ -68,7 +68,7 @@ class Conditioning:
     def tasks(self, tokenizer: Tokenizer, max_positions: int) -> list[Task[Conditions]]:
         """Read the items, and deal every condition to another one."""
         items = read_all(self._config)
-        own = [take_text(item.extra, "condition", item.where) for item in items]
+        own = [take_words(item.extra, "condition", item.where) for item in items]
         lengths = [len(tokenizer.encode_following(text)) for text in own]
         others = dealt_among(
             items, own, lengths, "conditions",

@@ -9,7 +9,7 @@ from typing import Any
 
 from cqa.claims.dealing import shuffled
 from cqa.data.items import UNGROUPED, take_labels
-from cqa.data.jsonl import read_records, take_id, take_text
+from cqa.data.jsonl import read_records, take_id, take_text, take_words
 from cqa.data.tokenizer import Tokenizer
 from cqa.data.unique import each_once, file_line_id
 from cqa.errors import DataError
@@ -89,11 +89,17 @@ def read_audiences(
 
 
 def _parse_work(record: dict[str, Any], where: str) -> Work:
-    key = "text" if "text" in record and "work" not in record else "work"
+    if "text" in record and "work" in record:
+        raise DataError(
+            "expected `work` or `text`, got both",
+            where=where,
+            hint="one of them is the work's text",
+        )
+    key = "text" if "text" in record else "work"
     context = record.get("context")
     return Work(
         id=take_id(record, where, file_line_id(where)),
-        text=take_text(record, key, where),
+        text=take_words(record, key, where),
         context="" if context in (None, "") else take_text(record, "context", where),
         labels=take_labels(record, where),
         where=where,
@@ -118,7 +124,7 @@ def _parse_audience(record: dict[str, Any], where: str) -> Audience:
         )
     return Audience(
         id=take_id(record, where, file_line_id(where)),
-        wordings=tuple(take_text({n: t}, n, where) for n, t in zip(names, held, strict=True)),
+        wordings=tuple(take_words({n: t}, n, where) for n, t in zip(names, held, strict=True)),
         nobody=(),
         is_nobody=is_nobody,
         is_shuffled=False,

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import load_file, save
+from safetensors.numpy import save
 
 from cqa.claims.probe.row import POSITIONS, ProbeRow
 from cqa.errors import DataError
@@ -97,9 +97,12 @@ def _read(out: Path, row: ProbeRow) -> States | None:
     """Return a file's states; None where it is gone or holds no such array."""
     path = inside(inside(inside(out, FOLDER), row.model_key), _path(out, row).name)
     try:
-        states: States = load_file(path)[_NAME]
-    except (OSError, SafetensorError, KeyError):
+        with safe_open(path, framework="numpy") as file:
+            if file.get_slice(_NAME).get_dtype() != "F32":  # NumPy has not all that a file may hold
+                return None
+            states: States = file.get_tensor(_NAME)
+    except (OSError, SafetensorError):
         return None
-    if states.dtype != np.float32 or states.ndim != 3 or states.shape[1] != len(POSITIONS):
+    if states.ndim != 3 or states.shape[1] != len(POSITIONS):
         return None
     return states

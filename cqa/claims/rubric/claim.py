@@ -26,7 +26,7 @@ from cqa.claims.rubric.config import RubricConfig
 from cqa.claims.rubric.terms import Order, gains, gap, gap_of_last, moebius, orders, subset
 from cqa.claims.sequences import SEPARATOR, Pair, conditioned, encode, n_fed, score_sequences
 from cqa.data.items import Item
-from cqa.data.jsonl import take_text
+from cqa.data.jsonl import take_words
 from cqa.data.tokenizer import Tokenizer
 from cqa.errors import DataError
 from cqa.report.effect_figure import draw_effects
@@ -137,7 +137,7 @@ class RubricGap:
     ) -> Task[Rubric]:
         paraphrase = None
         if item.extra.get("paraphrase") is not None:
-            paraphrase = take_text(item.extra, "paraphrase", item.where)
+            paraphrase = take_words(item.extra, "paraphrase", item.where)
             if paraphrase == constraints[0]:
                 raise DataError(
                     "expected `paraphrase` to say the first constraint in other words, got the "
@@ -214,7 +214,7 @@ def _constraints_of(item: Item) -> tuple[str, ...]:
             where=item.where,
         )
     names = [f"constraints[{k}]" for k in range(len(held))]
-    texts = tuple(take_text({n: t}, n, item.where) for n, t in zip(names, held, strict=True))
+    texts = tuple(take_words({n: t}, n, item.where) for n, t in zip(names, held, strict=True))
     if len(set(texts)) < len(texts):
         raise DataError("expected constraints that differ, got one twice", where=item.where)
     return texts
