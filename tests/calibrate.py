@@ -357,7 +357,7 @@ AS_INDEPENDENT = ("t", "BCa", "Welch", "noncentral t of d_z", "Wilson")
 def parts() -> tuple[Part, ...]:
     """Return all tables."""
     margins = [Design(law, n) for law in LAWS for n in (150, 350, 1000)]
-    margins += [Design(law, 480, 120) for law in LAWS]
+    margins += [Design(law, 480, 120, equal) for law in LAWS for equal in (True, False)]
     powers = [Design(law, n) for law in LAWS for n in (20, 40)]
     powers += [Design(law, 4 * g, g) for law in LAWS for g in (12, 40)]
     return (

@@ -33,6 +33,14 @@ class Clusters:
         return len(self.sizes)
 
     @property
+    def n_as_skewed(self) -> float:
+        """As many sources of equal size leave a mean as skewed as these: (sum n²)³ / (sum n³)².
+
+        G where all are of one size; the fewer, the more of the items a few sources hold.
+        """
+        return float((self.sizes**2).sum() ** 3 / (self.sizes**3).sum() ** 2)
+
+    @property
     def n_items(self) -> int:
         """N, the items of all sources."""
         return int(self.sizes.sum())

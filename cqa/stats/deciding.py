@@ -97,11 +97,12 @@ class _Moments:
             t = self.mean / np.sqrt(self.variance)
         return np.where(self.variance > 0, t, 0.0)
 
-    def skewless_t(self, n_sources: int) -> Values:
+    def skewless_t(self, n_sources: float) -> Values:
         """Return t freed of its skewness by Hall's monotone cubic transformation.
 
         The skewness of few sources is far too small on average, most of all where the tail has not
-        been met yet; it is taken 1 + 12 / G times.
+        been met yet; it is taken 1 + 12 / G times. A few large sources among many small are few:
+        G is `Clusters.n_as_skewed`.
         """
         t = self.t()
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -247,7 +248,7 @@ def _from_moments(parts: tuple[_Part, ...], observed: _Moments, seed: int) -> li
     draws = max(FEWEST_DRAWS, min(moments.DRAWS, NORMAL_NUMBERS // len(covariance)))
     z = moments.normal_draws(covariance, draws, np.random.default_rng((seed, 5)))
     t = moments.studentised(z, observed.third / observed.variance**1.5)
-    fewest = min(part.clusters.n_sources for part in parts)
+    fewest = min(part.clusters.n_as_skewed for part in parts)
     return [
         law_of(z, z, observed.skewless_t(fewest), extra=1),
         law_of(t, t, observed.t(), extra=1),
@@ -256,7 +257,7 @@ def _from_moments(parts: tuple[_Part, ...], observed: _Moments, seed: int) -> li
 
 def _sign_flips(parts: tuple[_Part, ...], observed: _Moments, draws: int, seed: int) -> Law:
     """Flip whole sources: the changes themselves, or of a difference what exceeds the means."""
-    fewest = min(part.clusters.n_sources for part in parts)
+    fewest = min(part.clusters.n_as_skewed for part in parts)
 
     def statistic(drawn: _Moments) -> Values:
         return drawn.skewless_t(fewest)

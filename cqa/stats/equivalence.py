@@ -10,7 +10,7 @@ import numpy as np
 from scipy import stats
 
 from cqa.schema.result import Equivalence, Interval
-from cqa.stats.clusters import Values, by_source, source_numbers, sum_by_source
+from cqa.stats.clusters import Numbers, Values, by_source, source_numbers, sum_by_source
 from cqa.stats.deciding import family_test
 from cqa.stats.tests import noncentrality_interval
 
@@ -68,9 +68,11 @@ def standardised_change(
     The interval spans two: that of the noncentral t distribution with the cluster-robust error and
     G - 1 degrees of freedom, exact for normal changes of independent items; and that of the delta
     method with the influence of each source on mean / sd, right for skewed and heavy-tailed ones.
+    Where sources are of unequal size, G of the degrees of freedom is the number of equal ones that
+    weigh as evenly, and the error allows for what a large one draws the mean to itself.
 
     Sources: Cumming & Finch 2001 for the noncentral t; van der Vaart 1998, chapter 3, for the delta
-    method; Liang & Zeger 1986 for the sources.
+    method; Bell & McCaffrey 2002 for the error, the jackknife's (CR3); Kish 1965 for unequal sizes.
 
     Args:
         differences: One number an item.
@@ -84,17 +86,21 @@ def standardised_change(
         return StandardisedChange(None, None, n, g)
     z = (values - values.mean()) / sd
     d_z = float(values.mean()) / sd
-    error_of_mean = _error(sum_by_source(z, numbers), n)  # in units of sd
+    sizes = np.bincount(numbers)
+    even = float(n**2 / (sizes**2).sum())
+    error_of_mean = jackknife_error(sum_by_source(z, numbers), sizes)  # in units of sd
     influence = z - d_z / 2 * (z**2 - 1)
-    error = _error(sum_by_source(influence, numbers), n)
-    half = float(stats.t.ppf((1 + LEVEL) / 2, g - 1)) * error
+    error = jackknife_error(sum_by_source(influence, numbers), sizes)
+    half = float(stats.t.ppf((1 + LEVEL) / 2, even - 1)) * error
     low, high = d_z - half, d_z + half
     if error_of_mean > 0:
-        exact = noncentrality_interval(d_z / error_of_mean, g - 1, LEVEL)
+        exact = noncentrality_interval(d_z / error_of_mean, even - 1, LEVEL)
         low, high = min(low, exact[0] * error_of_mean), max(high, exact[1] * error_of_mean)
     return StandardisedChange(d_z, (low, high), n, g)
 
 
-def _error(sums: Values, n: int) -> float:
-    g = len(sums)
-    return float(np.sqrt((sums**2).sum() * g / (g - 1))) / n
+def jackknife_error(sums: Values, sizes: Numbers) -> float:
+    """Return the jackknife's error of a mean from the sums of each source's deviations."""
+    g, n = len(sums), sizes.sum()
+    left_out = sums / (1 - sizes / n)
+    return float(np.sqrt((left_out**2).sum() * (g - 1) / g) / n)

@@ -119,7 +119,7 @@ def d_z_interval(d_z: float, n: int, level: float = 1 - ALPHA) -> tuple[float, f
     return low / math.sqrt(n), high / math.sqrt(n)
 
 
-def noncentrality_interval(t: float, df: int, level: float) -> tuple[float, float]:
+def noncentrality_interval(t: float, df: float, level: float) -> tuple[float, float]:
     """Return the interval of the noncentrality behind an observed t.
 
     Args:
@@ -141,7 +141,7 @@ def noncentrality_interval(t: float, df: int, level: float) -> tuple[float, floa
     return noncentrality(1 - tail), noncentrality(tail)
 
 
-def _nct_cdf(t: float, df: int, nc: float) -> float:
+def _nct_cdf(t: float, df: float, nc: float) -> float:
     """Return the noncentral t distribution's P(T ≤ t); far from t scipy's may be NaN."""
     p = float(stats.nct.cdf(t, df, nc))
     return float(nc < t) if math.isnan(p) else p

@@ -7,7 +7,7 @@ from scipy import stats
 from cqa.stats.agreement import weigh
 from cqa.stats.choice import choose, cross_fit, paper_choice, stability
 from cqa.stats.clusters import by_source
-from cqa.stats.equivalence import standardised_change
+from cqa.stats.equivalence import jackknife_error, standardised_change
 from cqa.stats.seeds import over_seeds
 from cqa.stats.tests import d_z_interval
 
@@ -105,6 +105,19 @@ def test_effects_at_the_margin_are_rarely_called_small(law, sign):
         x = (x - (law == "exponential")) + 0.2
         called += standardised_change(sign * x, [None] * 400).within(0.2)
     assert called <= 22
+
+
+def test_the_error_of_unequal_sources_is_the_jackknifes():
+    rng = np.random.default_rng(8)
+    numbers = np.repeat(np.arange(6), [12, 5, 3, 1, 1, 2])
+    x = rng.normal(0, 1, len(numbers)) + rng.normal(0, 1, 6)[numbers]
+    x -= x.mean()
+    left_out = np.array([x[numbers != k].mean() for k in range(6)])
+    sums, sizes = np.bincount(numbers, weights=x), np.bincount(numbers)
+    expected = np.sqrt(5 / 6 * (left_out**2).sum())
+    assert jackknife_error(sums, sizes) == pytest.approx(expected, rel=1e-12)
+    alone = jackknife_error(x, np.ones(len(x)))
+    assert alone == pytest.approx(stats.sem(x), rel=1e-12)
 
 
 def test_seeds_widen_the_interval_as_a_t_test_over_seeds_does():
