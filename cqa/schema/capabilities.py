@@ -29,6 +29,22 @@ class Capabilities(Record):
     drift_temperature_nats: float
     change_nats: float  # what another token at one place changes there, at the most
 
+    def problem(self) -> str | None:
+        """Say if the probe has not a number for each token but the first; see `Record.problem`."""
+        if len(self.probe_logp_nats) == len(self.probe_ids) - 1:
+            return None
+        return f"{len(self.probe_ids)} probe_ids with {len(self.probe_logp_nats)} probe_logp_nats"
+
+    def moved_from(self, other: Capabilities) -> float | None:
+        """Return by how many nats a token of the probe differs from another finding's at most.
+
+        None if the two asked for other ids, as with another tokenizer.
+        """
+        if self.probe_ids != other.probe_ids:
+            return None
+        pairs = zip(self.probe_logp_nats, other.probe_logp_nats, strict=True)
+        return max((abs(a - b) for a, b in pairs), default=0.0)
+
     @property
     def drift_nats(self) -> float:
         """The largest difference that a prompt had with itself."""

@@ -33,6 +33,7 @@ from cqa.score.merge_input import OpenShard, open_shards, read_rejected
 from cqa.score.prescreen import rank_points
 from cqa.score.rejected import none_scored, write_rejected
 from cqa.score.run import ScoreResult
+from cqa.score.server_engine import read_capabilities
 from cqa.score.summary import statistics_digest, write_summary
 from cqa.score_folder import (
     CAPABILITIES,
@@ -87,14 +88,33 @@ def merge(out: Path, folders: Sequence[Path]) -> Merged:
         _write(out, SCORES, shards, owners, by_model)
         _write(out, ITEMS, shards, owners, [[held.items for held in found]])
         _write_rejected(out, shards)
-        probed = inside(shards[0].folder, CAPABILITIES)
-        if probed.exists():  # of a server, which every shard has probed for itself
-            write_json(inside(out, CAPABILITIES), read_json(probed))
+        _write_capabilities(out, shards)
         write_json(inside(out, META), meta.to_json())
         summary = write_summary(out, config) if config.summary else None
         points = None if ranking is None else rank_points(ranking)
     n_items = sum(len(held.items.places) for held in shards)
     return Merged(ScoreResult(n_items, len(meta.models), summary), points)
+
+
+def _write_capabilities(out: Path, shards: Sequence[OpenShard]) -> None:
+    """Write what the servers of all shards were found to give, with the largest drift of each.
+
+    Each shard has probed its own, and all gave the same numbers.
+    """
+    found = [c for held in shards if (c := read_capabilities(held.folder)) is not None]
+    if not found:
+        return
+    whole = replace(
+        found[0],
+        max_model_tokens=min(
+            (c.max_model_tokens for c in found if c.max_model_tokens), default=None
+        ),
+        drift_repeat_nats=max(c.drift_repeat_nats for c in found),
+        drift_prefix_nats=max(c.drift_prefix_nats for c in found),
+        drift_temperature_nats=max(c.drift_temperature_nats for c in found),
+        change_nats=min(c.change_nats for c in found),
+    )
+    write_json(inside(out, CAPABILITIES), whole.to_json())
 
 
 def _check_files(config: PrescreenConfig, held: OpenShard) -> None:

@@ -15,9 +15,11 @@ from cqa.schema.meta import Meta
 from cqa.schema.rows import RejectedItem
 from cqa.schema.shard import ShardItems
 from cqa.score.config import PrescreenConfig, ScoreConfig
+from cqa.score.server_engine import read_capabilities
 from cqa.score.shard import Shard, read_shard
 from cqa.score.shard_folder import read_shard_items
 from cqa.score_folder import META, REJECTED, SHARD
+from cqa.server.handshake import MOST_DRIFT_NATS
 
 RANKING = "prescreen.json"  # of a shard of prescreen: its settings, written when all is scored
 OF_ONE_SHARD = (  # the settings in which the shards of a job may differ
@@ -162,6 +164,16 @@ def _differences(first: OpenShard, other: OpenShard) -> Iterator[tuple[str, str,
     names = [[m.adapter for m in shard.meta.models] for shard in (first, other)]
     if names[0] != names[1]:
         yield where, "the models", "give the command again with the adapters of the others"
+    found = [read_capabilities(shard.folder) for shard in (first, other)]
+    if found[0] is not None and found[1] is not None:
+        moved = found[1].moved_from(found[0])
+        if moved is None or moved > MOST_DRIFT_NATS:
+            by = "" if moved is None else f" (a probe moves by {moved:.3g} nats a token)"
+            yield (
+                where,
+                f"the numbers of the server{by}",
+                f"{anew}, at a server of the same weights",
+            )
     for ours, theirs in zip(first.meta.models, other.meta.models, strict=False):
         if ours.model_key != theirs.model_key:
             differing = ", ".join(ours.differs_from(theirs)) or "bytes"

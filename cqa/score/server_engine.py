@@ -69,7 +69,7 @@ class ServerEngine:
         sizes = _sizes(folder)
         self.vocab_size = sizes.get("vocab_size", max(tokenizer.hf.get_vocab().values()) + 1)
         client = client or Client(server.base, server.key())
-        before = None if out is None else _read_capabilities(out)
+        before = None if out is None else read_capabilities(out)
         self._completions, self.capabilities = shake_hands(
             client, server.model, _prompts(tokenizer), concurrency=server.concurrency, before=before
         )
@@ -163,7 +163,12 @@ def _sizes(folder: Path) -> dict[str, int]:
     return {k: v for k, v in (raw | of_text).items() if type(v) is int and v > 0}
 
 
-def _read_capabilities(out: Path) -> Capabilities | None:
+def read_capabilities(out: Path) -> Capabilities | None:
+    """Return what was found of the server that scored a folder; None if no server did.
+
+    Raises:
+        DataError: capabilities.json is damaged.
+    """
     path = inside(out, CAPABILITIES)
     if not path.exists():
         return None

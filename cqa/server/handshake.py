@@ -298,11 +298,10 @@ class _Handshake:
         """Check that a folder's rows and those to come are of one model."""
         if before is None:
             return
-        if before.probe_ids != found.probe_ids:
+        moved = found.moved_from(before)
+        if moved is None:
             self.probes["same"] = "n/a: another tokenizer"
             return
-        pairs = zip(before.probe_logp_nats, found.probe_logp_nats, strict=True)
-        moved = max(abs(a - b) for a, b in pairs)
         if moved > MOST_DRIFT_NATS:
             raise self._refusal(
                 "same", "the model whose scores this folder holds",

@@ -458,6 +458,29 @@ def test_shards_of_several_servers_merge_once_all_is_scored(items, model, stub, 
     merge(tmp_path / "scores", folders)
     assert_as_local(rows_by(tmp_path / "scores"), local)
     assert "capabilities" not in meta_of(tmp_path / "scores")
+    held = [capabilities_of(folder) for folder in (*folders, tmp_path / "scores")]
+    assert held[2]["drift_repeat_nats"] == max(h["drift_repeat_nats"] for h in held[:2])
+    assert held[2]["served_model"] == NAME
+
+
+def capabilities_of(folder: Path) -> dict:
+    return json.loads((folder / "capabilities.json").read_text())
+
+
+def test_shards_of_servers_with_other_weights_are_not_merged(items, model, stub, url, tmp_path):
+    folders = [tmp_path / f"part-{k}" for k in (1, 2)]
+    for k, folder in enumerate(folders, start=1):
+        score(config_of(items, folder, model, server=url, served_model=NAME, shard=f"{k}/2"))
+    held = capabilities_of(folders[1])
+    held["probe_logp_nats"][-1] -= 0.5
+    (folders[1] / "capabilities.json").write_text(json.dumps(held))
+    with pytest.raises(ModelError, match=r"numbers of the server \(a probe moves by 0\.5 nats"):
+        merge(tmp_path / "scores", folders)
+    held["probe_logp_nats"].pop()
+    (folders[1] / "capabilities.json").write_text(json.dumps(held))
+    with pytest.raises(DataError, match="probe_ids with"):
+        merge(tmp_path / "scores", folders)
+    assert not (tmp_path / "scores").exists()
 
 
 def test_from_python(items, model, stub, url, local, tmp_path):
@@ -472,6 +495,13 @@ def test_from_python(items, model, stub, url, local, tmp_path):
     )
     assert found.n_items == 7
     assert_as_local(rows_by(tmp_path / "scores"), local)
+    texts = ("--continuations", str(items / "texts.jsonl"), "--tokens")
+    done = run_command(
+        items, tmp_path / "told", model, "--server", url, "--served-model", NAME, *texts
+    )
+    assert done.exit_code == 0, done.stderr
+    both = [(tmp_path / name / "scores.jsonl").read_bytes() for name in ("scores", "told")]
+    assert both[0] == both[1]  # as the command writes them
     table = cqa.read_scores(tmp_path / "scores")
     assert table["entropy_given_context_nats"].isna().all()
     assert table["logp_given_context_nats"].notna().all()
