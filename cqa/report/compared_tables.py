@@ -80,10 +80,11 @@ TEXTS: tuple[Column[Placed[TextsResult]], ...] = (
     Column("n_texts", "texts", lambda r: r.result.n_texts, "count"),
     Column("bits_per_byte", "bits/byte", lambda r: r.result.bits_per_byte, "fine_number"),
 )
+_SAME = {True: "yes", False: "no", None: "n/a: a server has them"}
 AGREEMENTS: tuple[Column[Placed[Agreement]], ...] = (
     Column("model", "model", lambda r: r.result.system, "text"),
     Column("other", "other", lambda r: r.result.other, "text"),
-    Column("same_model", "same weights", lambda r: "yes" if r.result.same_model else "no", "text"),
+    Column("same_model", "same weights", lambda r: _SAME[r.result.same_model], "text"),
     Column("n_options", "options", lambda r: r.result.n_options, "count"),
     Column("largest_difference_nats", "largest difference, nats",
            lambda r: r.result.largest_difference_nats, "small"),

@@ -87,7 +87,7 @@ class Agreement(Record):
 
     system: str
     other: str
-    same_model: bool  # by digest: what remains is the engine's
+    same_model: bool | None  # by digest: what remains is the engine's; None of a server
     n_options: int
     largest_difference_nats: float
 

@@ -73,4 +73,6 @@ def url_problem(url: str) -> str | None:
         return "one with a name or password in it"
     if parts.query or parts.fragment:
         return "one with a query or fragment"
+    if parts.path.rstrip("/").endswith(("/completions", "/models", "/embeddings")):
+        return "one that goes on after /v1"
     return None if url.isprintable() and " " not in url else "one with spaces in it"

@@ -17,6 +17,8 @@ from server.conftest import HASTE
 from server.stub import KEY, NAME, Stub, closed, serving
 
 import cqa
+from cqa.compare.config import CompareConfig
+from cqa.compare.run import compare
 from cqa.errors import ConfigError, CqaError, DataError, ModelError, ResourceError
 from cqa.report.config import ReportConfig
 from cqa.report.write import write_report
@@ -382,6 +384,7 @@ def test_a_folder_of_scores_is_of_one_engine(items, model, stub, url, tmp_path):
         ({"server": None, "served_model": None, "server_key_env": "X"}, "--server with"),
         ({"server": "localhost"}, "address such as http://localhost:8000"),
         ({"server": "http://u:secret@x"}, "one with a name or password in it"),
+        ({"server": "http://x/v1/completions"}, "one that goes on after /v1"),
         ({"concurrency": 0}, "concurrency from 1 to 256"),
         ({"concurrency": 257}, "concurrency from 1 to 256"),
         ({"device": "cpu"}, "--server without --device, got: cpu"),
@@ -502,6 +505,13 @@ def test_from_python(items, model, stub, url, local, tmp_path):
     assert done.exit_code == 0, done.stderr
     both = [(tmp_path / name / "scores.jsonl").read_bytes() for name in ("scores", "told")]
     assert both[0] == both[1]  # as the command writes them
+    score(config_of(items, tmp_path / "own", model, device="cpu"))
+    beside = compare(
+        [tmp_path / "own", tmp_path / "scores"], CompareConfig(out=tmp_path / "beside")
+    )
+    (agreement,) = beside.agreements
+    assert agreement.same_model is None  # nobody here has seen the server's weights
+    assert agreement.largest_difference_nats < 1e-5
     table = cqa.read_scores(tmp_path / "scores")
     assert table["entropy_given_context_nats"].isna().all()
     assert table["logp_given_context_nats"].notna().all()
