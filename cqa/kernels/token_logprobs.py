@@ -34,18 +34,46 @@ from cqa.kernels.matmul import wide_mm
 
 Route = Literal["fused", "chunked"]
 ROUTES: tuple[Route, ...] = ("fused", "chunked")
-# Which route scoring takes on a GPU, until a device has measured both. One for any number of rows,
-# since a row's bits must not depend on how many others there are; and the fused one, since its own
-# tiles make sure of that, while a library may choose its order of summation.
-DEFAULT_ROUTE: Route = "fused"
 CHUNK_ROWS = 128  # rows of logits alive at a time, and the fixed height of a library's GEMM
 CHUNK_BYTES = 300 << 20  # of fp32 logits alive at a time, where that is more rows
+LARGE_CHUNK_BYTES = 2 << 30  # the same in training on a GPU with memory for it
+_SHARE_OF_GPU = 32  # what part of a GPU's memory a chunk is at most, where that is less
 _TALLEST_CHUNK = 512  # of scoring, whose last chunk is padded
+_WIDE = 2048  # columns of hidden states from which the library's product is worth its traffic
 
 
-def chunk_rows(vocab_size: int) -> int:
-    """How many rows of logits are alive at a time: a multiple of CHUNK_ROWS."""
-    return max(1, CHUNK_BYTES // (4 * vocab_size * CHUNK_ROWS)) * CHUNK_ROWS
+def default_route(hidden_size: int) -> Route:
+    """Return the route of scoring on a GPU where nobody asks for one: by the width of the head.
+
+    The library's product writes 4 bytes of every logit and reads them again, whatever the width;
+    Triton's tiles take longer for each of the `hidden_size` multiplications of a logit. So the one
+    is for wide models and the other for narrow ones; where they meet is arithmetic on the rates
+    that are expected of both, and `cqa-fast bench --levels kernel` measures both on a device.
+
+    Never by the number of rows: a row's bits must not depend on how many others there are. The
+    chunked route sees to that by one height of all its products, as the layers do.
+    """
+    return "chunked" if hidden_size >= _WIDE else "fused"
+
+
+def chunk_rows(vocab_size: int, n_bytes: int = CHUNK_BYTES) -> int:
+    """How many rows of logits are alive at a time: a multiple of CHUNK_ROWS, at least that."""
+    return max(1, n_bytes // (4 * vocab_size * CHUNK_ROWS)) * CHUNK_ROWS
+
+
+def training_chunk_bytes(device: torch.device) -> int:
+    """Return the most bytes of fp32 logits that training has alive at a time on a device.
+
+    On a GPU mostly those of all labels of a pass, so that its product is one. It follows from what
+    memory the device has, not from what is free, since the height of a product may decide how it
+    rounds, and a resumed run has to round as the one before.
+    """
+    if device.type != "cuda":
+        return CHUNK_BYTES
+    if not torch.cuda.is_available():  # an estimate for a machine elsewhere
+        return LARGE_CHUNK_BYTES
+    total: int = torch.cuda.get_device_properties(device).total_memory
+    return max(CHUNK_BYTES, min(LARGE_CHUNK_BYTES, total // _SHARE_OF_GPU))
 
 
 def logits_of(hidden: Tensor, head: Tensor, backend: Backend = "reference") -> Tensor:
@@ -68,7 +96,7 @@ class _TokenLogprobs(torch.autograd.Function):
         wide = torch.promote_types(hidden.dtype, torch.float32)
         logp = torch.empty(target.shape, dtype=wide, device=hidden.device)
         dhidden = torch.empty_like(hidden)
-        height = chunk_rows(head.shape[0])
+        height = chunk_rows(head.shape[0], training_chunk_bytes(head.device))
         for start in range(0, target.shape[0], height):
             rows = slice(start, start + height)
             logp[rows], dhidden[rows] = _loss_and_gradient(
@@ -180,7 +208,7 @@ def token_stats(
     target: Tensor,  # (M,) int64
     *,
     backend: Backend | None = None,
-    route: Route = DEFAULT_ROUTE,
+    route: Route | None = None,
     varentropy: bool = False,
 ) -> TokenStats:
     """Return log-probability, entropy, rank and log-sum-exp of each target, without gradient.
@@ -192,7 +220,8 @@ def token_stats(
         head: Output embedding, shape (V, D), likewise.
         target: Token ids in [0, V), shape (M,).
         backend: See cqa.kernels.backend.
-        route: Which of the two ways Triton goes; the other backends have one.
+        route: Which of the two ways Triton goes, by default that of `default_route`; the other
+            backends have one.
         varentropy: Whether to compute that too, by a second form of the kernels: the variance of
             -ln p under each row's distribution, in nats², accurate to about 1e-6 of itself given
             the logits, near certainty and near uniformity too (docs/kernels.md).
@@ -202,5 +231,6 @@ def token_stats(
         return token_stats_ref(hidden, head, target, varentropy=varentropy)
     head, target = _unit_stride(head), target.contiguous()
     if backend == "triton":
+        route = route or default_route(head.shape[1])
         return _token_stats_triton(hidden, head, target, route, varentropy)
     return _token_stats_native(hidden, head, target, varentropy)

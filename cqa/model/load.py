@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -19,7 +18,7 @@ from cqa.kernels.experts import Experts
 from cqa.model.checkpoint import stream
 from cqa.model.config import HEAD, TABLE, DecoderConfig, read_checkpoint, read_config, tensor_shapes
 from cqa.model.decoder import Decoder, Layer
-from cqa.model.digest import digest_files
+from cqa.model.digest import hashing
 from cqa.model.memory import free_bytes, size_text
 from cqa.model.projection import Projection, row_multiple
 
@@ -155,12 +154,11 @@ def load_model(
         backend: Which implementation of the ops runs; see cqa.kernels.backend.
 
     Raises:
-        ModelError: Files are missing or malformed, or tensors do not fit the config.
+        ModelError: Files are missing or malformed, tensors do not fit the config, or a file was
+            written to meanwhile.
     """
     config, files = read_checkpoint(folder)
-    with ThreadPoolExecutor(max_workers=1) as pool:
-        paths = [folder / "config.json", *set(files.values())]
-        digest = pool.submit(digest_files, paths)
+    with hashing([folder / "config.json", *set(files.values())]) as digest:
         decoder = Decoder(
             config, rank_columns=rank_columns or {}, dtype=dtype, device=device, backend=backend
         )
@@ -168,7 +166,7 @@ def load_model(
         for name, tensor in stream({name: files[name] for name in places}):
             put = places[name][1]
             put(tensor)
-        return BaseModel(decoder, digest.result())
+        return BaseModel(decoder, digest())
 
 
 def _put_one_plus(target: Tensor, factor: float, weight: Tensor) -> None:

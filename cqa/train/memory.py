@@ -10,7 +10,7 @@ from cqa.data.samples import EncodedSample
 from cqa.errors import ResourceError
 from cqa.kernels.backend import Backend, compute_dtype, fastest
 from cqa.kernels.precision import wider
-from cqa.kernels.token_logprobs import chunk_rows
+from cqa.kernels.token_logprobs import chunk_rows, training_chunk_bytes
 from cqa.layout import pack_documents
 from cqa.model.config import DecoderConfig
 from cqa.model.load import augmented_columns, layer_without_data, weights_bytes
@@ -113,7 +113,7 @@ def estimate_memory(
         weights_bytes=weights,
         adapter_bytes=4 * 4 * shape.n_layers * n_lora,
         activations_bytes=activations,
-        workspace_bytes=max(gradients, _head_bytes(shape, size.labels, dtype, backend)),
+        workspace_bytes=max(gradients, _head_bytes(shape, size.labels, dtype, backend, device)),
     )
 
 
@@ -122,9 +122,12 @@ def _widths(projection: Projection, spec: LoraSpec) -> list[int]:
     return [m.width for m in projection.members if m.name in spec.targets]
 
 
-def _head_bytes(shape: DecoderConfig, labels: int, dtype: torch.dtype, backend: Backend) -> int:
+def _head_bytes(
+    shape: DecoderConfig, labels: int, dtype: torch.dtype, backend: Backend, device: torch.device
+) -> int:
     """Return the memory of the loss: a chunk of fp32 logits, and their copy in another dtype."""
-    rows, copy = min(labels, chunk_rows(shape.vocab_size)), 0
+    height = chunk_rows(shape.vocab_size, training_chunk_bytes(device))
+    rows, copy = min(labels, height), 0
     beside = 2 * labels * shape.hidden_size * dtype.itemsize
     if dtype != torch.float32:
         copy = dtype.itemsize

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import astuple
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from kernels.marks import DTYPES
 from torch import Tensor
 
 from cqa.kernels import fused_linear_logprob, token_logprobs
-from cqa.kernels.token_logprobs import ROUTES, token_stats
+from cqa.kernels.token_logprobs import ROUTES, default_route, token_stats
 
 pytestmark = pytest.mark.usefixtures("memory_full_of_nan")
 
@@ -116,3 +117,41 @@ def test_logits_of_a_large_vocabulary_stay_within_their_memory():
         assert rows % token_logprobs.CHUNK_ROWS == 0
         assert rows == token_logprobs.CHUNK_ROWS or 4 * v * rows <= 0.3 * 2**30
     assert token_logprobs.chunk_rows(152_064) == 512
+
+
+def test_training_on_a_gpu_has_the_logits_of_all_labels_at_once_where_memory_allows(monkeypatch):
+    """By what memory there is, not by what is free: a resumed run rounds as the one before."""
+    bytes_on = token_logprobs.training_chunk_bytes
+    assert bytes_on(torch.device("cpu")) == token_logprobs.CHUNK_BYTES
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for memory_gib, expected_mib in ((141, 2048), (80, 2048), (24, 768), (8, 300)):
+        card = SimpleNamespace(total_memory=memory_gib << 30)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _, card=card: card)
+        assert bytes_on(torch.device("cuda")) == expected_mib << 20
+    assert token_logprobs.chunk_rows(152_064, 2 << 30) > 1376  # of two of the paper's samples
+
+
+def test_the_route_follows_from_the_width_of_the_head_and_can_be_named(monkeypatch):
+    assert [default_route(width) for width in (896, 2047, 2048, 3584)] == [
+        "fused", "fused", "chunked", "chunked",
+    ]  # fmt: skip
+    hidden, head, target = head_of(20, 600, 24, torch.float32)
+    named = {r: token_stats(hidden, head, target, backend="triton", route=r) for r in ROUTES}
+    assert not torch.equal(named["fused"].lse, named["chunked"].lse)
+    for wide, expected in ((25, "fused"), (24, "chunked")):
+        monkeypatch.setattr(token_logprobs, "_WIDE", wide)
+        stats = token_stats(hidden, head, target, backend="triton")
+        for field in ("logp", "entropy", "rank", "lse"):
+            assert torch.equal(getattr(stats, field), getattr(named[expected], field))
+
+
+@pytest.mark.gpu
+def test_rows_of_a_wide_head_have_the_same_bits_wherever_they_stand(monkeypatch):
+    monkeypatch.setattr(token_logprobs, "_TALLEST_CHUNK", 512)
+    hidden, head, target = head_of(1300, 152_064, 3584, torch.bfloat16)
+    whole = token_stats(hidden, head, target)
+    order = torch.randperm(hidden.shape[0])
+    for chosen in (order, order[:513], order[:1]):
+        part = token_stats(hidden[chosen], head, target[chosen])
+        for a, b in zip(astuple(whole), astuple(part), strict=True):
+            assert a is b is None or torch.equal(a[chosen], b)

@@ -44,9 +44,8 @@ def test_no_height_fills_them_better(card, hidden_size):
         assert wave_fill(height, hidden_size, n) <= wave_fill(best, hidden_size, n)
 
 
-@pytest.mark.parametrize("card", CARDS)
-@pytest.mark.parametrize("job", ["40x800+2x100", "400x200+4x40"])
-def test_little_of_what_a_gpu_computes_is_padding(monkeypatch, card, job):
+def padding(monkeypatch, card: str, job: str) -> float:
+    """Return computed rows over fed ones of a job with what a GPU takes by default."""
     properties = SimpleNamespace(multi_processor_count=CARDS[card])
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
     device = torch.device("cuda")
@@ -60,7 +59,21 @@ def test_little_of_what_a_gpu_computes_is_padding(monkeypatch, card, job):
         n_rows = pack_trees(prefixes.trees())[0].n_rows
         fed += n_rows
         computed += -(-n_rows // height) * height
-    assert computed / fed < 1.05
+    return computed / fed
+
+
+@pytest.mark.parametrize("card", CARDS)
+@pytest.mark.parametrize("job", ["40x800+2x100", "400x200+4x40", "2000x20+2x10"])
+def test_little_of_what_a_gpu_computes_is_padding(monkeypatch, card, job):
+    assert padding(monkeypatch, card, job) < 1.05
+
+
+@pytest.mark.parametrize("job", ["4x4096+2x100", "10x800+4x100"])
+def test_little_of_a_job_of_one_pass_is_padding(monkeypatch, job):
+    """Of some 19,000 rows a block is 6 to 10 %, so other cards may compute a little more."""
+    assert padding(monkeypatch, "H100", job) < 1.05
+    for card in CARDS:
+        assert padding(monkeypatch, card, job) < 1.07
 
 
 def test_a_cpu_has_smaller_passes_without_padding():
