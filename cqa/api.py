@@ -44,6 +44,7 @@ def load(
         engine: cqa, or transformers for architectures that cqa lacks; see `score --engine`.
 
     Raises:
+        ConfigError: A setting has no such value.
         ModelError: Model, tokenizer and adapter do not fit together, or are not supported.
         ResourceError: There is not enough memory.
     """

@@ -10,8 +10,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
+from cqa.config import require
 from cqa.data.items import Item, parse_continuation, parse_pair
 from cqa.data.tokenizer import Tokenizer
 from cqa.errors import ConfigError, DataError, NumericsError
@@ -24,7 +25,7 @@ from cqa.model.memory import reported as memory_reported
 from cqa.model.origin import check_origin
 from cqa.schema.rows import ItemRow
 from cqa.score.adapters import AdapterFolder, named_adapters
-from cqa.score.config import EngineName, require_sampling
+from cqa.score.config import EngineName, require_batch, require_sampling
 from cqa.score.decoder_engine import DecoderEngine
 from cqa.score.effect import check_has_effect
 from cqa.score.engine import Engine
@@ -34,6 +35,7 @@ from cqa.score.model_identity import ModelIdentity
 from cqa.score.prefix_batch import EncodedItem, PrefixBatch, encode_item
 from cqa.score.sampling import sample
 from cqa.score.scorer import score_rows
+from cqa.text import named
 
 Items = Iterable[Item | Mapping[str, Any] | tuple[str, str, str]]
 HINT = "--dtype bf16, a shorter text, or a device with more memory"
@@ -80,6 +82,11 @@ class Model:
         engine: EngineName = "cqa",
     ) -> None:
         """Load a base, and attach an adapter where one is named; see `cqa.load`."""
+        for name, value, kind in (
+            ("device", device, Device), ("dtype", dtype, Dtype), ("engine", engine, EngineName),
+        ):  # fmt: skip
+            known = get_args(kind)
+            require(value in known, f"{name} to be {' | '.join(known)}", named(repr(value)))
         keep_sums_whole()
         folder = locate(str(model))
         found = [] if adapter is None else [_one(Path(adapter))]
@@ -187,11 +194,13 @@ class Model:
             checksum. Log-probabilities are sums over tokens, in nats.
 
         Raises:
+            ConfigError: `batch_tokens` is out of range.
             DataError: An item is malformed, too long, or its id comes twice.
             ModelError: The adapter is none of this base's, or changes no score.
             NumericsError: A score is not finite.
             ResourceError: There is not enough memory for one item alone.
         """
+        require_batch(batch_tokens)
         encoded = [self._encode(item) for item in parsed_items(items)]
         self._attach(adapter)
         attached = self._attached

@@ -144,3 +144,21 @@ def test_settings_are_checked_as_the_command_does(tmp_path):
         cqa.report(tmp_path)
     with pytest.raises(ConfigError, match="preset"):
         cqa.train(model="m", preset="none")
+
+
+@pytest.mark.parametrize(
+    ("setting", "known"),
+    [
+        ({"device": "tpu"}, r"device to be auto \| cpu \| cuda, got: 'tpu'"),
+        ({"dtype": "fp16"}, r"dtype to be auto \| fp32 \| bf16, got: 'fp16'"),
+        ({"engine": ["cqa"]}, r"engine to be cqa \| transformers, got: \['cqa'\]"),
+    ],
+)
+def test_a_model_is_loaded_with_known_settings_only(setting, known):
+    with pytest.raises(ConfigError, match=known):
+        cqa.load(MODEL, **setting)
+
+
+def test_a_pass_of_no_token_is_refused(model):
+    with pytest.raises(ConfigError, match="batch-tokens from 1"):
+        model.score([PAIR], batch_tokens=0)
