@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,7 +71,8 @@ def read_systems(folders: Sequence[Path], models: Collection[str] = ()) -> list[
         ConfigError: A folder comes twice, or no model is of such a name.
         DataError: A folder is damaged.
     """
-    resolved = [folder.resolve() for folder in folders]
+    # unlike `Path.resolve`, of links that loop too
+    resolved = [Path(os.path.realpath(folder)) for folder in folders]
     for folder, path in zip(folders, resolved, strict=True):
         if resolved.count(path) > 1:
             raise ConfigError("expected each folder once, got it twice", where=str(folder))

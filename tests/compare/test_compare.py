@@ -151,7 +151,12 @@ def test_what_is_no_comparison_is_refused_and_leaves_nothing(folders, tmp_path):
         with pytest.raises(DataError, match=said):
             compare(given, config(tmp_path / "out"))
     (tmp_path / "empty").mkdir()
-    for name, said in (("nowhere", "no such folder"), ("empty", "one without meta.json")):
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    for name, said in (
+        ("nowhere", "no such folder"),
+        ("loop", "no such folder"),
+        ("empty", "one without meta.json"),
+    ):
         with pytest.raises(DataError, match=f"of scores or of letters, got {said}"):
             compare([folders[0], tmp_path / name], config(tmp_path / "out"))
     with pytest.raises(ConfigError, match="each folder once"):
