@@ -143,7 +143,7 @@ def test_bases_of_other_bytes_are_told_once(data, tmp_path):
     assert done.returncode != 0
     assert done.stderr.count("error: ") == 1, done.stderr
     assert "error: expected the same base model on every rank, got" in done.stderr
-    assert not (tmp_path / "run").exists()
+    assert not (tmp_path / "run" / "run.json").exists()
 
 
 def test_one_process_is_refused(data, tmp_path):
