@@ -54,7 +54,7 @@ WIDTHS = {"128": 16, "64": 8, "U16": 2, "S16": 2, "U8": 1, "S8": 1}  # bytes; 4 
 MATRIX_UNITS = ("HGMMA", "UTCHMMA", "HMMA")  # in SASS: sm_90, sm_100, sm_80 and later
 TYPES = {
     torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.float64: "fp64",
-    torch.int64: "i64", torch.int32: "i32", torch.bool: "i1",
+    torch.int64: "i64", torch.int32: "i32", torch.bool: "i1", torch.uint8: "u8",
 }  # fmt: skip
 
 

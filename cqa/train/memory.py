@@ -9,6 +9,7 @@ import torch
 from cqa.data.samples import EncodedSample
 from cqa.errors import ResourceError
 from cqa.kernels.backend import Backend, compute_dtype, fastest
+from cqa.kernels.dropout_tile import kept_bytes
 from cqa.kernels.precision import wider
 from cqa.kernels.token_logprobs import chunk_rows, training_chunk_bytes
 from cqa.layout import pack_documents
@@ -76,7 +77,7 @@ def estimate_memory(
         dtype: Of the weights.
         device: Where it runs; decides the padding, and with the dtype the ops.
         recompute: Whether layers are recomputed in backward.
-        dropout: Whether there is LoRA dropout; the reference ops keep its masks.
+        dropout: Whether there is LoRA dropout; the reference ops keep its masks, a GPU's as bits.
         n_ranks: Processes over which the weights are spread; the estimate is of one of them.
     """
     backend = fastest(device, dtype)
@@ -91,9 +92,10 @@ def estimate_memory(
     after = q + totals[1] + d + totals[2] + wide + totals[3]
     after += d * sum(norm in shape.norms for norm in ("o_norm", "down_norm"))
     adapted = [sum(m.name in spec.targets for m in projection.members) for projection in groups]
-    masks = [n * k for n, k in zip(adapted, features, strict=True)]
-    if not dropout or backend != "reference":
-        masks = [0] * len(groups)
+    masks = [
+        n * _mask_bytes(k, backend) if dropout else 0
+        for n, k in zip(adapted, features, strict=True)
+    ]
     weights = weights_bytes(shape, spec.rank_columns(), dtype, device, n_ranks)
     dtype = compute_dtype(backend, dtype)
     item = dtype.itemsize
@@ -117,6 +119,13 @@ def estimate_memory(
         activations_bytes=activations,
         workspace_bytes=max(gradients, _head_bytes(shape, size.labels, dtype, backend, device)),
     )
+
+
+def _mask_bytes(n_cols: int, backend: Backend) -> int:
+    """Return what a row's mask of one module takes from forward to backward."""
+    if backend == "native":  # drawn again
+        return 0
+    return n_cols if backend == "reference" else kept_bytes(n_cols)
 
 
 def _widths(projection: Projection, spec: LoraSpec) -> list[int]:
