@@ -70,8 +70,8 @@ oldest: pyproject.toml constraints-oldest.txt  ## the same comparisons on the ol
 bench-check: $(READY)  ## fail if it got slower or larger than bench/floors.json allows
 	$(BIN)/python -m pytest bench/check_regression.py -q
 
-aot: $(READY)  ## compile every Triton kernel for GPUs that need not be here
-	$(BIN)/python bench/aot.py --out bench/results/aot.md
+aot: $(READY)  ## compile every Triton kernel for GPUs that need not be here, and predict what a step takes
+	$(BIN)/python bench/aot.py --out bench/results/aot.md --held bench/results/aot.json
 
 bench-peers:  ## LLaMA-Factory in an environment of its own, for make bench
 	$(PYTHON) -m venv bench/peers/.venv-llamafactory

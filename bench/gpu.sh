@@ -107,5 +107,7 @@ measure score-0.5b 40 "${small[@]}" --levels score --seconds 0.5 --batch-tokens 
 measure kernel-0.5b 40 "${small[@]}" --levels kernel --seconds 0.1
 measure peers-0.5b 90 "${small[@]}" --levels step,score "${window[@]}" --job 8x800+2x100 --peers \
     --seconds 0.5
+# each op beside what the model of docs/gpu-model.md says of it
+part against-model 90 "$python" bench/aot.py --measured "$out/kernel-7b.json"
 say "results are in $out"
 exit "$failed"

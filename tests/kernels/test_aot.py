@@ -15,16 +15,21 @@ def backend():
 
 @pytest.mark.parametrize(("architecture", "rank"), [("80", "32"), ("90", "32"), ("86", "256")])
 def test_kernels_compile_without_spills_and_use_the_matrix_units(architecture, rank):
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     command = ["bench/aot.py", "--quick", "--shape", "7B", "--dtype", "bf16"]
-    command += ["--sm", architecture, "--rank", rank]
+    printed = alone(*command, "--sm", architecture, "--rank", rank)
+    rows = [line.split(" | ") for line in printed.splitlines() if line.startswith("| ")][1:]
+    assert len(rows) >= 9
+    assert any("MMA" in row[6] for row in rows)
+
+
+def alone(*command: str) -> str:
+    """Run Python where Triton compiles, not interprets; return what it printed."""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     run = subprocess.run(
         [sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True
     )
     assert run.returncode == 0, run.stderr
-    rows = [line.split(" | ") for line in run.stdout.splitlines() if line.startswith("| ")][1:]
-    assert len(rows) >= 9
-    assert any("MMA" in row[6] for row in rows)
+    return run.stdout
 
 
 def test_any_number_of_rows_takes_the_same_compiled_kernels():
@@ -33,7 +38,7 @@ import sys
 from functools import partial
 sys.path.insert(0, "bench")
 import aot_cases, torch
-from aot import launches_of
+from aot_launch import launches_of
 forms = []
 for aot_cases.ROWS in (1400, 1408, 1):
     cases = [partial(case, aot_cases.SHAPES["0.5B"], torch.bfloat16) for case in aot_cases.CASES]
@@ -42,8 +47,30 @@ assert len(forms[0]) > 20
 assert forms[0] == forms[1], [sorted(f.name for f in g ^ forms[0]) for g in forms]
 assert forms[2] <= forms[0], sorted(f.name for f in forms[2] - forms[0])  # shares need rows
 """
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    run = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True
-    )
-    assert run.returncode == 0, run.stderr
+    alone("-c", code)
+
+
+def test_a_step_is_recorded_as_it_runs():
+    code = """
+import sys
+from collections import Counter
+sys.path.insert(0, "bench")
+from aot_record import Attention, Product
+from aot_step import Workload, launches_in, step_of
+from aot_time import CARDS
+work = Workload(shape="demo", window="5+7,3+9")
+layers = work.model.config.n_layers
+events = step_of(CARDS["H200"], work)
+kernels = {launch.kernel_name for launch in launches_in(events)}
+assert {"rope_rows", "cross_entropy", "adamw"} <= kernels, kernels
+products, attention = Counter(), Counter()
+for event, n in events.items():
+    if isinstance(event, Product):
+        products[event.head] += n
+    if isinstance(event, Attention):
+        attention[event.backward] += n
+assert products[True] == 2, products  # forward, and the gradient of what goes in
+assert products[False] >= 8 * layers - 1, products  # the first needs none of what goes in
+assert attention == {False: layers, True: layers}, attention
+"""
+    alone("-c", code)
