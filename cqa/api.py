@@ -124,7 +124,7 @@ def train(
 
 def score(
     *, on_event: Callable[[ScoreEvent], None] = lambda _: None, **settings: Any
-) -> ScoreResult:
+) -> ScoreResult | None:
     """Score files of items under a base and its adapters, as `cqa-fast score` does.
 
     Args:
@@ -132,13 +132,14 @@ def score(
         settings: Those of the command, with underscores: model, run, epochs, pairs, out …
 
     Returns:
-        The counts, and the statistics as summary.json holds them (`to_json()`).
+        The counts, and the statistics as summary.json holds them (`to_json()`); None with
+        shard_base on all processes but the first.
 
     Raises:
         CqaError: Anything that the user can mend; see `cqa.errors`.
     """
+    from cqa.score.anywhere import score_anywhere
     from cqa.score.config import ScoreConfig
-    from cqa.score.on_ray import score_anywhere
 
     return score_anywhere(read_keywords(ScoreConfig, settings), on_event=on_event)
 

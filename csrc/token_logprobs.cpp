@@ -1,5 +1,6 @@
 // Twin of cqa/kernels/token_logprobs.py.
 #include <cmath>
+#include <type_traits>
 
 #include "tensors.h"
 
@@ -147,34 +148,36 @@ void loss_rows(Tensor logits, Tensor target, Tensor logp) {
   parallel_for(m, [&](int64_t i) { out[i] = loss_row(z + i * logits.stride(0), n, t[i]); });
 }
 
-// Log-softmax, gather, entropy and rank from hidden (M, D) and head (V, D), fp32 or bf16: a tile of
-// logits lives in the cache until its row sums are taken. stats (3, M) fp64: logp, entropy and lse,
-// and in a fourth row, where there is one, varentropy; rank (M,).
-void token_stats(Tensor hidden, Tensor head, Tensor target, Tensor stats, Tensor rank) {
-  const int64_t m = hidden.size(0), d = hidden.size(1), v = head.size(0);
-  expect_rows(hidden, "hidden", {m, d});
-  expect_rows(head, "head", {v, d});
-  const bool spread = stats.size(0) == 4;
-  expect(stats, "stats", {spread ? 4 : 3, m});
-  STD_TORCH_CHECK(stats.is_contiguous(), "expected contiguous stats");
-  expect_rows(rank, "rank", {m});
-  const int64_t* t = targets_below(v, target, m);
-  const int64_t spans = (v + SPAN - 1) / SPAN, height = best_kernel().rows, block = block_k(d);
-  const Matrix h = row_matrix(hidden);
-  Weights columns = weights(head);
-  columns.fp32 = {columns.fp32.data, 1, head.stride(0)};
-  columns.bf16 = {columns.bf16.data, 1, head.stride(0)};
-  std::vector<double> exact(m);
-  std::vector<float> own(m);
+namespace {
+
+// Logits of the rows' targets, of which `head_row` gives the row of the head: in fp64, and as the
+// product gives them.
+template <typename HeadRow>
+void target_logits_of(const Matrix& h, const Weights& columns, int64_t m, int64_t d,
+                      HeadRow head_row, double* exact, float* own) {
   parallel_for(m, [&](int64_t i) {
     float* wide = scratch(Scratch::RIGHT, d);
-    if (columns.bf16.data) widen(columns.bf16.at(0, t[i]), d, wide);
-    const float* weight = columns.bf16.data ? wide : columns.fp32.at(0, t[i]);
+    if (columns.bf16.data) widen(columns.bf16.at(0, head_row(i)), d, wide);
+    const float* weight = columns.bf16.data ? wide : columns.fp32.at(0, head_row(i));
     exact[i] = dot(h.at(i, 0), weight, d);
     own[i] = dot_as_product(h.at(i, 0), weight, d);
   });
-  std::vector<Partial> partial(spans * m);
-  parallel_for(spans, [&](int64_t span) {
+}
+
+Weights head_columns(const Tensor& head) {
+  Weights columns = weights(head);
+  columns.fp32 = {columns.fp32.data, 1, head.stride(0)};
+  columns.bf16 = {columns.bf16.data, 1, head.stride(0)};
+  return columns;
+}
+
+int64_t spans_of(int64_t v) { return (v + SPAN - 1) / SPAN; }
+
+// What the spans of the columns from `first` to `first + v` make of the rows: partial (spans, m).
+void add_spans(const Matrix& h, const Weights& columns, int64_t m, int64_t d, int64_t v,
+               const int64_t* t, int64_t first, const float* own, bool spread, Partial* partial) {
+  const int64_t height = best_kernel().rows, block = block_k(d);
+  parallel_for(spans_of(v), [&](int64_t span) {
     float* b = scratch(Scratch::RIGHT, d * COLUMNS);
     float* a = scratch(Scratch::LEFT, height * A_STRIDE);
     float* tile = scratch(Scratch::PRODUCT, height * COLUMNS);
@@ -194,15 +197,18 @@ void token_stats(Tensor hidden, Tensor head, Tensor target, Tensor stats, Tensor
                        k ? tile + j : nullptr, COLUMNS);
         }
         for (int64_t i = 0; i < n_rows; i++) {
-          const int64_t mine = t[row + i] - n;
+          const int64_t mine = t[row + i] - first - n;
           if (mine >= 0 && mine < n_size) tile[i * COLUMNS + mine] = -INF;
           add(tile + i * COLUMNS, n_size, own[row + i], partial[span * m + row + i]);
         }
       }
     }
   });
-  double* logp = stats.mutable_data_ptr<double>();
-  int64_t* above = rank.mutable_data_ptr<int64_t>();
+}
+
+// Joins the spans of all columns in their order: stats (3 or 4, m), above (m,).
+void join_spans(const Partial* partial, int64_t spans, int64_t m, const double* exact, bool spread,
+                double* logp, int64_t* above) {
   parallel_for(m, [&](int64_t i) {
     Partial row = partial[i];
     for (int64_t span = 1; span < spans; span++) row.join(partial[span * m + i]);
@@ -220,6 +226,86 @@ void token_stats(Tensor hidden, Tensor head, Tensor target, Tensor stats, Tensor
   });
 }
 
+bool with_spread(const Tensor& stats, int64_t m) {
+  const bool spread = stats.size(0) == 4;
+  expect(stats, "stats", {spread ? 4 : 3, m});
+  STD_TORCH_CHECK(stats.is_contiguous(), "expected contiguous stats");
+  return spread;
+}
+
+// Partial results as bytes: nothing but these ops reads them.
+void expect_partial(const Tensor& partial, int64_t spans, int64_t m) {
+  static_assert(std::is_trivially_copyable_v<Partial> && sizeof(Partial) == 32);
+  expect(partial, "partial", {spans, m, 4});
+  STD_TORCH_CHECK(partial.is_contiguous(), "expected contiguous partial results");
+}
+
+}  // namespace
+
+// Log-softmax, gather, entropy and rank from hidden (M, D) and head (V, D), fp32 or bf16: a tile of
+// logits lives in the cache until its row sums are taken. stats (3, M) fp64: logp, entropy and lse,
+// and in a fourth row, where there is one, varentropy; rank (M,).
+void token_stats(Tensor hidden, Tensor head, Tensor target, Tensor stats, Tensor rank) {
+  const int64_t m = hidden.size(0), d = hidden.size(1), v = head.size(0);
+  expect_rows(hidden, "hidden", {m, d});
+  expect_rows(head, "head", {v, d});
+  const bool spread = with_spread(stats, m);
+  expect_rows(rank, "rank", {m});
+  const int64_t* t = targets_below(v, target, m);
+  const Matrix h = row_matrix(hidden);
+  const Weights columns = head_columns(head);
+  std::vector<double> exact(m);
+  std::vector<float> own(m);
+  target_logits_of(h, columns, m, d, [&](int64_t i) { return t[i]; }, exact.data(), own.data());
+  std::vector<Partial> partial(spans_of(v) * m);
+  add_spans(h, columns, m, d, v, t, 0, own.data(), spread, partial.data());
+  join_spans(partial.data(), spans_of(v), m, exact.data(), spread,
+             stats.mutable_data_ptr<double>(), rank.mutable_data_ptr<int64_t>());
+}
+
+// The same in three parts, for a head of which some rows are there at a time. First, of the rows of
+// the head that belong to the targets, (M, D): exact (M,) fp64 and own (M,) fp32.
+void target_logits(Tensor hidden, Tensor target_rows, Tensor exact, Tensor own) {
+  const int64_t m = hidden.size(0), d = hidden.size(1);
+  expect_rows(hidden, "hidden", {m, d});
+  expect_rows(target_rows, "target_rows", {m, d});
+  expect_rows(exact, "exact", {m});
+  expect_rows(own, "own", {m});
+  target_logits_of(row_matrix(hidden), head_columns(target_rows), m, d,
+                   [](int64_t i) { return i; }, exact.mutable_data_ptr<double>(),
+                   own.mutable_data_ptr<float>());
+}
+
+// Then, of rows of the head from `first` on, a multiple of SPAN: partial (spans, M, 4) int64.
+void piece_stats(Tensor hidden, Tensor piece, int64_t first, Tensor target, Tensor own, bool spread,
+                 Tensor partial) {
+  const int64_t m = hidden.size(0), d = hidden.size(1), v = piece.size(0);
+  expect_rows(hidden, "hidden", {m, d});
+  expect_rows(piece, "piece", {v, d});
+  expect_rows(target, "target", {m});
+  expect_rows(own, "own", {m});
+  expect_partial(partial, spans_of(v), m);
+  STD_TORCH_CHECK(first >= 0 && first % SPAN == 0, "expected a piece from a multiple of ", SPAN,
+                  ", got ", first);
+  Partial* out = reinterpret_cast<Partial*>(partial.mutable_data_ptr<int64_t>());
+  std::fill_n(out, spans_of(v) * m, Partial());
+  add_spans(row_matrix(hidden), head_columns(piece), m, d, v, target.const_data_ptr<int64_t>(),
+            first, own.const_data_ptr<float>(), spread, out);
+}
+
+// Last, of the partial results of all pieces in their order: stats and rank as of `token_stats`.
+void join_pieces(Tensor partial, Tensor exact, Tensor stats, Tensor rank) {
+  const int64_t m = exact.size(0), spans = partial.size(0);
+  expect_partial(partial, spans, m);
+  STD_TORCH_CHECK(spans > 0, "expected partial results, got none");
+  expect_rows(exact, "exact", {m});
+  const bool spread = with_spread(stats, m);
+  expect_rows(rank, "rank", {m});
+  join_spans(reinterpret_cast<const Partial*>(partial.const_data_ptr<int64_t>()), spans, m,
+             exact.const_data_ptr<double>(), spread, stats.mutable_data_ptr<double>(),
+             rank.mutable_data_ptr<int64_t>());
+}
+
 }  // namespace cqa
 
 STABLE_TORCH_LIBRARY_FRAGMENT(cqa, m) {
@@ -227,8 +313,16 @@ STABLE_TORCH_LIBRARY_FRAGMENT(cqa, m) {
   m.def(
       "token_stats(Tensor hidden, Tensor head, Tensor target, Tensor(a!) stats, Tensor(b!) rank) "
       "-> ()");
+  m.def("target_logits(Tensor hidden, Tensor target_rows, Tensor(a!) exact, Tensor(b!) own) -> ()");
+  m.def(
+      "piece_stats(Tensor hidden, Tensor piece, int first, Tensor target, Tensor own, bool spread, "
+      "Tensor(a!) partial) -> ()");
+  m.def("join_pieces(Tensor partial, Tensor exact, Tensor(a!) stats, Tensor(b!) rank) -> ()");
 }
 STABLE_TORCH_LIBRARY_IMPL(cqa, CPU, m) {
   m.impl("loss_rows", TORCH_BOX(&cqa::loss_rows));
   m.impl("token_stats", TORCH_BOX(&cqa::token_stats));
+  m.impl("target_logits", TORCH_BOX(&cqa::target_logits));
+  m.impl("piece_stats", TORCH_BOX(&cqa::piece_stats));
+  m.impl("join_pieces", TORCH_BOX(&cqa::join_pieces));
 }

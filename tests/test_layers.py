@@ -12,7 +12,7 @@ from helpers import ROOT
 BASE = {
     "assets", "errors", "config", "escape", "files", "reading", "identity", "interrupt", "text",
     "schema",
-    "data", "layout", "kernels", "model", "run_folder", "score_folder", "output_folder",
+    "data", "layout", "kernels", "ranks", "model", "run_folder", "score_folder", "output_folder",
     "family",
 }  # fmt: skip
 MAY_IMPORT = {
@@ -33,7 +33,8 @@ MAY_IMPORT = {
     "data": {"errors", "reading", "schema", "text"},
     "layout": {"errors"},
     "kernels": {"errors"},
-    "model": {"errors", "reading", "files", "layout", "kernels"},
+    "ranks": {"errors", "interrupt", "data"},
+    "model": {"errors", "reading", "files", "layout", "kernels", "ranks"},
     "coverage": {"errors", "assets", "text", "schema", "data"},
     "doctor": BASE,
     "train": BASE,

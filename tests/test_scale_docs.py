@@ -25,6 +25,16 @@ OPTIONS_OF_SLURM = {
 }  # fmt: skip
 
 
+SIZES = {  # parameters of a layer, and of the head
+    name: (2 * h * h + 2 * h * kv + 3 * h * inner, vocab * h)
+    for name, h, kv, inner, vocab in [
+        ("Qwen2.5-0.5B", 896, 128, 4864, 151_936),
+        ("Qwen2.5-7B", 3584, 512, 18_944, 152_064),
+        ("Qwen2.5-72B", 8192, 1024, 29_568, 152_064),
+    ]
+}
+
+
 def commands() -> list[list[str]]:
     """Return the words of every call of the program, after the program's name."""
     found = []
@@ -61,7 +71,7 @@ def test_blocks_are_sound_for_a_shell(block):
 def test_calls_of_the_program_parse():
     found = commands()
     assert {words[0] for words in found} == {"score", "merge", "train", "scale"}
-    assert len(found) == 10
+    assert len(found) == 12
     for name, *args in found:
         context = main.commands[name].make_context(name, list(args))
         if shard := context.params.get("shard"):
@@ -73,12 +83,12 @@ def test_torchrun_takes_what_it_is_given():
 
     lines = "".join(BLOCKS).replace("\\\n", " ").splitlines()
     calls = [line[line.index("torchrun") :] for line in lines if "torchrun" in line]
-    assert len(calls) == 2
+    assert len(calls) == 4
     for call in calls:
         parsed = get_args_parser().parse_args(shlex.split(call)[1:])
         assert parsed.module
         assert parsed.training_script == "cqa_fast"
-        assert parsed.training_script_args[0] == "train"
+        assert parsed.training_script_args[0] == ("score" if " score " in call else "train")
 
 
 def test_array_and_shards_have_one_number():
@@ -111,8 +121,13 @@ def test_steps_of_a_study_are_those_of_its_defaults(tmp_path):
 
 
 def test_bytes_of_weights_and_gradient_are_the_arithmetic():
-    for _, n_parameters, gigabytes in table("base"):
-        assert number(gigabytes) == pytest.approx(2 * number(n_parameters) / 1e9, abs=0.06)
+    for name, n_parameters, gigabytes, *shares in table("base"):
+        total = number(n_parameters)
+        assert number(gigabytes) == pytest.approx(2 * total / 1e9, abs=0.06)
+        layer, head = SIZES[name]
+        for n_ranks, share in zip((4, 8), shares, strict=True):
+            held = total / n_ranks + max(2 * layer, head)
+            assert number(share) == pytest.approx(2 * held / 1e9, abs=0.06)
     hidden, inner, keys, layers, rank = 3584, 18944, 512, 28, 32
     sizes = {
         "q": hidden, "k": keys, "v": keys, "o": hidden, "gate": inner, "up": inner, "down": hidden,

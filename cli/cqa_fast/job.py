@@ -13,12 +13,12 @@ from typing import Any
 
 import click
 
+from cqa.ranks import launched, require_several
 from cqa.report.config import ReportConfig
 from cqa.score.config import PlanConfig, ScoreConfig
 from cqa.study.config import CallbackTrainConfig, ValidateConfig
 from cqa.train.config import PRESETS
 from cqa.train.earlier import taken_over
-from cqa.train.ranks import launched
 from cqa_fast.options import A_PATH, JSON, command, flag, takes
 from cqa_fast.terminal import say, say_json, tell_place
 
@@ -114,15 +114,18 @@ def train(config: CallbackTrainConfig, resume: bool, dry_run: bool, as_json: boo
       torchrun --nproc-per-node 2 -m cqa_fast train \\
           --model DIR --data train.jsonl --out run
     """
-    leads = launched()[0] == 0
+    rank, count = launched()
+    leads = rank == 0
     if dry_run:
+        if config.shard_base:
+            require_several(count)
         if not leads:
             return
         from cqa.train.dry_run import describe_plan, plan_text
         from cqa.train.plan import make_plan
 
         plan = make_plan(config)
-        described = describe_plan(plan)
+        described = describe_plan(plan, count if config.shard_base else 1)
         say_json(described.to_json()) if as_json else say(plan_text(plan, described))
         return
     from cqa.study.in_loop_eval import train_with_callbacks
@@ -163,13 +166,18 @@ def score(config: ScoreConfig, as_json: bool) -> None:
     Example:
       cqa-fast score --model Qwen/Qwen2.5-7B --run run --epochs 2-6,8,12 \\
           --pairs literary.jsonl --pairs factual.jsonl --out scores
+    A base larger than a card, spread over the processes of torchrun:
+      torchrun --nproc-per-node 2 -m -- cqa_fast score --shard-base \\
+          --model DIR --pairs literary.jsonl --out scores
     """
     from cqa.report.terminal import summary_text
-    from cqa.score.on_ray import score_anywhere
+    from cqa.score.anywhere import score_anywhere
     from cqa_fast.progress import ScoreProgress
 
     with closing(ScoreProgress()) as progress:
         result = score_anywhere(config, on_event=progress)
+    if result is None:
+        return
     if as_json:
         say_json(result.to_json())
     elif result.summary is not None:

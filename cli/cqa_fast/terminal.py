@@ -13,8 +13,8 @@ import click
 
 from cqa.errors import CqaError, ToldElsewhereError
 from cqa.escape import for_terminal
+from cqa.ranks import let_first_tell
 from cqa.text import shortened
-from cqa.train.ranks import let_first_tell
 
 
 def message(text: str) -> str:

@@ -45,7 +45,7 @@ class Encoded:
 
     context_ids: tuple[int, ...]
     option_ids: tuple[int, ...]
-    boundary_merge: bool  # whether joint encoding gives other ids than split
+    boundary_mismatch: bool  # whether joint encoding gives other ids than split
     option_char_ends: tuple[int, ...]  # for each option token, where in the option's text it ends
 
 

@@ -10,7 +10,7 @@ and Triton implementations do both halves of a line in one call.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -43,6 +43,7 @@ class AugOp:
     triton: Callable[..., None]  # (x, x_aug, columns, shrink, *given), writes every column
     triton_backward: Callable[..., Tensor]  # as the native one
     reads_x: bool  # backward does
+    notes_kept: bool = False  # Triton's forward notes what dropout keeps, for its backward
 
 
 class _Augment(torch.autograd.Function):
@@ -61,6 +62,9 @@ class _Augment(torch.autograd.Function):
         masks: list[Tensor] = []
         if backend == "triton":
             x_aug = x.new_empty(x.shape[0], columns.total, dtype=dtype)
+            if shrink and op.notes_kept:
+                shrink = shrink.with_kept(x)
+                masks = [] if shrink.kept is None else [shrink.kept]
             op.triton(x, x_aug, columns, shrink, *given)
         else:
             x_aug = augmented(x, columns, dtype)
@@ -78,7 +82,7 @@ class _Augment(torch.autograd.Function):
         ctx.op, ctx.columns, ctx.shrink, ctx.backend, ctx.given = (
             op,
             columns,
-            shrink,
+            shrink and replace(shrink, kept=None),
             backend,
             given,
         )
@@ -94,6 +98,7 @@ class _Augment(torch.autograd.Function):
             made, ds = x_aug[:, : columns.features], dx_aug[:, columns.ranks]
             form: Form
             if ctx.backend == "triton":
+                shrink = replace(shrink, kept=masks[0]) if masks else shrink
                 form = partial(shrink_da_triton, ds, made, shrink)
             elif ctx.backend == "native":
                 form = adding(partial(shrink_da_native, ds, made, shrink))

@@ -18,8 +18,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from cqa.kernels.dropout_tile import dropout_keep, keep_of
 from cqa.kernels.launch import any_rows, dot_type, launch, rank_tile
-from cqa.kernels.philox import GroupDropout, dropout_keep
+from cqa.kernels.philox import GroupDropout
 
 
 @triton.jit
@@ -72,6 +73,8 @@ def _outer_sum_kernel(  # a program: a tile of out, summed over a share of the r
     streams,
     batch_rows,
     threshold,
+    kept,  # (G, M, kept_stride) uint8; without it the masks are drawn again
+    kept_stride,
     ALIGNED: tl.constexpr,
     TURNED: tl.constexpr,
     ROWS: tl.constexpr,
@@ -93,7 +96,12 @@ def _outer_sum_kernel(  # a program: a tile of out, summed over a share of the r
         rows = start + tl.arange(0, ROWS).to(tl.int64)
         x_at = x + cols[:, None] + rows[None, :] * x_stride  # turned: all its loads are then async
         left = tl.load(x_at, mask=(cols < stop)[:, None] & (rows < m)[None, :], other=0.0)
-        if DROPOUT:
+        if DROPOUT and kept is not None:  # the columns begin at 0
+            bytes_at = tl.multiple_of(first // 8, WIDTH // 8) + tl.arange(0, WIDTH // 8)
+            bits_at = kept + (tl.load(tile + 5) * m + rows)[:, None] * kept_stride + bytes_at
+            bits = tl.load(bits_at, mask=(rows < m)[:, None], other=0)
+            left = tl.where(tl.trans(keep_of(bits, WIDTH)), left, 0.0)
+        elif DROPOUT:
             stream = tl.load(streams + tl.load(tile + 5))
             numbers = tl.load(batch_rows + rows, mask=rows < m, other=0)
             keep = dropout_keep(key, stream, threshold, numbers, first, k, WIDTH)
@@ -227,6 +235,7 @@ def outer_sums(
         DOT=dot_type(x.dtype),
         **of_out,
         **dropout.arguments,
+        **dropout.kept_arguments,
         num_warps=4,
     )
     if partial is not None:

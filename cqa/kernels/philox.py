@@ -1,7 +1,8 @@
 """Philox4x32-10, the one random generator of the project: counter-based, the same on every backend.
 
-A word is a pure function of (seed, step, stream, index), so nothing random is ever stored: dropout
-masks are made again in backward, and a resumed run needs only its seed and step.
+A word is a pure function of (seed, step, stream, index): a mask can be made again wherever it is
+needed, and a resumed run needs only its seed and step. From forward to backward a mask may be kept
+as bits, where drawing it again costs more.
 
     key      = (seed low 32 bits, seed high 32 bits)
     counter  = (index low, index high, stream, step)       four words out per counter
@@ -104,22 +105,6 @@ def philox_words(key, stream, index):
     return tl.philox(tl.load(key), low, high, streams, steps)
 
 
-@triton.jit
-def dropout_keep(key, stream, threshold, rows, first, n_cols, WIDTH: tl.constexpr):
-    """The mask of columns [first, first + WIDTH) of some rows, first and WIDTH multiples of 8.
-
-    One counter decides eight neighbouring columns. `rows` (M,) are numbers within the global batch;
-    the result is (M, WIDTH), True is kept.
-    """
-    calls = tl.cdiv(n_cols, 8)
-    index = rows[:, None].to(tl.int64) * calls + (first // 8 + tl.arange(0, WIDTH // 8))[None, :]
-    w0, w1, w2, w3 = philox_words(key, stream, index)
-    # lane 4 * b2 + 2 * b1 + b0: what is joined first varies slowest
-    even = tl.join(tl.join(w0, w2), tl.join(w1, w3))
-    lanes = tl.join(even & 0xFFFF, even >> 16)
-    return tl.reshape(lanes, (rows.shape[0], WIDTH)) >= threshold
-
-
 def signed64(word: int) -> int:
     """Return the signed number with the same low 64 bits, as an op's integer argument holds it."""
     low = word & 2**64 - 1
@@ -217,14 +202,17 @@ class GroupDropout:
     key: Tensor | None
     streams: Tensor | None
     threshold: int
+    kept: Tensor | None = None  # (G, M, bytes) uint8: see dropout_tile.py
 
     @classmethod
-    def of(cls, dropout: Dropout | None, modules: tuple[int, ...]) -> GroupDropout:
+    def of(
+        cls, dropout: Dropout | None, modules: tuple[int, ...], kept: Tensor | None = None
+    ) -> GroupDropout:
         """Return the dropout of these modules."""
         if dropout is None or dropout.threshold == 0:
             return NO_DROPOUT
         streams = dropout_streams(modules, dropout.rows.device)
-        return cls(dropout.rows, dropout.key, streams, dropout.threshold)
+        return cls(dropout.rows, dropout.key, streams, dropout.threshold, kept)
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -236,6 +224,11 @@ class GroupDropout:
             "threshold": self.threshold,
             "DROPOUT": self.threshold > 0,
         }
+
+    @property
+    def kept_arguments(self) -> dict[str, Any]:
+        """Arguments of a kernel that writes or reads what was kept."""
+        return {"kept": self.kept, "kept_stride": 0 if self.kept is None else self.kept.shape[2]}
 
 
 NO_DROPOUT = GroupDropout(None, None, None, 0)

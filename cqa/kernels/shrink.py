@@ -9,14 +9,14 @@ The ops that produce X (norm, copy, SwiGLU) write all columns of one buffer. In 
     dX += Σ_g mask_g · (dS_g · A_g) · scale         dA_g = dS_gᵀ · dropout_g(X)
 
 The sum is added in place to the gradient that comes in, whose only other owner is the GEMM that
-made it. The reference keeps the boolean masks between forward and backward; the native ops and the
-Triton kernels make them again.
+made it. The reference keeps the boolean masks between forward and backward, the native ops draw
+them again, and so do Triton's kernels unless their forward has noted them as bits.
 Source: LoRA, arXiv:2106.09685, eq. 3, by block multiplication.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -24,6 +24,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from cqa.kernels.dropout_tile import dropout_keep, kept_bytes, kept_tile
 from cqa.kernels.gradient import Gradient
 from cqa.kernels.launch import (
     TILE_ROWS,
@@ -39,7 +40,6 @@ from cqa.kernels.philox import (
     NO_DROPOUT,
     Dropout,
     GroupDropout,
-    dropout_keep,
     dropout_streams,
     signed64,
 )
@@ -53,6 +53,7 @@ class Shrink:
     modules: tuple[int, ...]  # G module numbers, for the dropout streams
     dropout: Dropout | None = None
     gradient: Gradient | None = None  # (G * R, K), where dA goes; by default autograd has it
+    kept: Tensor | None = None  # (G, M, bytes) uint8, what dropout keeps: see `with_kept`
 
     @property
     def scale(self) -> float:
@@ -63,6 +64,17 @@ class Shrink:
     def rank(self) -> int:
         """R, the rows of A that one member has."""
         return self.lora_a.shape[0] // len(self.modules)
+
+    def with_kept(self, x: Tensor) -> Shrink:
+        """Return it with room to note what dropout keeps of X, where there is dropout.
+
+        Args:
+            x: Of M rows, on the device.
+        """
+        if self.dropout is None or self.dropout.threshold == 0:
+            return self
+        shape = (len(self.modules), x.shape[0], kept_bytes(self.lora_a.shape[1]))
+        return replace(self, kept=torch.empty(shape, dtype=torch.uint8, device=x.device))
 
 
 def shrink_forward_ref(
@@ -177,6 +189,9 @@ def expand_tile(  # Σ_g mask_g · (dS_g · A_g) for columns [start, start + WID
     WIDTH: tl.constexpr,
     DROPOUT: tl.constexpr,
     DOT: tl.constexpr,
+    kept=None,  # (G, M, kept_stride) uint8; without it the masks are drawn again
+    kept_stride=0,
+    m=0,
 ):
     total = tl.zeros((rows.shape[0], WIDTH), tl.float32)
     cols = start + tl.arange(0, WIDTH)
@@ -191,7 +206,10 @@ def expand_tile(  # Σ_g mask_g · (dS_g · A_g) for columns [start, start + WID
             a_at = lora_a + (g * rank + ranks)[:, None] * k + cols[None, :]
             a = tl.load(a_at, mask=mask, other=0.0)
             part = tl.dot(s.to(DOT), a.to(DOT), part, input_precision="ieee")
-        if DROPOUT:
+        if DROPOUT and kept is not None:
+            keep = kept_tile(kept, kept_stride, g, rows, in_range, m, start, WIDTH)
+            part = tl.where(keep, part, 0.0)
+        elif DROPOUT:
             stream = tl.load(streams + g)
             keep = dropout_keep(key, stream, threshold, numbers, start, k, WIDTH)
             part = tl.where(keep, part, 0.0)
@@ -214,7 +232,7 @@ class GroupLaunch:
         """Return what a launch needs of a group."""
         if shrink is None:
             return cls()
-        dropout = GroupDropout.of(shrink.dropout, shrink.modules)
+        dropout = GroupDropout.of(shrink.dropout, shrink.modules, shrink.kept)
         return cls(shrink.lora_a, len(shrink.modules), shrink.rank, shrink.scale, dropout)
 
     @property
@@ -305,10 +323,10 @@ def shrink_da_triton(
     da: Tensor,  # (G * R, K)
     add: bool,
 ) -> None:
-    """Write or add dA of all members, the masks made again."""
+    """Write or add dA of all members."""
     k, rank = x.shape[1], shrink.rank
     sums = tuple(OuterSum((0, k), g * rank, g * rank * k) for g in range(len(shrink.modules)))
-    dropout = GroupDropout.of(shrink.dropout, shrink.modules)
+    dropout = GroupDropout.of(shrink.dropout, shrink.modules, shrink.kept)
     outer_sums(x, ds, da, sums, (1, k), rank, scale=shrink.scale, dropout=dropout, add=add)
 
 
@@ -333,5 +351,5 @@ def shrink_da_native(
     shrink: Shrink,
     da: Tensor,  # (G * R, K), written
 ) -> None:
-    """Form dA of all members, the masks made again."""
+    """Form dA of all members, the masks drawn again."""
     torch.ops.cqa.shrink_da(ds, x, da, *native_arguments(shrink))

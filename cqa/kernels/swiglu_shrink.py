@@ -15,6 +15,7 @@ from torch import Tensor
 from cqa.kernels.aug_columns import AugColumns, store_constants
 from cqa.kernels.aug_op import AugOp, augment
 from cqa.kernels.backend import Backend, choose
+from cqa.kernels.dropout_tile import drop_tile
 from cqa.kernels.launch import TILE_ROWS, any_rows, dot_type, launch, rank_tiles
 from cqa.kernels.precision import wider
 from cqa.kernels.shrink import (
@@ -85,6 +86,8 @@ def _swiglu_shrink_kernel(  # a program: a block of rows, a share of the columns
     streams,
     batch_rows,
     threshold,
+    kept,  # (G, M, kept_stride) uint8, written
+    kept_stride,
     LORA: tl.constexpr,
     ROWS: tl.constexpr,
     RANK: tl.constexpr,
@@ -108,9 +111,15 @@ def _swiglu_shrink_kernel(  # a program: a block of rows, a share of the columns
         if part == 0:
             tl.store(out + rows[:, None] * out_stride + cols[None, :], act, mask=mask)
         if LORA:
+            dropped = act.to(tl.float32)
+            if DROPOUT:
+                dropped = drop_tile(
+                    dropped, kept, kept_stride, member, first_rank, start, rows, in_range, numbers,
+                    m, k, key, streams, threshold, WIDTH,
+                )  # fmt: skip
             s = shrink_tile(
-                s, act.to(tl.float32), member, first_rank, start, numbers, k, lora_a, rank, key,
-                streams, threshold, RANK, WIDTH, DROPOUT, DOT,
+                s, dropped, member, first_rank, start, numbers, k, lora_a, rank, key, streams,
+                threshold, RANK, WIDTH, False, DOT,
             )  # fmt: skip
     if LORA:
         store_split(
@@ -139,6 +148,8 @@ def _swiglu_backward_kernel(  # a tile a program
     streams,
     batch_rows,
     threshold,
+    kept,  # (G, M, kept_stride) uint8
+    kept_stride,
     MEMBERS: tl.constexpr,
     ROWS: tl.constexpr,
     RANK: tl.constexpr,
@@ -157,7 +168,7 @@ def _swiglu_backward_kernel(  # a tile a program
         numbers = dropout_rows(batch_rows, rows, in_range, DROPOUT)
         d += dropout_scale * expand_tile(
             ds, ds_stride, start, rows, in_range, numbers, k, lora_a, rank, key, streams,
-            threshold, MEMBERS, RANK, RANK_TILES, WIDTH, DROPOUT, DOT,
+            threshold, MEMBERS, RANK, RANK_TILES, WIDTH, DROPOUT, DOT, kept, kept_stride, m,
         )  # fmt: skip
     at = gate_up + rows[:, None] * in_stride + cols[None, :]
     gate = tl.load(at, mask=mask, other=0.0).to(tl.float32)
@@ -175,7 +186,7 @@ def _swiglu_triton(
     lora = shrink is not None
     launch_splits(
         _swiglu_shrink_kernel, SPLITS, gate_up, act_aug, columns, shrink, width=_WIDTH, LORA=lora,
-        num_stages=2,
+        **GroupLaunch.of(shrink).dropout.kept_arguments, num_stages=2,
     )  # fmt: skip
 
 
@@ -204,6 +215,7 @@ def _swiglu_backward_triton(
         WIDTH=_WIDTH,
         DOT=dot_type(dact.dtype),
         **group.arguments,
+        **group.dropout.kept_arguments,
         num_warps=8 if dact.dtype == torch.float32 else 4,  # at most 128 registers a thread
     )
     return out
@@ -231,6 +243,7 @@ _SWIGLU = AugOp(
     triton=_swiglu_triton,
     triton_backward=_swiglu_backward_triton,
     reads_x=True,
+    notes_kept=True,
 )
 
 

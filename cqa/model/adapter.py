@@ -318,6 +318,13 @@ def _check_tables(found: AdapterFile, file: Any, tables: Mapping[str, Tensor]) -
                 f"{found.shapes[name]}: the adapter was trained with another vocabulary",
                 where=str(found.path),
             )
+        if own.is_meta:
+            raise ModelError(
+                f"expected an adapter without {module} of its own with --shard-base, got {name}: "
+                "no process has the base's whole to compare it with",
+                where=str(found.path),
+                hint="without --shard-base, or leave the table out when the adapter is saved",
+            )
         if not torch.equal(file.get_tensor(name).to(own.device, own.dtype), own):
             raise ModelError(
                 f"expected the base's own {module}, got a trained one ({name}), which is not "

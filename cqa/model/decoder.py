@@ -14,9 +14,9 @@ as 1 + w it is fp32, as it is summed there.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -29,11 +29,13 @@ from cqa.kernels.copy_shrink import copy_shrink
 from cqa.kernels.embed import Noise, embed
 from cqa.kernels.experts import Experts, mixed_experts
 from cqa.kernels.geglu import geglu
+from cqa.kernels.logit_stats import TokenStats
 from cqa.kernels.philox import Dropout
 from cqa.kernels.precision import wider
 from cqa.kernels.rms_norm import norm_shrink, rms_norm
 from cqa.kernels.rope import rope
 from cqa.kernels.swiglu_shrink import swiglu_shrink
+from cqa.kernels.token_logprobs import token_logprobs, token_stats
 from cqa.layout import PackedBatch
 from cqa.model.architectures import Rotation
 from cqa.model.block_rows import block_rows, pass_rows
@@ -47,40 +49,11 @@ from cqa.model.forward_pass import (
     Spans,
     attention_spans,
 )
+from cqa.model.layer import Layer
 from cqa.model.projection import Projection
 from cqa.model.rope import Rope, inverse_frequencies, rope_tables
-
-
-@dataclass(slots=True)
-class Layer:
-    """Weights of one decoder layer."""
-
-    input_norm: Tensor | None
-    qkv: Projection
-    q_norm: Tensor | None  # of a head, or of all of them as one row
-    k_norm: Tensor | None
-    o: Projection
-    o_norm: Tensor | None  # of what attention adds
-    post_norm: Tensor | None
-    gate_up: Projection
-    down: Projection
-    down_norm: Tensor | None  # of what the MLP adds
-    experts: Experts | None  # in place of the MLP, whose two groups then have no features
-    window: int | None
-    rotation: Rotation | None
-
-    @property
-    def projections(self) -> tuple[Projection, ...]:
-        """The four groups, or those of attention alone, in the order in which they run."""
-        if self.experts is not None:
-            return (self.qkv, self.o)
-        return (self.qkv, self.o, self.gate_up, self.down)
-
-    @property
-    def norms(self) -> tuple[Tensor, ...]:
-        """The weights of all norms that there are."""
-        found = (self.input_norm, self.q_norm, self.k_norm, self.o_norm, self.post_norm)
-        return tuple(norm for norm in (*found, self.down_norm) if norm is not None)
+from cqa.model.spread import Spread
+from cqa.ranks import ALONE, Ranks
 
 
 class Decoder:
@@ -97,14 +70,19 @@ class Decoder:
         dtype: torch.dtype,
         device: torch.device,
         backend: Backend | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
-        """Allocate all weights; `rank_columns` gives the most LoRA columns of each module."""
+        """Allocate all weights; `rank_columns` gives the most LoRA columns of each module.
+
+        They are spread over `ranks`.
+        """
         self.config, self.dtype, self.device = config, dtype, device
         self.backend = choose(backend or fastest(device, dtype), device, dtype)
         self.compute_dtype = compute_dtype(self.backend, dtype)
         if device.type == "cuda":  # partial sums of a product stay in fp32, in this process
             torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
         self.rank_columns = rank_columns
+        self._without_data = ranks.count > 1  # large weights, until they are spread
         self.table = self._new(config.vocab_size, config.hidden_size)
         self.head = self.table if config.tied else self._new(config.vocab_size, config.hidden_size)
         self._norm_dtype = torch.promote_types(dtype, torch.float32) if config.one_plus else dtype
@@ -118,9 +96,11 @@ class Decoder:
             if rotation is not None:
                 inv_freq, factor = inverse_frequencies(rotation, config.head_dim)
                 self._frequencies[name] = (inv_freq.to(device), factor)
+        self.spread = Spread(self, ranks) if self._without_data else None
 
     def _new(self, *shape: int) -> Tensor:
-        return torch.empty(*shape, dtype=self.dtype, device=self.device)
+        place = torch.device("meta") if self._without_data else self.device
+        return torch.empty(*shape, dtype=self.dtype, device=place)
 
     def _new_norm(self, features: int) -> Tensor:
         return torch.empty(features, dtype=self._norm_dtype, device=self.device)
@@ -141,6 +121,7 @@ class Decoder:
                 dtype=self.dtype,
                 compute_dtype=self.compute_dtype,
                 device=self.device,
+                without_data=self._without_data,
             )
 
         def norm(name: str) -> Tensor | None:
@@ -166,7 +147,7 @@ class Decoder:
         found, features = self.config.experts, self.config.hidden_size
         assert found is not None
         return Experts(
-            router=self._new(found.n_experts, features),
+            router=torch.empty(found.n_experts, features, dtype=self.dtype, device=self.device),
             gate_up=self._new(found.n_experts, 2 * found.width, features),
             down=self._new(found.n_experts, features, found.width),
             top_k=found.top_k,
@@ -194,10 +175,31 @@ class Decoder:
         Returns:
             Shape (T, hidden_size).
         """
-        h = embed(batch.input_ids, self.table, noise, scale=self._scale, backend=self.backend)
+        ids, table = self._looked_up(batch.input_ids)
+        h = embed(ids, table, noise, scale=self._scale, backend=self.backend)
         return self._run_layers(
             batch, h, spans or attention_spans(batch), dropout=dropout, recompute=recompute
         )
+
+    def _looked_up(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the table, or the rows of it that ids name, and what they are called there."""
+        if self.spread is None:
+            return ids, self.table
+        return torch.arange(ids.shape[0], device=self.device), self.spread.table.rows(ids)
+
+    def token_stats(
+        self, hidden: Tensor, target: Tensor, *, varentropy: bool = False
+    ) -> TokenStats:
+        """Return what the head says of each target; see `cqa.kernels.token_logprobs`."""
+        if self.spread is not None:
+            return self.spread.token_stats(hidden, target, varentropy=varentropy)
+        return token_stats(hidden, self.head, target, backend=self.backend, varentropy=varentropy)
+
+    def token_logprobs(self, hidden: Tensor, target: Tensor) -> Tensor:
+        """Return each target's log-probability, differentiable in `hidden`; (T,) nats."""
+        if self.spread is not None:
+            return self.spread.token_logprobs(hidden, target)
+        return token_logprobs(hidden, self.head, target, backend=self.backend)
 
     @property
     def pass_rows(self) -> int:
@@ -222,7 +224,7 @@ class Decoder:
         Returns:
             Shape (T, hidden_size), in the dtype that `cqa.kernels.precision.wider` gives.
         """
-        h = embed(batch.input_ids, self.table, backend=self.backend)
+        h = embed(*self._looked_up(batch.input_ids), backend=self.backend)
         h = h.to(wider(self.compute_dtype)) * self._scale
         height = block_rows(self.backend, self.device, self.config.hidden_size)
         blocks = RowBlocks(height, pad=self.backend != "native")
@@ -249,14 +251,27 @@ class Decoder:
         forward = ForwardPass(angles, spans[0], dropout, blocks, earlier=earlier, observer=observer)
         if observer is not None:
             observer.embedded(h)
+        run: Callable[[Layer, Tensor, ForwardPass], Tensor] = self._run_layer
+        if recompute and torch.is_grad_enabled():
+            run = partial(checkpoint, self._run_layer, use_reentrant=False)
         for layer in self.layers[:-1]:
-            if recompute and torch.is_grad_enabled():
-                h = checkpoint(self._run_layer, layer, h, forward, use_reentrant=False)
-            else:
-                h = self._run_layer(layer, h, forward)
+            h = self._run_whole(run, layer, h, forward)
         kept = batch.kept if batch.kept.shape[0] < batch.n_rows else None
-        h = self._run_layer(self.layers[-1], h, replace(forward, spans=spans[1], kept=kept))
+        forward = replace(forward, spans=spans[1], kept=kept)
+        h = self._run_whole(self._run_layer, self.layers[-1], h, forward)
         return blocks(partial(self._norm, self.norm), h)[batch.target_rows]
+
+    def _run_whole(
+        self,
+        run: Callable[[Layer, Tensor, ForwardPass], Tensor],
+        layer: Layer,
+        h: Tensor,
+        forward: ForwardPass,
+    ) -> Tensor:
+        """Run a layer while its weights are whole."""
+        if self.spread is None:
+            return run(layer, h, forward)
+        return self.spread.run(layer.qkv.layer, lambda x: run(layer, x, forward), h)
 
     def _norm(self, weight: Tensor, x: Tensor) -> Tensor:
         """Normalise the last dimension of x."""

@@ -85,8 +85,12 @@ class Projection:
         dtype: torch.dtype,
         compute_dtype: torch.dtype,
         device: torch.device,
+        without_data: bool = False,
     ) -> None:
-        """Allocate the weight; `rank_columns` is the most that any adapter will need."""
+        """Allocate the weight; `rank_columns` is the most that any adapter will need.
+
+        Without data it has a shape only, to be spread over processes.
+        """
         self.layer = layer
         self.multiple = row_multiple(device)
         self.columns = AugColumns(in_features, bias, 0, self.multiple)
@@ -99,12 +103,15 @@ class Projection:
         )
         self.split = compute_dtype != dtype
         n, n_low = stops[-1], widest.total - widest.base
+        place = torch.device("meta") if without_data else device
         self.weight = torch.zeros(
-            n, widest.base if self.split else widest.total, dtype=dtype, device=device
+            n, widest.base if self.split else widest.total, dtype=dtype, device=place
         )
         self.low = self.weight[:, widest.base :]  # scaling·B
         if self.split:
-            self.low = torch.zeros(n, n_low, dtype=compute_dtype, device=device)
+            self.low = torch.zeros(n, n_low, dtype=compute_dtype, device=place)
+        self._n_base = widest.base
+        self._held_here, self._written = slice(0, n), self.low  # rows, and scaling·B of them
         self._lora_a: Tensor | None = None
         self._modules: tuple[int, ...] = ()
         self._rows: tuple[LoraRows, ...] = ()
@@ -116,11 +123,32 @@ class Projection:
         return next(member for member in self.members if member.name == name)
 
     def load(self, name: str, part: str, tensor: Tensor) -> None:
-        """Copy a checkpoint tensor (`part` is "weight" or "bias") to its place."""
-        rows = self.member(name).rows
+        """Copy a checkpoint tensor (`part` is "weight" or "bias") to its place.
+
+        Of a weight that is spread, only the rows that are held here are read.
+        """
+        held, given = self._held(self.member(name).rows)
         k = self.columns.features
-        target = self.weight[rows, :k] if part == "weight" else self.weight[rows, k]
-        target.copy_(tensor)
+        target = self.weight[held, :k] if part == "weight" else self.weight[held, k]
+        target.copy_(tensor[given])
+
+    def hold_rows_from(self, first: int) -> None:
+        """Take `weight` and `low`, as they are now, for rows from `first` on: those held here."""
+        self.weight.zero_()
+        if self.split:
+            self.low.zero_()
+        else:
+            self.low = self.weight[:, self._n_base :]
+        self._held_here = slice(first, first + self.weight.shape[0])
+        self._written = self.low
+
+    def _held(self, rows: slice) -> tuple[slice, slice]:
+        """Return which of some rows are held here: as rows held, and within those given."""
+        here = self._held_here
+        first = max(rows.start, here.start)
+        end = max(first, min(rows.stop, here.stop))
+        start = first - rows.start
+        return slice(first - here.start, end - here.start), slice(start, start + end - first)
 
     def attach(
         self,
@@ -145,20 +173,24 @@ class Projection:
             LoraRows(self.member(name).rows, slice(first + g * rank, first + (g + 1) * rank), b)
             for g, (name, b) in enumerate(zip(modules, lora_b, strict=True))
         )
-        self.low.zero_()
+        self._written.zero_()
         self.unsilence()
 
     def b_blocks(self) -> list[tuple[Tensor, Tensor]]:
-        """Return B of every adapted member, and the block of the weight that holds scaling·B."""
-        first = self.columns.base
-        return [
-            (m.lora_b, self.low[m.rows, m.columns.start - first : m.columns.stop - first])
-            for m in self._rows
-        ]
+        """Return B of every adapted member, and the block of the weight that holds scaling·B.
+
+        Of a weight that is spread, both in the rows that are held here.
+        """
+        blocks = []
+        for m in self._rows:
+            held, given = self._held(m.rows)
+            columns = slice(m.columns.start - self._n_base, m.columns.stop - self._n_base)
+            blocks.append((m.lora_b.detach()[given], self._written[held, columns]))
+        return blocks
 
     def silence(self) -> None:
         """Let the adapter add nothing, in as many columns: its rounding without its effect."""
-        self.low.zero_()
+        self._written.zero_()
 
     @torch.no_grad()
     def unsilence(self) -> None:

@@ -116,7 +116,7 @@ def _groups(focus: Focus) -> Table:
         Column(
             "merges",
             "boundary merges",
-            lambda r: r.result.n_boundary_merge / r.result.n,
+            lambda r: r.result.n_boundary_mismatch / r.result.n,
             "share",
         ),
     )

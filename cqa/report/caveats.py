@@ -250,7 +250,7 @@ def _variants(focus: Focus) -> Iterator[str]:
 
 def _merges(focus: Focus) -> Iterator[str]:
     for group, base in focus.summary.base.items():
-        share = base.n_boundary_merge / base.n
+        share = base.n_boundary_mismatch / base.n
         if share > MANY_MERGES:
             yield (
                 f"{group}: in {show(share, 'share')} of the items an option would be tokenised "

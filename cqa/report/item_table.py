@@ -216,7 +216,7 @@ def _continuation(
         published_at=text.published_at,
         stratum=stratum(text.published_at, cutoff) if cutoff else None,
         n_tokens_wrong=None,
-        boundary_merge=text.boundary_merge,
+        boundary_merge=text.boundary_mismatch,
     )
 
 

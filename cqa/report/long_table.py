@@ -331,7 +331,7 @@ def _rows_of(row: ItemRow, base: _Base) -> Iterator[LongRow]:
             n_tokens=n,
             n_bytes=option.n_bytes,
             n_chars=option.n_chars,
-            boundary_merge=option.boundary_merge,
+            boundary_merge=option.boundary_mismatch,
             delta_i_nats=row.delta_i_nats,
             delta_i_best_wrong_nats=row.delta_i_best_wrong_nats,
             rank_prob=row.rank_prob,

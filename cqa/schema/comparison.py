@@ -82,7 +82,7 @@ class BaseGroup(Result):
     accuracy_by_chance: float
     power: Power
     lengths: Lengths
-    n_boundary_merge: int
+    n_boundary_mismatch: int = field(metadata=stored_as("n_boundary_merge"))
     languages: dict[str, int]  # items of each
     n_sources: int | None  # None where no item names its source
     n_without_source: int

@@ -14,7 +14,7 @@ from dataclasses import MISSING, dataclass, fields
 from typing import Any, Literal, NamedTuple, Self, Union, get_args, get_origin, get_type_hints
 
 from cqa.errors import DataError
-from cqa.schema.written import Result
+from cqa.schema.written import Result, key_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +81,7 @@ def _fields_of(cls: type[Record]) -> tuple[_Field, ...]:
     if cls not in _FIELDS:
         hints = get_type_hints(cls)
         _FIELDS[cls] = tuple(
-            _Field(f.name, f.metadata.get("key", f.name), _reader_of(hints[f.name]), f.default)
+            _Field(f.name, key_of(f), _reader_of(hints[f.name]), f.default)
             for f in fields(cls)
         )
     return _FIELDS[cls]

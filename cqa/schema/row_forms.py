@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cqa.schema.rows import ItemRow, Kind, OptionScore, Role
+from cqa.schema.written import key_of
 
 CHECKSUM = "row_digest"  # of all else in a row: a damaged digit is not averaged
 _OPTIONS, _TOKENS = "options", "token_"
@@ -92,8 +93,9 @@ class Form:
 
     def _text_pattern(self, k: int) -> str:
         hints = get_type_hints(OptionScore)
-        held = [n for n in hints if self.tokens or not n.startswith(_TOKENS)]
-        return f"\\{{{', '.join(self._piece(n, k, _PATTERNS[hints[n]]) for n in held)}\\}}"
+        held = [f for f in fields(OptionScore) if self.tokens or not f.name.startswith(_TOKENS)]
+        pieces = (self._piece(key_of(f), k, _PATTERNS[hints[f.name]]) for f in held)
+        return f"\\{{{', '.join(pieces)}\\}}"
 
     def _canonical(self) -> tuple[str, Callable[[Sequence[str]], tuple[str, ...]]]:
         """Return the text with its keys sorted, and what takes the pieces in that order."""

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from cqa.schema.record import Record
+from cqa.schema.written import stored_as
 
 Kind = Literal["pair", "options", "continuation"]
 Role = Literal["good", "bad", "right", "wrong", "continuation"]
-# The share of texts with `boundary_merge` from which it is told: one in twenty, since fewer can
+# The share of texts with `boundary_mismatch` from which it is told: one in twenty, since fewer can
 # hardly move a mean over all.
 CHOOSERS = "choose-on"  # group of the items that choose an adapter and are not reported
 MANY_MERGES = 0.05
@@ -30,7 +31,8 @@ class OptionScore(Record):
     n_tokens: int
     n_bytes: int
     n_chars: int
-    boundary_merge: bool  # whether encoding context and option at once gives other tokens
+    # whether encoding context and option at once gives other tokens
+    boundary_mismatch: bool = field(metadata=stored_as("boundary_merge"))
     # with --tokens
     token_ids: tuple[int, ...] | None = None
     token_char_ends: tuple[int, ...] | None = None  # where each token ends in the option's text

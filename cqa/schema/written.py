@@ -8,13 +8,19 @@ written as null; but a field whose default is None is left out where it holds th
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import Field, dataclass, fields
 from typing import Any, NamedTuple
 
 
 def stored_as(key: str) -> dict[str, object]:
     """Return the metadata of a field whose JSON key is not its name."""
     return {"key": key}
+
+
+def key_of(field: Field[Any]) -> str:
+    """Return the JSON key of a field."""
+    key: str = field.metadata.get("key", field.name)
+    return key
 
 
 def merged(*keys: str) -> dict[str, object]:
@@ -70,9 +76,7 @@ class _Field(NamedTuple):
 def _fields_of(cls: type[Result]) -> tuple[_Field, ...]:
     if cls not in _FIELDS:
         _FIELDS[cls] = tuple(
-            _Field(
-                f.name, f.metadata.get("key", f.name), f.metadata.get("parts"), f.default is None
-            )
+            _Field(f.name, key_of(f), f.metadata.get("parts"), f.default is None)
             for f in fields(cls)
             if f.metadata.get("written", True)
         )

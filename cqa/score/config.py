@@ -178,6 +178,12 @@ class ScoreConfig(AnalysisConfig):
         "auto",
         group="Memory and device",
     )
+    shard_base: bool = setting(
+        "Spread the weights of the base over the processes that torchrun has started: for a base "
+        "larger than a card. Each gathers a layer when it needs it; results are the same.",
+        False,
+        group="Memory and device",
+    )
     ray: str | None = setting(
         "Score on a Ray cluster, all of whose machines see the folder of --out: local (it is "
         "started here), auto, or an address.",
@@ -232,6 +238,10 @@ class ScoreConfig(AnalysisConfig):
         if self.shard is not None:
             read_shard(self.shard)
         self._check_ray()
+        if self.shard_base:
+            require(self.ray is None, "--shard-base without --ray", self.ray)
+            require(self.server is None, "--shard-base without --server", self.server)
+            require(self.engine == "cqa", "--shard-base with --engine cqa", self.engine)
         require(
             self.choose_on is None or (bool(self.pairs) and self.choose == "best"),
             "--choose-on with --pairs and --choose best",

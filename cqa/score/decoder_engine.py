@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
 
-from cqa.kernels.token_logprobs import token_stats
 from cqa.layout import pack_trees
 from cqa.model.adapter import read_adapter, read_spec
 from cqa.model.config import read_config
 from cqa.model.decoder import Decoder
 from cqa.model.load import BaseModel, Device, Dtype, dtype_name, open_model
 from cqa.model.lora import attach, widest
+from cqa.model.memory import reported
+from cqa.model.spread import HINT
+from cqa.ranks import ALONE, Ranks
 from cqa.score.adapters import AdapterFolder
 from cqa.score.engine import EngineIdentity, SequenceScores, SequenceStats
 from cqa.score.prefix_batch import PrefixBatch
@@ -30,10 +33,10 @@ def run_prefix_batch(
     trees = prefixes.trees()
     batch, places = pack_trees(trees)
     batch = batch.to(decoder.device)
-    hidden = decoder.hidden_for_scoring(batch)
-    stats = token_stats(
-        hidden, decoder.head, batch.target, backend=decoder.backend, varentropy=varentropy
-    )
+    whole = nullcontext() if decoder.spread is None else reported("a pass", HINT)  # never in parts
+    with whole:
+        hidden = decoder.hidden_for_scoring(batch)
+        stats = decoder.token_stats(hidden, batch.target, varentropy=varentropy)
     fields = (stats.logp, stats.entropy, stats.rank, stats.varentropy)
     lists = [field.tolist() for field in fields if field is not None]
     return {
@@ -54,6 +57,7 @@ class DecoderEngine:
         device: Device,
         dtype: Dtype,
         base: BaseModel | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
         """Read the shapes of a model and its adapters.
 
@@ -64,10 +68,12 @@ class DecoderEngine:
             dtype: Dtype of the weights.
             base: The model if it is loaded already, with room for every adapter; its device and
                 dtype then count.
+            ranks: The processes over which it is to be spread.
         """
         shape = read_config(folder)
         self.vocab_size, self.max_positions = shape.vocab_size, shape.max_positions
-        self._columns = widest([read_spec(adapter.folder) for adapter in adapters])
+        self.columns = widest([read_spec(adapter.folder) for adapter in adapters])
+        self._ranks = ranks
         self._folder, self._device, self._dtype, self._base = folder, device, dtype, base
 
     @property
@@ -85,16 +91,22 @@ class DecoderEngine:
         """Load the base, with room for the widest of the adapters; see `Engine.open`."""
         if self._base is None:
             self._base = open_model(
-                self._folder, self._device, self._dtype, rank_columns=self._columns
-            )
+                self._folder, self._device, self._dtype, rank_columns=self.columns,
+                ranks=self._ranks,
+            )  # fmt: skip
         return decoder_identity(self._base)
+
+    def close(self) -> None:
+        """Let the base go: its memory is what the next one takes."""
+        self._base = None
 
     def make_room(self, adapter: AdapterFolder) -> None:
         """Load the base again where an adapter has more columns than there is room for."""
         held, needed = self.base.decoder.rank_columns, widest([read_spec(adapter.folder)])
         columns = {name: max(held.get(name, 0), n) for name, n in needed.items()}
         if columns != {name: held.get(name, 0) for name in columns}:
-            self._base, self._columns = None, columns  # its memory is what the next one takes
+            self.close()
+            self.columns = columns
             self.open()
 
     def use(self, adapter: AdapterFolder | None) -> None:

@@ -184,7 +184,7 @@ class Items:
         if self.config.template == "plain":
             self.spacing.add(item.id, item.context, item.options)
         self.n_options += len(encoded.options)
-        self.n_merged += sum(option.boundary_merge for option in encoded.options)
+        self.n_merged += sum(option.boundary_mismatch for option in encoded.options)
         return True
 
     def notes(self) -> Iterator[str]:

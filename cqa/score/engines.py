@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cqa.model.load import BaseModel, Device, Dtype
+from cqa.ranks import ALONE, Ranks
 from cqa.score.adapters import AdapterFolder
 from cqa.score.config import EngineName, ScoreConfig
 from cqa.score.decoder_engine import DecoderEngine
 from cqa.score.engine import Engine
 from cqa.score.server_engine import ServerEngine
+from cqa.score.spread_engine import SpreadEngine
 from cqa.score.transformers_engine import TransformersEngine
 
 
@@ -19,6 +21,7 @@ def engine_of(
     folder: Path,
     adapters: Sequence[AdapterFolder],
     base: BaseModel | None = None,
+    ranks: Ranks = ALONE,
 ) -> Engine:
     """Return the engine that the settings of a scoring run name; a server has been probed.
 
@@ -28,6 +31,8 @@ def engine_of(
     """
     if config.at_server is not None:
         return ServerEngine(folder, config.at_server, null_token=config.null_token, out=config.out)
+    if ranks.count > 1:
+        return SpreadEngine(folder, adapters, device=config.device, dtype=config.dtype, ranks=ranks)
     return make_engine(
         config.engine, folder, adapters, device=config.device, dtype=config.dtype, base=base
     )

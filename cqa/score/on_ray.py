@@ -81,15 +81,6 @@ def _loaded(config: ScoreConfig) -> BaseModel:
     return open_model(locate(config.model), config.device, config.dtype, rank_columns=columns)
 
 
-def score_anywhere(
-    config: ScoreConfig, *, on_event: Callable[[ScoreEvent], None] = lambda _: None
-) -> ScoreResult:
-    """Score items in this process, or on Ray where the settings say so; see `score`."""
-    if config.ray is None:
-        return score(config, on_event=on_event)
-    return score_on_ray(config, on_event=on_event)
-
-
 def score_on_ray(
     config: ScoreConfig, *, on_event: Callable[[ScoreEvent], None] = lambda _: None
 ) -> ScoreResult:

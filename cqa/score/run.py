@@ -25,6 +25,7 @@ from cqa.model.load import BaseModel
 from cqa.model.memory import reported as memory_reported
 from cqa.model.origin import check_origin
 from cqa.output_folder import Kind, check_output, filled
+from cqa.ranks import ALONE, Ranks
 from cqa.run_folder import missing_epochs, planned_epochs
 from cqa.schema.capabilities import Capabilities
 from cqa.schema.events import ModelScored, ModelStart, Note, RowsWritten, ScoreEvent, ScoreStart
@@ -76,6 +77,7 @@ def score(
     *,
     base: BaseModel | None = None,
     kind: Kind = "scores",
+    ranks: Ranks = ALONE,
     on_event: Callable[[ScoreEvent], None] = lambda _: None,
 ) -> ScoreResult:
     """Score items under the base and under every adapter; return the summary, if one is asked for.
@@ -92,6 +94,7 @@ def score(
             dtype then count.
         kind: What the folder is of, where scores are only a part of it; with `config.shard`, what
             the folder that its shards are merged to is of.
+        ranks: The processes over which the base is spread; this one is their first.
         on_event: Called with what happens, for progress.
 
     Raises:
@@ -104,7 +107,7 @@ def score(
     folder = locate(config.model, weights=config.at_server is None)
     adapters = find_adapters(config)
     _note_missing_epochs(config, on_event)
-    engine = engine_of(config, folder, adapters, base)
+    engine = engine_of(config, folder, adapters, base, ranks)
     items, n_items = checked_items(config, folder, engine)
     keep_sums_whole()
     with memory_reported("the model", "--dtype bf16, or a device with more memory"):

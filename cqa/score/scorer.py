@@ -198,7 +198,7 @@ def _option(
         n_tokens=len(ids.option_ids),
         n_bytes=len(text.encode()),
         n_chars=len(text),
-        boundary_merge=ids.boundary_merge,
+        boundary_mismatch=ids.boundary_mismatch,
         token_ids=ids.option_ids if tokens else None,
         token_char_ends=ids.option_char_ends if tokens else None,
         token_logp_given_context_nats=tuple(given.logp) if tokens else None,

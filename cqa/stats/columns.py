@@ -319,7 +319,7 @@ class Facts(Mapping[str, ItemFacts]):
         for k in range(len(LENGTHS)):
             self._right[k][here] = array("i", [facts.right_lengths[k]])
             self._wrong[k][here] = array("d", [facts.wrong_lengths[k]])
-        self._merges[here] = array("b", [facts.boundary_merge])
+        self._merges[here] = array("b", [facts.boundary_mismatch])
 
     def reorder(self, order: Numbers) -> None:
         """Number the items anew.
@@ -365,7 +365,7 @@ class Facts(Mapping[str, ItemFacts]):
             **{name: held[number] for name, held in self._labels.items()},
             right_lengths=tuple(column[number] for column in self._right),
             wrong_lengths=tuple(column[number] for column in self._wrong),
-            boundary_merge=bool(self._merges[number]),
+            boundary_mismatch=bool(self._merges[number]),
         )
 
     def __iter__(self) -> Iterator[str]:

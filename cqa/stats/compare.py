@@ -78,7 +78,7 @@ def base_group(base: ItemScores, facts: Facts) -> BaseGroup:
             PowerAt(*(power_of_t(d_z, n) for d_z in (SMALL, MEDIUM, LARGE))),
         ),
         lengths=Lengths(*(_balance(facts, base.rows, k) for k in range(len(LENGTHS)))),
-        n_boundary_merge=facts.n_merges(base.rows),
+        n_boundary_mismatch=facts.n_merges(base.rows),
         languages=dict(
             Counter(n or "unknown" for n in facts.labels("lang", base.rows)).most_common()
         ),

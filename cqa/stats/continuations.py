@@ -24,7 +24,7 @@ class TextScore:
     source_id: str | None
     published_at: str | None
     lang: str | None = None
-    boundary_merge: bool = False
+    boundary_mismatch: bool = False
 
 
 def text_score(row: ItemRow) -> TextScore:
@@ -39,7 +39,7 @@ def text_score(row: ItemRow) -> TextScore:
         row.source_id,
         row.published_at,
         row.lang,
-        option.boundary_merge,
+        option.boundary_mismatch,
     )
 
 

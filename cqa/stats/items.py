@@ -49,7 +49,7 @@ class ItemFacts:
     published_at: str | None
     right_lengths: tuple[int, ...]  # in the order of LENGTHS
     wrong_lengths: tuple[float, ...]  # means over the wrong options
-    boundary_merge: bool
+    boundary_mismatch: bool
     lang: str | None = None
     kind: str | None = None
 
@@ -132,7 +132,7 @@ def item_facts(row: ItemRow) -> ItemFacts:
         row.published_at,
         _lengths(row.options[row.answer or 0]),
         tuple(sum(lengths) / len(lengths) for lengths in zip(*wrong, strict=True)),
-        any(option.boundary_merge for option in row.options),
+        any(option.boundary_mismatch for option in row.options),
         row.lang,
         row.kind,
     )

@@ -15,7 +15,7 @@ from cqa.train.config import TrainConfig
 
 @dataclass(frozen=True, kw_only=True)
 class CallbackTrainConfig(TrainConfig):
-    """A training run with its callbacks: a metric of the task, and curves for TensorBoard."""
+    """A training run in one process or several, with a metric of the task, and TensorBoard."""
 
     dev: Path | None = setting(
         "Pairs whose mean ddI is logged after every epoch; selects nothing.",
@@ -28,6 +28,19 @@ class CallbackTrainConfig(TrainConfig):
         False,
         group="Output",
     )
+    shard_base: bool = setting(
+        "Spread the weights of the base over the processes that torchrun has started: for a base "
+        "larger than a card. Each gathers a layer when it needs it.",
+        False,
+        group="Memory and device",
+    )
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range."""
+        super().__post_init__()
+        require(
+            not (self.shard_base and self.cuda_graphs), "shard-base without cuda-graphs", "both"
+        )
 
 
 MOST_SEEDS = 1000

@@ -14,9 +14,11 @@ from pathlib import Path
 from cqa.data.items import read_items
 from cqa.data.tokenizer import Tokenizer
 from cqa.data.unique import each_once, file_line_id
+from cqa.interrupt import continued_by
 from cqa.model.checkpoint import locate
 from cqa.model.config import read_config
 from cqa.model.decoder import Decoder
+from cqa.ranks import Ranks, joined, launched, relaunched, require_several
 from cqa.run_folder import RUN
 from cqa.schema.events import Dev, Note, TrainEvent
 from cqa.schema.rows import ItemRow
@@ -28,7 +30,6 @@ from cqa.study.config import CallbackTrainConfig
 from cqa.study.tensorboard import TensorBoard
 from cqa.train.config import TrainConfig
 from cqa.train.loop import TrainResult, train
-from cqa.train.ranks import Ranks, joined
 from cqa.train.same_run import resume_command
 
 LOGGED = (
@@ -107,7 +108,11 @@ def train_with_callbacks(
     Raises:
         CqaError: Anything that the user can mend; see cqa.errors.
     """
-    with joined(config.device, config.out, resume_command(config.out)) as ranks:
+    command = resume_command(config.out)
+    if config.shard_base:
+        require_several(launched()[1])
+        command = relaunched(command)
+    with continued_by(command), joined(config.device, config.out, command) as ranks:
         return _train(config, ranks, resume, on_event if ranks.leads else lambda _: None)
 
 
@@ -120,7 +125,8 @@ def _train(
     if resume and not (config.out / RUN).exists():
         on_event(Note(text=f"no run in {config.out} yet: a new one begins there"))
     board = TensorBoard(config.out) if config.tensorboard and ranks.leads else None
-    metric = DevMetric(config, config.dev) if config.dev and ranks.leads else None
+    looks = ranks.leads or config.shard_base  # a pass of a base that is spread is all ranks'
+    metric = DevMetric(config, config.dev) if config.dev and looks else None
 
     def tell(event: TrainEvent) -> None:
         if board is not None:
@@ -128,7 +134,10 @@ def _train(
         on_event(event)
 
     try:
-        return train(config, resume=resume, callback=metric, ranks=ranks, on_event=tell)
+        return train(
+            config, resume=resume, callback=metric, ranks=ranks, shard_base=config.shard_base,
+            on_event=tell,
+        )  # fmt: skip
     finally:
         if board is not None:
             board.close()

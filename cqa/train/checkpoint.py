@@ -48,7 +48,9 @@ from cqa.train.same_run import FREE, OTHER_RUN, check_same_run, resume_command
 from cqa.train.start import Start
 
 NO_RECIPE = FREE | {"seed", "dev", "model", "data", "columns", "template", "from"}  # digests tell
-CODE = ("train", "data/samples.py", "data/lengths.py", "data/turns.py")  # what decides an adapter
+CODE = (  # what decides an adapter
+    "train", "ranks.py", "data/samples.py", "data/lengths.py", "data/turns.py",
+)  # fmt: skip
 CHECK = "check"  # in the metadata of a state: a digest of the rest of it
 DIGESTS = ("model_digest", "tokenizer_digest", "data_digest")
 

@@ -64,16 +64,18 @@ class PlanDescription(Record):
     scaling: float
     device: str
     dtype: str
+    n_ranks: int  # processes over which the base is spread; memory is of one of them
     memory_bytes: MemoryBytes
     free_memory_bytes: int
-    rate: Rate | None  # None where memory does not hold a step
+    rate: Rate | None  # None where memory does not hold a step, or the base is spread
     examples: tuple[ShownSample, ...]
 
 
-def describe_plan(plan: Plan) -> PlanDescription:
+def describe_plan(plan: Plan, n_ranks: int = 1) -> PlanDescription:
     """Describe a plan, with the memory and the time that it needs where it would run.
 
-    A step is taken for that, and thrown away.
+    A step is taken for that, and thrown away; none where the base is to be spread over ranks, since
+    all of them would have to take it.
 
     Raises:
         CqaError: The run would end in the same.
@@ -83,7 +85,7 @@ def describe_plan(plan: Plan) -> PlanDescription:
     device = pick_device(config.device)
     dtype = pick_dtype(config.dtype, device)
     largest = largest_pass(plan)
-    memory = estimate_plan(plan, largest, device, dtype)
+    memory = estimate_plan(plan, largest, device, dtype, n_ranks)
     return PlanDescription(
         format=", ".join(plan.formats),
         placebo=config.placebo,
@@ -100,6 +102,7 @@ def describe_plan(plan: Plan) -> PlanDescription:
         scaling=plan.spec.scaling,
         device=device.type,
         dtype=dtype_name(dtype),
+        n_ranks=n_ranks,
         memory_bytes=MemoryBytes(
             weights=memory.weights_bytes,
             adapter=memory.adapter_bytes,
@@ -108,7 +111,7 @@ def describe_plan(plan: Plan) -> PlanDescription:
             total=memory.total_bytes,
         ),
         free_memory_bytes=free_bytes(device),
-        rate=_rate(plan),
+        rate=_rate(plan) if n_ranks == 1 else None,
         examples=tuple(
             ShownSample(
                 id=example.sample.id,
@@ -133,6 +136,7 @@ def _rate(plan: Plan) -> Rate | None:
 def plan_text(plan: Plan, described: PlanDescription) -> str:
     """Return the plan as text; learned parts of the samples stand between ⟦ and ⟧."""
     d, memory = described, described.memory_bytes
+    spread = f", the base spread over {d.n_ranks} processes" if d.n_ranks > 1 else ""
     lines = [
         f"samples    {d.n_train} to train on, {d.n_validation} held out, {d.format}",
         f"steps      {d.total_steps} ({d.steps_per_epoch} an epoch, {d.warmup_steps} of warm-up)",
@@ -140,7 +144,7 @@ def plan_text(plan: Plan, described: PlanDescription) -> str:
         f"longest sample {d.longest_sample_tokens:,}, longest pass {d.longest_pass_tokens:,}",
         f"adapter    rank {plan.spec.rank}, scaling {d.scaling:.3f}, "
         f"on {','.join(plan.spec.targets)}",
-        f"compute    {d.dtype} on {d.device}",
+        f"compute    {d.dtype} on {d.device}" + spread,
         f"memory     {size_text(memory.total)} estimated: "
         f"weights {size_text(memory.weights)}, adapter {size_text(memory.adapter)}, "
         f"activations {size_text(memory.activations)}, "
@@ -163,6 +167,8 @@ def plan_text(plan: Plan, described: PlanDescription) -> str:
 
 def _time_text(described: PlanDescription) -> str:
     rate = described.rate
+    if described.n_ranks > 1:
+        return "not measured: a step would be of all processes"
     if rate is None:
         return "not measured: memory does not hold a step"
     held_out = f", the held-out samples {rate.eval_s:.2f} s" if rate.eval_s is not None else ""

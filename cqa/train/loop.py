@@ -21,7 +21,9 @@ from cqa.model.decoder import Decoder
 from cqa.model.load import BaseModel, dtype_name, open_model, pick_device, pick_dtype
 from cqa.model.lora import TrainableLora
 from cqa.model.memory import reported as memory_reported
+from cqa.model.spread import HINT as SPREAD_HINT
 from cqa.output_folder import check_output, filled
+from cqa.ranks import ALONE, Ranks, require_several
 from cqa.run_folder import INIT, epoch_name, missing_epochs
 from cqa.schema.events import (
     Dev,
@@ -56,10 +58,10 @@ from cqa.train.passes import (
     TrainingPass,
     label_logprobs,
     n_labels,
+    with_idle,
 )
 from cqa.train.placebo import PLACEBO_TEXT
 from cqa.train.plan import Plan, make_plan
-from cqa.train.ranks import ALONE, Ranks
 from cqa.train.same_run import resume_command
 from cqa.train.start import Start, check_start, load_start, start_text
 from cqa.train.step import take_step
@@ -94,6 +96,7 @@ def train(
     only_epoch: int | None = None,
     callback: Callback | None = None,
     ranks: Ranks = ALONE,
+    shard_base: bool = False,
     on_event: Callable[[TrainEvent], None] = lambda _: None,
 ) -> TrainResult:
     """Train a LoRA; keep every epoch's adapter, and log loss and eval_loss.
@@ -104,8 +107,9 @@ def train(
         base: `config.model` if it is loaded already, with room for the adapter; its device and
             dtype then count.
         only_epoch: Stop after this epoch of the schedule, and keep its adapter alone.
-        callback: Looks at the model after each epoch, on rank 0.
+        callback: Looks at the model after each epoch, on rank 0; where the base is spread, on all.
         ranks: The processes that share the run, of which rank 0 writes.
+        shard_base: Whether the base's weights are spread over them.
         on_event: Called with what the run says, every logged event included.
 
     Raises:
@@ -116,6 +120,9 @@ def train(
             "expected one process with --cuda-graphs, which replay whole global batches, got "
             f"{ranks.count} ranks", hint="--no-cuda-graphs",
         )  # fmt: skip
+    held_by = ranks if shard_base else ALONE
+    if shard_base:
+        require_several(ranks.count)
     if ranks.leads:
         check_output(config.out, "run", input_paths(config))
     plan = make_plan(config)
@@ -126,7 +133,7 @@ def train(
         continued_by(resume_command(config.out)),
         Interrupt() as interrupt,
         filled(config.out, "run") if ranks.leads else nullcontext(),
-        memory_reported("training", HINT),
+        memory_reported("training", SPREAD_HINT if shard_base else HINT),
     ):
         last_step = ranks.from_first(open_run(plan, resume=resume) if ranks.leads else 0)
         ranks.require_same("data", plan.data_digest)
@@ -141,16 +148,21 @@ def train(
             return _result(plan, epochs)
         device = pick_device(config.device) if base is None else base.decoder.device
         dtype = pick_dtype(config.dtype, device) if base is None else base.decoder.dtype
-        if warning := check_memory(plan, device, dtype, loaded=base is not None):
+        loaded = base is not None
+        if warning := check_memory(plan, device, dtype, loaded=loaded, n_ranks=held_by.count):
             on_event(Note(text=warning))
         if base is None:
             columns = plan.spec.rank_columns()
-            base = open_model(plan.folder, config.device, config.dtype, rank_columns=columns)
+            base = open_model(
+                plan.folder, config.device, config.dtype, rank_columns=columns, ranks=held_by
+            )
         ranks.require_same("base model", base.digest)
         lora = TrainableLora(base.decoder, plan.spec, config.seed)
         run = _Run(plan, lora, last_step, epochs, ranks)
         if not ranks.leads:
-            for _ in _steps(run, None, interrupt):
+            if callback is not None:
+                callback.begin(base.decoder)
+            for _ in _steps(run, callback, interrupt):
                 pass
             return _result(plan, epochs)
         check_room(config.out, room_for(plan, lora, last_step, epochs))
@@ -211,7 +223,7 @@ def _steps(run: _Run, callback: Callback | None, interrupt: Interrupt) -> Iterat
     """Run the remaining steps, yielding their events; state is saved after each epoch."""
     plan, lora, ranks = run.plan, run.lora, run.ranks
     config = plan.config
-    limit = PassLimit(config.pass_tokens)
+    limit = PassLimit(config.pass_tokens, may_split=lora.decoder.spread is None)
     graphs = Graphs.of(lora, StepConfig.of(config)) if config.cuda_graphs else None
     told = limit.tokens
     _begin_alike(lora, ranks)
@@ -314,7 +326,7 @@ def evaluate(
     started = time.perf_counter()
     labels = n_labels(plan.validation)
     ours, _ = ranks.share(plan.validation)
-    loss = limit.run(ours, lambda passes: _loss_of(passes, decoder, step))
+    loss = limit.run(ours, lambda passes: _loss_of(with_idle(passes, decoder), decoder, step))
     if ranks.count > 1:
         total = torch.tensor(loss, dtype=torch.float64, device=decoder.device)
         ranks.add_up(total)
@@ -333,7 +345,8 @@ def _loss_of(passes: Sequence[Sequence[EncodedSample]], decoder: Decoder, step: 
     total = 0.0
     for samples in passes:
         given = TrainingPass.pack(samples, decoder.device, seed=0, step=0, n_labels=1)
-        loss = -float(label_logprobs(decoder, given, WITHOUT_NOISE).double().sum())
+        logp = label_logprobs(decoder, given, WITHOUT_NOISE).double()
+        loss = -float(logp.sum()) if samples else 0.0
         if not math.isfinite(loss):
             raise NumericsError(
                 f"expected a finite eval_loss after step {step}, got {loss} for samples "

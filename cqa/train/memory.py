@@ -9,6 +9,7 @@ import torch
 from cqa.data.samples import EncodedSample
 from cqa.errors import ResourceError
 from cqa.kernels.backend import Backend, compute_dtype, fastest
+from cqa.kernels.dropout_tile import kept_bytes
 from cqa.kernels.precision import wider
 from cqa.kernels.token_logprobs import chunk_rows, training_chunk_bytes
 from cqa.layout import pack_documents
@@ -65,6 +66,7 @@ def estimate_memory(
     device: torch.device,
     recompute: bool,
     dropout: bool,
+    n_ranks: int = 1,
 ) -> MemoryEstimate:
     """Estimate the peak of a training step; off by at most `ESTIMATE_ERROR` where it was measured.
 
@@ -75,7 +77,8 @@ def estimate_memory(
         dtype: Of the weights.
         device: Where it runs; decides the padding, and with the dtype the ops.
         recompute: Whether layers are recomputed in backward.
-        dropout: Whether there is LoRA dropout; the reference ops keep its masks.
+        dropout: Whether there is LoRA dropout; the reference ops keep its masks, a GPU's as bits.
+        n_ranks: Processes over which the weights are spread; the estimate is of one of them.
     """
     backend = fastest(device, dtype)
     layer = layer_without_data(shape, spec.rank_columns())
@@ -89,10 +92,11 @@ def estimate_memory(
     after = q + totals[1] + d + totals[2] + wide + totals[3]
     after += d * sum(norm in shape.norms for norm in ("o_norm", "down_norm"))
     adapted = [sum(m.name in spec.targets for m in projection.members) for projection in groups]
-    masks = [n * k for n, k in zip(adapted, features, strict=True)]
-    if not dropout or backend != "reference":
-        masks = [0] * len(groups)
-    weights = weights_bytes(shape, spec.rank_columns(), dtype, device)
+    masks = [
+        n * _mask_bytes(k, backend) if dropout else 0
+        for n, k in zip(adapted, features, strict=True)
+    ]
+    weights = weights_bytes(shape, spec.rank_columns(), dtype, device, n_ranks)
     dtype = compute_dtype(backend, dtype)
     item = dtype.itemsize
     per_row = (before + after) * item + sum(masks)
@@ -115,6 +119,13 @@ def estimate_memory(
         activations_bytes=activations,
         workspace_bytes=max(gradients, _head_bytes(shape, size.labels, dtype, backend, device)),
     )
+
+
+def _mask_bytes(n_cols: int, backend: Backend) -> int:
+    """Return what a row's mask of one module takes from forward to backward."""
+    if backend == "native":  # drawn again
+        return 0
+    return n_cols if backend == "reference" else kept_bytes(n_cols)
 
 
 def _widths(projection: Projection, spec: LoraSpec) -> list[int]:
@@ -149,9 +160,13 @@ def size_of(samples: list[EncodedSample]) -> PassSize:
 
 
 def estimate_plan(
-    plan: Plan, samples: list[EncodedSample], device: torch.device, dtype: torch.dtype
+    plan: Plan,
+    samples: list[EncodedSample],
+    device: torch.device,
+    dtype: torch.dtype,
+    n_ranks: int = 1,
 ) -> MemoryEstimate:
-    """Estimate the peak of a plan whose largest pass holds some samples."""
+    """Estimate the peak of a plan whose largest pass holds some samples; see `estimate_memory`."""
     return estimate_memory(
         plan.shape,
         plan.spec,
@@ -160,11 +175,17 @@ def estimate_plan(
         device=device,
         recompute=plan.config.recompute,
         dropout=plan.config.dropout > 0,
+        n_ranks=n_ranks,
     )
 
 
 def check_memory(
-    plan: Plan, device: torch.device, dtype: torch.dtype, *, loaded: bool = False
+    plan: Plan,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    loaded: bool = False,
+    n_ranks: int = 1,
 ) -> str | None:
     """Compare what a run will need with what is free; return a warning where it may be too much.
 
@@ -173,12 +194,13 @@ def check_memory(
         device: Where it will compute.
         dtype: In what.
         loaded: Whether the weights are there already.
+        n_ranks: Processes over which they are spread.
 
     Raises:
         ResourceError: It is too much, whatever the error of the estimate.
     """
     samples = largest_pass(plan)
-    estimate = estimate_plan(plan, samples, device, dtype)
+    estimate = estimate_plan(plan, samples, device, dtype, n_ranks)
     needed = estimate.total_bytes - (estimate.weights_bytes if loaded else 0)
     free = free_bytes(device)
     if needed <= free:
@@ -189,23 +211,27 @@ def check_memory(
     )
     if needed * (1 - ESTIMATE_ERROR) <= free:
         return f"expected {text}; it may just fit"
-    raise ResourceError(f"expected {text}", hint=_remedies(plan, samples, device, dtype))
+    raise ResourceError(f"expected {text}", hint=_remedies(plan, samples, device, dtype, n_ranks))
 
 
 def _remedies(
-    plan: Plan, samples: list[EncodedSample], device: torch.device, dtype: torch.dtype
+    plan: Plan,
+    samples: list[EncodedSample],
+    device: torch.device,
+    dtype: torch.dtype,
+    n_ranks: int,
 ) -> str:
     """Name what would need less, with what it would then need."""
     remedies = []
     if not plan.config.recompute:
         with_recompute = replace(plan, config=replace(plan.config, recompute=True))
-        total = estimate_plan(with_recompute, samples, device, dtype).total_bytes
+        total = estimate_plan(with_recompute, samples, device, dtype, n_ranks).total_bytes
         remedies.append(f"--recompute ({size_text(total)})")
     if dtype != torch.bfloat16:
-        total = estimate_plan(plan, samples, device, torch.bfloat16).total_bytes
+        total = estimate_plan(plan, samples, device, torch.bfloat16, n_ranks).total_bytes
         remedies.append(f"--dtype bf16 ({size_text(total)})")
     if len(samples) > 1:
         longest = max(samples, key=lambda sample: len(sample.ids))
-        total = estimate_plan(plan, [longest], device, dtype).total_bytes
+        total = estimate_plan(plan, [longest], device, dtype, n_ranks).total_bytes
         remedies.append(f"--pass-tokens {len(longest.ids)} ({size_text(total)})")
     return ", ".join([*remedies, "or a lower --max-tokens with --too-long"])

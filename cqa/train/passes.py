@@ -19,7 +19,6 @@ from cqa.errors import ResourceError
 from cqa.kernels.attention import Gathered, determinism_restored
 from cqa.kernels.embed import Noise
 from cqa.kernels.philox import Dropout, device_key
-from cqa.kernels.token_logprobs import token_logprobs
 from cqa.layout import PackedBatch, pack_documents
 from cqa.model.decoder import Decoder
 from cqa.model.memory import give_back, ran_out
@@ -77,7 +76,9 @@ class TrainingPass:
         n_labels: int,
         first_row: int = 0,
     ) -> Self:
-        """Pack samples whose rows begin at `first_row` of the global batch."""
+        """Pack samples whose rows begin at `first_row` of the global batch; or none, as `IDLE`."""
+        is_label = None if samples else torch.zeros(1, device=device)
+        samples = samples or [IDLE]
         batch = pack_documents([(sample.ids, sample.loss_mask) for sample in samples]).to(device)
         lengths = torch.tensor([len(sample.ids) for sample in samples for _ in sample.ids])
         return cls(
@@ -87,7 +88,21 @@ class TrainingPass:
             step=step,
             key=device_key(seed, step, device),
             n_labels=n_labels,
+            is_label=is_label,
         )
+
+
+# A pass that counts for nothing, of a process that has fewer than the others: the weights of a base
+# that is spread are gathered by all together.
+IDLE = EncodedSample("", (0, 0), (False, True), slice(0), "")
+
+
+def with_idle(passes: list[list[EncodedSample]], decoder: Decoder) -> list[list[EncodedSample]]:
+    """Return as many passes as the process with the most has, if a base is spread over them."""
+    if decoder.spread is None:
+        return passes
+    most = decoder.spread.ranks.largest(len(passes))
+    return passes + [[]] * (most - len(passes))
 
 
 def label_logprobs(
@@ -105,7 +120,7 @@ def label_logprobs(
         given.batch, dropout=dropout, noise=noise, recompute=config.recompute, spans=given.spans
     )
     on_phase("forward")
-    return token_logprobs(hidden, decoder.head, given.batch.target, backend=decoder.backend)
+    return decoder.token_logprobs(hidden, given.batch.target)
 
 
 def forward_backward(
@@ -119,6 +134,8 @@ def forward_backward(
     on_phase("head")
     with determinism_restored():
         loss.backward()
+    if decoder.spread is not None:
+        decoder.spread.rest()
     on_phase("backward")
     return loss.detach()
 
@@ -126,8 +143,9 @@ def forward_backward(
 class PassLimit:
     """The most tokens that one pass may hold; lowered when memory runs out, never raised."""
 
-    def __init__(self, tokens: int) -> None:
-        self.tokens = tokens
+    def __init__(self, tokens: int, *, may_split: bool = True) -> None:
+        """Start with a limit; one that may not split leaves memory that ran out to the caller."""
+        self.tokens, self.may_split = tokens, may_split
 
     def run(
         self,
@@ -150,7 +168,7 @@ class PassLimit:
             try:
                 return run_passes(passes)
             except (RuntimeError, MemoryError) as error:
-                if not ran_out(error):
+                if not ran_out(error) or not self.may_split:
                     raise
                 shared = [n_tokens(part) for part in passes if len(part) > 1]
                 if not shared:

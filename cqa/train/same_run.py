@@ -15,7 +15,7 @@ from cqa.train.plan import Plan
 from cqa.train.start import KEPT
 
 # what may differ when a run is resumed
-FREE = {"out", "device", "pass-tokens", "recompute", "cuda-graphs", "tensorboard"}
+FREE = {"out", "device", "pass-tokens", "recompute", "cuda-graphs", "tensorboard", "shard-base"}
 OTHER_RUN = (
     "every step follows from what a run began with; another one is trained into another --out"
 )

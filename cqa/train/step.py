@@ -15,6 +15,7 @@ from cqa.errors import NumericsError
 from cqa.kernels.adamw import adam_rates, adamw_step, gradient_norm
 from cqa.model.decoder import Decoder
 from cqa.model.lora import TrainableLora
+from cqa.ranks import ALONE, Ranks
 from cqa.train.config import TrainConfig
 from cqa.train.graphs import Graphs
 from cqa.train.passes import (
@@ -26,8 +27,8 @@ from cqa.train.passes import (
     ignore_phase,
     n_labels,
     n_tokens,
+    with_idle,
 )
-from cqa.train.ranks import ALONE, Ranks
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +78,8 @@ def take_step(
     loss = limit.run(
         ours,
         lambda passes: backward_passes(
-            decoder, passes, config, step=step, labels=labels, first_row=first_row, graphs=graphs,
-            on_phase=on_phase,
+            decoder, with_idle(passes, decoder), config, step=step, labels=labels,
+            first_row=first_row, graphs=graphs, on_phase=on_phase,
         ),
         undo=lora.forget_gradient,
     )  # fmt: skip
@@ -123,7 +124,7 @@ def backward_passes(
 
     Args:
         decoder: The model, its adapter in training.
-        passes: The samples of each pass.
+        passes: The samples of each pass; one without is run for the others' sake alone.
         config: The settings that a step reads.
         step: Its number, from 1.
         labels: Labels of the global batch, where the passes are a part of it.
@@ -148,5 +149,6 @@ def backward_passes(
             first_row=first_row,
         )
         loss += forward_backward(decoder, given, config, on_phase)
-        first_row += given.batch.n_rows
+        if samples:
+            first_row += given.batch.n_rows
     return loss

@@ -75,6 +75,24 @@ def test_dry_run_says_where_memory_holds_no_step(samples, monkeypatch):
     assert plan_of(samples)["rate"] is None
 
 
+def test_dry_run_of_a_base_to_be_spread_estimates_one_process(samples, monkeypatch):
+    whole = plan_of(samples)
+    for name, value in (("RANK", "0"), ("WORLD_SIZE", "4"), ("MASTER_ADDR", "localhost")):
+        monkeypatch.setenv(name, value)
+    spread = plan_of(samples, "--shard-base")
+    assert (whole["n_ranks"], spread["n_ranks"]) == (1, 4)
+    assert spread["rate"] is None
+    assert 0.25 < spread["memory_bytes"]["weights"] / whole["memory_bytes"]["weights"] < 0.8
+    paths = ["--model", MODEL, "--data", samples, "--out", "unused"]
+    shown = invoke("train", *paths, "--dry-run", "--shard-base").stdout
+    assert "the base spread over 4 processes" in shown
+    assert "not measured: a step would be of all processes" in shown
+    monkeypatch.delenv("RANK")
+    refused = invoke("train", *paths, "--dry-run", "--shard-base")
+    assert refused.exit_code == 2
+    assert "expected several processes with --shard-base, got one" in refused.stderr
+
+
 def test_dry_run_shows_a_sample_of_every_pattern_of_turns(tmp_path):
     def chat(*roles: str, **more: object) -> dict:
         turns = [{"role": role, "content": f"{role} {k}"} for k, role in enumerate(roles)]

@@ -112,7 +112,7 @@ def test_boundary_flag_tells_whether_joint_encoding_differs(tokenizer, text, dat
     cut = data.draw(st.integers(6, len(text) - 1))
     split, joint = (tokenizer.encode_pair(text[:cut], text[cut:], b) for b in BOUNDARIES)
     same = (split.context_ids, split.option_ids) == (joint.context_ids, joint.option_ids)
-    assert split.boundary_merge is joint.boundary_merge is not same
+    assert split.boundary_mismatch is joint.boundary_mismatch is not same
 
 
 def test_both_encodings_agree_where_a_new_word_begins(tokenizer):
@@ -120,7 +120,7 @@ def test_both_encodings_agree_where_a_new_word_begins(tokenizer):
     for text, cut in cuts:
         split = tokenizer.encode_pair(text[:cut], text[cut:], "split")
         assert split.context_ids + split.option_ids == tokenizer.encode_context(text)
-        assert not split.boundary_merge
+        assert not split.boundary_mismatch
 
 
 @given(st.sampled_from(TEXTS), st.data())
@@ -145,8 +145,8 @@ def test_joint_charges_a_straddling_token_to_the_option(demo, context, option, s
     assert joint.option_ids[0] == token
     assert joint.context_ids == demo.encode_context(context.rpartition(" ")[0])
     assert token not in split.context_ids + split.option_ids
-    assert split.boundary_merge
-    assert joint.boundary_merge
+    assert split.boundary_mismatch
+    assert joint.boundary_mismatch
 
 
 @pytest.mark.parametrize("boundary", BOUNDARIES)
@@ -197,7 +197,7 @@ def test_decomposed_text_is_composed_where_the_tokenizer_does_so(tokenizer, boun
     ids = encoded.context_ids + encoded.option_ids
     decoded = tokenizer.decode(ids[len(tokenizer.bos_ids) :])
     assert unicodedata.normalize("NFC", decoded) == unicodedata.normalize("NFC", context + option)
-    assert not encoded.boundary_merge
+    assert not encoded.boundary_mismatch
 
 
 def test_rows_of_blocks_are_scored_by_a_tokenizer_that_has_them():

@@ -196,6 +196,6 @@ def compare_items(items: Items, model: Path) -> None:
             prompt = tokenizer.render_context(context, text)
             ids = file.encode(prompt, add_special_tokens=False).ids
             assert option.context_ids == (*tokenizer.bos_ids, *ids)
-            if not option.boundary_merge:
+            if not option.boundary_mismatch:
                 ids = file.encode(prompt + text, add_special_tokens=False).ids
                 assert option.context_ids + option.option_ids == (*tokenizer.bos_ids, *ids)

@@ -2,11 +2,13 @@
 
 from itertools import accumulate
 
+import numpy as np
 import pytest
 import torch
 from helpers import assert_as_accurate
 from kernels.marks import DTYPES
 
+from cqa.kernels.dropout_tile import kept_bytes
 from cqa.kernels.outer_sums import _ROWS, OuterSum, outer_sums, outer_sums_native, shares_of
 from cqa.kernels.philox import NO_DROPOUT, Dropout, GroupDropout
 
@@ -41,8 +43,9 @@ def test_products_of_a_group_are_as_accurate_as_plain_torch(m, rank, dtype, back
         assert_as_accurate(f"product {g}", ours, left.float().T @ right.float() * SCALE, truth)
 
 
+@pytest.mark.parametrize("noted", [False, True], ids=["drawn again", "noted"])
 @pytest.mark.parametrize("rank", [4, 72])
-def test_each_product_takes_x_as_its_own_member_dropped_it(rank, backend):
+def test_each_product_takes_x_as_its_own_member_dropped_it(rank, noted, backend):
     if backend != "triton":
         pytest.skip("the native op does without dropout, shrink_da has it")
     m, k, modules = 40, 100, (7, 12)
@@ -50,7 +53,11 @@ def test_each_product_takes_x_as_its_own_member_dropped_it(rank, backend):
     x, s = torch.randn(m, k), torch.randn(m, len(modules) * rank)
     out = torch.empty(len(modules) * rank, k)
     sums = tuple(OuterSum((0, k), g * rank, g * rank * k) for g in range(len(modules)))
-    group = GroupDropout.of(dropout, modules)
+    kept = torch.full((len(modules), m, kept_bytes(k)), 255, dtype=torch.uint8)
+    for g, module in enumerate(modules):
+        bits = np.packbits(dropout.keep(module, k).cpu().numpy(), axis=1, bitorder="little")
+        kept[g, :, : bits.shape[1]] = torch.from_numpy(bits).to(kept.device)
+    group = GroupDropout.of(dropout, modules, kept if noted else None)
     outer_sums(x, s, out, sums, (1, k), rank, scale=dropout.scale, dropout=group)
     for g, module in enumerate(modules):
         ranks = slice(g * rank, (g + 1) * rank)

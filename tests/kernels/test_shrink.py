@@ -1,5 +1,6 @@
 """What the low-rank side does, whichever op it follows."""
 
+import numpy as np
 import pytest
 import torch
 from kernels.lora_problem import SCALING, Problem, augment, augmented_weight
@@ -36,3 +37,19 @@ def test_adapter_gradients_do_not_need_the_gradient_of_the_input():
 
     for with_input, without in zip(gradients(True), gradients(False), strict=True):
         assert torch.equal(with_input, without)
+
+
+@pytest.mark.parametrize("op", ["swiglu"])
+@pytest.mark.parametrize("rank", [3, 40])  # one tile of ranks, two
+def test_what_dropout_keeps_is_noted_by_forward_to_the_bit(op, rank, backend):
+    if backend != "triton":
+        pytest.skip("the reference keeps masks, the native ops draw them again")
+    problem = Problem(op, 37, 150, rank=rank)
+    t = problem.tensors(torch.float32)
+    t["a"].requires_grad_()
+    x_aug = augment(problem, t, Shrink(t["a"], problem.modules, problem.dropout))
+    (kept,) = (saved for saved in x_aug.grad_fn.saved_tensors if saved.dtype == torch.uint8)
+    assert kept.shape == (3, problem.m, 32)
+    for g, module in enumerate(problem.modules):
+        bits = np.unpackbits(kept[g].cpu().numpy(), axis=1, bitorder="little")[:, : problem.k]
+        assert np.array_equal(bits, problem.dropout.keep(module, problem.k).cpu().numpy())

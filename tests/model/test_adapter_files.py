@@ -143,6 +143,16 @@ def test_unchanged_table_that_was_saved_with_it_is_no_obstacle(base, folder, mod
         ours(base, folder)
 
 
+def test_saved_table_has_nothing_to_be_compared_with_where_the_base_is_spread(base, folder):
+    table = load_file(base / "model.safetensors")["model.embed_tokens.weight"]
+    path = folder / "adapter_model.safetensors"
+    save_file(load_file(path) | {"base_model.model.lm_head.weight": table}, path)
+    decoder = load_model(base, device=torch.device("cpu"), dtype=torch.float32).decoder
+    decoder.table = decoder.head = decoder.table.to("meta")
+    with pytest.raises(ModelError, match="expected an adapter without lm_head of its own with"):
+        read_adapter(folder, decoder)
+
+
 LAYER = "base_model.model.model.layers.1.self_attn.q_proj"
 SPOILT = {
     "zero-3": (

@@ -28,7 +28,7 @@ def test_ids_and_values_match_the_stored_vectors(name, device):
         for ours, theirs in zip(encoded.options, line["options"], strict=True):
             assert list(ours.context_ids) == line["context_ids"]
             assert list(ours.option_ids) == theirs["token_ids"]
-            assert ours.boundary_merge == theirs["boundary_merge"]
+            assert ours.boundary_mismatch == theirs["boundary_merge"]
             given = branches[ours.context_ids, ours.option_ids]
             null = branches[tokenizer.null_ids, ours.option_ids]
             null2 = branches[tokenizer.null2_ids, ours.option_ids]

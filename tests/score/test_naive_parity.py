@@ -62,7 +62,7 @@ def test_equals_lm_eval_where_the_boundary_is_unambiguous(models, file):
     decoder, tokenizer, folder = models
     items = fitting(shared(f"data/pairs/{file}.jsonl"), tokenizer, decoder.config.max_positions, 30)
     clear = [
-        (item, k) for item in items for k, o in enumerate(item.options) if not o.boundary_merge
+        (item, k) for item in items for k, o in enumerate(item.options) if not o.boundary_mismatch
     ]
     assert clear
     requests = [

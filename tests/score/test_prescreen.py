@@ -38,7 +38,7 @@ def row_of(logp: list[float], answer: int, n_bytes: list[int] | None = None) -> 
         OptionScore(
             role="right" if k == answer else "wrong", logp_given_context_nats=s, logp_null_nats=0.0,
             logp_null2_nats=0.0, pmi_nats=s, entropy_given_context_nats=0.0, entropy_null_nats=0.0,
-            n_tokens=n, n_bytes=n, n_chars=n, boundary_merge=False,
+            n_tokens=n, n_bytes=n, n_chars=n, boundary_mismatch=False,
         )
         for k, (s, n) in enumerate(zip(logp, lengths, strict=True))
     )  # fmt: skip

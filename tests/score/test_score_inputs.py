@@ -112,7 +112,7 @@ def test_score_that_is_not_finite_is_refused_by_the_items_name(data, tmp_path, m
         getattr(result, field)[-1] = float("nan")
         return result
 
-    monkeypatch.setattr("cqa.score.decoder_engine.token_stats", spoiled)
+    monkeypatch.setattr("cqa.model.decoder.token_stats", spoiled)
     pairs = (write_lines(tmp_path / "two.jsonl", LITERARY[:2]),)
     config = few_of(data, tmp_path / "out", pairs=pairs, batch_tokens=4096)
     with pytest.raises(NumericsError, match=r"two\.jsonl:2: expected finite .*`lit-02`") as caught:

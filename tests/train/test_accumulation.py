@@ -1,5 +1,8 @@
 """The gradient of a step in its flat buffer: the first pass writes it, later ones add."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 import torch
 from helpers import tiny_checkpoint
@@ -16,6 +19,7 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 TRITON = pytest.param("triton", marks=[pytest.mark.gpu] if DEVICE.type == "cuda" else [])
 CONFIG = StepConfig(dropout=0.2, neftune_alpha=5.0, seed=3)
 LENGTHS = (20, 4, 13)
+pytestmark = pytest.mark.parametrize("backend", ["reference", "native", TRITON])
 
 
 def sample(n: int) -> EncodedSample:
@@ -23,15 +27,14 @@ def sample(n: int) -> EncodedSample:
     return EncodedSample(str(n), tuple(ids), [j >= n // 3 for j in range(n)], slice(0, 0), "")
 
 
-@pytest.fixture(params=["reference", "native", TRITON])
-def lora(request, tmp_path) -> TrainableLora:
-    if request.param == "native" and (problem := native_problem()):
+def new_lora(folder: Path, backend: str, n_layers: int) -> TrainableLora:
+    if backend == "native" and (problem := native_problem()):
         pytest.skip(f"no native ops: {problem}")
     spec = LoraSpec(4, 8.0, True, ("v", "down"))
     decoder = load_model(
-        tiny_checkpoint(tmp_path, "qwen2", num_hidden_layers=1, head_dim=8, hidden_size=24),
-        device=DEVICE if request.param == "triton" else CPU, dtype=torch.float32,
-        rank_columns=spec.rank_columns(), backend=request.param,
+        tiny_checkpoint(folder, "qwen2", num_hidden_layers=n_layers, head_dim=8, hidden_size=24),
+        device=DEVICE if backend == "triton" else CPU, dtype=torch.float32,
+        rank_columns=spec.rank_columns(), backend=backend,
     ).decoder  # fmt: skip
     lora = TrainableLora(decoder, spec, seed=3)
     generator = torch.Generator().manual_seed(5)
@@ -40,10 +43,17 @@ def lora(request, tmp_path) -> TrainableLora:
     return lora
 
 
-def gradient(lora: TrainableLora, passes: list[list[EncodedSample]]) -> torch.Tensor:
+@pytest.fixture
+def lora(backend, tmp_path) -> TrainableLora:
+    return new_lora(tmp_path, backend, 1)
+
+
+def gradient(
+    lora: TrainableLora, passes: list[list[EncodedSample]], config: StepConfig = CONFIG
+) -> torch.Tensor:
     lora.forget_gradient()
     lora.state.grad.fill_(torch.nan)  # of a step before
-    backward_passes(lora.decoder, passes, CONFIG, step=2)
+    backward_passes(lora.decoder, passes, config, step=2)
     lora.complete_gradient()
     return lora.state.grad.clone()
 
@@ -67,3 +77,10 @@ def test_what_a_failed_pass_has_left_does_not_count(lora):
     alone = gradient(lora, [samples[:1]])
     gradient(lora, [samples])
     assert torch.equal(gradient(lora, [samples[:1]]), alone)
+
+
+def test_recomputed_layers_drop_and_add_up_the_same(backend, tmp_path):
+    lora = new_lora(tmp_path, backend, 2)
+    passes = [[sample(9)], [sample(5)]]
+    kept = gradient(lora, passes)
+    assert torch.equal(gradient(lora, passes, replace(CONFIG, recompute=True)), kept)

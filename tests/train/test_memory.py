@@ -118,17 +118,20 @@ def test_the_7b_recipe_fits_where_it_is_said_to():
     assert estimate.total_bytes < 25 * GB
 
 
-def test_only_the_reference_keeps_masks(monkeypatch):
+def test_masks_are_bytes_by_the_reference_bits_on_a_gpu_and_drawn_again_by_native_ops(monkeypatch):
     shape = parse_config(CONFIGS["qwen2.5-0.5b"], "0.5b")
 
-    def activations(dropout):
+    def activations(dropout, device=CPU):
         return estimate_memory(
-            shape, SPEC, PassSize(100, 100, 99), dtype=torch.float32, device=CPU,
+            shape, SPEC, PassSize(100, 100, 99), dtype=torch.float32, device=device,
             recompute=False, dropout=dropout,
         ).activations_bytes  # fmt: skip
 
     if native_problem() is None:
         assert activations(True) == activations(False)
+    gpu = torch.device("cuda")
+    bits = 24 * 100 * (6 * 112 + 38 * 16)  # 896 and 4,864 columns, whole times 128
+    assert activations(True, gpu) == activations(False, gpu) + bits
     monkeypatch.setattr(memory, "fastest", lambda *_: "reference")
     d, wide = shape.hidden_size, shape.intermediate_size
     masks = 24 * 100 * (3 * d + d + 2 * d + wide)  # a byte for each input of a module

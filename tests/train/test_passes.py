@@ -10,9 +10,9 @@ from safetensors.torch import load_file
 from train.runs import adapter_bytes
 
 from cqa.errors import ResourceError
+from cqa.model import decoder
 from cqa.model.decoder import Decoder
 from cqa.schema.events import Eval, Memory, Note, TrainEvent
-from cqa.train import passes
 from cqa.train.config import TrainConfig
 from cqa.train.graphs import Graphs
 from cqa.train.loop import train
@@ -115,7 +115,7 @@ def test_failure_after_part_of_a_gradient_was_added_does_not_add_it_twice(
     inputs, finished, tmp_path, monkeypatch
 ):
     config = config_of(inputs, tmp_path / "run", pass_tokens=20)  # two passes a window
-    real, calls = passes.token_logprobs, []
+    real, calls = decoder.token_logprobs, []
 
     def token_logprobs(*inputs, **options):
         calls.append(1)
@@ -123,7 +123,7 @@ def test_failure_after_part_of_a_gradient_was_added_does_not_add_it_twice(
             raise MemoryError
         return real(*inputs, **options)
 
-    monkeypatch.setattr(passes, "token_logprobs", token_logprobs)
+    monkeypatch.setattr(decoder, "token_logprobs", token_logprobs)
     train(config)
     assert_same_up_to_rounding(config.out, finished)
 

@@ -20,14 +20,14 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from train.runs import MODEL, SAMPLES, config_of
 
+from cqa import ranks
 from cqa.errors import ConfigError
 from cqa.model.load import open_model
 from cqa.model.lora import TrainableLora
-from cqa.train import ranks
+from cqa.ranks import ALONE, Ranks, launched, parts
 from cqa.train.loop import train
 from cqa.train.passes import StepConfig, n_labels
 from cqa.train.plan import make_plan, split_passes
-from cqa.train.ranks import ALONE, Ranks, launched, parts
 from cqa.train.step import backward_passes
 
 ENVIRONMENT = {
@@ -225,9 +225,9 @@ def test_what_one_rank_alone_has_is_told(data, tmp_path):
     """Rank 1 of two is given a setting that rank 0 is not; nobody else could tell."""
     script = tmp_path / "one_of_two.py"
     script.write_text(
-        "import os, sys, cqa.train.ranks\n"
+        "import os, sys, cqa.ranks\n"
         "from cqa_fast.main import main\n"
-        "cqa.train.ranks._FIRST_ENDS_WITHIN_S = 0.1\n"
+        "cqa.ranks._FIRST_ENDS_WITHIN_S = 0.1\n"
         "sys.argv += ['--grad-accum', '0'] * (os.environ['RANK'] == '1')\n"
         "main()\n"
     )

@@ -58,7 +58,7 @@ def test_step_that_is_not_finite_is_refused_before_any_parameter_changes(
     )
     lora = TrainableLora(base.decoder, plan.spec, 0)
     before = lora.state.param.clone()
-    monkeypatch.setattr("cqa.train.passes.token_logprobs", broken)
+    monkeypatch.setattr("cqa.model.decoder.token_logprobs", broken)
     samples = plan.global_batch(6)
     names = ", ".join(sample.id for sample in samples)
     with pytest.raises(NumericsError, match=f"at step 6, .* for samples {names}\n") as caught:
@@ -69,7 +69,7 @@ def test_step_that_is_not_finite_is_refused_before_any_parameter_changes(
 
 
 def test_run_that_met_a_nan_can_be_resumed_from_its_last_epoch(finished, config, monkeypatch):
-    spoil = partial(monkeypatch.setattr, "cqa.train.passes.token_logprobs", nan_loss)
+    spoil = partial(monkeypatch.setattr, "cqa.model.decoder.token_logprobs", nan_loss)
     with pytest.raises(NumericsError, match="at step 6"):
         train(config, on_event=at_step(5, spoil))
     monkeypatch.undo()
@@ -79,7 +79,7 @@ def test_run_that_met_a_nan_can_be_resumed_from_its_last_epoch(finished, config,
 
 
 def test_eval_loss_that_is_not_finite_is_refused(config, monkeypatch):
-    spoil = partial(monkeypatch.setattr, "cqa.train.passes.token_logprobs", nan_loss)
+    spoil = partial(monkeypatch.setattr, "cqa.model.decoder.token_logprobs", nan_loss)
     with pytest.raises(NumericsError, match="eval_loss after step 4, got nan"):
         train(config, on_event=at_step(4, spoil))
     assert not (config.out / "epoch-01").exists()

@@ -44,6 +44,19 @@ def launched() -> tuple[int, int]:
     return 0, 1
 
 
+def require_several(count: int) -> None:
+    """Refuse to spread a base over one process.
+
+    Raises:
+        ConfigError: It is one.
+    """
+    if count == 1:
+        raise ConfigError(
+            "expected several processes with --shard-base, got one",
+            hint="start them by torchrun --nproc-per-node N -m -- cqa_fast …, or leave it out",
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class Ranks:
     """One process among those of a run."""
@@ -71,7 +84,7 @@ class Ranks:
     def add_up(self, values: Tensor) -> None:
         """Put in the place of values their sum over all ranks."""
         if self.count > 1:
-            with _lost(self.count):
+            with lost(self.count):
                 _distributed().all_reduce(values)
 
     def largest(self, value: int) -> int:
@@ -82,7 +95,7 @@ class Ranks:
 
         held = torch.tensor(value)
         dist = _distributed()
-        with _lost(self.count):
+        with lost(self.count):
             dist.all_reduce(held, op=dist.ReduceOp.MAX)
         return int(held)
 
@@ -91,27 +104,42 @@ class Ranks:
         if self.count == 1:
             return value
         held = [value]
-        with _lost(self.count):
+        with lost(self.count):
             _distributed().broadcast_object_list(held, src=0)
         return held[0]
+
+    def to_first(self, value: T) -> list[T]:
+        """Return every rank's value on rank 0, by rank; elsewhere nothing."""
+        if self.count == 1:
+            return [value]
+        held: list[Any] | None = [None] * self.count if self.leads else None
+        with lost(self.count):
+            _distributed().gather_object(value, held)
+        return held or []
 
     def take_over(self, values: Tensor) -> None:
         """Put in the place of values those of rank 0."""
         if self.count > 1:
-            with _lost(self.count):
+            with lost(self.count):
                 _distributed().broadcast(values, src=0)
 
     def require_same(self, what: str, value: str) -> None:
-        """Refuse ranks that have not the same of something.
+        """Refuse ranks that have not the same of something, on all of them.
 
         Raises:
             ConfigError: They have not.
         """
-        if (first := self.from_first(value)) != value:
-            raise ConfigError(
-                f"expected the same {what} on every rank, got {value:.16} on rank {self.rank} and "
-                f"{first:.16} on rank 0"
-            )
+        if self.count == 1:
+            return
+        held = [value] * self.count
+        with lost(self.count):
+            _distributed().all_gather_object(held, value)
+        for rank, other in enumerate(held):
+            if other != held[0]:
+                raise ConfigError(
+                    f"expected the same {what} on every rank, got {other:.16} on rank {rank} and "
+                    f"{held[0]:.16} on rank 0"
+                )
 
 
 ALONE = Ranks()
@@ -169,7 +197,7 @@ def joined(device: str, out: Path, command: str) -> Iterator[Ranks]:
         torch.cuda.set_device(local % torch.cuda.device_count())
     store: Any = None
     try:
-        with _lost(count):
+        with lost(count):
             store, _, _ = next(dist.rendezvous("env://", timeout=_SILENCE))
             dist.init_process_group(
                 "cpu:gloo,cuda:nccl" if on_cuda else "gloo",
@@ -177,7 +205,7 @@ def joined(device: str, out: Path, command: str) -> Iterator[Ranks]:
                 timeout=_SILENCE,
             )  # fmt: skip
         yield Ranks(rank, count)
-        with _lost(count):
+        with lost(count):
             dist.barrier()
     except CqaError as error:
         with Interrupt():  # the launcher ends the others as soon as one has ended
@@ -187,12 +215,19 @@ def joined(device: str, out: Path, command: str) -> Iterator[Ranks]:
         error.is_ours_to_tell = True
         if isinstance(error, LostRankError):
             error.where, error.command = str(out), command
-            error.hint = "continue, in one process or by torchrun in any number of them, with"
+            one = "" if command.startswith("torchrun ") else "in one process or "
+            error.hint = f"continue, {one}by torchrun in any number of them, with"
         raise
     finally:
         if dist.is_initialized():
             with suppress(RuntimeError):
                 dist.destroy_process_group()
+
+
+def relaunched(command: str) -> str:
+    """Spell a command of this program as torchrun starts it in as many processes as here."""
+    # what follows -- is not for torchrun, which would take --run for an option of its own
+    return f"torchrun --nproc-per-node {launched()[1]} -m -- cqa_fast {command.partition(' ')[2]}"
 
 
 def let_first_tell() -> None:
@@ -237,7 +272,12 @@ class LostRankError(ResourceError):
 
 
 @contextmanager
-def _lost(count: int) -> Iterator[None]:
+def lost(count: int) -> Iterator[None]:
+    """Name what the library says where another rank cannot be reached.
+
+    Raises:
+        LostRankError: In the place of a `RuntimeError` of the body.
+    """
     try:
         yield
     except RuntimeError as error:
