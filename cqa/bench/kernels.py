@@ -70,6 +70,8 @@ def rates(work: Work, timing: Timing, ceilings: Ceilings) -> Rates:
 def _ways(op: Op, bench: Bench) -> Iterator[tuple[str, Call, Work]]:
     backend = bench.decoder.backend
     yield "forward", lambda: op.run(backend), op.forward
+    if op.library is not None:
+        yield "by the library", op.library, op.forward
     if op.inputs:
         out = op.run(backend)
         dout = torch.randn_like(out)

@@ -1,7 +1,7 @@
 """What dropout keeps of a tile in a Triton kernel: drawn in forward, and noted for backward.
 
 A byte holds eight neighbouring columns, the first in its lowest bit, 1 is kept: one counter of
-Philox decides them (philox.py). The bytes of a group lie in one tensor (G, M, kept_bytes(K)).
+Philox decides them. The bytes of a group lie in one tensor (G, M, kept_bytes(K)): see philox.py.
 """
 
 from __future__ import annotations
@@ -10,11 +10,6 @@ import triton
 import triton.language as tl
 
 from cqa.kernels.philox import philox_words
-
-
-def kept_bytes(n_cols: int) -> int:
-    """Return the bytes of a row of `dropout_bits`: whole tiles of columns, aligned for loads."""
-    return -(-n_cols // 128) * 16
 
 
 @triton.jit

@@ -172,7 +172,7 @@ def _tiles(
 ) -> Tensor:
     """Return the table of tiles, shape (n, 6) int64.
 
-    Per tile: first column of x, stop, column of s, ranks from there on, offset in out, stream.
+    Per tile: first column of x, stop, column of s, ranks from there on, offset in out, product.
     """
     tiles = [
         (first, part.columns[1], part.s_column + r, rank - r, offset, g)

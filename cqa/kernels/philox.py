@@ -105,6 +105,11 @@ def philox_words(key, stream, index):
     return tl.philox(tl.load(key), low, high, streams, steps)
 
 
+def kept_bytes(n_cols: int) -> int:
+    """Return the bytes of a row's mask as bits: those of whole tiles, aligned for loads."""
+    return -(-n_cols // 128) * 16
+
+
 def signed64(word: int) -> int:
     """Return the signed number with the same low 64 bits, as an op's integer argument holds it."""
     low = word & 2**64 - 1
@@ -192,6 +197,17 @@ class Dropout(Keyed):
         words = row_words(self.seed, self.step, stream, self.rows, -(-n_cols // 8))
         lanes = words.view("<u2")[:, :n_cols]
         return torch.from_numpy(lanes >= self.threshold)
+
+    def kept(self, modules: tuple[int, ...], n_cols: int) -> Tensor:
+        """Return the masks of some modules as bits, (G, M, kept_bytes(n_cols)) uint8.
+
+        A byte holds eight neighbouring columns, the first in its lowest bit.
+        """
+        bits = np.zeros((len(modules), self.rows.shape[0], kept_bytes(n_cols)), dtype=np.uint8)
+        for part, module in zip(bits, modules, strict=True):
+            packed = np.packbits(self.keep(module, n_cols).numpy(), axis=1, bitorder="little")
+            part[:, : packed.shape[1]] = packed
+        return torch.from_numpy(bits).to(self.rows.device)
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from cqa.kernels.dropout_tile import dropout_keep, kept_bytes, kept_tile
+from cqa.kernels.dropout_tile import dropout_keep, kept_tile
 from cqa.kernels.gradient import Gradient
 from cqa.kernels.launch import (
     TILE_ROWS,
@@ -41,6 +41,7 @@ from cqa.kernels.philox import (
     Dropout,
     GroupDropout,
     dropout_streams,
+    kept_bytes,
     signed64,
 )
 

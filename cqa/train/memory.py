@@ -9,7 +9,7 @@ import torch
 from cqa.data.samples import EncodedSample
 from cqa.errors import ResourceError
 from cqa.kernels.backend import Backend, compute_dtype, fastest
-from cqa.kernels.dropout_tile import kept_bytes
+from cqa.kernels.philox import kept_bytes
 from cqa.kernels.precision import wider
 from cqa.kernels.token_logprobs import chunk_rows, training_chunk_bytes
 from cqa.layout import pack_documents

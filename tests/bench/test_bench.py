@@ -98,6 +98,8 @@ def test_every_op_is_measured_both_ways(measured):
     for op in ("product qkv", "product down", "swiglu+down shrink", "attention", "head and loss"):
         assert {(op, "forward"), (op, "backward")} <= names
     assert ("adamw", "forward") in names
+    for op in ("dB gate_up", "dA down"):
+        assert {(op, "forward"), (op, "by the library")} <= names
     products = data["kernel"]["products"]
     assert {(r["group"], r["k"]) for r in products} >= {("q+k+v", 192), ("q+k+v", 304)}
     assert all(r["plain_ratio"] == 1 for r in products if r["k"] in (192, 512))

@@ -2,13 +2,11 @@
 
 from itertools import accumulate
 
-import numpy as np
 import pytest
 import torch
 from helpers import assert_as_accurate
 from kernels.marks import DTYPES
 
-from cqa.kernels.dropout_tile import kept_bytes
 from cqa.kernels.outer_sums import _ROWS, OuterSum, outer_sums, outer_sums_native, shares_of
 from cqa.kernels.philox import NO_DROPOUT, Dropout, GroupDropout
 
@@ -53,11 +51,7 @@ def test_each_product_takes_x_as_its_own_member_dropped_it(rank, noted, backend)
     x, s = torch.randn(m, k), torch.randn(m, len(modules) * rank)
     out = torch.empty(len(modules) * rank, k)
     sums = tuple(OuterSum((0, k), g * rank, g * rank * k) for g in range(len(modules)))
-    kept = torch.full((len(modules), m, kept_bytes(k)), 255, dtype=torch.uint8)
-    for g, module in enumerate(modules):
-        bits = np.packbits(dropout.keep(module, k).cpu().numpy(), axis=1, bitorder="little")
-        kept[g, :, : bits.shape[1]] = torch.from_numpy(bits).to(kept.device)
-    group = GroupDropout.of(dropout, modules, kept if noted else None)
+    group = GroupDropout.of(dropout, modules, dropout.kept(modules, k) if noted else None)
     outer_sums(x, s, out, sums, (1, k), rank, scale=dropout.scale, dropout=group)
     for g, module in enumerate(modules):
         ranks = slice(g * rank, (g + 1) * rank)

@@ -50,6 +50,7 @@ def test_what_dropout_keeps_is_noted_by_forward_to_the_bit(op, rank, backend):
     x_aug = augment(problem, t, Shrink(t["a"], problem.modules, problem.dropout))
     (kept,) = (saved for saved in x_aug.grad_fn.saved_tensors if saved.dtype == torch.uint8)
     assert kept.shape == (3, problem.m, 32)
-    for g, module in enumerate(problem.modules):
-        bits = np.unpackbits(kept[g].cpu().numpy(), axis=1, bitorder="little")[:, : problem.k]
-        assert np.array_equal(bits, problem.dropout.keep(module, problem.k).cpu().numpy())
+    for noted in (kept, problem.dropout.kept(problem.modules, problem.k)):
+        bits = np.unpackbits(noted.cpu().numpy(), axis=2, bitorder="little")[:, :, : problem.k]
+        for mask, module in zip(bits, problem.modules, strict=True):
+            assert np.array_equal(mask, problem.dropout.keep(module, problem.k).numpy())
