@@ -81,8 +81,7 @@ def _fields_of(cls: type[Record]) -> tuple[_Field, ...]:
     if cls not in _FIELDS:
         hints = get_type_hints(cls)
         _FIELDS[cls] = tuple(
-            _Field(f.name, key_of(f), _reader_of(hints[f.name]), f.default)
-            for f in fields(cls)
+            _Field(f.name, key_of(f), _reader_of(hints[f.name]), f.default) for f in fields(cls)
         )
     return _FIELDS[cls]
 
