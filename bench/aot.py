@@ -1,10 +1,10 @@
 """Compile every Triton kernel ahead of time, look at the result, and predict how long all take.
 
 The ops run on tensors without data; each launch is recorded with its argument types and compiled
-for GPUs that need not be here. Fails where a kernel with matrix products spills registers, where
-shared memory exceeds what the architecture has, where a 16-bit product uses no matrix unit, or
-where a loop of 16-bit tiles loads them number by number. Ranks of LoRA decide the code too: 8 to
-256 are compiled. The predicted times are a model by arithmetic: docs/gpu-model.md.
+for GPUs that need not be here. Fails where a kernel with matrix products spills registers in its
+loop, where shared memory exceeds what the architecture has, where a 16-bit product uses no matrix
+unit, or where a loop of 16-bit tiles loads them number by number. Ranks of LoRA decide the code
+too: 8 to 256 are compiled. The predicted times are a model by arithmetic: docs/gpu-model.md.
 """
 
 from __future__ import annotations
@@ -154,7 +154,9 @@ def main() -> None:
         lines.extend(texts)
         print("\n".join(texts), flush=True)
 
-    tell(f"Triton {triton.__version__}. Read from machine code; nothing was run.", "")
+    ranks = ", ".join(map(str, sorted({rank for _, _, rank in combinations})))
+    told = f"shapes {', '.join(dict.fromkeys(shape for shape, _, _ in combinations))}"
+    tell(f"Triton {triton.__version__}, {told}, LoRA ranks {ranks}. Nothing was run.", "")
     if not options.quick:
         found = predict([card for card in CARDS.values() if card.architecture in architectures])
         tell(*markdown(found), "## Compiled kernels", "", *EXPLAINED, "")

@@ -122,7 +122,7 @@ def compile_launch(launch: Launch, architecture: int) -> Compiled:
 
 def _code_problems(launch: Launch, code: Code, stack: int) -> list[str]:
     problems = []
-    if stack and launch.multiplies:
+    if stack and launch.multiplies and spills_often(code):
         problems.append(f"{stack} bytes of spilled registers")
     if launch.multiplies in ("bf16", "fp16"):
         if not code.matrix_unit:
@@ -133,6 +133,14 @@ def _code_problems(launch: Launch, code: Code, stack: int) -> list[str]:
     if launch.sixteen_bits:
         problems += [problem for loop in code.loops if (problem := narrow(loop))]
     return problems
+
+
+def spills_often(code: Code) -> bool:
+    """Say whether spilled registers are stored or loaded in a loop, or there is no loop.
+
+    A few that wait in memory while a loop runs cost nothing.
+    """
+    return not code.loops or any(loop.count("STL", "LDL") for loop in code.loops)
 
 
 def narrow(loop: Loop) -> str:

@@ -74,3 +74,7 @@ assert products[False] >= 8 * layers - 1, products  # the first needs none of wh
 assert attention == {False: layers, True: layers}, attention
 """
     alone("-c", code)
+
+
+def test_the_predicted_sums_have_not_risen():
+    assert "| H200 | scoring job" in alone("bench/aot.py", "--check")

@@ -82,6 +82,15 @@ def test_tiles_that_are_loaded_number_by_number_are_named():
     assert found[1:] == ["", ""]
 
 
+def test_registers_that_wait_in_memory_while_a_loop_runs_are_no_problem():
+    store, loop, load = "STL [R1], R5", ["FADD R1, R2, R3", "@P0 BRA 0x10"], "LDL R5, [R1]"
+    around = parse_sass(sass(store, *loop, load, "EXIT"))
+    within = parse_sass(sass("MOV R1, R2", store, load, "@P0 BRA 0x10", "EXIT"))
+    assert not aot_compile.spills_often(around)
+    assert aot_compile.spills_often(within)
+    assert aot_compile.spills_often(parse_sass(sass(store, load, "EXIT")))
+
+
 PTX = """
 .visible .entry a_kernel(
 $L__BB0_1:
