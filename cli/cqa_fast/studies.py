@@ -140,12 +140,12 @@ def prescreen(config: PrescreenConfig, as_json: bool) -> None:
       cqa-fast prescreen --model Qwen/Qwen2.5-7B --pairs points.jsonl \\
           --budget 100 --out points
     """
+    from cqa.score.on_ray import prescreen_anywhere
     from cqa.score.prescreen import RANKED, SELECTED, prescreen_text
-    from cqa.score.prescreen import prescreen as run_prescreen
     from cqa_fast.progress import ScoreProgress
 
     with closing(ScoreProgress()) as progress:
-        summary = run_prescreen(config, on_event=progress)
+        summary = prescreen_anywhere(config, on_event=progress)
     if summary is None:
         return
     names = (RANKED, SELECTED) if config.budget else (RANKED,)

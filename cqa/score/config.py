@@ -185,7 +185,7 @@ class ScoreConfig(AnalysisConfig):
         group="Memory and device",
     )
     ray: str | None = setting(
-        "Score on a Ray cluster, all of whose machines see the folder of --out: local (it is "
+        "Compute on a Ray cluster, all of whose machines see the folder of --out: local (it is "
         "started here), auto, or an address.",
         None,
         group="Memory and device",
@@ -252,10 +252,8 @@ class ScoreConfig(AnalysisConfig):
         require(len(set(self.epochs)) == len(self.epochs), "each epoch once", self.epochs)
 
     def _check_ray(self) -> None:
-        expected = f"ray-actors from 1 to {MOST_ACTORS:,}"
-        require(1 <= self.ray_actors <= MOST_ACTORS, expected, self.ray_actors)
+        require_ray(self.ray, self.ray_actors)
         if self.ray is not None:
-            require(self.ray != "", "--ray to be local, auto or an address", "an empty text")
             require(self.shard is None, "--ray without --shard", self.shard)
             require(self.server is None, "--ray without --server", self.server)
 
@@ -348,16 +346,26 @@ class PrescreenConfig:
     batch_tokens: int | None = same_setting(ScoreConfig, "batch_tokens")
     device: Literal["auto", "cpu", "cuda"] = same_setting(ScoreConfig, "device")
     dtype: Literal["auto", "fp32", "bf16"] = same_setting(ScoreConfig, "dtype")
+    ray: str | None = same_setting(ScoreConfig, "ray")
+    ray_actors: int = same_setting(ScoreConfig, "ray_actors")
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
         require(bool(self.pairs), "--pairs", "none")
+        require_ray(self.ray, self.ray_actors)
+        require(self.ray is None or self.shard is None, "--ray without --shard", self.shard)
         require_batch(self.batch_tokens)
         require(self.budget is None or self.budget >= 1, "budget of at least 1", self.budget)
         parse_columns(self.columns)
         if self.shard is not None:
             read_shard(self.shard)
         require(0.5 < self.high <= 1, "high above 0.5, up to 1", self.high)
+
+
+def require_ray(ray: str | None, actors: int) -> None:
+    """Refuse a cluster without a name, and a number of actors out of range."""
+    require(1 <= actors <= MOST_ACTORS, f"ray-actors from 1 to {MOST_ACTORS:,}", actors)
+    require(ray != "", "--ray to be local, auto or an address", "an empty text")
 
 
 def require_address(server: str) -> None:

@@ -32,6 +32,7 @@ from cqa.data.unique import Fingerprints, file_line_id
 from cqa.errors import DataError
 from cqa.files import discard, new_file, read_json, write_json
 from cqa.interrupt import continued_by
+from cqa.model.load import BaseModel
 from cqa.output_folder import check_output
 from cqa.schema.events import ScoreEvent
 from cqa.schema.meta import Meta
@@ -55,7 +56,10 @@ SHOWN = 10
 
 
 def prescreen(
-    config: PrescreenConfig, *, on_event: Callable[[ScoreEvent], None] = lambda _: None
+    config: PrescreenConfig,
+    *,
+    base: BaseModel | None = None,
+    on_event: Callable[[ScoreEvent], None] = lambda _: None,
 ) -> PrescreenSummary | None:
     """Score decision points under the base, rank them by value, and write the most valuable.
 
@@ -63,7 +67,8 @@ def prescreen(
     What `config.too_long` leaves out is no point: it is named, and in no count or share.
 
     Args:
-        config: The settings.
+        config: The settings; `ray` does not count here.
+        base: `config.model` if it is loaded already.
         on_event: Called with the events of `cqa.score.run.score`.
 
     Returns:
@@ -73,31 +78,37 @@ def prescreen(
         CqaError: Anything that the user can mend; see cqa.errors.
     """
     check_output(config.out, "prescreen" if config.shard is None else "shard", input_paths(config))
-    _read_experts(config.pairs, config.columns)  # a malformed one ends the run before any work
+    check_points(config)
     again = command_line(PrescreenConfig, "prescreen", given_settings(config))
     with continued_by(again):
-        score(
-            ScoreConfig(
-                model=config.model,
-                out=config.out,
-                pairs=config.pairs,
-                shard=config.shard,
-                columns=config.columns,
-                template=config.template,
-                allow_special=config.allow_special,
-                too_long=config.too_long,
-                batch_tokens=config.batch_tokens,
-                device=config.device,
-                dtype=config.dtype,
-                summary=False,
-            ),
-            kind="prescreen",
-            on_event=on_event,
-        )
+        score(scoring_of(config), base=base, kind="prescreen", on_event=on_event)
     if config.shard is None:
         return rank_points(config)
     write_json(config.out / SUMMARY, {"settings": describe(config)})
     return None
+
+
+def scoring_of(config: PrescreenConfig) -> ScoreConfig:
+    """Return the scoring run that a prescreening is."""
+    return ScoreConfig(
+        model=config.model,
+        out=config.out,
+        pairs=config.pairs,
+        shard=config.shard,
+        columns=config.columns,
+        template=config.template,
+        allow_special=config.allow_special,
+        too_long=config.too_long,
+        batch_tokens=config.batch_tokens,
+        device=config.device,
+        dtype=config.dtype,
+        summary=False,
+    )
+
+
+def check_points(config: PrescreenConfig) -> None:
+    """Read what experts say of the points: a malformed line ends the run before any work."""
+    _read_experts(config.pairs, config.columns)
 
 
 def rank_points(config: PrescreenConfig) -> PrescreenSummary:

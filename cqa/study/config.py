@@ -9,7 +9,7 @@ from typing import Literal
 
 from cqa.config import require, same_setting, setting
 from cqa.data.tables import parse_columns
-from cqa.score.config import ScoreConfig
+from cqa.score.config import ScoreConfig, require_ray
 from cqa.train.config import TrainConfig
 
 
@@ -72,6 +72,8 @@ class ScaleConfig(TrainConfig):
         ARMS,
         group="Study",
     )
+    ray: str | None = same_setting(ScoreConfig, "ray")
+    ray_actors: int = same_setting(ScoreConfig, "ray_actors")
     scored_epoch: int | None = setting(
         "Epoch of the largest subset that is scored, and the matching one of the others.",
         None,
@@ -83,6 +85,7 @@ class ScaleConfig(TrainConfig):
         """Refuse values out of range."""
         super().__post_init__()
         require(bool(self.pairs), "--pairs", "none")
+        require_ray(self.ray, self.ray_actors)
         sizes = self.sizes
         ascending = bool(sizes) and sizes[0] >= 1 and list(sizes) == sorted(set(sizes))
         require(ascending, "sizes from 1, each larger than the one before", sizes)

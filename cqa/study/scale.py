@@ -13,6 +13,8 @@ training, not that of the items, which are the same for all.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +25,6 @@ from cqa.errors import ConfigError, DataError
 from cqa.files import new_file, write_json
 from cqa.interrupt import continued_by
 from cqa.kernels.philox import SPLIT, permutation, stream_of
-from cqa.model.load import BaseModel, open_model
 from cqa.output_folder import check_output, filled
 from cqa.report.tables import plain
 from cqa.report.tables import write_csv as to_csv
@@ -31,24 +32,21 @@ from cqa.schema.comparison import Comparison
 from cqa.schema.events import ScaleEvent, ScoreEvent
 from cqa.schema.scale import CurvePoint, Overlong, RunResult, ScaleResult
 from cqa.schema.written import Result
-from cqa.score.adapters import find_adapters
-from cqa.score.config import ScoreConfig
 from cqa.score.encoded import Items, first_named, left_out_text
-from cqa.score.run import score
 from cqa.stats.tests import t_interval
 from cqa.study.config import ScaleConfig
+from cqa.study.scale_on_ray import Runs, Scored, done_on_ray
 from cqa.study.scale_runs import (
     RUNS_FOLDER,
     Cell,
-    adapter_of,
     cells_of,
     settings_of,
     steps_of,
     subset_of,
     train_all,
 )
+from cqa.study.scale_scores import score_runs, scoring_of
 from cqa.text import aligned, counted, interval, listed, named, signed
-from cqa.train.config import TrainConfig
 from cqa.train.plan import Plan, make_plan
 from cqa.train.schedule import first_learning_step
 
@@ -65,10 +63,11 @@ def scale(
 ) -> ScaleResult:
     """Train on every subset and seed, score the adapters, and return the curve.
 
-    The base is loaded once. What an earlier, killed call finished is not done again, and a run that
-    it left goes on from its last state; only the scored epoch's adapter of each run is kept. Any
-    number of processes, on machines that share the folder, may do the runs of one study: each run
-    is trained by the one that claims it, and the scores are those of the first that finds all done.
+    The base is loaded once, or once by each actor where the settings name a Ray cluster. What an
+    earlier, killed call finished is not done again, and a run that it left goes on from its last
+    state; only the scored epoch's adapter of each run is kept. Any number of processes, on machines
+    that share the folder, may do the runs of one study: each run is trained by the one that claims
+    it, and the scores are those of the first that finds all done.
 
     Args:
         config: The settings; those of training hold for every run.
@@ -79,6 +78,8 @@ def scale(
         CqaError: Anything that the user can mend; see cqa.errors.
     """
     check_output(config.out, "scale", input_paths(config), shared=True)
+    given, cluster = given_settings(config), config
+    config = replace(config, ray=None, ray_actors=ScaleConfig.ray_actors)
     plan = make_plan(config)
     if config.sizes[-1] > len(plan.train):
         raise ConfigError(
@@ -94,20 +95,22 @@ def scale(
             hint="a subset of them is one file; convert them to one format",
         )
     _check_steps(config)
-    items = Items(_scoring(config, ()), plan.tokenizer, plan.shape.max_positions)
+    items = Items(scoring_of(config, ()), plan.tokenizer, plan.shape.max_positions)
     items.check()
     arms = {arm: cells_of(config, arm) for arm in config.arms}
     cells = list(dict.fromkeys(cell for group in arms.values() for cell in group))
-    with continued_by(command_line(ScaleConfig, "scale", given_settings(config))):
+    with continued_by(command_line(ScaleConfig, "scale", given)):
         with filled(config.out, "scale", wait=True):
             validation = _write_subsets(config, plan)
             (config.out / RUNS_FOLDER).mkdir(exist_ok=True)
         settings = {cell: settings_of(config, cell, validation) for cell in cells}
-        columns = plan.spec.rank_columns()
-        base = open_model(plan.folder, config.device, config.dtype, rank_columns=columns)
-        train_all(config, settings, base, on_train)
-        with filled(config.out, "scale", wait=True):
-            scored = _score(config, settings, base, on_score)
+        made = Runs(config, settings, plan.spec.rank_columns())
+        done = _done_here if cluster.ray is None else done_on_ray
+        with (
+            done(cluster, made, on_train, on_score) as scores,
+            filled(config.out, "scale", wait=True),
+        ):
+            scored = scores()
             runs = tuple(
                 _run_result(config, arm, cell, group, entry)
                 for arm, group_of_cells in arms.items()
@@ -128,6 +131,19 @@ def scale(
             write_csv(config.out / CURVE, result.curve)
             write_csv(config.out / RUNS, result.runs)
     return result
+
+
+@contextmanager
+def _done_here(
+    _: ScaleConfig,
+    runs: Runs,
+    on_train: Callable[[ScaleEvent], None],
+    on_score: Callable[[ScoreEvent], None],
+) -> Iterator[Scored]:
+    """Train every run in this process; yield what scores them."""
+    base = runs.load()
+    train_all(runs.config, runs.settings, base, on_train)
+    yield lambda: score_runs(runs.config, runs.settings, base, on_score)
 
 
 def _write_subsets(config: ScaleConfig, plan: Plan) -> str:
@@ -180,38 +196,6 @@ def _check_steps(config: ScaleConfig) -> None:
                 f"with {counted(cell.size, 'sample')}",
                 hint="more --epochs, a smaller --grad-accum, larger --sizes, or --warmup-ratio 0",
             )
-
-
-def _scoring(config: ScaleConfig, adapters: tuple[Path, ...]) -> ScoreConfig:
-    return ScoreConfig(
-        model=config.model,
-        out=config.out / "scores",
-        adapter=adapters,
-        pairs=config.pairs,
-        template=config.template,
-        allow_special=config.allow_special,
-        too_long="drop" if config.too_long == "drop" else "refuse",  # an item is never cut
-        device=config.device,
-        dtype=config.dtype,
-    )
-
-
-def _score(
-    config: ScaleConfig,
-    settings: dict[Cell, TrainConfig],
-    base: BaseModel,
-    on_event: Callable[[ScoreEvent], None],
-) -> dict[Cell, dict[str, Comparison]]:
-    """Score every run's adapter; return the summary's entry by run and group."""
-    folders = {adapter_of(settings[cell], cell): cell for cell in settings}
-    scoring = _scoring(config, tuple(folders))
-    summary = score(scoring, base=base, on_event=on_event).summary
-    assert summary is not None  # the settings ask for it
-    groups = summary.statistics.groups
-    return {
-        folders[found.folder]: {group: models[found.name] for group, models in groups.items()}
-        for found in find_adapters(scoring)
-    }
 
 
 def _run_result(

@@ -1,0 +1,185 @@
+"""A Ray cluster: actors that hold the base, and do the tasks of a job one after the other.
+
+An actor that is lost is replaced, and its task done again by whichever is free; what the lost one
+has left of it on the common disk is for the task to go on from.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections import Counter, deque
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from cqa.errors import ConfigError, CqaError, ResourceError
+from cqa.interrupt import Interrupt
+from cqa.model.load import BaseModel
+
+MOST_LOSSES = 3  # of actors at one task, after which the task is at fault
+_LOOK_S = 1.0  # between two looks at signals
+
+
+class OnRay(Protocol):
+    """Settings that name a cluster."""
+
+    @property
+    def ray(self) -> str | None: ...
+
+    @property
+    def ray_actors(self) -> int: ...
+
+    @property
+    def device(self) -> str: ...
+
+
+class Job(Protocol):
+    """What actors do; it is sent to each of them."""
+
+    def load(self) -> BaseModel | None:
+        """Return the base, which an actor loads before its first task."""
+
+    def do(self, base: BaseModel | None, task: Any) -> Any:
+        """Do a task."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Done:
+    """What an actor says of a task: what came of it, or the error that ended it."""
+
+    value: Any = None
+    error: tuple[int, str, str | None, str | None] | None = None  # exit code, message, where, hint
+
+
+class Worker:
+    """What an actor is: the base, loaded once, and one task after the other."""
+
+    def __init__(self, job: Job, folder: str) -> None:
+        os.chdir(folder)  # paths are as the user wrote them
+        self._job, self._loaded = job, False
+        self._base: BaseModel | None = None
+
+    def do(self, task: Any) -> _Done:
+        """Do a task."""
+        try:
+            if not self._loaded:
+                self._base, self._loaded = self._job.load(), True
+            return _Done(self._job.do(self._base, task))
+        except CqaError as error:
+            return _Done(error=(error.exit_code, error.message, error.where, error.hint))
+
+
+@contextmanager
+def cluster(config: OnRay) -> Iterator[Any]:
+    """Join the cluster that the settings name, or start one here; yield Ray.
+
+    Raises:
+        ConfigError: Ray is not installed.
+        ResourceError: There is no such cluster, or it is too small.
+    """
+    try:
+        ray: Any = importlib.import_module("ray")
+    except ImportError:
+        raise ConfigError(
+            "expected Ray for --ray, got none", hint="pip install 'cqa-fast[ray]'"
+        ) from None
+    where: dict[str, Any] = {"address": config.ray}
+    if config.ray == "local":
+        where = {"address": "local", "num_cpus": config.ray_actors, "include_dashboard": False}
+    try:
+        ray.init(**where, log_to_driver=False, logging_level="error")
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise ResourceError(
+            f"expected a Ray cluster at {config.ray}, got: {error}", hint="--ray local starts one"
+        ) from None
+    try:
+        kind = "GPU" if _on_cuda(config) else "CPU"
+        held = int(ray.cluster_resources().get(kind, 0))
+        if held < config.ray_actors:
+            raise ResourceError(
+                f"expected {config.ray_actors} {kind}s in the cluster, one for each actor, got "
+                f"{held}", hint="--ray-actors",
+            )  # fmt: skip
+        yield ray
+    finally:
+        ray.shutdown()
+
+
+def _on_cuda(config: OnRay) -> bool:
+    """Whether actors are to have a GPU each: this machine stands for the others."""
+    return config.device != "cpu" and torch.cuda.is_available()
+
+
+def do_all(
+    ray: Any,
+    config: OnRay,
+    job: Job,
+    tasks: Mapping[Any, str],
+    interrupt: Interrupt,
+    *,
+    on_begin: Callable[[Any], None] = lambda _: None,
+    on_done: Callable[[Any], None] = lambda _: None,
+) -> dict[Any, Any]:
+    """Have every task done, each by whichever actor is free.
+
+    Args:
+        ray: What `cluster` yields.
+        config: The settings.
+        job: What actors do.
+        tasks: The tasks, in the order in which they are begun, and what errors call them.
+        interrupt: Looked at every second.
+        on_begin: Called with a task that is given to an actor; once more where one was lost.
+        on_done: Called with what came of a task.
+
+    Returns:
+        What came of each.
+
+    Raises:
+        CqaError: A task failed, or `MOST_LOSSES` actors were lost at it.
+    """
+    each = {"num_gpus": 1} if _on_cuda(config) else {"num_cpus": 1}
+    actor = ray.remote(**each)(Worker)
+    here = str(Path.cwd())
+    waiting, lost = deque[Hashable](tasks), Counter[Hashable]()
+    running: dict[Any, tuple[Any, Any]] = {}
+    free = [actor.remote(job, here) for _ in range(min(config.ray_actors, len(tasks)))]
+    came: dict[Any, Any] = {}
+    while waiting or running:
+        while waiting and free:
+            task, worker = waiting.popleft(), free.pop()
+            on_begin(task)
+            running[worker.do.remote(task)] = task, worker
+        ready, _ = ray.wait(list(running), timeout=_LOOK_S)
+        for reference in ready:
+            task, worker = running.pop(reference)
+            try:
+                done = ray.get(reference)
+            except ray.exceptions.RayActorError:
+                lost[task] += 1
+                if lost[task] >= MOST_LOSSES:
+                    raise ResourceError(
+                        f"expected {tasks[task]} to be done, got {MOST_LOSSES} actors lost at it",
+                        hint="see Ray's log for the reason; memory is a common one",
+                    ) from None
+                waiting.append(task)
+                worker = actor.remote(job, here)
+            else:
+                if done.error is not None:
+                    raise _told(*done.error)
+                came[task] = done.value
+                on_done(done.value)
+            free.append(worker)
+        if interrupt.requested:
+            interrupt.stop(f"stopped with {len(came)} of {len(tasks)} parts done")
+    return came
+
+
+def _told(exit_code: int, message: str, where: str | None, hint: str | None) -> CqaError:
+    error = CqaError(message, where=where, hint=hint)
+    error.exit_code = exit_code
+    return error
