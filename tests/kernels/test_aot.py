@@ -76,5 +76,21 @@ assert attention == {False: layers, True: layers}, attention
     alone("-c", code)
 
 
+def test_every_op_that_bench_times_is_recorded():
+    code = """
+import sys
+sys.path.insert(0, "bench")
+from aot_record import bench_ops
+from aot_step import Window, Workload
+from aot_time import CARDS
+work = Workload(shape="demo", window="5+7,3+9")
+ops = bench_ops(work.model, Window.parse(work.window), 0.05, CARDS["H200"])
+names = {"product qkv backward", "attention backward", "dA down by the library", "adamw forward"}
+assert names <= set(ops), sorted(ops)
+assert all(ops.values()), [name for name, events in ops.items() if not events]
+"""
+    alone("-c", code)
+
+
 def test_the_predicted_sums_have_not_risen():
     assert "| H200 | scoring job" in alone("bench/aot.py", "--check")
