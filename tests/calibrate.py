@@ -30,6 +30,7 @@ from cqa.stats.clusters import by_source
 from cqa.stats.deciding import difference_test, family_test
 from cqa.stats.equivalence import standardised_change
 from cqa.stats.findings import Changes
+from cqa.stats.marks import ALPHA
 from cqa.stats.resampling import bca_interval
 from cqa.stats.seeds import over_seeds
 from cqa.stats.shrinkage import shrinkage
@@ -148,7 +149,7 @@ def rates(design: Design, run: int) -> dict[str, bool]:
     }
     found = {f"{name} shown": one.mark == "shown" for name, one in asked.items()}
     found["change against"] = asked["change"].mark == "against"
-    found["test alone"] = (first.p_greater_corrected or 1.0) <= findings.ALPHA
+    found["test alone"] = (first.p_greater_corrected or 1.0) <= ALPHA
     ci95 = first.ci95 or (0.0, 0.0)
     found["interval misses"] = not ci95[0] <= 0 <= ci95[1]
     values = primary.ddi[best]

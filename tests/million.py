@@ -95,7 +95,7 @@ def main() -> None:
     verdict: Verdict = summary.verdict
     print(f"summary: {time.perf_counter() - begun:,.0f} s, {peak_mebibytes():,.0f} MiB")
     groups = ["literary", "factual"]
-    specification_curve(scores.items, scores.facts, groups, str(summary.highlighted), verdict)
+    specification_curve(scores.items, scores.facts, groups, str(summary.highlighted), summary)
     print(
         f"and the specification curve: {time.perf_counter() - begun:,.0f} s, of it "
         f"{time.process_time() - spent:,.0f} s of processor time, {peak_mebibytes():,.0f} MiB"

@@ -79,13 +79,14 @@ class Focus:
         if self.highlighted is None or not groups or self.primary is None:
             return []
         return specification_curve(
-            items, self.source.scores.facts, groups, self.highlighted, self.summary.verdict
+            items, self.source.scores.facts, groups, self.highlighted, self.summary
         )
 
     @cached_property
     def text_changes(self) -> dict[str, dict[str, dict[str | None, DecidingChange]]]:
         """The deciding test of continuations: by group, adapter and domain (None is the group)."""
-        return {group: text_changes(models) for group, models in self.source.scores.texts.items()}
+        candidates, texts = self.summary.candidates, self.source.scores.texts
+        return {group: text_changes(models, candidates) for group, models in texts.items()}
 
     def comparisons(self) -> Iterator[Placed[Comparison]]:
         """Yield the statistics of all pairs and options."""

@@ -32,9 +32,10 @@ LONGEST_FACT = 1000  # characters of a setting that the page shows; run.json hol
 TEMPLATES = files("cqa.report") / "templates"
 CAPTIONS = {
     "d_by_epoch": "d_z of ddI with its 95 % interval (noncentral t). The ring marks the "
-    "highlighted adapter, which the verdict is on. An interval that holds 0 shows no change.",
+    "highlighted adapter, which the verdict is on. An interval that holds 0 shows no change; "
+    "each is of one adapter alone with items as independent, so the verdict decides.",
     "parts": "ddI = d_cond − d_prior with 95 % t intervals: what changed after the context, and "
-    "what changed without any.",
+    "what changed without any. Items count as independent.",
     "collapse": "Mean over items of p, the softmax of S over an item's candidates; wrong options "
     "are ranked by p under the base. H is the mean entropy of p.",
     "overfitting": "The losses are diagnostics and choose nothing. A mean that grows with its sd "

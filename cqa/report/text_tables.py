@@ -186,7 +186,7 @@ def languages_texts(focus: Focus) -> Table:
         if adapter != "base"
     ]
     changes = {
-        group: text_changes(focus.source.scores.texts[group], "lang")
+        group: text_changes(focus.source.scores.texts[group], focus.summary.candidates, "lang")
         for group in dict.fromkeys(row.group for row in rows)
     }
     title = "Continuations by language"
@@ -226,6 +226,7 @@ def _tested_strata(focus: Focus) -> Tests:
                 model: {i: s for i, s in texts.items() if stratum(s.published_at, day) == name}
                 for model, texts in models.items()
             }
-            for adapter, tests in text_changes(kept).items() if kept[None] else ():
+            tested = text_changes(kept, focus.summary.candidates) if kept[None] else {}
+            for adapter, tests in tested.items():
                 own.setdefault(adapter, {})[name] = tests[None]
     return _with_holm(by_group)

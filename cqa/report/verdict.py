@@ -95,7 +95,8 @@ def _numbers(finding: Finding) -> str:
         parts.append(_p(finding.p))
         if finding.p_alone is not None and show(finding.p_alone, "p") != show(finding.p, "p"):
             parts.append(f"alone {_p(finding.p_alone)}")
-    parts.append(f"{finding.n_items:,} items of {finding.n_sources:,} sources")
+    both = " in the group with fewer" if finding.name == "selective" else ""
+    parts.append(f"{finding.n_items:,} items of {finding.n_sources:,} sources{both}")
     return f"{', '.join(parts)}: {finding.reason}."
 
 
@@ -128,7 +129,7 @@ def _tiles(focus: Focus) -> list[Tile]:
     ]
     entry = focus.comparison
     if entry is not None:
-        tiles.append(Tile("d_z", show(entry.effect.d_z, "signed"), _ci(entry.effect.d_z_ci95)))
+        tiles.append(Tile("d_z", show(entry.effect.d_z, "signed"), "mean / sd of ddI over items"))
     if selective is not None:
         tiles.append(
             Tile(

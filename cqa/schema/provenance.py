@@ -21,6 +21,7 @@ class Provenance:
     recipe: str | None = None  # digest of everything that decides a run, but for its seed
     seed: str | None = None
     epoch: int | None = None
+    data: str | None = None  # digest of the samples' files
     template: str | None = None  # digest of the chat template; None is plain text
     started_from: str | None = None  # digest of the adapter that its run began with
     known: bool = False  # whether it says anything
@@ -36,6 +37,7 @@ def provenance(origin: Mapping[str, Any] | None) -> Provenance:
         recipe=origin.get("recipe_digest"),
         seed=origin.get("seed"),
         epoch=int(epoch) if epoch.isdecimal() else None,
+        data=origin.get("data_digest"),
         template=origin.get("template_digest"),
         started_from=origin.get(FROM),
         known=True,

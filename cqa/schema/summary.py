@@ -65,6 +65,7 @@ class Summary(Result):
     strata: dict[Stratum, GroupResults]
     n_copies: dict[str, int]  # items left out, by group, whose texts another item has too
     roles: Roles = field(metadata=unwritten())
+    candidates: tuple[str, ...] = field(metadata=unwritten())  # that the tests pay for
 
     @property
     def base(self) -> dict[str, BaseGroup]:

@@ -4,13 +4,15 @@
 
 In place of the second null context (`--null2 marginal:K`): what the context of an item says beyond
 what any context of its kind says. One draw serves a whole group: an item takes the first K of it
-that are of other sources and other texts than its own.
+that are of other sources and other texts than its own. Groups of several languages have a draw for
+each: after a context of another language no text is probable.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from cqa.data.items import Item
@@ -20,6 +22,7 @@ from cqa.score.marginal import Marginal
 from cqa.score_folder import digest_json
 
 SPARE = 2  # an item shares its source with one context of a draw at most, and its text with one
+OF_A_TEXT = 2  # sources of one text that are held, where more have it
 KEPT_TIMES = 8  # what is held while reading, in units of what is drawn
 
 
@@ -33,12 +36,15 @@ class _Drawn:
     ids: Ids
 
 
+Group = tuple[str, str, str]  # its name, whether it is of pairs or of continuations, the language
+
+
 @dataclass(slots=True)
 class OtherContexts:
     """The contexts that every group's items are scored after; see `drawn_contexts`."""
 
     marginal: Marginal
-    by_group: dict[tuple[str, str], list[_Drawn]] = field(default_factory=dict)
+    by_group: dict[Group, list[_Drawn]] = field(default_factory=dict)
 
     def of(self, item: Item) -> tuple[Ids, ...]:
         """Return the ids of K contexts of an item's group, of other sources and texts.
@@ -50,9 +56,10 @@ class OtherContexts:
         own = _source(item)
         found = [one.ids for one in drawn if one.source != own and one.text != item.context]
         if len(found) < self.marginal.n_contexts:
+            of_lang = f" and language `{lang}`" if (lang := item.labels.get("lang")) else ""
             raise DataError(
                 f"expected {self.marginal.n_contexts} contexts of other sources in group "
-                f"`{item.group}` for item `{item.id}`, got {len(found)}",
+                f"`{item.group}`{of_lang} for item `{item.id}`, got {len(found)}",
                 where=item.where,
                 hint=f"--null2 marginal:{len(found)}, or newline" if found else "--null2 newline",
             )
@@ -79,26 +86,68 @@ def drawn_contexts(
         marginal: How many an item takes, and the seed.
         fits: Whether the model has room for a context's ids.
     """
-    best: dict[tuple[str, str], dict[str, tuple[str, Item]]] = {}
+    best: dict[Group, _Smallest] = {}
     n_wanted = marginal.n_contexts + SPARE
     for item in items:
-        held = best.setdefault(_group(item), {})
-        source, one = _source(item), (_place(marginal.seed, item.context), item)
-        if source not in held or one[0] < held[source][0]:
-            held[source] = one
-        if len(held) > KEPT_TIMES * n_wanted:
-            best[_group(item)] = _smallest(held, n_wanted * KEPT_TIMES // 2)
-    found = OtherContexts(marginal)
-    for group, held in best.items():
-        encoded = (_encoded(one, source, tokenizer) for source, one in _ordered(held))
-        kept = [one for one in encoded if one is not None and fits(one.ids)]
-        texts = {one.text: one for one in reversed(kept)}  # the first of a text
-        found.by_group[group] = [one for one in kept if texts[one.text] is one][:n_wanted]
-    return found
+        held = best.setdefault(_group(item), _Smallest(n_wanted))
+        place, source = _place(marginal.seed, item.context), _source(item)
+        if held.wants(place, source):
+            drawn = _encoded(place, source, item, tokenizer)
+            if drawn is not None and fits(drawn.ids):
+                held.add(drawn)
+    return OtherContexts(marginal, {group: held.drawn() for group, held in best.items()})
 
 
-def _group(item: Item) -> tuple[str, str]:
-    return item.group, "continuation" if item.kind == "continuation" else "pair"
+class _Smallest:
+    """The contexts of a group with the smallest places, one of a source and one of a text.
+
+    Only such as can be contexts are held, so that what is dropped is never missed.
+    """
+
+    def __init__(self, n_wanted: int) -> None:
+        self._n_wanted = n_wanted
+        self._best: dict[str, _Drawn] = {}  # by source
+        self._last: str | None = None  # no place beyond it is wanted
+
+    def wants(self, place: str, source: str) -> bool:
+        """Say whether a context of this place could be drawn."""
+        held = self._best.get(source)
+        if held is not None and held.place <= place:
+            return False
+        return self._last is None or place <= self._last
+
+    def add(self, one: _Drawn) -> None:
+        """Hold a context that is wanted."""
+        self._best[one.source] = one
+        if len(self._best) > KEPT_TIMES * self._n_wanted:
+            self._drop()
+
+    def _drop(self) -> None:
+        """Drop what is not drawn even if most of what is held gives way to others."""
+        n_texts, n_sources = KEPT_TIMES // 2 - 1, Counter[str]()  # of a text
+        kept: dict[str, _Drawn] = {}
+        for one in self._in_order():
+            if one.text not in n_sources and len(n_sources) == n_texts * self._n_wanted:
+                self._last = max(held.place for held in kept.values())
+                break
+            n_sources[one.text] += 1
+            if n_sources[one.text] <= OF_A_TEXT:
+                kept[one.source] = one
+        self._best = kept
+
+    def _in_order(self) -> list[_Drawn]:
+        return sorted(self._best.values(), key=lambda one: (one.place, one.source))
+
+    def drawn(self) -> list[_Drawn]:
+        """Return as many as are wanted, if there are so many, in the order of their places."""
+        ordered = self._in_order()
+        texts = {one.text: one for one in reversed(ordered)}  # the first of a text
+        return [one for one in ordered if texts[one.text] is one][: self._n_wanted]
+
+
+def _group(item: Item) -> Group:
+    kind = "continuation" if item.kind == "continuation" else "pair"
+    return item.group, kind, item.labels.get("lang") or ""
 
 
 def _source(item: Item) -> str:
@@ -111,17 +160,8 @@ def _place(seed: int, context: str) -> str:
     return hashlib.sha256(f"{seed}\n{context}".encode()).hexdigest()
 
 
-def _ordered(held: Mapping[str, tuple[str, Item]]) -> list[tuple[str, tuple[str, Item]]]:
-    return sorted(held.items(), key=lambda pair: (pair[1][0], pair[0]))
-
-
-def _smallest(held: Mapping[str, tuple[str, Item]], n: int) -> dict[str, tuple[str, Item]]:
-    return dict(_ordered(held)[:n])
-
-
-def _encoded(one: tuple[str, Item], source: str, tokenizer: Tokenizer) -> _Drawn | None:
+def _encoded(place: str, source: str, item: Item, tokenizer: Tokenizer) -> _Drawn | None:
     """Return a context as ids; None where it cannot be one, as its own item will say."""
-    place, item = one
     try:
         tokenizer.refuse_special(item.context, item.where)
         text = tokenizer.render_context(item.context, item.options[0], item.where)

@@ -62,3 +62,19 @@ def weigh(differences: Sequence[float] | Values, sources: Sequence[str | None]) 
     light = np.argsort(np.abs(values), kind="stable")[: n - n_heavy]
     without_items = float(values[light].mean()) if n_heavy else None
     return Weights(mean, without_source, name, share, without_items, n_heavy)
+
+
+def heavy(values: Sequence[float] | Values, sources: Sequence[str | None]) -> list[str]:
+    """Return the source and the items without which a mean has not its sign."""
+    problems = []
+    weights = weigh(values, sources)
+    if weights.turned_by_source:
+        source = weights.heaviest_source
+        which = f"source {source}" if source is not None else "one item"
+        problems.append(f"without {which} the mean is {weights.without_source:+.2f}")
+    if weights.turned_by_items:
+        problems.append(
+            f"without the {weights.n_items_left_out} items that change most the mean is "
+            f"{weights.without_items:+.2f}"
+        )
+    return problems

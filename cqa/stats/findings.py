@@ -14,15 +14,22 @@ from typing import Any
 
 import numpy as np
 
-from cqa.schema.verdict import Finding, Mark, Name
-from cqa.stats.agreement import weigh
+from cqa.schema.verdict import Finding, Mark
+from cqa.stats.agreement import heavy
 from cqa.stats.clusters import Clusters, Values, by_source
 from cqa.stats.deciding import FEWEST_SOURCES, Change, Family, difference_test, family_test
 from cqa.stats.equivalence import SMALL_D_Z, equivalence, standardised_change
+from cqa.stats.marks import (
+    ALPHA,
+    directed,
+    finding,
+    too_few,
+    two_sided,
+    two_sided_alone,
+    untested,
+)  # fmt: skip
 
-ALPHA = 0.05
 ENTROPY_TEST = "H(X|Y) ± 2 H(X) both below 0, the larger p"
-NO_SPREAD = "the changes have no spread over sources, so nothing can be tested"
 Sources = Sequence[str | None]
 ByAdapter = Mapping[str, Values]  # one number an item
 
@@ -103,7 +110,7 @@ def change(changes: Changes, adapter: str) -> Finding:
     """Did the model become more sensitive: is the mean ddI above 0?"""
     family = changes.ddi_family
     found = family.changes[adapter]
-    mark, reason = _directed(found, family)
+    mark, reason = directed(found, family)
     problems = _disagreements(changes, adapter) if mark in ("shown", "against") else []
     if problems:
         mark, reason = "not shown", f"{reason}, but {'; '.join(problems)}"
@@ -111,7 +118,7 @@ def change(changes: Changes, adapter: str) -> Finding:
         if changes.ddi_null2 is None:
             reason += "; the second null context was not measured"
         reason = "; but ".join([reason, *limits(changes, adapter)])
-    return _finding("change", mark, changes.group, adapter, family, reason)
+    return finding("change", mark, changes.group, adapter, family, reason)
 
 
 def limits(changes: Changes, adapter: str) -> list[str]:
@@ -123,28 +130,6 @@ def limits(changes: Changes, adapter: str) -> list[str]:
     if size.within(SMALL_D_Z):
         said.append(f"d_z = {size.d_z:+.2f} is shown to be smaller than a small effect")
     return said
-
-
-def _directed(found: Change, family: Family) -> tuple[Mark, str]:
-    """Return the mark of a mean that is asked to be above 0."""
-    if found.p_greater_corrected is None or found.p_less_corrected is None:
-        return "n/a", _untested(family)
-    if family.n_sources < FEWEST_SOURCES:
-        return "not shown", _too_few(family.n_sources)
-    if found.mean > 0 and found.p_greater_corrected <= ALPHA:
-        return "shown", "the mean is above 0"
-    if found.mean < 0 and found.p_less_corrected <= ALPHA / 2:
-        return "against", "the mean is below 0"
-    return "not shown", "the mean cannot be told from 0"
-
-
-def _untested(family: Family) -> str:
-    return _too_few(family.n_sources) if family.n_sources < 2 else NO_SPREAD
-
-
-def _too_few(n_sources: int) -> str:
-    sources = "1 source" if n_sources == 1 else f"{n_sources} sources"
-    return f"{sources}: fewer than {FEWEST_SOURCES} are too few to show anything"
 
 
 def _disagreements(changes: Changes, adapter: str) -> list[str]:
@@ -161,17 +146,7 @@ def _disagreements(changes: Changes, adapter: str) -> list[str]:
         other = float(values[adapter].mean())
         if np.sign(other) != np.sign(mean):
             problems.append(f"{name} the mean has the other sign ({other:+.3f})")
-    weights = weigh(ddi, changes.sources)
-    if weights.turned_by_source:
-        source = weights.heaviest_source
-        which = f"source {source}" if source is not None else "one item"
-        problems.append(f"without {which} the mean is {weights.without_source:+.2f}")
-    if weights.turned_by_items:
-        problems.append(
-            f"without the {weights.n_items_left_out} items that change most the mean is "
-            f"{weights.without_items:+.2f}"
-        )
-    return problems
+    return problems + heavy(ddi, changes.sources)
 
 
 def selective(primary: Changes, control: Changes, adapter: str) -> Finding:
@@ -191,9 +166,9 @@ def selective(primary: Changes, control: Changes, adapter: str) -> Finding:
     said = " and ".join(f"{name} {c.mean:+.3f}" for name, c in found.items())
     mark: Mark = "not shown"
     if p is None:
-        mark, reason = "n/a", _untested(family)
+        mark, reason = "n/a", untested(family)
     elif family.n_sources < FEWEST_SOURCES:
-        reason = _too_few(family.n_sources)
+        reason = too_few(family.n_sources)
     elif len(signs) > 1:
         reason = f"the sign hangs on the unit: {said}"
     elif p > ALPHA:
@@ -201,25 +176,11 @@ def selective(primary: Changes, control: Changes, adapter: str) -> Finding:
     else:
         mark, reason = "shown" if signs == {1.0} else "against", f"{said}: both told from 0"
     return replace(
-        _finding("selective", mark, primary.group, adapter, family, reason),
+        finding("selective", mark, primary.group, adapter, family, reason),
         p=p,
         p_alone=p_alone,
         test=f"difference of the groups in sum and per token, two-sided; {family.method}",
     )
-
-
-def two_sided(found: Change) -> float | None:
-    """Return the corrected two-sided p."""
-    return _doubled(found.p_greater_corrected, found.p_less_corrected)
-
-
-def two_sided_alone(found: Change) -> float | None:
-    """Return the two-sided p, as if there were no other adapter."""
-    return _doubled(found.p_greater, found.p_less)
-
-
-def _doubled(p: float | None, q: float | None) -> float | None:
-    return None if p is None or q is None else min(1.0, 2 * min(p, q))
 
 
 def _larger(found: Iterable[Change], p_of: Callable[[Change], float | None]) -> float | None:
@@ -246,17 +207,19 @@ def conditional(changes: Changes, adapter: str) -> Finding:
     p, p_alone = _larger(both, _greater), _larger(both, _greater_alone)
     mark: Mark = "not shown"
     if p is None:
-        mark, reason = "n/a", _untested(family)
+        mark, reason = "n/a", untested(family)
     elif family.n_sources < FEWEST_SOURCES:
-        reason = _too_few(family.n_sources)
+        reason = too_few(family.n_sources)
     elif p <= ALPHA and min(one.mean for one in both) > 0:
         mark, reason = "shown", f"{said}: the conditional gained more than the prior moved"
     elif max(_less(one) for one in both) <= ALPHA / 2 and max(one.mean for one in both) < 0:
         mark, reason = "against", f"{said}: the conditional lost more than the prior moved"
     else:
         reason = f"{said}: d_cond > |d_prior| is not shown"
+    if mark in ("shown", "against") and (problems := _disagreements(changes, adapter)):
+        mark, reason = "not shown", f"{reason}, but of ddI: {'; '.join(problems)}"
     return replace(
-        _finding("conditional", mark, changes.group, adapter, family, reason),
+        finding("conditional", mark, changes.group, adapter, family, reason),
         estimate=cond,
         ci95=changes.d_cond_family.changes[adapter].ci95,
         p=p,
@@ -289,9 +252,9 @@ def control_small(control: Changes, adapter: str, margin_nats: float | None) -> 
     found = equivalence(control.ddi[adapter], control.sources, margin_nats)
     mark: Mark = "not shown"
     if found.ci90 is None:
-        mark, reason = "n/a", _untested(family)
+        mark, reason = "n/a", untested(family)
     elif family.n_sources < FEWEST_SOURCES:
-        reason = _too_few(family.n_sources)
+        reason = too_few(family.n_sources)
     else:
         low, high = found.ci90
         said = f"90 % interval of {found.unit if found.unit == 'd_z' else 'ddI'} "
@@ -303,7 +266,7 @@ def control_small(control: Changes, adapter: str, margin_nats: float | None) -> 
         else:
             reason = f"{said}: no change told from 0 is not the same as no change"
     return replace(
-        _finding("control_small", mark, control.group, adapter, family, reason),
+        finding("control_small", mark, control.group, adapter, family, reason),
         estimate=found.estimate,
         unit=found.unit,
         ci95=None,
@@ -329,9 +292,9 @@ def entropy(changes: Changes, adapter: str) -> Finding:
     p = max(_less(one) for one in bounds)
     mark: Mark = "not shown"
     if found.p_less_corrected is None:
-        mark, reason = "n/a", _untested(family)
+        mark, reason = "n/a", untested(family)
     elif family.n_sources < FEWEST_SOURCES:
-        reason = _too_few(family.n_sources)
+        reason = too_few(family.n_sources)
     elif p <= ALPHA and max(one.mean for one in bounds) < 0:
         mark, reason = "shown", f"{said}: it fell, and H(X) moved by less than half as much"
     elif found.mean > 0 and (found.p_greater_corrected or 0.0) <= ALPHA / 2:
@@ -339,8 +302,8 @@ def entropy(changes: Changes, adapter: str) -> Finding:
     else:
         reason = f"{said}: a fall of H(X|Y) alone is not shown"
     return replace(
-        _finding("entropy", mark, changes.group, adapter, family, reason, unit="nats/token"),
-        p=p,
+        finding("entropy", mark, changes.group, adapter, family, reason, unit="nats/token"),
+        p=None if mark == "n/a" else p,
         p_alone=None,
         test=f"{ENTROPY_TEST}; {family.method}",
     )
@@ -350,17 +313,38 @@ def _without_entropy(changes: Changes, adapter: str) -> Finding:
     """Say that the question cannot be asked of an engine that gives log-probabilities alone."""
     family = changes.ddi_family
     reason = "the engine that scored gives no entropy"
-    asked = _finding("entropy", "n/a", changes.group, adapter, family, reason, unit="nats/token")
+    asked = finding("entropy", "n/a", changes.group, adapter, family, reason, unit="nats/token")
     return replace(asked, estimate=None, ci95=None, p=None, p_alone=None, test=ENTROPY_TEST)
 
 
-def mean_above_zero(
-    name: Name, group: str, values: ByAdapter, sources: Sources, adapter: str, unit: str
-) -> Finding:
-    """Ask only whether a mean is above 0: of continuations, or of expert less placebo."""
+def continuations(group: str, values: ByAdapter, sources: Sources, adapter: str) -> Finding:
+    """Did log P per token of true continuations rise: is its mean change above 0?"""
     family = family_test(by_source(values, sources))
-    mark, reason = _directed(family.changes[adapter], family)
-    return _finding(name, mark, group, adapter, family, reason, unit)
+    mark, reason = directed(family.changes[adapter], family)
+    return finding("continuations", mark, group, adapter, family, reason, "nats/token")
+
+
+def placebo(
+    changes: Changes, less: ByAdapter, adapter: str, placebo_of: str, unlike: Sequence[str]
+) -> Finding:
+    """Is ddI larger than after training on dealt responses, item by item?
+
+    Args:
+        changes: Those of the candidates.
+        less: ddI less that of the placebo of each candidate, nats.
+        adapter: The adapter that the verdict is about.
+        placebo_of: Its placebo.
+        unlike: What that placebo has not in common with it but should: its epoch, its samples.
+    """
+    family = family_test(changes.clusters(less))
+    mark, reason = directed(family.changes[adapter], family)
+    problems = heavy(less[adapter], changes.sources) if mark in ("shown", "against") else []
+    problems += [f"{placebo_of} is of other {what}" for what in unlike]
+    if problems:
+        mark = mark if mark == "n/a" else "not shown"
+        reason = f"{reason}, but {'; '.join(problems)}"
+    found = finding("placebo", mark, changes.group, adapter, family, reason)
+    return replace(found, test=f"ddI less that of {placebo_of}; {found.test}")
 
 
 def _plus(a: ByAdapter, b: ByAdapter, times: float = 1.0) -> ByAdapter:
@@ -368,30 +352,3 @@ def _plus(a: ByAdapter, b: ByAdapter, times: float = 1.0) -> ByAdapter:
         return lambda: a[name] + times * b[name]
 
     return Moved({name: both(name) for name in a})
-
-
-def _finding(
-    name: Name,
-    mark: Mark,
-    group: str,
-    adapter: str,
-    family: Family,
-    reason: str,
-    unit: str = "nats",
-) -> Finding:
-    found = family.changes[adapter]
-    return Finding(
-        name=name,
-        mark=mark,
-        group=group,
-        adapter=adapter,
-        estimate=found.mean,
-        unit=unit,
-        ci95=found.ci95,
-        p=found.p_greater_corrected,
-        p_alone=found.p_greater,
-        test=f"mean above 0, one-sided; {family.method}",
-        n_items=family.n_items,
-        n_sources=family.n_sources,
-        reason=reason,
-    )

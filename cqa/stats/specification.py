@@ -5,13 +5,14 @@ Source: Simonsohn, Simmons & Nelson 2020, "Specification curve analysis".
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 from scipy import stats
 
+from cqa.schema.summary import Summary
 from cqa.schema.verdict import Mark, Verdict
 from cqa.stats.clusters import Values, by_source
 from cqa.stats.columns import Facts, ItemScores
@@ -54,7 +55,7 @@ def specification_curve(
     facts: Facts,
     groups: Sequence[str],
     adapter: str,
-    verdict: Verdict,
+    summary: Summary,
 ) -> list[Specification]:
     """Ask for the change of the primary group, and its difference from the control if there is one.
 
@@ -63,12 +64,15 @@ def specification_curve(
         facts: What is known of each item.
         groups: The primary group, and the control where there is one.
         adapter: The adapter that the verdict is about.
-        verdict: Whose marks the answers are compared with.
+        summary: With whose marks the answers are compared, and whose candidates are paid for.
     """
     found: list[Specification] = []
+    verdict, candidates = summary.verdict, summary.candidates
     for null in NULLS:
         for per in UNITS:
-            tried = [_read(items[group], facts, _reading(per, null)) for group in groups]
+            tried = [
+                _read(items[group], facts, _reading(per, null), candidates) for group in groups
+            ]
             read = [one for one in tried if one is not None and adapter in one.ddi]
             if len(read) < len(groups):
                 continue
@@ -89,7 +93,10 @@ def _reading(per: str, null: str) -> tuple[str, int | None]:
 
 
 def _read(
-    models: Mapping[str | None, ItemScores], facts: Facts, column: tuple[str, int | None]
+    models: Mapping[str | None, ItemScores],
+    facts: Facts,
+    column: tuple[str, int | None],
+    candidates: Collection[str],
 ) -> _Group | None:
     """Return the changes in one reading; None where it was not measured."""
     base = models[None]
@@ -97,7 +104,7 @@ def _read(
     ddi = {
         name: scores.only(base).column(*column) - before
         for name, scores in models.items()
-        if name is not None and scores.covers(base)
+        if name is not None and name in candidates and scores.covers(base)
     }
     if np.isnan(before).any() or any(np.isnan(values).any() for values in ddi.values()):
         return None

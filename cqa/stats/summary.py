@@ -216,6 +216,7 @@ def summarise(
         strata=_strata(scores, config),
         n_copies=dict(scores.n_copies),
         roles=roles,
+        candidates=judged.candidates,
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -15,9 +15,14 @@ Texts = Mapping[str | None, Mapping[str, TextScore]]
 
 
 def text_changes(
-    models: Texts, label: Literal["domain", "lang"] = "domain"
+    models: Texts, candidates: Collection[str], label: Literal["domain", "lang"] = "domain"
 ) -> dict[str, dict[str | None, Change]]:
-    """Test the change of log P per token under each adapter that scored every text of the base.
+    """Test the change of log P per token under each candidate that scored every text of the base.
+
+    Args:
+        models: The scores of one group.
+        candidates: The adapters that the tests pay for.
+        label: What the parts are.
 
     Returns:
         By adapter and domain or language (None is the whole group); each part is a family over its
@@ -32,7 +37,7 @@ def text_changes(
         moved = {
             name: np.array([scores[i].logp_nats / scores[i].n_tokens for i in ids]) - before
             for name, scores in models.items()
-            if name is not None and scores.keys() >= base.keys()
+            if name in candidates and name is not None and scores.keys() >= base.keys()
         }
         if not moved:
             return {}

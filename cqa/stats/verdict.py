@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -31,6 +31,7 @@ from cqa.stats.continuations import TextScore
 from cqa.stats.deciding import Change, Family, difference_test, family_test
 from cqa.stats.findings import Changes, Moved, only
 from cqa.stats.items import OF_PMI
+from cqa.stats.marks import two_sided, two_sided_alone
 from cqa.stats.seeds import seed_effects
 from cqa.stats.tests import welch
 
@@ -50,6 +51,7 @@ class Judgement:
     choices: dict[str, Choice]
     interactions: dict[str, Interaction]
     seeds: dict[str, tuple[SeedEffect, ...]]
+    candidates: tuple[str, ...]  # the adapters that the tests are of and pay for
 
 
 def judge(
@@ -87,19 +89,23 @@ def judge(
     choices = {
         group: found
         for group, one in changes.items()
-        if one and (found := _choice(one, config, elsewhere))
+        if one and (found := _choice(one, config, elsewhere, items[group], made))
     }
     adapters = [a for models in (*items.values(), *texts.values()) for a in models if a is not None]
+    candidates = tuple(name for name in dict.fromkeys(adapters) if name not in placebos)
     chosen = choices[roles.primary].chosen if roles.primary in choices else None
-    highlighted = chosen or next((a for a in reversed(adapters) if a not in placebos), None)
+    judged = tuple(primary.ddi) if primary is not None else candidates
+    highlighted = chosen or (last_trained(judged, made) if judged else None)
+    if elsewhere is not None:
+        candidates = (elsewhere.chosen,)
     asked: list[Finding] = []
     limits: list[str] = []
     if primary is not None and highlighted is not None and highlighted in primary.ddi:
         asked = _findings(primary, control, highlighted, config)
         limits = findings.limits(primary, highlighted)
-        asked += _placebo(known[primary.group], primary, highlighted, placebos)
+        asked += _placebo(known[primary.group], primary, highlighted, made)
     if highlighted is not None:
-        asked += _of_texts(texts, highlighted)
+        asked += _of_texts(texts, highlighted, candidates)
     return Judgement(
         Verdict(_headline(asked, limits, roles, adapters, highlighted), tuple(asked)),
         highlighted,
@@ -111,6 +117,7 @@ def judge(
             for group, one in known.items()
             if one and (effects := seed_effects(one.ddi, one.sources, made))
         },
+        candidates,
     )
 
 
@@ -191,7 +198,26 @@ def _chosen_elsewhere(choosers: ByModel, facts: Facts, placebos: Collection[str]
     )
 
 
-def _choice(changes: Changes, config: AnalysisConfig, elsewhere: Choice | None) -> Choice | None:
+def last_trained(names: Sequence[str], made: Mapping[str, Provenance]) -> str:
+    """Return the adapter of the largest epoch, whatever the order in which they were scored.
+
+    Where not every adapter names its epoch the last in the order of scoring is taken; so it is of
+    several runs' last epochs.
+    """
+    epochs = [known if (known := _made(made, n).epoch) is not None else _epoch(n) for n in names]
+    known_epochs = [epoch for epoch in epochs if epoch is not None]
+    if len(known_epochs) < len(names):
+        return names[-1]
+    return [n for n, epoch in zip(names, epochs, strict=True) if epoch == max(known_epochs)][-1]
+
+
+def _choice(
+    changes: Changes,
+    config: AnalysisConfig,
+    elsewhere: Choice | None,
+    models: ByModel,
+    made: Mapping[str, Provenance],
+) -> Choice | None:
     """Return which of several adapters the verdict is about; None where there is no choice."""
     if elsewhere is not None:
         return elsewhere
@@ -199,10 +225,17 @@ def _choice(changes: Changes, config: AnalysisConfig, elsewhere: Choice | None) 
     if len(ddi) < 2:
         return None
     clusters = changes.clusters(ddi)
-    last = config.choose == "last"
+    if config.choose == "last":
+        chosen = last_trained(tuple(ddi), made)
+        scored = [n for n in models if n is not None and not _made(made, n).placebo]
+        rule, last = "the last one", last_trained(scored, made)
+        if last != chosen:
+            rule = f"the last one that has all items, since {last} has not"
+    else:
+        chosen, rule = choose(clusters), "largest studentised mean ddI on these very items"
     return Choice(
-        chosen=list(ddi)[-1] if last else choose(clusters),
-        rule="the last one" if last else "largest studentised mean ddI on these very items",
+        chosen=chosen,
+        rule=rule,
         n_adapters=len(ddi),
         chosen_when_drawn_anew=stability(clusters),
         cross_fitted=_cross_fitted(ddi, changes.sources),
@@ -232,37 +265,56 @@ def _findings(
 
 
 def _placebo(
-    known: Changes | None, primary: Changes, adapter: str, placebos: Collection[str]
+    known: Changes | None,
+    primary: Changes,
+    adapter: str,
+    made: Mapping[str, Provenance],
 ) -> list[Finding]:
-    """Compare each candidate with the placebo of its epoch, item by item."""
-    held = [name for name in known.ddi if name in placebos] if known else []
+    """Compare each candidate with the placebo that is most like it, item by item."""
+    held = [name for name in known.ddi if _made(made, name).placebo] if known else []
     if known is None or not held:
         return []
-    pairs = {
-        name: next((p for p in held if _epoch(p) == _epoch(name)), held[-1]) for name in primary.ddi
-    }
+    pairs = {name: _placebo_of(name, held, made) for name in primary.ddi}
 
     def less_of(name: str, placebo: str) -> Callable[[], Values]:
         return lambda: primary.ddi[name] - known.ddi[placebo]
 
     less = Moved({name: less_of(name, placebo) for name, placebo in pairs.items()})
-    found = findings.mean_above_zero(
-        "placebo", primary.group, less, primary.sources, adapter, "nats"
-    )
-    return [replace(found, test=f"ddI less that of {pairs[adapter]}; {found.test}")]
+    own, other = pairs[adapter], _made(made, adapter).data
+    unlike = [] if _epoch(own) == _epoch(adapter) else ["length of training"]
+    if None not in (other, data := _made(made, own).data) and other != data:
+        unlike.append("samples")
+    return [findings.placebo(primary, less, adapter, own, unlike)]
 
 
-def _epoch(adapter: str) -> str | None:
+def _placebo_of(name: str, held: Sequence[str], made: Mapping[str, Provenance]) -> str:
+    """Return the placebo of the same epoch and samples, and if there are several of the seed."""
+    own = _made(made, name)
+
+    def likeness(placebo: str) -> tuple[bool, bool, bool]:
+        its = _made(made, placebo)
+        return _epoch(placebo) == _epoch(name), its.data == own.data, its.seed == own.seed
+
+    return max(reversed(held), key=likeness)  # of equals the last
+
+
+def _made(made: Mapping[str, Provenance], name: str) -> Provenance:
+    return made.get(name, Provenance())
+
+
+def _epoch(adapter: str) -> int | None:
     match = EPOCH.search(adapter)
-    return match[1] if match else None
+    return int(match[1]) if match else None
 
 
-def _of_texts(texts: Mapping[str, TextsByModel], adapter: str) -> list[Finding]:
+def _of_texts(
+    texts: Mapping[str, TextsByModel], adapter: str, paid_for: Collection[str]
+) -> list[Finding]:
     """Ask of every group of true continuations whether they became more probable."""
     found = []
     for group, models in texts.items():
         base = models[None]
-        complete = {a: m for a, m in models.items() if a is not None and m.keys() >= base.keys()}
+        complete = {a: models[a] for a in paid_for if models.get(a, {}).keys() >= base.keys()}
         if adapter not in complete or not base:
             continue
         before = np.array([score.logp_nats / score.n_tokens for score in base.values()])
@@ -271,9 +323,7 @@ def _of_texts(texts: Mapping[str, TextsByModel], adapter: str) -> list[Finding]:
             for a, m in complete.items()
         }
         sources = [score.source_id for score in base.values()]
-        found.append(
-            findings.mean_above_zero("continuations", group, values, sources, adapter, "nats/token")
-        )
+        found.append(findings.continuations(group, values, sources, adapter))
     return found
 
 
@@ -305,8 +355,8 @@ def _difference(family: Family, name: str) -> GroupDifference:
     return GroupDifference(
         found.mean,
         found.ci95,
-        findings.two_sided_alone(found),
-        findings.two_sided(found),
+        two_sided_alone(found),
+        two_sided(found),
     )
 
 

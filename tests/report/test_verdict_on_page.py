@@ -35,6 +35,7 @@ def test_every_finding_is_an_answer_with_its_numbers(report):
             assert show(finding.p, "p") in answer.text
         assert f"{finding.n_items:,} items of {finding.n_sources:,} sources" in answer.text
         assert finding.reason in answer.text
+        assert ("sources in the group with fewer" in answer.text) == (finding.name == "selective")
     assert report.verdict.headline == verdict.headline
     assert verdict.headline in markdown_page(report)
 

@@ -132,6 +132,44 @@ def test_of_very_many_sources_the_same_are_drawn(inputs):
     assert [again.of(item) for item in items] == [others.of(item) for item in items]
 
 
+@pytest.mark.parametrize("seed", [0, 1])
+def test_contexts_without_room_and_repeated_ones_keep_no_other_from_the_draw(inputs, seed):
+    """Of 900 sources a tenth fits and a third says the same: order and number change nothing."""
+    many = [
+        PAIRS[0] | {"id": f"m{k}", "source_id": f"book {k}",
+                    "context": "the lamp" if k % 3 == 0 else f"the {k} lamp"}
+        for k in range(900)
+    ]  # fmt: skip
+    room = {f"the {k} lamp" for k in range(1, 900, 9) if k % 3} | {"the lamp"}
+    tokenizer = Tokenizer(inputs / "model")
+
+    def fits(ids):
+        return tokenizer.decode(ids) in room
+
+    others, items = drawn(inputs, many, Marginal(8, seed), fits)
+    assert {len(others.of(item)) for item in items} == {8}
+    assert {tokenizer.decode(ids) for item in items for ids in others.of(item)} <= room
+    again, _ = drawn(inputs, random.Random(seed).sample(many, len(many)), Marginal(8, seed), fits)
+    assert again.digest == others.digest
+
+
+def test_contexts_of_a_group_of_several_languages_are_of_the_item_s_own(inputs):
+    mixed = [
+        PAIRS[0] | {"id": f"m{k}", "source_id": f"book {k}", "context": f"the {k} lamp",
+                    "lang": ("en", "zh")[k % 2]}
+        for k in range(24)
+    ]  # fmt: skip
+    others, items = drawn(inputs, mixed)
+    tokenizer = Tokenizer(inputs / "model")
+    lang = {record["context"]: record["lang"] for record in mixed}
+    for item in items:
+        assert {lang[tokenizer.decode(i)] for i in others.of(item)} == {item.labels["lang"]}
+    few = [record | {"lang": "zh" if k == 5 else "en"} for k, record in enumerate(mixed)]
+    others, items = drawn(inputs, few)
+    with pytest.raises(DataError, match="in group `literary` and language `zh` for item `m5`"):
+        others.of(items[5])
+
+
 def test_shards_merge_to_the_bytes_of_one_run(inputs, scored, tmp_path):
     folders = [tmp_path / f"s{k}" for k in (1, 2, 3)]
     for k, folder in enumerate(folders, start=1):

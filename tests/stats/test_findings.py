@@ -82,6 +82,28 @@ def test_normalizations_of_another_sign_withhold_shown(rng, other, said):
     assert said in found.reason
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_conditional_is_not_shown_where_the_change_is_withheld(rng, sign):
+    cond = sign * rng.normal(0.8, 1, 60)
+    whole = changes(cond)
+    assert findings.conditional(whole, "a").mark == ("shown" if sign > 0 else "against")
+    turned = replace(whole, ddi_per_token={"a": -cond})
+    assert findings.change(turned, "a").mark == "not shown"
+    found = findings.conditional(turned, "a")
+    assert found.mark == "not shown"
+    assert "but of ddI: per token the mean has the other sign" in found.reason
+
+
+def test_a_tenth_of_items_that_makes_the_difference_from_a_placebo_withholds_it(rng):
+    less = np.concatenate([rng.normal(-0.02, 0.05, 54), rng.normal(1.5, 0.1, 6)])
+    one = changes(rng.normal(0.8, 1, 60))
+    found = findings.placebo(one, {"a": less}, "a", "fake", [])
+    assert found.p <= 0.05
+    assert found.mark == "not shown"
+    assert "without the 6 items that change most" in found.reason
+    assert findings.placebo(one, {"a": less + 0.3}, "a", "fake", []).mark == "shown"
+
+
 def test_a_loss_is_against_and_needs_as_much(rng):
     assert findings.change(changes(rng.normal(-0.8, 1, 40)), "a").mark == "against"
     assert findings.change(changes(rng.normal(-2, 0.3, 6)), "a").mark == "not shown"
@@ -173,3 +195,6 @@ def test_entropy_must_fall_by_more_than_twice_what_the_marginal_moves(rng):
     assert findings.entropy(both, "a").mark == "not shown"
     rose = changes(ddi, entropy_given={"a": -given}, entropy_null={"a": null})
     assert findings.entropy(rose, "a").mark == "against"
+    still = changes(ddi, entropy_given={"a": 0 * given}, entropy_null={"a": null})
+    found = findings.entropy(still, "a")
+    assert (found.mark, found.p) == ("n/a", None)

@@ -46,11 +46,51 @@ def test_a_placebo_is_never_chosen_and_the_difference_from_it_is_a_finding():
     finding = with_all.verdict.finding("placebo")
     assert (finding.mark, finding.adapter) == ("against", "run/epoch-01")
     assert "fake/epoch-01" in finding.test
+    texts = [s.verdict.finding("continuations") for s in (with_all, alone)]
+    assert texts[0] == texts[1]
+    assert with_all.candidates == ("run/epoch-01",)
     assert "not shown to be more so than after training on dealt responses" in (
         with_all.verdict.headline
     )
     better = summarise(scores_of(adapters, gains={adapters[1]: 5.0, adapters[2]: 1.0}), made=made)
     assert better.verdict.finding("placebo").mark == "shown"
+
+
+PAIRED = {  # adapters of a run, and placebos with another epoch, other samples, another seed
+    "run/epoch-02": ("r", "0", "2", "d"),
+    "fake/epoch-01": ("p", "0", "1", "d"),
+    "other/epoch-02": ("p", "0", "2", "e"),
+    "seed/epoch-02": ("p", "1", "2", "d"),
+    "fake/epoch-02": ("p", "0", "2", "d"),
+}
+
+
+@pytest.mark.parametrize(
+    ("placebos", "compared", "unlike"),
+    [
+        (["fake/epoch-01", "other/epoch-02", "seed/epoch-02", "fake/epoch-02"], -1, None),
+        (["fake/epoch-02", "seed/epoch-02", "other/epoch-02", "fake/epoch-01"], 0, None),
+        (["other/epoch-02", "seed/epoch-02"], 1, None),
+        (["other/epoch-02", "fake/epoch-01"], 0, "other samples"),
+        (["fake/epoch-01"], 0, "other length of training"),
+    ],
+)
+def test_a_placebo_that_is_unlike_shows_nothing(placebos, compared, unlike):
+    adapters = [None, "run/epoch-02", *placebos]
+    made = {
+        name: provenance(
+            dict(zip(("recipe_digest", "seed", "epoch", "data_digest"), of, strict=True))
+            | ({} if name.startswith("run") else {"placebo": "dealt"})
+        )
+        for name, of in PAIRED.items()
+    }
+    summary = summarise(scores_of(adapters, gains={"run/epoch-02": 5.0}), made=made)
+    found = summary.verdict.finding("placebo")
+    assert f"ddI less that of {placebos[compared]};" in found.test
+    assert found.mark == ("shown" if unlike is None else "not shown")
+    if unlike is not None:
+        assert found.reason.endswith(f"but {placebos[compared]} is of {unlike}")
+        assert "but not shown to be more so" in summary.verdict.headline
 
 
 def test_placebos_alone_are_no_subject():
@@ -112,6 +152,27 @@ def test_the_last_adapter_is_the_subject_where_it_is_asked_for():
     assert last.highlighted == "epoch-02"
     assert last.verdict.finding("change").adapter == "epoch-02"
     assert last.families == summarise(scores).families
+
+
+def test_the_last_adapter_is_that_of_the_last_epoch_however_they_were_scored():
+    """First 12, then the earlier ones; and where it lacks items, that is said."""
+    last = AnalysisConfig(choose="last")
+    adapters = [None, "a/epoch-12", "b/epoch-12", "a/epoch-02", "a/epoch-03"]
+    assert summarise(scores_of(adapters), last).highlighted == "b/epoch-12"
+    assert summarise(scores_of([None, "mine", "epoch-01"]), last).highlighted == "epoch-01"
+    items = make_items(24)
+    rows = [
+        row
+        for row in make_rows(items, [None, "epoch-02", "epoch-03"])
+        if row["adapter"] != "epoch-03" or row["id"] != "literary-3"
+    ]
+    only = summarise(Scores(records(rows)))
+    assert only.highlighted == "epoch-02"
+    assert "nothing to judge" not in only.verdict.headline
+    three = [*rows, *make_rows(items, ["epoch-01"])]
+    chosen = summarise(Scores(records(three)), last).selection["literary"]
+    assert chosen.chosen == "epoch-02"
+    assert chosen.rule == "the last one that has all items, since epoch-03 has not"
 
 
 def test_copies_are_counted_once():

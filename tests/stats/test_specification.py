@@ -5,6 +5,8 @@ import pytest
 from scipy import stats
 from synthetic import make_items, make_rows, records
 
+from cqa.schema.provenance import provenance
+from cqa.schema.rows import CHOOSERS
 from cqa.stats.specification import share_that_agrees, specification_curve
 from cqa.stats.summary import Scores, summarise
 
@@ -15,11 +17,11 @@ ADAPTERS = [None, "epoch-02", "epoch-04"]
 def curve():
     rows = list(make_rows(make_items(24), ADAPTERS))
     scores = Scores(records(rows))
-    verdict = summarise(scores).verdict
+    summary = summarise(scores)
     found = specification_curve(
-        scores.items, scores.facts, ["literary", "factual"], "epoch-04", verdict
+        scores.items, scores.facts, ["literary", "factual"], "epoch-04", summary
     )
-    return rows, verdict, found
+    return rows, summary.verdict, found
 
 
 def reading(rows, group, adapter, null, length):
@@ -75,3 +77,25 @@ def test_the_headline_specification_is_the_verdict_s_test(curve):
     by_hand = np.mean([s.says == verdict.finding("change").mark for s in asked])
     assert share_that_agrees(found, "change") == by_hand
     assert share_that_agrees([], "change") is None
+
+
+PLACEBO = provenance({"placebo": "responses dealt by seed 0", "epoch": "1"})
+
+
+@pytest.mark.parametrize("how", ["placebo", "chosen elsewhere"])
+def test_the_curve_pays_for_what_the_verdict_pays_for(how):
+    items = make_items(24)
+    if how == "chosen elsewhere":
+        for item in [i for i in items if i["group"] == "literary" and i["kind"] == "pair"][::2]:
+            item["group"] = CHOOSERS
+    adapters = [None, "epoch-02", "epoch-04", "fake/epoch-02", "fake/epoch-04"]
+    scores = Scores(records(make_rows(items, adapters)))
+    made = dict.fromkeys(adapters[3:], PLACEBO) if how == "placebo" else {}
+    summary = summarise(scores, made=made)
+    groups, name = ["literary", "factual"], summary.highlighted
+    found = specification_curve(scores.items, scores.facts, groups, name, summary)
+    tests = [s for s in found if (s.per, s.null, s.test) == ("sum", "null", "deciding test")]
+    assert [s.p for s in tests] == [
+        summary.verdict.finding("change").p,
+        summary.interaction[name].sum_nats.p_corrected,
+    ]
