@@ -89,8 +89,9 @@ def drop_tile(  # columns [start, start + WIDTH) of X as a member drops them, no
     WIDTH: tl.constexpr,
 ):
     bits = dropout_bits(key, tl.load(streams + member), threshold, numbers, start, k, WIDTH)
-    mask = in_range[:, None] & (first_rank == 0)  # of the programs that share the member's ranks
-    tl.store(kept_at(kept, kept_stride, member, rows, m, start, WIDTH), bits, mask=mask)
+    if first_rank == 0:  # of the programs that share the member's ranks
+        at = kept_at(kept, kept_stride, member, rows, m, start, WIDTH)
+        tl.store(at, bits, mask=in_range[:, None])
     return tl.where(keep_of(bits, WIDTH, True), x, 0.0)
 
 
