@@ -179,7 +179,7 @@ def convert(raw: Any, kind: Any, key: str) -> Any:
         raise ConfigError(f"expected {key} to be {_noun(kind)}, got: {_shown(raw)}")
     if kind is Path and raw == "":
         raise ConfigError(f"expected {key} to be a path, got an empty one")
-    if isinstance(raw, str) and ("\0" in raw or not _is_unicode(raw)):
+    if isinstance(raw, str) and ("\0" in raw or not is_unicode(raw)):
         raise ConfigError(f"expected {key} to be plain text, got: {_shown(raw)}")
     try:
         return kind(raw)
@@ -206,7 +206,8 @@ def _expanded(raw: Any, key: str) -> Any:
     return numbers
 
 
-def _is_unicode(text: str) -> bool:
+def is_unicode(text: str) -> bool:
+    """Return whether a text has no half of a pair, as a name that is no UTF-8 has for its bytes."""
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, fields
 from functools import wraps
@@ -10,7 +11,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import click
 
-from cqa.config import GROUPS, key_of, read_settings, resolve
+from cqa.config import GROUPS, is_unicode, key_of, read_settings, resolve
 from cqa.errors import ConfigError
 from cqa_fast.group import first_paragraph
 
@@ -19,17 +20,22 @@ Command = Callable[..., None]
 
 
 class NonEmptyPath(click.Path):
-    """A path; an empty one, as of an unset variable, is not the current folder."""
+    """A path; an empty one, as of an unset variable, is not the current folder.
+
+    One that is no Unicode is refused, as in settings: no JSON file holds it, no library opens it.
+    """
 
     def convert(self, value: Any, param: Any, ctx: click.Context | None) -> Any:
         """Return it as a `Path`.
 
         Raises:
-            ConfigError: It is empty.
+            ConfigError: It is empty, or no Unicode.
         """
-        if value == "" and param is not None:
+        if param is not None and (value == "" or not is_unicode(os.fsdecode(value))):
             name = param.opts[0] if isinstance(param, click.Option) else param.make_metavar(ctx)
-            raise ConfigError(f"expected {name} to be a path, got an empty one")
+            if value == "":
+                raise ConfigError(f"expected {name} to be a path, got an empty one")
+            raise ConfigError(f"expected {name} to be plain text, got: {value!a:.80}")
         return super().convert(value, param, ctx)
 
 

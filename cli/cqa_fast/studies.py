@@ -24,7 +24,7 @@ from cqa.text import counted
 from cqa.train.config import PRESETS
 from cqa.train.earlier import taken_over
 from cqa_fast.options import A_PATH, JSON, command, flag, takes
-from cqa_fast.terminal import say, say_json, tell, tell_place
+from cqa_fast.terminal import message, say, say_json, tell, tell_place
 
 
 @command("lm-eval")
@@ -103,7 +103,11 @@ def letters(config: LettersConfig, as_json: bool) -> None:
     from cqa.letters.run import choose_letters, letters_text
     from cqa.score_folder import LETTERS
 
-    meta = choose_letters(config, on_rows=lambda n: tell(f"{counted(n, 'item')} asked"))
+    meta = choose_letters(
+        config,
+        on_rows=lambda n: tell(f"{counted(n, 'item')} asked"),
+        on_wait=lambda text: tell(f"note: {message(text)}"),
+    )
     tell_place("choices", config.out / LETTERS)
     say_json(meta.to_json()) if as_json else say(letters_text(meta))
 

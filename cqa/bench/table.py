@@ -17,14 +17,17 @@ from cqa.bench.results import (
     Unmeasured,
 )
 from cqa.bench.timing import Timing
+from cqa.escape import for_terminal
 from cqa.model.memory import size_text
+from cqa.text import named
 
 
 def bench_text(data: Benchmark) -> str:
     """Return everything measured as tables, best read at 100 columns."""
     settings, ceilings = data.settings, data.ceilings
+    what = named(str(settings["model"] or settings["shape"]))
     lines = [
-        f"{settings['model'] or settings['shape']}, {data.dtype} on {data.device['name']}",
+        f"{what}, {data.dtype} on {data.device['name']}",
         f"large product {_rate(ceilings.gemm_flops_per_s)}FLOP/s, "
         f"copy {_rate(ceilings.copy_bytes_per_s)}B/s, in this run",
     ]
@@ -50,7 +53,7 @@ def _table(
     lines = []
     for k, cells in enumerate(rows):
         if k in notes:
-            lines.append(f"{cells[0]:<{widths[0]}}  not measured: {notes[k]}")
+            lines.append(f"{cells[0]:<{widths[0]}}  not measured: {for_terminal(notes[k])}")
             continue
         rest = "  ".join(f"{c:>{w}}" for c, w in zip(cells[1:], widths[1:], strict=True))
         lines.append(f"{cells[0]:<{widths[0]}}  {rest}".rstrip())

@@ -11,6 +11,7 @@ from cqa.config import input_paths
 from cqa.errors import ConfigError, CqaError, DataError
 from cqa.files import reported, write_json
 from cqa.output_folder import check_output_file
+from cqa.text import named
 
 T = TypeVar("T")
 
@@ -74,10 +75,15 @@ def evaluate(config: LmEvalConfig) -> dict[str, Any]:
 
 
 def results_text(results: dict[str, Any]) -> str:
-    """Return lm-eval's own table of results."""
+    """Return lm-eval's own table of results; a task's name is on the one line of its row."""
     from lm_eval.utils import make_table
 
-    return str(make_table(results)).strip()
+    def shown(tasks: dict[str, Any]) -> dict[str, Any]:
+        return {
+            task: row | {"alias": named(str(row.get("alias", task)))} for task, row in tasks.items()
+        }
+
+    return str(make_table(results | {"results": shown(results["results"])})).strip()
 
 
 def _told(work: Callable[[], T], expected: str, kind: type[CqaError]) -> T:

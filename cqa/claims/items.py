@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from cqa.claims.config import ItemsConfig
 from cqa.claims.dealing import dealt
 from cqa.data.items import Item, read_items
+from cqa.data.jsonl import check_columns
 from cqa.data.unique import each_once, file_line_id
 from cqa.errors import DataError
 
@@ -15,8 +16,9 @@ def read_all(config: ItemsConfig) -> list[Item]:
     """Read the items of all files, in their order.
 
     Raises:
-        DataError: A line is malformed, or an id comes twice.
+        DataError: A line is malformed, an id comes twice, or a column is in no record.
     """
+    check_columns(config.pairs, config.columns)
     records = read_items(config.pairs, columns=config.columns)
     return list(each_once(records, name=file_line_id, columns=config.columns))
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -23,10 +24,12 @@ from cqa.data.tables import (
     table_lines,
 )
 from cqa.errors import DataError
+from cqa.text import listed
 
 BOM = b"\xef\xbb\xbf"
 LONGEST_LINE_BYTES = 1 << 26  # 64 MiB: a file without line ends is not read into memory
 LONGEST_NAME = 1024  # characters of an id or a label
+MOST_NAMES = 12  # keys of a record that a hint tells
 Record = TypeVar("Record")
 
 
@@ -103,6 +106,62 @@ def _renamed_line(line: bytes, where: str, columns: dict[str, list[str]]) -> byt
     except DataError:
         return line  # the error is that of whoever reads it
     return json.dumps(renamed(record, columns)).encode()
+
+
+def held_columns(paths: Iterable[Path], columns: Sequence[str]) -> tuple[str, ...]:
+    """Return the settings of `columns` whose column stands in some record of the files.
+
+    No more is read than it takes to see them. A line that is no record is for whoever reads it.
+
+    Raises:
+        DataError: A file cannot be read.
+        ConfigError: `columns` cannot be read.
+    """
+    left = {setting: parse_columns([setting]).popitem()[1][0] for setting in columns}
+    for path in paths if left else ():
+        for where, line in raw_lines(path):
+            with suppress(DataError):
+                record = parse_object(line, where)
+                left = {s: column for s, column in left.items() if column not in record}
+            if not left:
+                return tuple(columns)
+    return tuple(setting for setting in columns if setting not in left)
+
+
+def check_columns(paths: Sequence[Path], columns: Sequence[str]) -> None:
+    """Refuse a named column that is in no record: mistyped, it would leave its key empty.
+
+    A record may lack a column that another one has, and a file one that another file has.
+
+    Args:
+        paths: All files that a command reads with these columns.
+        columns: See `raw_lines`.
+
+    Raises:
+        DataError: A column is in no record, or a file cannot be read.
+        ConfigError: `columns` cannot be read.
+    """
+    held = held_columns(paths, columns)
+    absent = next((setting for setting in columns if setting not in held), None)
+    if absent is None:
+        return
+    ((key, (column,)),) = parse_columns([absent]).items()
+    names = ", ".join(f"`{name:.40}`" for name in _first_names(paths))
+    raise DataError(
+        f"expected a record with the column `{column:.80}`, which --columns names for `{key:.80}`, "
+        "got none",
+        where=listed(map(path_text, paths)),
+        hint=f"the first one has {names}" if names else None,
+    )
+
+
+def _first_names(paths: Iterable[Path]) -> list[str]:
+    """Return the first keys of the first record, if there is one."""
+    for path in paths:
+        for where, line in raw_lines(path):
+            with suppress(DataError):
+                return list(parse_object(line, where))[:MOST_NAMES]
+    return []
 
 
 def _lines(path: Path) -> Iterator[tuple[str, bytes]]:
@@ -203,8 +262,9 @@ def take_text(record: dict[str, Any], key: str, where: str) -> str:
     value = record.get(key)
     if not isinstance(value, str):
         got = f"`{key}` is {_type_name(value)}" if key in record else f"no `{key}`"
-        held = ", ".join(f"`{k:.40}`" for k in list(record)[:12])
-        other = "" if where.endswith(")") else f"; --columns {key}=NAME reads another one"
+        held = ", ".join(f"`{k:.40}`" for k in list(record)[:MOST_NAMES])
+        in_file = where.rpartition(":")[2].isdecimal()  # not within a record, nor of a caller's own
+        other = f"; --columns {key}=NAME reads another one" if in_file else ""
         raise DataError(
             f"expected text in `{key}`, got: {got}",
             where=where,

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from cqa.data.hub import path_text
 from cqa.data.items import Item, parse_continuation, parse_pair, refuse_scored
-from cqa.data.jsonl import read_records
+from cqa.data.jsonl import check_columns, read_records
 from cqa.data.overlap import TrainedTexts, folded
 from cqa.data.samples import Sample, detect_format, parse_sample, plain_parts
 from cqa.data.spacing import Spacing
@@ -68,7 +68,12 @@ def validate_files(
         columns: Keys and the columns they are read from, such as `good=chosen`.
         encoder: Encodes every record, if it is known for which model.
         plain: Whether texts meet as they are, not in a template.
+
+    Raises:
+        DataError: A named column is in no record.
     """
+    paths = list(paths)
+    check_columns(paths, columns)
     reports = [FileReport(path_text(path)) for path in paths]
     samples: list[Sample] = []
     seen, repeated = Fingerprints(), Fingerprints()

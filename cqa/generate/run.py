@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cqa.config import input_paths
-from cqa.data.jsonl import LONGEST_LINE_BYTES, read_records, take_id, take_text
+from cqa.data.jsonl import LONGEST_LINE_BYTES, check_columns, read_records, take_id, take_text
 from cqa.data.unique import each_once, file_line_id
 from cqa.errors import DataError
 from cqa.files import new_file, reported
@@ -87,6 +87,7 @@ def _read(config: GenerateConfig) -> list[Prompt]:
     """
     if config.prompts is not None:
         columns = config.columns
+        check_columns([config.prompts], columns)
         records = read_records(config.prompts, _parsed, noun="prompt", columns=columns)
         return list(each_once(records, name=file_line_id, columns=columns))
     if config.prompt != "-":

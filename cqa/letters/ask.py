@@ -17,6 +17,7 @@ from cqa.errors import ModelError
 from cqa.server.client import Client, RefusedError
 
 TOP = 20  # the most that servers give
+FIRST_TRIES = 3  # of the first question: a server that was never there is not waited for
 QUESTION = (
     "Which of these continuations of the text is the best one?\n\n"
     "Text:\n{context}\n\n{options}\n\nAnswer with its letter alone."
@@ -34,8 +35,13 @@ class Chat:
     client: Client
     model: str
 
-    def ask(self, context: str, options: Sequence[str]) -> list[float]:
+    def ask(self, context: str, options: Sequence[str], *, tries: int | None = None) -> list[float]:
         """Return the probability of each option's letter as the first token of the answer.
+
+        Args:
+            context: The text before.
+            options: What may follow it.
+            tries: How often at most the server is asked; by default as its client says.
 
         Raises:
             NoLettersError: The answer has no log-probabilities.
@@ -51,7 +57,8 @@ class Chat:
             "logprobs": True,
             "top_logprobs": TOP,
         }
-        return letter_probabilities(self.client.post("/chat/completions", body), len(options))
+        answer = self.client.post("/chat/completions", body, tries=tries)
+        return letter_probabilities(answer, len(options))
 
     def check(self) -> None:
         """Ask something plain.
@@ -61,7 +68,8 @@ class Chat:
             ResourceError: It does not answer.
         """
         try:
-            found = self.ask("The lamp was lit", [" and she waited.", " and she slept."])
+            options = [" and she waited.", " and she slept."]
+            found = self.ask("The lamp was lit", options, tries=FIRST_TRIES)
         except NoLettersError as error:
             raise ModelError(
                 f"expected log-probabilities of the answer's first token, got {error} "

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from cqa.config import command_line, given_settings, input_paths
 from cqa.data.items import Item, read_items
+from cqa.data.jsonl import check_columns
 from cqa.data.unique import each_once, file_line_id
 from cqa.errors import DataError
 from cqa.files import AppendedFile, discard, inside, write_json
@@ -32,6 +33,7 @@ def choose_letters(
     *,
     client: Client | None = None,
     on_rows: Callable[[int], None] = lambda _: None,
+    on_wait: Callable[[str], None] = lambda _: None,
 ) -> LettersMeta:
     """Ask a chat server for the better option of every item, in all cyclic orders.
 
@@ -41,6 +43,7 @@ def choose_letters(
         config: The settings.
         client: What asks; by default one for the server's address and key.
         on_rows: Called with the number of items of every part that is done.
+        on_wait: As for `Client`; not called where `client` is given.
 
     Raises:
         CqaError: Anything that the user can mend; see cqa.errors.
@@ -48,7 +51,8 @@ def choose_letters(
     check_output(config.out, "letters", input_paths(config))
     items = list(_items(config))
     server = config.at_server
-    chat = Chat(client or Client(server.base, server.key()), server.model)
+    client = client or Client(server.base, server.key(), on_wait=on_wait)
+    chat = Chat(client, server.model)
     chat.check()
     key = digest_json([server.model, QUESTION])
     again = command_line(LettersConfig, "letters", given_settings(config))
@@ -75,6 +79,7 @@ def choose_letters(
 
 
 def _items(config: LettersConfig) -> Iterator[Item]:
+    check_columns(config.pairs, config.columns)
     records = read_items(config.pairs, columns=config.columns)
     for item in each_once(records, name=file_line_id, columns=config.columns):
         if len(item.options) > MOST_OPTIONS:

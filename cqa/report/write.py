@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -54,11 +56,26 @@ def write_report(scores: Path, config: ReportConfig) -> Written:
         ResourceError: A file cannot be written.
     """
     check_output(config.out, "report", [("SCORES", scores), *input_paths(config)])
-    with long_file(config.out) as long:
+    with _uncollected(), long_file(config.out) as long:
         report = make_report(scores, config, long.take)
         with filled(config.out, "report"):
             written = [write_file(config.out / name, make()) for name, make in _files(report, long)]
     return Written(written, report.focus.summary.verdict)
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Keep Python from looking for garbage in cycles, of which a report makes none to speak of.
+
+    It would look through all items again and again: of 100,000 it takes a fifteenth of the time.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _files(report: Report, long: LongFile) -> Iterator[tuple[str, Callable[[], Content]]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from cqa.model.load import BaseModel, Device, Dtype
@@ -22,15 +22,31 @@ def engine_of(
     adapters: Sequence[AdapterFolder],
     base: BaseModel | None = None,
     ranks: Ranks = ALONE,
+    *,
+    on_wait: Callable[[str], None] = lambda _: None,
 ) -> Engine:
     """Return the engine that the settings of a scoring run name; a server has been probed.
+
+    Args:
+        config: The settings.
+        folder: The base model.
+        adapters: What it will be asked to use.
+        base: The base if it is loaded already.
+        ranks: The processes that share the base's weights.
+        on_wait: Told what is waited for, where a server does not answer at once.
 
     Raises:
         ModelError: The model is not one that the engine computes, or a probe of the server failed.
         ResourceError: The server does not answer.
     """
     if config.at_server is not None:
-        return ServerEngine(folder, config.at_server, null_token=config.null_token, out=config.out)
+        return ServerEngine(
+            folder,
+            config.at_server,
+            null_token=config.null_token,
+            out=config.out,
+            on_wait=on_wait,
+        )
     if ranks.count > 1:
         return SpreadEngine(folder, adapters, device=config.device, dtype=config.dtype, ranks=ranks)
     return make_engine(

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from cqa.data.items import BadItemError, Item, read_items
-from cqa.data.jsonl import stop_at
+from cqa.data.jsonl import check_columns, stop_at
 from cqa.errors import DataError
 from cqa.schema.rows import CHOOSERS
 from cqa.score_folder import digest_json, item_key
@@ -43,8 +43,10 @@ def read_all(files: Files, refuse: Callable[[DataError], object] = stop_at) -> I
         refuse: Takes the error of a bad item, which is then left out.
 
     Raises:
-        DataError: An item is malformed, or has the name of that group.
+        DataError: An item is malformed, or has the name of that group; a column is in no record.
     """
+    chooser = () if files.choose_on is None else (files.choose_on,)
+    check_columns((*files.pairs, *chooser, *files.continuations), files.columns)
     for item in read_items(files.pairs, columns=files.columns, refuse=refuse):
         if item.group == CHOOSERS:
             error = DataError(
@@ -53,9 +55,8 @@ def read_all(files: Files, refuse: Callable[[DataError], object] = stop_at) -> I
             refuse(BadItemError(error, item.where, item.id))
         else:
             yield item
-    if files.choose_on is not None:
-        for item in read_items([files.choose_on], columns=files.columns, refuse=refuse):
-            yield replace(item, labels={**item.labels, "group": CHOOSERS})
+    for item in read_items(chooser, columns=files.columns, refuse=refuse):
+        yield replace(item, labels={**item.labels, "group": CHOOSERS})
     yield from read_items(
         files.continuations, continuations=True, columns=files.columns, refuse=refuse
     )

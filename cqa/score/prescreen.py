@@ -27,7 +27,7 @@ from scipy.special import log_softmax
 
 from cqa.config import command_line, describe, given_settings, input_paths
 from cqa.data.items import Item, read_items
-from cqa.data.jsonl import parse_object, raw_lines, take_id
+from cqa.data.jsonl import check_columns, parse_object, raw_lines, take_id
 from cqa.data.unique import Fingerprints, file_line_id
 from cqa.errors import DataError
 from cqa.files import discard, new_file, read_json, write_json
@@ -143,6 +143,7 @@ def _read_experts(
     paths: Sequence[Path], columns: Sequence[str]
 ) -> tuple[Fingerprints, dict[str, list[float]]]:
     """Read the keys and ids of all points, and the distributions of those that carry one."""
+    check_columns(paths, columns)
     ids, experts = Fingerprints(), {}
     for item in read_items(paths, columns=columns):
         ids.add(full_key(item))

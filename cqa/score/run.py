@@ -107,7 +107,9 @@ def score(
     folder = locate(config.model, weights=config.at_server is None)
     adapters = find_adapters(config)
     _note_missing_epochs(config, on_event)
-    engine = engine_of(config, folder, adapters, base, ranks)
+    engine = engine_of(
+        config, folder, adapters, base, ranks, on_wait=lambda text: on_event(Note(text=text))
+    )
     items, n_items = checked_items(config, folder, engine)
     keep_sums_whole()
     with memory_reported("the model", "--dtype bf16, or a device with more memory"):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,7 @@ class ServerEngine:
         null_token: str | None = None,
         out: Path | None = None,
         client: Client | None = None,
+        on_wait: Callable[[str], None] = lambda _: None,
     ) -> None:
         """Read the tokenizer, and probe the server.
 
@@ -57,6 +59,7 @@ class ServerEngine:
             null_token: As for `Tokenizer`.
             out: The folder of scores, which may have been begun.
             client: What asks; by default one for the server's address and key.
+            on_wait: As for `Client`; not called where `client` is given.
 
         Raises:
             ConfigError: The key that is named is not there.
@@ -68,7 +71,7 @@ class ServerEngine:
         tokenizer = Tokenizer(folder, null_token=null_token, second_null=False)
         sizes = _sizes(folder)
         self.vocab_size = sizes.get("vocab_size", max(tokenizer.hf.get_vocab().values()) + 1)
-        client = client or Client(server.base, server.key())
+        client = client or Client(server.base, server.key(), on_wait=on_wait)
         before = None if out is None else read_capabilities(out)
         self._completions, self.capabilities = shake_hands(
             client, server.model, _prompts(tokenizer), concurrency=server.concurrency, before=before

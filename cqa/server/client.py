@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -37,6 +38,10 @@ class Patience:
     tries: int = 7
     first_wait_s: float = 1.0  # doubled after each try
     longest_wait_s: float = 60.0  # what Retry-After asks for beyond this is not waited for
+
+    def waits_s(self, tries: int) -> list[float]:
+        """Return the waits between so many tries, where the server asks for no other."""
+        return [min(self.first_wait_s * 2**k, self.longest_wait_s) for k in range(tries - 1)]
 
 
 class RefusedError(Exception):
@@ -86,6 +91,7 @@ class Client:
         *,
         patience: Patience | None = None,
         sleep: Callable[[float], None] = time.sleep,
+        on_wait: Callable[[str], None] = lambda _: None,
     ) -> None:
         """Remember the server; nothing is sent yet.
 
@@ -94,11 +100,14 @@ class Client:
             key: What it is told as the bearer's token; None tells none.
             patience: How often and how long it is asked.
             sleep: What waits between two tries.
+            on_wait: Told once, until the server answers again, what is waited for and how long.
         """
         self.url = url
         self._key = key
         self._patience = patience or Patience()
         self._sleep = sleep
+        self._on_wait = on_wait
+        self._is_waiting, self._lock = False, threading.Lock()
         handlers: list[type | urllib.request.BaseHandler] = [_NoRedirect]
         if urlsplit(url).hostname in THIS_MACHINE:
             handlers.append(urllib.request.ProxyHandler({}))
@@ -124,17 +133,27 @@ class Client:
         return self._tried(path, json.dumps(body).encode(), tries)
 
     def _tried(self, path: str, data: bytes | None, tries: int | None) -> dict[str, Any]:
-        tries, wait_s = tries or self._patience.tries, self._patience.first_wait_s
-        for n in range(1, tries + 1):
+        waits_s = self._patience.waits_s(tries or self._patience.tries)
+        for n, wait_s in enumerate([*waits_s, None], start=1):
             try:
-                return self._once(path, data)
+                found = self._once(path, data)
             except _PassedError as passed:
                 asked_s = passed.wait_s or 0.0
-                if n == tries or asked_s > self._patience.longest_wait_s:
+                if wait_s is None or asked_s > self._patience.longest_wait_s:
                     raise self._lost(path, passed, n) from None
-                self._sleep(min(max(wait_s, asked_s), self._patience.longest_wait_s))
-                wait_s *= 2
+                self._tell_of_wait(path, passed, len(waits_s), sum(waits_s))
+                self._sleep(max(wait_s, asked_s))
+            else:
+                self._is_waiting = False
+                return found
         raise AssertionError("the last try returns or raises")
+
+    def _tell_of_wait(self, path: str, passed: _PassedError, n_more: int, wait_s: float) -> None:
+        with self._lock:  # of several requests that wait, one tells
+            was_waiting, self._is_waiting = self._is_waiting, True
+        if not was_waiting:
+            again = "once more" if n_more == 1 else f"up to {n_more} times more"
+            self._on_wait(f"{self.url}{path}: {passed}; asked {again}, within {wait_s:.0f} s")
 
     def _lost(self, path: str, passed: _PassedError, n_tries: int) -> LostError:
         asked = f", which asks to wait {passed.wait_s:.0f} s" if passed.wait_s else ""

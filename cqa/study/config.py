@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Literal
@@ -42,8 +41,15 @@ class CallbackTrainConfig(TrainConfig):
             not (self.shard_base and self.cuda_graphs), "shard-base without cuda-graphs", "both"
         )
 
+    @property
+    def with_columns(self) -> tuple[Path, ...]:
+        """The files that are read with `columns`."""
+        files = super().with_columns
+        return files if self.dev is None else (*files, self.dev)
+
 
 MOST_SEEDS = 1000
+MOST_NATS = 1_000_000  # of an effect; squares of its ratio to a standard deviation stay finite
 ARMS = ("epoch", "step")
 
 
@@ -129,9 +135,11 @@ class PowerConfig:
     def __post_init__(self) -> None:
         """Refuse values out of range."""
         if self.effect is not None:
-            require(0 < self.effect < math.inf, "effect above 0 and finite", self.effect)
+            expected = f"effect above 0, up to {MOST_NATS:,} nats"
+            require(0 < self.effect <= MOST_NATS, expected, self.effect)
         if self.sd is not None:
-            require(0 < self.sd < math.inf, "sd above 0 and finite", self.sd)
+            expected = f"sd from {1 / MOST_NATS} to {MOST_NATS:,} nats"
+            require(1 / MOST_NATS <= self.sd <= MOST_NATS, expected, self.sd)
         if self.icc is not None:
             require(0 <= self.icc <= 1, "icc from 0 to 1", self.icc)
         for name in ("items_per_source", "epochs_swept"):

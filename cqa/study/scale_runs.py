@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+from cqa.data.jsonl import held_columns
 from cqa.files import claimed, discard
 from cqa.interrupt import Interrupt, Interrupted
 from cqa.model.load import BaseModel
@@ -109,7 +110,10 @@ def cells_of(config: ScaleConfig, arm: str) -> list[Cell]:
 def settings_of(config: ScaleConfig, cell: Cell, validation: str) -> TrainConfig:
     """Return the settings of a run."""
     own = {f.name: getattr(config, f.name) for f in fields(TrainConfig)}
+    given = [] if config.validation_share is not None else [Path(config.validation)]
     changed = {
+        # of a file that was given: subsets, and samples held out of them, have the keys already
+        "columns": held_columns(given, config.columns),
         "data": (subset_of(config, cell.size, cell.seed),),
         "out": config.out / RUNS_FOLDER / cell.name,
         "epochs": cell.epochs,

@@ -204,6 +204,13 @@ class TrainConfig:
         return share_of(self.validation)
 
     @property
+    def with_columns(self) -> tuple[Path, ...]:
+        """The files that are read with `columns`."""
+        return (
+            self.data if self.validation_share is not None else (*self.data, Path(self.validation))
+        )
+
+    @property
     def global_batch_size(self) -> int:
         """Samples per optimizer step."""
         return self.micro_batch * self.grad_accum

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cqa.data.hub import data_files
+from cqa.data.jsonl import check_columns
 from cqa.data.lengths import encode_samples
 from cqa.data.samples import EncodedSample, Sample, read_samples
 from cqa.data.spacing import Spacing
@@ -101,6 +102,7 @@ def make_plan(config: TrainConfig) -> Plan:
     """
     folder = locate(config.model)
     shape = read_config(folder)
+    check_columns(config.with_columns, config.columns)
     if shape.experts is not None:
         raise ModelError(
             f"expected a model without experts, got {shape.model_type}: it is scored, not trained",

@@ -7,6 +7,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from cqa_fast.main import main
+from hostile import STRINGS
 
 from cqa.bench import against, run, table
 from cqa.bench.against import AGREEMENT, Peer, compare_scores, compare_steps
@@ -19,11 +20,13 @@ from cqa.bench.shapes import CONFIGS, BenchModel, hf_config
 from cqa.bench.timing import Stopwatch, Timing, compare_interleaved
 from cqa.bench.trace import summarise_spans
 from cqa.errors import ConfigError
+from cqa.escape import for_terminal
 from cqa.kernels.backend import fastest
 from cqa.layout import pack_documents, pack_trees
 from cqa.model.config import parse_config
 from cqa.model.load import weights_bytes
 from cqa.score.prefix_batch import passes
+from cqa.text import named
 
 CPU = torch.device("cpu")
 SMALL = ["--window", "20+12,5+9", "--job", "3x30+2x6*2", "--seconds", "0.001", "--steps", "1"]
@@ -113,6 +116,21 @@ def test_text_for_people_has_every_table(ran):
     assert max(map(len, text.splitlines())) <= 110
     wrong = replace(data, lines={"kernel": {"ops": [Unmeasured(OpLine("rope of q"), "off by 1")]}})
     assert "rope of q  not measured: off by 1" in table.bench_text(wrong)
+
+
+@pytest.mark.parametrize("name", STRINGS, ids=lambda name: ascii(name)[:20])
+def test_a_name_breaks_no_line_of_the_text(ran, name):
+    _, _, data = ran
+
+    def text_of(name: str) -> str:
+        lines = {"kernel": {"ops": [Unmeasured(OpLine("rope"), f"off by {name}")]}}
+        settings = data.settings | {"model": f"m{name}"}
+        return table.bench_text(replace(data, settings=settings, lines=lines))
+
+    text = text_of(name)
+    assert len(text.splitlines()) == len(text_of("1").splitlines())
+    assert text.startswith(f"{named(f'm{name}')}, ")
+    assert for_terminal(text, keep="\n") == text
 
 
 @pytest.mark.parametrize(

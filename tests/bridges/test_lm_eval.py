@@ -10,6 +10,7 @@ import torch
 from click.testing import CliRunner
 from cqa_fast.main import main
 from helpers import DEMO, read_lines, shared, write_lines
+from hostile import STRINGS
 
 lm_eval = pytest.importorskip("lm_eval")
 
@@ -17,7 +18,9 @@ from lm_eval.models.huggingface import HFLM  # noqa: E402
 from lm_eval.tasks import TaskManager  # noqa: E402
 
 from cqa.bridges.lm_eval import CqaLM  # noqa: E402
+from cqa.bridges.lm_eval_run import results_text  # noqa: E402
 from cqa.errors import ConfigError, DataError, ResourceError  # noqa: E402
+from cqa.escape import for_terminal  # noqa: E402
 from cqa.train.config import TrainConfig  # noqa: E402
 from cqa.train.loop import train  # noqa: E402
 
@@ -93,6 +96,20 @@ def tasks(tmp_path_factory) -> Path:
             "metadata: {version: 1.0}\n"
         )
     return folder
+
+
+@pytest.mark.parametrize("name", STRINGS, ids=lambda name: ascii(name)[:20])
+def test_a_task_s_name_breaks_no_line_of_the_table(name):
+    def text_of(alias: str) -> str:
+        held = {"task": {"alias": f" - {alias}", "acc,none": 0.5, "acc_stderr,none": 0.1}}
+        return results_text(
+            {"results": held, "versions": {"task": 1}, "n-shot": {"task": 0},
+             "higher_is_better": {"task": {"acc": True}}}
+        )  # fmt: skip
+
+    text = text_of(name)
+    assert len(text.splitlines()) == len(text_of("a").splitlines()) == 3
+    assert for_terminal(text, keep="\n") == text
 
 
 @pytest.fixture(scope="module", params=["demo", "stories260k"])

@@ -25,6 +25,24 @@ def test_what_click_refuses_is_a_usage_error_too(args):
     assert "Traceback" not in result.stderr
 
 
+NO_UTF8 = os.fsdecode(b"name\xff")
+
+
+@pytest.mark.parametrize(
+    ("args", "name"),
+    [
+        (["export", "adapter", "--plain-alpha", "--out", NO_UTF8], "--out"),
+        (["export", NO_UTF8, "--merge", "--out", "merged"], "ADAPTER"),
+        (["merge", "whole", NO_UTF8], "SHARD"),
+        (["report", NO_UTF8, "--out", "page"], "SCORES"),
+        (["score", "--model", MODEL, "--pairs", NO_UTF8, "--out", "scores"], "pairs"),
+    ],
+)
+def test_paths_that_are_no_unicode_are_refused(args, name):
+    result = invoke(*args)
+    assert_one_error(result, 2, name, "to be plain text, got: ", r"name\udcff")
+
+
 TRAIN = ["train", "--model", MODEL, "--data", "{samples}", "--out", "{out}"]
 SCORE = ["score", "--model", MODEL, "--pairs", "{pairs}", "--out", "{out}"]
 PRESCREEN = ["prescreen", "--model", MODEL, "--pairs", "{pairs}", "--out", "{out}"]

@@ -12,16 +12,20 @@ import pytest
 from click.testing import CliRunner
 from cqa_fast.main import main
 from helpers import DEMO, read_lines, write_lines
+from hostile import STRINGS
 
 from cqa.compare.config import CompareConfig
 from cqa.compare.run import compare
 from cqa.errors import ConfigError, DataError, ModelError, ResourceError
+from cqa.escape import for_terminal
 from cqa.letters.ask import NoLettersError, cyclic_orders, letter_probabilities, question
 from cqa.letters.config import LettersConfig
-from cqa.letters.run import choose_letters
+from cqa.letters.run import choose_letters, letters_text
 from cqa.report.compared_tables import caveats, compare_text
+from cqa.schema.letters import LettersMeta
 from cqa.score.config import ScoreConfig
 from cqa.score.run import score
+from cqa.score_folder import read_letters
 from cqa.server.client import Client, Patience
 
 KEY = "sk-secret-letters"
@@ -201,6 +205,57 @@ def test_a_server_that_refuses_ends_it(serve, tmp_path, status, error):
     client = Client(f"{url}/v1", patience=Patience(tries=2), sleep=lambda _: None)
     with pytest.raises(error):
         choose_letters(config(url, tmp_path), client=client)
+
+
+@pytest.mark.parametrize("name", STRINGS, ids=lambda name: ascii(name)[:20])
+def test_a_model_s_name_breaks_no_line_of_the_text(name):
+    meta = LettersMeta(
+        server="http://h", model=name, key="k", question="q", n_items=1, n_unscored=0,
+        mean_covered=1.0, n_hardly_covered=0, accuracy=1.0,
+    )  # fmt: skip
+    text = letters_text(meta)
+    assert len(text.splitlines()) == 3
+    assert for_terminal(text, keep="\n") == text
+
+
+def test_hostile_names_ids_and_texts_come_back_as_they_were(serve, tmp_path):
+    """No file may hold NUL or half a pair, and no id be longer than a name, which are refused."""
+    held = [s for s in STRINGS if s.strip() and len(s) <= 1000 and not {"\0", "\ud800"} & set(s)]
+    pairs = [
+        {"id": f"{s}{k}", "context": f"c {s}", "good": f" kind {s} .", "bad": f" mean {s} .",
+         "group": s.strip(), "source_id": s}
+        for k, s in enumerate(held)
+    ]  # fmt: skip
+    path, out = write_lines(tmp_path / "p.jsonl", pairs), tmp_path / f"out {held[0]}"
+    given = ["--server", serve(Chat(kind_wins)), "--pairs", str(path), "--out", str(out)]
+    for name in (held[0], "m\n:rocket: [red]x\u202e\x1b]0;a\x07"):
+        asked = ["letters", *given, "--served-model", name, "--concurrency", "4"]
+        done = CliRunner().invoke(main, asked)
+        assert (done.exit_code, done.exception) == (0, None), done.stderr
+        assert for_terminal(done.output, keep="\n") == done.output
+        assert "🚀" not in done.output
+        assert len(done.stdout.splitlines()) == 3
+        as_json = CliRunner().invoke(main, [*asked, "--json"])
+        assert json.loads(as_json.stdout) == json.loads((out / "letters.json").read_text("utf-8"))
+        assert json.loads(as_json.stdout)["model"] == name
+    rows = {row.id: row for row in read_letters(out / "letters.jsonl")}
+    assert list(rows) == [pair["id"] for pair in pairs]
+    assert [row.source_id for row in rows.values()] == held
+
+
+def test_nobody_at_the_address_is_said_and_not_waited_for_long(tmp_path):
+    """The waits are the command's own: three seconds."""
+    pairs = write_lines(tmp_path / "p.jsonl", PAIRS)
+    url = "http://127.0.0.1:1"
+    given = ["--server", url, "--served-model", "m", "--pairs", str(pairs)]
+    done = CliRunner().invoke(main, ["letters", *given, "--out", str(tmp_path / "out")])
+    assert done.exit_code == 6
+    note, error, _hint = done.stderr.splitlines()
+    place = f"{url}/v1/chat/completions: "
+    assert note == f"note: {place}Connection refused; asked up to 2 times more, within 3 s"
+    assert error.startswith(f"error: {place}")
+    assert "after 3 tries: Connection refused" in error
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_wrong_key_is_never_shown(serve, tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """What a report is made of: settings of the scoring run, and files that are damaged."""
 
+import gc
 import json
 import shutil
 from pathlib import Path
@@ -13,7 +14,7 @@ from cqa.errors import ConfigError, DataError, ResourceError
 from cqa.output_folder import filled
 from cqa.report.config import ReportConfig
 from cqa.report.item_table import scored_items
-from cqa.report.write import read_focus
+from cqa.report.write import read_focus, write_report
 from cqa.score_folder import with_checksum
 
 
@@ -146,3 +147,22 @@ def test_an_out_that_cannot_be_written_is_refused(few, tmp_path):
         (out / "tables").write_text("")
     with pytest.raises(ResourceError, match=r"tables/.*\.csv: expected to write, got: File exists"):
         report_on(few, out)
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_the_garbage_collector_is_afterwards_as_it_was(tmp_path, monkeypatch, enabled):
+    within = []
+
+    def fail(*_):
+        within.append(gc.isenabled())
+        raise DataError("damaged")
+
+    monkeypatch.setattr("cqa.report.write.make_report", fail)
+    was = gc.isenabled()
+    (gc.enable if enabled else gc.disable)()
+    try:
+        with pytest.raises(DataError):
+            write_report(tmp_path, ReportConfig(out=tmp_path / "out"))
+        assert (within, gc.isenabled()) == ([False], enabled)
+    finally:
+        (gc.enable if was else gc.disable)()

@@ -61,6 +61,17 @@ def test_waits_double_and_are_as_long_as_the_server_asks(stub, url):
     assert len(waits) == 4
 
 
+def test_an_outage_is_told_once_and_how_long_it_is_waited_for(stub, url):
+    said = list[str]()
+    client = Client(f"{url}/v1", sleep=lambda _: None, on_wait=said.append)
+    stub.statuses = [503, 503, 200, 502]
+    client.post("/completions", BODY)
+    told = f"{url}/v1/completions: 503 status 503; asked up to 6 times more, within 63 s"
+    assert said == [told]
+    client.post("/completions", BODY, tries=2)
+    assert said[1:] == [f"{url}/v1/completions: 502 status 502; asked once more, within 1 s"]
+
+
 def test_retry_after_has_two_forms():
     assert _retry_after_s(None) is None
     assert _retry_after_s("17") == 17.0

@@ -81,6 +81,19 @@ def n_handshake(model):
     return len(stub.bodies)
 
 
+def test_nobody_at_the_address_is_said_while_it_is_asked_again(model, items, tmp_path):
+    given = ["--model", model, "--pairs", items / "pairs.jsonl", "--out", tmp_path / "out"]
+    url = "http://127.0.0.1:1"
+    asked = ["score", *map(str, given), "--server", url, "--served-model", NAME]
+    done = CliRunner().invoke(main, asked)
+    assert done.exit_code == 6
+    note, error, _hint = done.stderr.splitlines()
+    assert note == f"note: {url}/v1/models: Connection refused; asked once more, within 0 s"
+    assert error.startswith("error: ")
+    assert "after 2 tries: Connection refused" in error
+    assert not (tmp_path / "out").exists()
+
+
 def config_of(items: Path, out: Path, model: Path, **changes) -> ScoreConfig:
     settings = {"tokens": True, "pairs": (items / "pairs.jsonl",)}
     settings |= {"continuations": (items / "texts.jsonl",)}

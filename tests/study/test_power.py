@@ -1,5 +1,7 @@
 """Sizes from a pilot's scores or from assumptions."""
 
+import math
+
 import pytest
 from synthetic import make_folder, make_items
 
@@ -40,12 +42,18 @@ def test_a_pilot_fills_what_is_left_open(tmp_path):
     assert any("drawn from the pilot" in text for text in plan.assumptions)
 
 
+@pytest.mark.parametrize("effect", [1e300, math.inf, math.nan, 0.0])
+def test_an_effect_whose_squares_would_overflow_is_refused(effect):
+    with pytest.raises(ConfigError, match="effect above 0, up to 1,000,000 nats, got: "):
+        PowerConfig(effect=effect, sd=1.0)
+
+
 def test_what_is_not_known_is_asked_for(tmp_path):
     with pytest.raises(ConfigError, match=r"--effect and --sd, .* got --effect alone"):
         plan_power(PowerConfig(effect=1.0))
     with pytest.raises(ConfigError, match=r"--effect and --sd, .* got neither"):
         plan_power(PowerConfig())
-    with pytest.raises(ConfigError, match="sd above 0"):
+    with pytest.raises(ConfigError, match="sd from 1e-06 to 1,000,000 nats"):
         PowerConfig(sd=0.0)
     with pytest.raises(DataError, match="a pilot with an adapter"):
         plan_power(PowerConfig(effect=1.0), make_folder(tmp_path, adapters=[None]))

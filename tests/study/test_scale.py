@@ -412,6 +412,21 @@ def test_held_out_samples_are_the_same_for_all_and_in_no_subset(files, tmp_path)
         assert sum(event["event"] == "eval" for event in log) == 3
 
 
+@pytest.mark.parametrize("held", ["0.3", "{file}"])
+def test_named_columns_are_those_of_the_given_files(files, tmp_path, held):
+    """Subsets, and samples held out of them, are written with the keys that are read."""
+    named = [{"id": r["id"], "q": r["prompt"], "a": r["response"]} for r in read_lines(files[0])]
+    data = write_lines(tmp_path / "named.jsonl", named)
+    given = write_lines(tmp_path / "held.jsonl", [{"id": "h", "q": "She waited.", "a": " He ran."}])
+    config = config_of(
+        (data, files[1]), tmp_path / "out", validation=held.format(file=given), seeds=1,
+        arms=("epoch",), columns=("prompt=q", "response=a"),
+    )  # fmt: skip
+    result = scale(config)
+    assert {run.size for run in result.runs} == {2, 4}
+    assert scale(config).curve == result.curve  # gone on with
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

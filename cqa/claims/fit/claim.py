@@ -22,6 +22,7 @@ from cqa.claims.fit.figure import draw_residuals
 from cqa.claims.fit.inputs import Audience, Work, read_audiences, read_works
 from cqa.claims.fit.measures import FitResult, FitRow, found_in, notes_of, placed_in
 from cqa.claims.sequences import SEPARATOR, Pair, conditioned, encode, n_fed, score_sequences
+from cqa.data.jsonl import check_columns
 from cqa.data.tokenizer import Tokenizer
 from cqa.schema.claims import StudyResult
 from cqa.score.decoder_engine import DecoderEngine
@@ -68,6 +69,8 @@ class Fit:
     def tasks(self, tokenizer: Tokenizer, max_positions: int) -> list[Task[Meeting]]:
         """Read works and audiences, and give every wording a description of nobody."""
         self._tokenizer, self._max_positions = tokenizer, max_positions
+        files = (*self._config.works, *self._config.audiences)
+        check_columns(files, self._config.columns)
         works = read_works(self._config.works, self._config.columns)
         audiences = read_audiences(self._config.audiences, self._config.columns, tokenizer)
         described = [[a.id, a.wordings, a.nobody] for a in audiences]
