@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
@@ -25,6 +26,7 @@ from cqa.errors import ConfigError, DataError, ResourceError
 from cqa.reading import read_object, refuse_special
 
 LONGEST_NAME_BYTES = 255
+_ONE_AT_A_TIME = threading.Lock()
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 FREE_SPACE = "free some space; what was complete before is intact"
 
@@ -107,9 +109,21 @@ def _create(path: Path, data: bytes) -> None:
 
 def _usual_mode() -> int:
     """Return the mode that the umask leaves a new file; libraries may make one the owner's only."""
-    umask = os.umask(0o077)
-    os.umask(umask)
-    return 0o666 & ~umask
+    return 0o666 & ~_umask()
+
+
+def _umask() -> int:
+    """Return the process's umask without changing it, where it can be read."""
+    with suppress(OSError):
+        held = re.search(
+            r"^Umask:\s*([0-7]+)$", Path("/proc/self/status").read_text(), re.MULTILINE
+        )
+        if held is not None:
+            return int(held[1], 8)
+    with _ONE_AT_A_TIME:
+        umask = os.umask(0o077)
+        os.umask(umask)
+    return umask
 
 
 @contextmanager

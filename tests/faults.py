@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -38,14 +39,19 @@ def no_space() -> OSError:
 
 @contextmanager
 def before_each_change(act: Callable[[str, tuple], None]) -> Iterator[None]:
-    """Call `act` with name and arguments before every change of what is on disk."""
+    """Call `act` with name and arguments before every change of what is on disk.
+
+    Changes of several threads come one after the other, so that `act` finds files that stay.
+    """
+    one_at_a_time = threading.RLock()
     with ExitStack() as stack:
         for module, name in CHANGES:
             real = getattr(module, name)
 
             def changed(*args, name=name, real=real, **options):
-                act(name, args)
-                return real(*args, **options)
+                with one_at_a_time:
+                    act(name, args)
+                    return real(*args, **options)
 
             stack.enter_context(patch.object(module, name, changed))
         yield

@@ -20,7 +20,6 @@ from cqa.files import AppendedFile, discard, inside, write_json
 from cqa.identity import code_digest, versions
 from cqa.interrupt import Interrupt, continued_by, stopped_at_once
 from cqa.kernels.matmul import keep_sums_whole
-from cqa.model.adapter_files import adapter_digest
 from cqa.model.checkpoint import locate
 from cqa.model.memory import reported as memory_reported
 from cqa.model.origin import check_origin
@@ -31,7 +30,7 @@ from cqa.schema.claims import StudyResult
 from cqa.schema.events import ModelScored, ModelStart, Note, RowsWritten, ScoreEvent, ScoreStart
 from cqa.schema.meta import ScoredModel
 from cqa.schema.row_forms import CHECKSUM
-from cqa.score.adapters import AdapterFolder, check_distinct, find_adapters
+from cqa.score.adapters import AdapterFolder, check_distinct, digests_of, find_adapters
 from cqa.score.decoder_engine import DecoderEngine
 from cqa.score.model_identity import CODE, ModelIdentity
 from cqa.score_folder import digest_json, with_checksum
@@ -137,7 +136,7 @@ def _opened(
     own = ("claims/claim.py", "claims/items.py", *claim.code)
     code = [code_digest(*CODE, *own), claim.name, claim.inputs()]
     shared = replace(shared, code=digest_json(code))
-    digests = [adapter_digest(adapter.folder) for adapter in adapters]
+    digests = digests_of(adapters)
     check_distinct([adapter.folder for adapter in adapters], digests)
     if not config.other_base:
         for adapter in adapters:

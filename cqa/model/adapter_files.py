@@ -14,6 +14,11 @@ def is_adapter(folder: Path) -> bool:
     return (folder / CONFIG).is_file() and (folder / WEIGHTS).is_file()
 
 
+def adapter_files(folder: Path) -> list[Path]:
+    """Return the files that make an adapter what it is: its config and its weights."""
+    return [folder / CONFIG, folder / WEIGHTS]
+
+
 def adapter_digest(folder: Path) -> str:
-    """Return a sha256 over what an adapter is: its config and its weights."""
-    return digest_files([folder / CONFIG, folder / WEIGHTS])
+    """Return a sha256 over what an adapter is; see `digest_files`."""
+    return digest_files(adapter_files(folder))

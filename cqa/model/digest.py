@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from cqa.errors import ModelError
 
 MOST_THREADS = 8  # a disk gains nothing from more
 _BLOCK_BYTES = 1 << 20
+_SETTLED_AFTER_NS = 2_000_000_000  # the coarsest clock of a file system
 
 Stamps = tuple[tuple[int, ...], ...]
 
@@ -75,6 +77,19 @@ def stamps(paths: Iterable[Path]) -> Stamps:
     """Return what changes when a file is written to or replaced, for each of some files."""
     found = [path.stat() for path in paths]
     return tuple((s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns) for s in found)
+
+
+def settled_stamps(paths: Iterable[Path]) -> Stamps | None:
+    """Return the stamps of files by which a later change is told, or None where it is not sure.
+
+    A file written to a moment ago can be written to again without another time of change.
+    """
+    try:
+        found = stamps(paths)
+    except OSError:
+        return None
+    latest_ns = max(written_ns for *_, written_ns in found)
+    return found if time.time_ns() - latest_ns > _SETTLED_AFTER_NS else None
 
 
 def _sha256(path: Path, ended: threading.Event) -> bytes:

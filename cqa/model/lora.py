@@ -47,19 +47,63 @@ class Adapter:
     spec: LoraSpec
     weights: Mapping[Key, tuple[Tensor, Tensor]]
 
+    @property
+    def n_bytes(self) -> int:
+        """How much memory it takes."""
+        return sum(a.nbytes + b.nbytes for a, b in self.weights.values())
 
-def attach(decoder: Decoder, adapter: Adapter) -> None:
-    """Write an adapter into the decoder's augmented weights, replacing the one there."""
-    for projection in decoder.projections():
-        layer = projection.layer
-        names = [m.name for m in projection.members if (layer, m.name) in adapter.weights]
-        if not names:
+
+@dataclass(frozen=True, slots=True)
+class PlacedGroup:
+    """What of an adapter a group of projections takes."""
+
+    names: tuple[str, ...]
+    lora_a: Tensor  # (G·R, in), of all its adapted members
+    scaled_b: tuple[Tensor, ...]  # scaling·B (out, R) of each
+
+
+@dataclass(frozen=True, slots=True)
+class PlacedAdapter:
+    """An adapter on a decoder's device and in its dtypes, which no file changes any more."""
+
+    groups: tuple[PlacedGroup | None, ...]  # of the decoder's projections, in their order
+
+    @property
+    def n_bytes(self) -> int:
+        """How much memory it takes."""
+        held = [group for group in self.groups if group is not None]
+        return sum(t.nbytes for group in held for t in (group.lora_a, *group.scaled_b))
+
+
+@torch.no_grad()
+def place(decoder: Decoder, adapter: Adapter) -> PlacedAdapter:
+    """Copy an adapter to the decoder's device, in the dtypes that its weights have there."""
+    return PlacedAdapter(tuple(_placed(p, decoder, adapter) for p in decoder.projections()))
+
+
+def _placed(projection: Projection, decoder: Decoder, adapter: Adapter) -> PlacedGroup | None:
+    layer, weights = projection.layer, adapter.weights
+    names = tuple(m.name for m in projection.members if (layer, m.name) in weights)
+    if not names:
+        return None
+    pairs = [weights[layer, name] for name in names]
+    lora_a = torch.cat([a for a, _ in pairs]).to(decoder.device, decoder.compute_dtype)
+    scaling, dtype = adapter.spec.scaling, projection.low.dtype
+    scaled_b = [(b.to(decoder.device, torch.float32) * scaling).to(dtype) for _, b in pairs]
+    return PlacedGroup(names, lora_a, tuple(scaled_b))
+
+
+def attach(decoder: Decoder, adapter: Adapter | PlacedAdapter) -> None:
+    """Write an adapter into the decoder's augmented weights, replacing the one there.
+
+    One that was placed for this decoder is copied on the device alone.
+    """
+    placed = place(decoder, adapter) if isinstance(adapter, Adapter) else adapter
+    for projection, group in zip(decoder.projections(), placed.groups, strict=True):
+        if group is None:
             projection.detach()
-            continue
-        pairs = [adapter.weights[layer, name] for name in names]
-        lora_a = torch.cat([a for a, _ in pairs]).to(decoder.device, decoder.compute_dtype)
-        lora_b = [b.to(decoder.device, torch.float32) for _, b in pairs]
-        projection.attach(lora_a, lora_b, names, adapter.spec.scaling)
+        else:
+            projection.attach(group.lora_a, group.scaled_b, group.names, scaling=1.0)
 
 
 def adapted_members(projection: Projection, spec: LoraSpec) -> list[str]:

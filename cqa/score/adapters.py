@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+import torch
+
 from cqa.errors import ModelError
 from cqa.model.adapter import adapter_folder
-from cqa.model.adapter_files import adapter_digest, is_adapter
-from cqa.model.lora import Adapter
+from cqa.model.adapter_files import adapter_digest, adapter_files, is_adapter
+from cqa.model.digest import MOST_THREADS, Stamps, settled_stamps
+from cqa.model.lora import Adapter, PlacedAdapter
+from cqa.model.memory import free_bytes
 from cqa.run_folder import epoch_folders
 from cqa.text import own_parts
 
-KEPT_BYTES = 1 << 30  # of all adapters on the host from check to turn; the rest is read again
+# of all adapters on the device, from their check to their turn; the rest is read again
+KEPT_BYTES = 4 << 30
+_KEPT_SHARE = 8  # what part of the memory that is free on the device, where that is less
 
 
 @dataclass(slots=True)
@@ -24,20 +31,59 @@ class AdapterFolder:
 
     name: str
     folder: Path
-    kept: Adapter | None = None  # its tensors for our decoder, once they are read
+    kept: Adapter | PlacedAdapter | None = None  # its tensors for our decoder, once they are read
+    _hashed: Stamps | None = None  # of the files when they were hashed
+
+    def digest(self) -> str:
+        """Hash the files.
+
+        Raises:
+            ModelError: One cannot be read, or is being written to.
+        """
+        self._hashed = settled_stamps(adapter_files(self.folder))
+        return adapter_digest(self.folder)
 
     def check_unchanged(self, digest: str | None) -> None:
         """Check that the files have the digest that they had when the run began.
 
+        They are hashed again only where their times and sizes do not tell that nobody wrote to
+        them.
+
         Raises:
             ModelError: They have other bytes by now.
         """
+        if self._hashed and self._hashed == settled_stamps(adapter_files(self.folder)):
+            return
         if adapter_digest(self.folder) != digest:
             raise ModelError(
                 "expected the adapter as it was at the start, got other bytes",
                 where=str(self.folder),
                 hint="it was written anew during the run; give the same command again",
             )
+
+
+def digests_of(adapters: Sequence[AdapterFolder]) -> list[str]:
+    """Hash the files of adapters side by side; see `AdapterFolder.digest`."""
+    with ThreadPoolExecutor(max_workers=MOST_THREADS) as pool:
+        return list(pool.map(AdapterFolder.digest, adapters))
+
+
+@dataclass(slots=True)
+class Room:
+    """The memory of a device that adapters may take while they wait for their turn."""
+
+    free: int
+
+    @classmethod
+    def on(cls, device: torch.device) -> Room:
+        """Return what there is to begin with, once the base is loaded: a part of what is free."""
+        return cls(min(KEPT_BYTES, free_bytes(device) // _KEPT_SHARE))
+
+    def keep(self, adapter: AdapterFolder) -> None:
+        """Let an adapter's tensors stay where they are, or, where they do not fit, go."""
+        if adapter.kept is not None:
+            self.free -= adapter.kept.n_bytes
+            adapter.kept = adapter.kept if self.free >= 0 else None
 
 
 class NamesAdapters(Protocol):
@@ -114,11 +160,6 @@ def _instead(run: Path) -> str:
     if not run.exists():
         return "no such folder"
     return "a folder without" if run.is_dir() else "a file"
-
-
-def host_bytes(adapter: Adapter) -> int:
-    """Return how much memory an adapter's tensors take."""
-    return sum(a.nbytes + b.nbytes for a, b in adapter.weights.values())
 
 
 def check_distinct(folders: Sequence[Path], digests: Sequence[str]) -> None:

@@ -8,12 +8,11 @@ from pathlib import Path
 
 import torch
 
-from cqa.layout import pack_trees
 from cqa.model.adapter import read_adapter, read_spec
 from cqa.model.config import read_config
 from cqa.model.decoder import Decoder
 from cqa.model.load import BaseModel, Device, Dtype, dtype_name, open_model
-from cqa.model.lora import attach, widest
+from cqa.model.lora import attach, place, widest
 from cqa.model.memory import reported
 from cqa.model.spread import HINT
 from cqa.ranks import ALONE, Ranks
@@ -30,8 +29,7 @@ def run_prefix_batch(
 
     With `varentropy`, that of every option token too; the other numbers keep their bits.
     """
-    trees = prefixes.trees()
-    batch, places = pack_trees(trees)
+    trees, batch, places = prefixes.packed()
     batch = batch.to(decoder.device)
     whole = nullcontext() if decoder.spread is None else reported("a pass", HINT)  # never in parts
     with whole:
@@ -87,6 +85,11 @@ class DecoderEngine:
         """What the decoder takes at a time."""
         return self.base.decoder.pass_rows
 
+    @property
+    def computes_elsewhere(self) -> bool:
+        """Whether it computes on a GPU, so that threads of the processor have nothing to do."""
+        return self.base.decoder.device.type != "cpu"
+
     def open(self) -> EngineIdentity:
         """Load the base, with room for the widest of the adapters; see `Engine.open`."""
         if self._base is None:
@@ -114,7 +117,7 @@ class DecoderEngine:
         decoder = self.base.decoder
         decoder.detach_adapter()
         if adapter is not None:
-            adapter.kept = adapter.kept or read_adapter(adapter.folder, decoder)
+            adapter.kept = adapter.kept or place(decoder, read_adapter(adapter.folder, decoder))
             attach(decoder, adapter.kept)
 
     def use_silenced(self, adapter: AdapterFolder) -> None:

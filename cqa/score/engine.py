@@ -75,6 +75,8 @@ class Engine(Protocol):
         vocab_size: The token ids that it has; known before it is open.
         max_positions: Most tokens of context and text together; known before it is open.
         pass_rows: Most rows of a pass where nobody asks for another number; known once it is open.
+        computes_elsewhere: Whether this processor is free while a pass runs, which is then worth a
+            thread; known once it is open.
     """
 
     @property
@@ -85,6 +87,9 @@ class Engine(Protocol):
 
     @property
     def pass_rows(self) -> int: ...
+
+    @property
+    def computes_elsewhere(self) -> bool: ...
 
     def open(self) -> EngineIdentity:
         """Load the base, with room for its adapters; called once the items have been checked.

@@ -8,7 +8,9 @@ from dataclasses import dataclass, field, replace
 from cqa.data.items import Item
 from cqa.data.tokenizer import Boundary, Encoded, Ids, Tokenizer
 from cqa.errors import DataError
-from cqa.layout import Tree
+from cqa.layout import PackedBatch, Tree, pack_trees
+
+Packed = tuple[list[Tree], PackedBatch, list[list[slice]]]  # with the places of the options
 
 
 class OverlongError(DataError):
@@ -117,6 +119,7 @@ class PrefixBatch:
 
     sequences: dict[Ids, dict[Ids, None]] = field(default_factory=dict)
     n_rows: int = 0
+    _packed: Packed | None = field(default=None, init=False, repr=False, compare=False)
 
     def cost(self, pairs: Iterable[tuple[Ids, Ids]]) -> int:
         """Return how many rows some sequences would add."""
@@ -137,10 +140,18 @@ class PrefixBatch:
         self.n_rows += self.cost(pairs)
         for context, option in pairs:
             self.sequences.setdefault(context, {})[option] = None
+        self._packed = None
 
     def trees(self) -> list[Tree]:
         """Return the sequences as trees, in order of first appearance."""
         return [Tree(context, tuple(options)) for context, options in self.sequences.items()]
+
+    def packed(self) -> Packed:
+        """Return the sequences as trees and laid out in rows; the work is done once."""
+        if self._packed is None:
+            trees = self.trees()
+            self._packed = (trees, *pack_trees(trees))
+        return self._packed
 
 
 def passes(

@@ -17,7 +17,6 @@ from cqa.data.items import Item, parse_continuation, parse_pair
 from cqa.data.tokenizer import Tokenizer
 from cqa.errors import ConfigError, DataError, NumericsError
 from cqa.kernels.matmul import keep_sums_whole
-from cqa.model.adapter_files import adapter_digest
 from cqa.model.checkpoint import locate
 from cqa.model.decoder import Decoder
 from cqa.model.load import Device, Dtype
@@ -303,7 +302,7 @@ class Model:
         found = _one(path)
         with memory_reported("the model", HINT):
             self._engine.make_room(found)
-        digest = adapter_digest(found.folder)
+        digest = found.digest()
         check_origin(
             found.folder, model_digest=self._identity.model, tokenizer_digest=self.tokenizer.digest
         )

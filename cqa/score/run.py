@@ -18,7 +18,6 @@ from cqa.files import discard, inside, read_json, write_json
 from cqa.identity import versions
 from cqa.interrupt import Interrupt, continued_by
 from cqa.kernels.matmul import keep_sums_whole
-from cqa.model.adapter_files import adapter_digest
 from cqa.model.checkpoint import locate
 from cqa.model.conversion import read_conversion
 from cqa.model.load import BaseModel
@@ -33,11 +32,11 @@ from cqa.schema.meta import AnyModel, KnownModels, KnownPlan, Meta, ScoredModel
 from cqa.schema.provenance import trained_with_other_template
 from cqa.schema.summary import ScoreSummary
 from cqa.score.adapters import (
-    KEPT_BYTES,
     AdapterFolder,
+    Room,
     check_distinct,
+    digests_of,
     find_adapters,
-    host_bytes,
 )
 from cqa.score.config import ScoreConfig
 from cqa.score.effect import check_has_effect
@@ -231,13 +230,13 @@ def identify(
         score_eos=config.score_eos,
         null2_digest=None if others is None else others.digest,
     )
-    digests = [adapter_digest(adapter.folder) for adapter in adapters]
+    digests = digests_of(adapters)
     check_distinct([adapter.folder for adapter in adapters], digests)
     models: list[ScoredModel] = []
-    n_kept = 0
+    room = Room.on(torch.device(identity.device)) if adapters else None
     for adapter, digest in zip((None, *adapters), (None, *digests), strict=True):
         model = shared.model_of(adapter, digest)
-        if adapter:
+        if adapter and room:
             if not config.other_base:
                 check_origin(
                     adapter.folder,
@@ -245,8 +244,7 @@ def identify(
                     tokenizer_digest=items.tokenizer.digest,
                 )
             check_has_effect(engine, adapter, items.all_encoded(), items.tokenizer)
-            n_kept += host_bytes(adapter.kept) if adapter.kept else 0
-            adapter.kept = adapter.kept if n_kept <= KEPT_BYTES else None
+            room.keep(adapter)
         models.append(model)
     return models
 
@@ -349,12 +347,14 @@ def _score_model(run: _Run, model: ScoredModel) -> ScoredModel:
         model_key=model.model_key,
         tokens=config.tokens,
         on_unscored=run.unscored.add,
+        ahead=run.engine.computes_elsewhere,
     )
-    for rows, n_fed in passes:
-        run.results.append(rows)
-        n_tokens += n_fed
-        run.on_event(RowsWritten(n=len(rows), n_tokens=n_fed))
-        if run.interrupt.requested:
-            run.interrupt.stop("stopped between two passes")
+    with closing(passes):
+        for rows, n_fed in passes:
+            run.results.append(rows)
+            n_tokens += n_fed
+            run.on_event(RowsWritten(n=len(rows), n_tokens=n_fed))
+            if run.interrupt.requested:
+                run.interrupt.stop("stopped between two passes")
     seconds = time.perf_counter() - started
     return replace(model, n_tokens=n_tokens, seconds=round(seconds, 6))

@@ -17,7 +17,10 @@ else is in the pass, so neither order nor budget changes a row.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
 
 from cqa.data.items import Item
 from cqa.data.tokenizer import Tokenizer
@@ -29,6 +32,7 @@ from cqa.score.prefix_batch import EncodedItem, PrefixBatch, passes
 from cqa.score_folder import item_key
 from cqa.stats.information import contrast, delta_i_best_wrong, log_mean_exp, rank_prob
 
+Pass = tuple[list[EncodedItem], PrefixBatch]
 OnUnscored = Callable[[Item, str], None]  # an item without a score, and why
 
 
@@ -42,7 +46,8 @@ def score_rows(
     model_key: str = "",
     tokens: bool = False,
     on_unscored: OnUnscored | None = None,
-) -> Iterator[tuple[list[ItemRow], int]]:
+    ahead: bool = False,
+) -> Generator[tuple[list[ItemRow], int], None, None]:
     """Score items as they come; yield the rows of each pass, and how many tokens it fed.
 
     Args:
@@ -55,12 +60,13 @@ def score_rows(
         tokens: Whether the rows have per-token values.
         on_unscored: Called with each item that the engine could not score, which then has no row;
             without it such an item is an error.
+        ahead: Whether a thread runs the passes; see `scored_passes`.
 
     Raises:
         NumericsError: A score is not finite.
         ResourceError: There is not enough memory for one item alone.
     """
-    for group, sequences, n_fed in scored_passes(run, items, tokenizer, batch_tokens):
+    for group, sequences, n_fed in scored_passes(run, items, tokenizer, batch_tokens, ahead=ahead):
         rows = []
         for encoded in group:
             problem = _problem(encoded, sequences, tokenizer) if on_unscored else None
@@ -83,11 +89,25 @@ def _problem(encoded: EncodedItem, sequences: SequenceScores, tokenizer: Tokeniz
 
 
 def scored_passes(
-    run: Run, items: Iterable[EncodedItem], tokenizer: Tokenizer, batch_tokens: int
+    run: Run,
+    items: Iterable[EncodedItem],
+    tokenizer: Tokenizer,
+    batch_tokens: int,
+    *,
+    ahead: bool = False,
 ) -> Iterator[tuple[list[EncodedItem], SequenceScores, int]]:
     """Score items pass by pass; where memory runs out, halve the token budget and go on.
 
     In our decoder no result depends on what else is in its pass, so the budget changes none.
+
+    Args:
+        run: What scores a pass.
+        items: The items as token ids.
+        tokenizer: What encoded them.
+        batch_tokens: Token budget of one pass.
+        ahead: Whether a thread runs the passes, so that the next one is encoded and packed while
+            one runs, and runs while the caller does its work with what this yields. A pass that
+            runs when the caller stops is waited for and lost.
 
     Yields:
         The items of a pass, the statistics of their sequences, and how many tokens it fed.
@@ -95,20 +115,58 @@ def scored_passes(
     Raises:
         ResourceError: There is not enough memory for one item alone.
     """
-    for group, prefixes in passes(items, tokenizer, batch_tokens):
-        pending = [(group, prefixes)]
-        while pending:
-            group, prefixes = pending.pop()
-            if prefixes.n_rows > batch_tokens and len(group) > 1:  # the budget was lowered since
-                pending += reversed(list(passes(group, tokenizer, batch_tokens)))
+    queue = _Queue(passes(items, tokenizer, batch_tokens), tokenizer, batch_tokens)
+    with ThreadPoolExecutor(max_workers=1) as thread:
+
+        def start(given: Pass) -> Callable[[], SequenceScores | None]:
+            work = partial(_run_or_none, run, *given)
+            return thread.submit(work).result if ahead else work
+
+        now = queue.take()
+        answer = start(now) if now else None
+        while now is not None and answer is not None:
+            then = queue.take() if ahead else None
+            if then is not None:
+                then[1].packed()
+            sequences = answer()
+            if sequences is None:
+                give_back()
+                queue.halve(now, then)
+                now = queue.take()
+                answer = start(now) if now else None
                 continue
-            sequences = _run_or_none(run, group, prefixes)
-            if sequences is not None:
-                yield group, sequences, prefixes.n_rows
-                continue
-            give_back()
-            batch_tokens = max(1, min(batch_tokens, prefixes.n_rows) // 2)
-            pending.append((group, prefixes))
+            (group, prefixes), now = now, then
+            answer = start(now) if now else None
+            yield group, sequences, prefixes.n_rows
+            if now is None:
+                now = queue.take()
+                answer = start(now) if now else None
+
+
+@dataclass(slots=True)
+class _Queue:
+    """The passes to come, divided where the budget is lower than when they were made."""
+
+    source: Iterator[Pass]
+    tokenizer: Tokenizer
+    batch_tokens: int
+    waiting: list[Pass] = field(default_factory=list)  # before those of the source; the first last
+
+    def take(self) -> Pass | None:
+        """Return the next pass, None after the last."""
+        while (
+            found := self.waiting.pop() if self.waiting else next(self.source, None)
+        ) is not None:
+            group, prefixes = found
+            if prefixes.n_rows <= self.batch_tokens or len(group) == 1:
+                return found
+            self.waiting += reversed(list(passes(group, self.tokenizer, self.batch_tokens)))
+        return None
+
+    def halve(self, tried: Pass, following: Pass | None) -> None:
+        """Lower the budget below a pass for which memory ran out; both come again."""
+        self.batch_tokens = max(1, min(self.batch_tokens, tried[1].n_rows) // 2)
+        self.waiting += [following, tried] if following else [tried]
 
 
 def _run_or_none(

@@ -80,6 +80,7 @@ class ServerEngine:
         if (most := self.capabilities.max_model_tokens) is not None:
             given.append(most - GENERATED)
         self.pass_rows = PASS_ROWS
+        self.computes_elsewhere = False  # requests have threads of their own
         self.max_positions = min(given, default=UNLIMITED)
 
     def open(self) -> EngineIdentity:

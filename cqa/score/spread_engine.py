@@ -44,6 +44,11 @@ class SpreadEngine:
         """What the decoders of all ranks take at a time."""
         return self._own.pass_rows * self._ranks.count
 
+    @property
+    def computes_elsewhere(self) -> bool:
+        """Never taken so: what the ranks send each other keeps its order in one thread of each."""
+        return False
+
     def open(self) -> EngineIdentity:
         """Load the base, each rank its part; see `Engine.open`."""
         opened: EngineIdentity = self._all("open", self._own.columns)

@@ -30,6 +30,7 @@ class TransformersEngine:
         self._model = HuggingFaceModel(folder)
         self.vocab_size = self._model.vocab_size
         self.pass_rows = PASS_ROWS
+        self.computes_elsewhere = False  # many small calls, each waited for
         self.max_positions = self._model.max_positions
         self._device, self._dtype = device, dtype
 

@@ -45,6 +45,7 @@ from cqa.schema.run import RunRecord
 from cqa.train.card import tokenizer_files, write_beside
 from cqa.train.plan import Plan
 from cqa.train.same_run import FREE, OTHER_RUN, check_same_run, resume_command
+from cqa.train.snapshot import BUFFERS, Snapshot
 from cqa.train.start import Start
 
 NO_RECIPE = FREE | {"seed", "dev", "model", "data", "columns", "template", "from"}  # digests tell
@@ -182,24 +183,20 @@ def note_resume(plan: Plan, lora: TrainableLora, step: int, n_ranks: int = 1) ->
     return changed
 
 
-def save_epoch(plan: Plan, lora: TrainableLora, name: str, eval_loss: Eval | None = None) -> None:
+def save_epoch(plan: Plan, held: Snapshot, name: str, eval_loss: Eval | None = None) -> None:
     """Write an adapter folder (`init`, `epoch-01` …) in PEFT's format, with tokenizer and card.
 
     Args:
         plan: The run.
-        lora: The adapter.
+        held: The adapter as it is to be written.
         name: The folder's name.
         eval_loss: The held-out loss after that epoch, for the card.
-
-    Raises:
-        NumericsError: A parameter is not finite; nothing is written.
     """
-    _require_finite(lora.state, ("param",), f"{name} is not written")
     with new_folder(inside(plan.config.out, name)) as folder:
-        write_adapter(folder, lora.spec, lora.weights, plan.config.model, plan.config.dropout)
-        held = read_run(plan.config.out)
-        write_origin(folder, _origin(plan, name, held))
-        write_beside(folder, plan, held, epoch_of(name) or 0, eval_loss)
+        write_adapter(folder, held.spec, held.weights, plan.config.model, plan.config.dropout)
+        run = read_run(plan.config.out)
+        write_origin(folder, _origin(plan, name, run))
+        write_beside(folder, plan, run, epoch_of(name) or 0, eval_loss)
 
 
 def _origin(plan: Plan, name: str, held: RunRecord) -> Origin:
@@ -254,32 +251,15 @@ def _check_of(metadata: dict[str, str]) -> str:
     return _sha256(json.dumps(said, sort_keys=True))
 
 
-def save_state(plan: Plan, lora: TrainableLora, step: int) -> None:
-    """Write what a resumed run needs: one file, replaced in one step, after the log's lines.
-
-    Raises:
-        NumericsError: A parameter or moment is not finite; the last state stays.
-    """
-    state = lora.state
-    tensors = {"param": state.param, "exp_avg": state.exp_avg, "exp_avg_sq": state.exp_avg_sq}
-    _require_finite(state, tuple(tensors), "the last complete state is intact")
+def save_state(plan: Plan, held: Snapshot, step: int) -> None:
+    """Write what a resumed run needs: one file, replaced in one step, after the log's lines."""
     out = plan.config.out
-    held = read_run(out)
-    metadata = {"step": str(step), **{key: getattr(held, key) for key in DIGESTS}}
+    run = read_run(out)
+    metadata = {"step": str(step), **{key: getattr(run, key) for key in DIGESTS}}
     metadata[CHECK] = _check_of(metadata)
     flush(out / LOG)
     with new_file(inside(out, STATE)) as path:
-        on_cpu = {name: tensor.detach().cpu() for name, tensor in tensors.items()}
-        save_file(on_cpu, path, metadata=metadata)
-
-
-def _require_finite(state: AdamState, names: tuple[str, ...], consequence: str) -> None:
-    for name in names:
-        if not bool(torch.isfinite(getattr(state, name)).all()):
-            raise NumericsError(
-                f"expected finite numbers in the adapter's {name}, got others; {consequence}",
-                hint="a lower --lr, or a --max-grad-norm",
-            )
+        save_file(held.tensors, path, metadata=metadata)
 
 
 def load_state(plan: Plan, lora: TrainableLora) -> None:
@@ -292,12 +272,17 @@ def load_state(plan: Plan, lora: TrainableLora) -> None:
     state: AdamState = lora.state
     with opened(path) as file:
         held = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    for name in ("param", "exp_avg", "exp_avg_sq"):
+    for name in BUFFERS:
         target, tensor = getattr(state, name), held.get(name)
         if tensor is None or tensor.shape != target.shape or tensor.dtype != target.dtype:
             raise DataError(f"expected {target.numel()} numbers in {name}", where=str(path))
+        if not bool(tensor.isfinite().all()):
+            raise NumericsError(
+                f"expected finite numbers in the adapter's {name}, got others; the state is "
+                "damaged",
+                hint="a lower --lr, or a --max-grad-norm",
+            )
         target.copy_(tensor)
-    _require_finite(state, ("param", "exp_avg", "exp_avg_sq"), "the state is damaged")
     lora.after_step()
 
 

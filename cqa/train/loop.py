@@ -6,7 +6,7 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -37,6 +37,7 @@ from cqa.schema.events import (
     TrainStart,
 )
 from cqa.schema.record import Record
+from cqa.train.background import Checkpoints
 from cqa.train.checkpoint import (
     Log,
     check_same_model,
@@ -44,8 +45,6 @@ from cqa.train.checkpoint import (
     note_resume,
     open_run,
     room_for,
-    save_epoch,
-    save_state,
     write_run,
 )
 from cqa.train.config import TrainConfig
@@ -162,7 +161,7 @@ def train(
         if not ranks.leads:
             if callback is not None:
                 callback.begin(base.decoder)
-            for _ in _steps(run, callback, interrupt):
+            for _ in _steps(run, callback, interrupt, None):
                 pass
             return _result(plan, epochs)
         check_room(config.out, room_for(plan, lora, last_step, epochs))
@@ -175,10 +174,13 @@ def train(
         else:
             start = None if from_folder is None else load_start(plan, base, from_folder, lora)
             write_run(plan, model_digest=base.digest, lora=lora, start=start, n_ranks=ranks.count)
-            if only_epoch is None:
-                save_epoch(plan, lora, INIT)
-        log = Log(config.out, last_step, plan.steps_per_epoch)
-        try:
+        with (
+            Checkpoints(plan, lora) as keep,
+            closing(Log(config.out, last_step, plan.steps_per_epoch)) as log,
+        ):
+            if not last_step and only_epoch is None:
+                keep.take()
+                keep.adapter(INIT)
             if last_step:
                 _tell_changes(note_resume(plan, lora, last_step, ranks.count), on_event)
             on_event(_start_event(plan, lora, last_step))
@@ -186,11 +188,9 @@ def train(
                 for note in _first_notes(plan, start):
                     log.write(note)
                     on_event(note)
-            for event in _steps(run, callback, interrupt):
+            for event in _steps(run, callback, interrupt, keep):
                 log.write(event)
                 on_event(event)
-        finally:
-            log.close()
     return _result(plan, epochs)
 
 
@@ -219,8 +219,13 @@ class _Run:
     ranks: Ranks
 
 
-def _steps(run: _Run, callback: Callback | None, interrupt: Interrupt) -> Iterator[LogLine]:
-    """Run the remaining steps, yielding their events; state is saved after each epoch."""
+def _steps(
+    run: _Run, callback: Callback | None, interrupt: Interrupt, keep: Checkpoints | None
+) -> Iterator[LogLine]:
+    """Run the remaining steps, yielding their events; state is saved after each epoch.
+
+    Where it was stopped, or after the last step, all is on disk.
+    """
     plan, lora, ranks = run.plan, run.lora, run.ranks
     config = plan.config
     limit = PassLimit(config.pass_tokens, may_split=lora.decoder.spread is None)
@@ -229,7 +234,8 @@ def _steps(run: _Run, callback: Callback | None, interrupt: Interrupt) -> Iterat
     _begin_alike(lora, ranks)
     if not run.last_step and plan.validation:
         yield evaluate(plan, lora.decoder, 0, limit, ranks)
-    for step in range(run.last_step + 1, run.kept[-1] * plan.steps_per_epoch + 1):
+    end = run.kept[-1] * plan.steps_per_epoch
+    for step in range(run.last_step + 1, end + 1):
         epoch = plan.epoch_of(step)
         yield _step(run, step, limit, graphs)
         eval_loss = None
@@ -244,17 +250,24 @@ def _steps(run: _Run, callback: Callback | None, interrupt: Interrupt) -> Iterat
             yield Memory(step=step, pass_tokens=told)
         if plan.ends_epoch(step):
             _require_alike(lora, ranks, step)
-            if epoch in run.kept and ranks.leads:
-                save_epoch(plan, lora, epoch_name(epoch), eval_loss)
+            if keep is not None:
+                keep.take()
+                if epoch in run.kept:
+                    keep.adapter(epoch_name(epoch), eval_loss)
             if callback is not None:
                 for event in callback.after_epoch(lora.decoder, epoch):
                     yield replace(event, step=step)
-            if ranks.leads:
-                save_state(plan, lora, step)
+            if keep is not None:
+                keep.state(step)
+                if step == end:
+                    keep.wait()
         interrupt.requested = ranks.largest(interrupt.requested or 0) or None
         if interrupt.requested:
-            if not plan.ends_epoch(step) and ranks.leads:
-                save_state(plan, lora, step)
+            if keep is not None:
+                if not plan.ends_epoch(step):
+                    keep.take()
+                    keep.state(step)
+                keep.wait()
             interrupt.stop(f"stopped after step {step}")
 
 

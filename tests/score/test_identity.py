@@ -1,6 +1,7 @@
 """No result is taken for another's: what a row is known by, and which adapters are refused."""
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from cqa.data.tokenizer import Tokenizer
 from cqa.errors import ConfigError, DataError, ModelError
 from cqa.schema.events import ModelStart
+from cqa.score import adapters, decoder_engine
 from cqa.score.config import ScoreConfig
 from cqa.score.run import score
 
@@ -363,3 +365,42 @@ def test_line_that_is_not_as_it_was_written_is_refused(inputs, name, damage):
         score(config)
     path.write_text("".join(rest))
     assert computed(config) == (name == "scores.jsonl")
+
+
+def reads_of(monkeypatch) -> dict[str, list[str]]:
+    """Count which adapters are read, and which hashed."""
+    counted: dict[str, list[str]] = {"read_adapter": [], "adapter_digest": []}
+    for module, name in ((decoder_engine, "read_adapter"), (adapters, "adapter_digest")):
+        real = getattr(module, name)
+
+        def called(folder, *rest, name=name, real=real):
+            counted[name].append(folder.name)
+            return real(folder, *rest)
+
+        monkeypatch.setattr(module, name, called)
+    return counted
+
+
+def test_adapters_that_fit_are_read_and_hashed_once(inputs, monkeypatch):
+    config = adapted(inputs, 1, 2)
+    epochs = ["epoch-01", "epoch-02"]
+    files = [inputs / "run" / e / name for e in epochs for name in (ADAPTER, "adapter_config.json")]
+    for file in files:
+        os.utime(file, (1e9, 1e9))
+    counted = reads_of(monkeypatch)
+    score(config)
+    assert {name: sorted(read) for name, read in counted.items()} == {
+        "read_adapter": epochs, "adapter_digest": epochs,
+    }  # fmt: skip
+    rows = rows_of(config)
+    monkeypatch.setattr(adapters, "KEPT_BYTES", 0)
+    for file in files:
+        file.touch()  # a moment ago: another write may not show
+    for calls in counted.values():
+        calls.clear()
+    other = replace(config, out=inputs / "not-kept")
+    score(other)
+    assert {name: sorted(read) for name, read in counted.items()} == {
+        "read_adapter": sorted(epochs * 2), "adapter_digest": sorted(epochs * 2),
+    }  # fmt: skip
+    assert rows_of(other) == rows

@@ -309,10 +309,11 @@ def test_two_processes_share_a_study_and_one_killed_is_replaced(small, files, tm
         "--targets", "q,v", "--lr", 5e-3, "--validation", 0, "--device", "cpu",
     ]  # fmt: skip
     code = (  # kills itself in its first run, whose claim and state it leaves
-        "import os, signal, sys; from cqa_fast.main import main; from cqa.train import loop\n"
-        "real = loop.save_state\n"
+        "import os, signal, sys; from cqa_fast.main import main\n"
+        "from cqa.train import background\n"
+        "real = background.save_state\n"
         "def killed(*a): real(*a); os.kill(os.getpid(), signal.SIGKILL)\n"
-        "loop.save_state = killed; main(sys.argv[1:])"
+        "background.save_state = killed; main(sys.argv[1:])"
     )
     environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'cli'}{os.pathsep}{ROOT}"}
     other = subprocess.Popen(
