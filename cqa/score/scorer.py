@@ -4,7 +4,7 @@
     scored_passes        groups items up to the token budget; halves it where memory runs out
       passes             prefix_batch.py: every context once, every text after it once
       run_prefix_batch   decoder_engine.py: one pass on the device; other engines have their own
-        pack_trees       layout.py: contexts and texts -> rows, segments, targets
+        packed           prefix_batch.py: contexts and texts -> rows, segments, targets
         decoder.hidden   model/decoder.py: rows -> the hidden state that predicts each target
         token_stats      kernels/token_logprobs.py: head, log-softmax, entropy, per target
     item_row             sums per text: S(x|y), S(x|null), I(x; y), dI

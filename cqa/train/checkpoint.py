@@ -2,7 +2,8 @@
 
 Everything random follows from seed and step (kernels/philox.py), so the state is the optimizer's
 buffers and a step number. Folders and files appear complete or not at all, in this order: log,
-adapter, state; so a state never says more than what is there.
+adapter, state; so a state never says more than what is there. A thread writes the last two, from a
+copy (background.py).
 """
 
 from __future__ import annotations
