@@ -8,6 +8,7 @@ from cqa.report.focus import Focus
 from cqa.report.tables import show
 from cqa.schema.comparison import BaseGroup
 from cqa.schema.provenance import trained_with_other_template
+from cqa.text import counted
 
 # A convention: sums over tokens grow with length, so from here on lengths alone may part groups.
 OTHER_LENGTH = 1.5  # ratio of the groups' mean lengths
@@ -124,4 +125,15 @@ def _seeds(focus: Focus) -> Iterator[str]:
         yield (
             "Only one seed was trained: how much of the change is the luck of one run is unknown. "
             "Several --run of score that differ in --seed only give the mean over seeds."
+        )
+        return
+    own = focus.source.made.get(focus.highlighted or "")
+    if own is None or own.recipe is None or own.placebo:
+        return
+    n, n_trained = focus.n_seeds, len(seeds[own.recipe])
+    if n < max(n_trained, 2):
+        yield (
+            f"{focus.highlighted}: of the {counted(n_trained, 'seed')} of its recipe {n} "
+            f"{'has' if n == 1 else 'have'} all {focus.primary} items at its epoch"
+            + ("; how much of its change is the luck of one run is unknown." if n == 1 else ".")
         )

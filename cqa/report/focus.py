@@ -67,6 +67,12 @@ class Focus:
         return self.summary.interaction.get(self.highlighted or "")
 
     @property
+    def n_seeds(self) -> int:
+        """The training seeds that the highlighted adapter's epoch has all primary items under."""
+        effects = self.summary.seeds.get(self.primary or "", ())
+        return next((e.n_seeds for e in effects if self.highlighted in e.adapters.values()), 1)
+
+    @property
     def shown(self) -> tuple[str | None, ...]:
         """What most tables of the page are of: the highlighted adapter, or the base alone."""
         return self.highlighted, "base"

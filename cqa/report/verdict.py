@@ -62,7 +62,7 @@ def make_page(focus: Focus) -> Page:
         answers=[_answer(focus, finding) for finding in verdict.findings],
         tiles=_tiles(focus),
         evidence_for=_evidence(focus),
-        not_shown=[*NOT_SHOWN, *([] if focus.summary.seeds else [ONE_SEED]), *placebo],
+        not_shown=[*NOT_SHOWN, *([] if focus.n_seeds > 1 else [ONE_SEED]), *placebo],
     )
 
 

@@ -49,6 +49,17 @@ def test_one_seed_is_named_and_two_have_a_table(tmp_path):
     assert not said(report_of(tmp_path / "unknown"), "seed was trained")
 
 
+def test_an_epoch_that_a_seed_lacks_is_named(tmp_path):
+    other = {"a/epoch-01": origin("0"), "b/epoch-01": origin("1", epoch="2")}
+    report = report_of(tmp_path / "other", origins=other)
+    name = report.focus.highlighted
+    (text,) = said(report, f"{name}: of the 2 seeds of its recipe 1 has all literary items at its")
+    assert text.endswith("epoch; how much of its change is the luck of one run is unknown.")
+    assert any("another training seed" in text for text in report.verdict.not_shown)
+    both = report_of(tmp_path / "both", origins={n: origin(str(k)) for k, n in enumerate(EPOCHS)})
+    assert not said(both, "of its recipe")
+
+
 def test_a_placebo_in_the_folder_is_known_without_being_told(tmp_path):
     origins = {EPOCHS[0]: origin("0"), EPOCHS[1]: origin("0", recipe_digest="p", placebo="dealt")}
     report = report_of(tmp_path, origins=origins)
