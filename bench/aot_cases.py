@@ -16,8 +16,8 @@ from cqa.kernels.copy_shrink import copy_shrink
 from cqa.kernels.embed import Noise, embed
 from cqa.kernels.philox import Dropout
 from cqa.kernels.precision import wider
-from cqa.kernels.rms_norm import norm_shrink, rms_norm
-from cqa.kernels.rope import rope
+from cqa.kernels.rms_norm import norm_shrink, norm_shrink_beside, rms_norm
+from cqa.kernels.rope import rope, rope_projection
 from cqa.kernels.scatter import ScatterTable, Segment, scatter
 from cqa.kernels.shrink import Shrink
 from cqa.kernels.swiglu_shrink import swiglu_shrink
@@ -51,18 +51,19 @@ def variants(features: int, members: int, *, bias: bool) -> list[tuple[AugColumn
     ]
 
 
-def both_ways(out: Tensor) -> None:
+def both_ways(*outs: Tensor) -> None:
     """Run backward too."""
-    out.backward(torch.empty_like(out))
+    torch.autograd.backward(outs, tuple(map(torch.empty_like, outs)))
 
 
 def norm(shape: DecoderConfig, dtype: torch.dtype) -> None:
-    """Before qkv and gate_up, and the head norms."""
+    """Before qkv and gate_up, the last one, and the head norms."""
     weight = torch.empty(shape.hidden_size, dtype=dtype, device=META)
     for members in (3, 2):
         for columns, shrink in variants(shape.hidden_size, members, bias=members == 3):
             x = tensor(ROWS, shape.hidden_size, dtype=dtype)
-            both_ways(norm_shrink(x, weight, 1e-6, columns, shrink, backend="triton"))
+            both_ways(*norm_shrink_beside(x, weight, 1e-6, columns, shrink, backend="triton"))
+    both_ways(rms_norm(x, weight, 1e-6, backend="triton"))
     wide = tensor(ROWS, shape.hidden_size, dtype=wider(dtype))  # the residual stream of scoring
     for columns, shrink in variants(shape.hidden_size, 2, bias=False)[1:]:
         norm_shrink(wide, weight, 1e-6, columns, shrink, backend="triton")
@@ -108,11 +109,14 @@ def embedding(shape: DecoderConfig, dtype: torch.dtype) -> None:
 
 
 def rotation(shape: DecoderConfig, dtype: torch.dtype) -> None:
-    """Queries and keys, slices of the fused projection."""
-    fused = tensor(ROWS, shape.n_heads + 2 * shape.n_kv_heads, shape.head_dim, dtype=dtype)
+    """Queries and keys of the fused projection, and each alone, as behind norms of heads."""
+    n_heads, n_kv = shape.n_heads, shape.n_kv_heads
     angles = torch.empty(ROWS, shape.head_dim // 2, device=META)
-    for heads in (slice(shape.n_heads), slice(shape.n_heads, shape.n_heads + shape.n_kv_heads)):
-        both_ways(rope(fused[:, heads], angles, angles, backend="triton"))
+    fused = tensor(ROWS, (n_heads + 2 * n_kv) * shape.head_dim, dtype=dtype)
+    both_ways(*rope_projection(fused, angles, angles, n_heads, n_kv, backend="triton"))
+    for n in (n_heads, n_kv):
+        heads = tensor(ROWS, n, shape.head_dim, dtype=dtype)
+        both_ways(rope(heads, angles, angles, backend="triton"))
 
 
 def head(shape: DecoderConfig, dtype: torch.dtype) -> None:

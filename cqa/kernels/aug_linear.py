@@ -103,12 +103,16 @@ class _AugLinear(torch.autograd.Function):
         members: tuple[LoraRows, ...],
         gradient: Gradient | None,
         backend: Backend,
+        overwrite: bool,
         *lora_b: Tensor,
     ) -> Tensor:
         ctx.save_for_backward(x_aug, weight, low)
         ctx.scaling, ctx.members, ctx.gradient, ctx.backend = scaling, members, gradient, backend
         tail = None if low is None else low.T
-        return mm(x_aug, weight.T, residual, tail=tail, backend=backend)
+        out = mm(x_aug, weight.T, residual, tail=tail, overwrite=overwrite, backend=backend)
+        if out is residual:
+            ctx.mark_dirty(residual)
+        return out
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
@@ -116,7 +120,7 @@ class _AugLinear(torch.autograd.Function):
         dx_aug = mm(dy, weight, tail=low, backend=ctx.backend) if ctx.needs_input_grad[0] else None
         dresidual = dy if ctx.needs_input_grad[1] else None
         grads = _lora_b_grads(dy, x_aug, ctx.members, ctx.scaling, ctx.gradient, ctx.backend)
-        return dx_aug, dresidual, *(None,) * 6, *grads
+        return dx_aug, dresidual, *(None,) * 7, *grads
 
 
 def aug_linear(
@@ -126,6 +130,7 @@ def aug_linear(
     *,
     scaling: float = 1.0,
     residual: Tensor | None = None,  # (M, N)
+    overwrite: bool = False,
     low: Tensor | None = None,  # (N, at least the columns of x_aug beyond the weight's)
     gradient: Gradient | None = None,  # (rows of all members, R)
     backend: Backend | None = None,
@@ -140,6 +145,8 @@ def aug_linear(
         scaling: LoRA's factor, for dB.
         residual: Added to the result; without gradient it may be of a wider dtype, which the
             result then has.
+        overwrite: Whether the residual may be added to where it lies, nothing else needing it; the
+            Triton backend does, and saves the library a copy.
         low: For the native ops: the columns scaling·B in fp32, where `weight` is [W | bias] alone.
         gradient: Where dB goes, the members' one below the other; by default autograd has it.
         backend: See cqa.kernels.backend.
@@ -148,7 +155,8 @@ def aug_linear(
     weight, n_low = weight[:, : x_aug.shape[1]], x_aug.shape[1] - weight.shape[1]
     low = low[:, :n_low] if low is not None and n_low > 0 else None
     lora_b = tuple(member.lora_b for member in members)
+    overwrite = overwrite and backend == "triton"
     out: Tensor = _AugLinear.apply(  # type: ignore[no-untyped-call]
-        x_aug, residual, weight, low, scaling, members, gradient, backend, *lora_b
+        x_aug, residual, weight, low, scaling, members, gradient, backend, overwrite, *lora_b
     )
     return out

@@ -4,7 +4,8 @@
     backward   dA = dSᵀ · dropout(X);  dX += mask · (dS · A);  dX → dx by the op
 
 Without an adapter the result is the base part [X | 1], and backward is the op's alone. The native
-and Triton implementations do both halves of a line in one call.
+and Triton implementations do both halves of a line in one call. Where x goes on beside the op, as
+the residual stream does, the op passes it on, and backward adds the two gradients.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ class AugOp:
     """What makes X of x, and dx of dX; `*given` are frozen inputs, a norm's weight for instance.
 
     A fused backward adds the low-rank part to dX in place. dS is None without an adapter.
+    Where x is passed on, Triton's functions take `passed=`, a buffer for a copy of x, and
+    `dpassed=`, its gradient, to be added.
     """
 
     reference: Callable[..., Tensor]  # (x, *given) → X
@@ -57,15 +60,21 @@ class _Augment(torch.autograd.Function):
         shrink: Shrink | None,
         dtype: torch.dtype,
         backend: Backend,
+        passes_on: bool,
         *given: Any,
-    ) -> Tensor:
+    ) -> Tensor | tuple[Tensor, Tensor]:
         masks: list[Tensor] = []
+        passed = x
         if backend == "triton":
             x_aug = x.new_empty(x.shape[0], columns.total, dtype=dtype)
             if shrink and op.notes_kept:
                 shrink = shrink.with_kept(x)
                 masks = [] if shrink.kept is None else [shrink.kept]
-            op.triton(x, x_aug, columns, shrink, *given)
+            beside = {}
+            if passes_on:
+                passed = torch.empty_like(x, memory_format=torch.contiguous_format)
+                beside = {"passed": passed}
+            op.triton(x, x_aug, columns, shrink, *given, **beside)
         else:
             x_aug = augmented(x, columns, dtype)
             made = x_aug[:, : columns.features]
@@ -79,6 +88,7 @@ class _Augment(torch.autograd.Function):
                         made, shrink.lora_a, shrink.modules, shrink.dropout, s
                     )
         ctx.save_for_backward(x if op.reads_x else None, lora_a, x_aug if shrink else None, *masks)
+        ctx.set_materialize_grads(False)
         ctx.op, ctx.columns, ctx.shrink, ctx.backend, ctx.given = (
             op,
             columns,
@@ -86,10 +96,15 @@ class _Augment(torch.autograd.Function):
             backend,
             given,
         )
-        return x_aug
+        return (x_aug, passed) if passes_on else x_aug
 
     @staticmethod
-    def backward(ctx: Any, dx_aug: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(
+        ctx: Any, dx_aug: Tensor | None, dpassed: Tensor | None = None
+    ) -> tuple[Tensor | None, ...]:
+        nothing = [None] * (6 + len(ctx.given))
+        if dx_aug is None:
+            return (dpassed, None, *nothing)
         x, lora_a, x_aug, *masks = ctx.saved_tensors
         op, columns, shrink, fused = ctx.op, ctx.columns, ctx.shrink, ctx.backend != "reference"
         dmade = dx_aug[:, : columns.features] if ctx.needs_input_grad[0] else None
@@ -109,12 +124,17 @@ class _Augment(torch.autograd.Function):
             da = form_gradient(shrink.gradient, lora_a.shape, lora_a, form)
         elif dmade is not None and fused:
             dmade = dmade.contiguous()
-        if dmade is not None and fused:
-            run = op.triton_backward if ctx.backend == "triton" else op.native_backward
-            dx = run(dmade, x, ds, shrink, *ctx.given)
+        if dmade is not None and ctx.backend == "triton":
+            beside = {} if dpassed is None else {"dpassed": dpassed}
+            dx = op.triton_backward(dmade, x, ds, shrink, *ctx.given, **beside)
         elif dmade is not None:
-            dx = op.reference_backward(dmade, x, *ctx.given)
-        return (dx, da, *[None] * (5 + len(ctx.given)))
+            if fused:
+                dx = op.native_backward(dmade, x, ds, shrink, *ctx.given)
+            else:
+                dx = op.reference_backward(dmade, x, *ctx.given)
+            if dpassed is not None:
+                dx = dx + dpassed
+        return (dx, da, *nothing)
 
 
 def augment(
@@ -127,8 +147,26 @@ def augment(
     backend: Backend,
 ) -> Tensor:  # (M, columns.total) of `dtype`, or (M, columns.base) without `shrink`
     """Run an op, differentiable in x and in LoRA's A."""
+    out: Tensor = _augmented(op, x, columns, shrink, dtype, backend, False, *given)
+    return out
+
+
+def augment_beside(
+    op: AugOp,
+    x: Tensor,  # (M, width that the op reads)
+    columns: AugColumns,
+    shrink: Shrink | None,
+    *given: Any,
+    dtype: torch.dtype,
+    backend: Backend,
+) -> tuple[Tensor, Tensor]:  # as `augment`, and x (M, width)
+    """Run an op that passes x on beside its result: a copy by Triton, else x itself."""
+    out: tuple[Tensor, Tensor] = _augmented(op, x, columns, shrink, dtype, backend, True, *given)
+    return out
+
+
+def _augmented(op: AugOp, x: Tensor, columns: AugColumns, shrink: Shrink | None, *rest: Any) -> Any:
     if shrink is None:
         columns = columns.alone
     lora_a = shrink.lora_a if shrink else None
-    out: Tensor = _Augment.apply(x, lora_a, op, columns, shrink, dtype, backend, *given)  # type: ignore[no-untyped-call]
-    return out
+    return _Augment.apply(x, lora_a, op, columns, shrink, *rest)  # type: ignore[no-untyped-call]

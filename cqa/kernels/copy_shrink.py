@@ -3,24 +3,13 @@
 from __future__ import annotations
 
 import torch
-import triton.language as tl
 from torch import Tensor
 
-from cqa.kernels.aug_columns import AugColumns, store_constants
+from cqa.kernels.aug_columns import AugColumns
 from cqa.kernels.aug_op import AugOp, augment
 from cqa.kernels.backend import Backend, choose
-from cqa.kernels.launch import any_rows
-from cqa.kernels.shrink import (
-    Shrink,
-    dropout_rows,
-    expand_add_triton,
-    member_of,
-    native_arguments,
-    shrink_tile,
-)
-from cqa.kernels.split_shrink import launch_splits, store_split
-
-SPLITS = 4  # of the columns, so that a few hundred rows fill a GPU
+from cqa.kernels.shrink import Shrink, expand_triton, native_arguments
+from cqa.kernels.split_shrink import shrink_copied
 
 
 def _copy_ref(x: Tensor) -> Tensor:
@@ -31,62 +20,14 @@ def _copy_backward_ref(dx: Tensor, _x: None) -> Tensor:
     return dx
 
 
-@any_rows
-def _copy_shrink_kernel(  # a program: a block of rows, a share of the columns, one member
-    x,  # (M, K)
-    out,  # (M, total), X and the constants written
-    partial,  # (splits, M, G * R) fp32, written
-    m,
-    k,
-    x_stride,
-    out_stride,
-    base,
-    end_of_ranks,
-    total,
-    rank_columns,
-    lora_a,  # (G * R, K)
-    rank,
-    dropout_scale,
-    key,
-    streams,
-    batch_rows,
-    threshold,
-    ROWS: tl.constexpr,
-    RANK: tl.constexpr,
-    WIDTH: tl.constexpr,
-    DROPOUT: tl.constexpr,
-    DOT: tl.constexpr,
-):
-    rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    split, part, in_range = tl.program_id(1), tl.program_id(2), rows < m
-    member, first_rank = member_of(part, rank, RANK)
-    numbers = dropout_rows(batch_rows, rows, in_range, DROPOUT)
-    s = tl.zeros((ROWS, RANK), tl.float32)
-    for start in range(split * WIDTH, k, tl.num_programs(1) * WIDTH):
-        cols = start + tl.arange(0, WIDTH)
-        mask = in_range[:, None] & (cols < k)[None, :]
-        tile = tl.load(x + rows[:, None] * x_stride + cols[None, :], mask=mask, other=0.0)
-        if part == 0:
-            tl.store(out + rows[:, None] * out_stride + cols[None, :], tile, mask=mask)
-        s = shrink_tile(
-            s, tile.to(tl.float32), member, first_rank, start, numbers, k, lora_a, rank, key,
-            streams, threshold, RANK, WIDTH, DROPOUT, DOT,
-        )  # fmt: skip
-    store_split(
-        partial, s * dropout_scale, split, member, first_rank, rows, in_range, m, rank,
-        rank_columns, RANK,
-    )  # fmt: skip
-    if (split == 0) & (part == 0):
-        store_constants(out, out_stride, rows, in_range, k, base, end_of_ranks, total)
-
-
 def _copy_triton(x: Tensor, x_aug: Tensor, columns: AugColumns, shrink: Shrink) -> None:
-    launch_splits(_copy_shrink_kernel, SPLITS, x, x_aug, columns, shrink)
+    shrink_copied(x, x_aug, columns, shrink)
 
 
 def _copy_backward_triton(dx: Tensor, _x: None, ds: Tensor, shrink: Shrink) -> Tensor:
-    expand_add_triton(dx, ds, shrink)
-    return dx
+    out = dx.new_empty(dx.shape)  # without gaps between rows, which attention's backward copies
+    expand_triton(dx, ds, shrink, out)
+    return out
 
 
 def _copy_native(x: Tensor, out: Tensor, s: Tensor, shrink: Shrink) -> None:

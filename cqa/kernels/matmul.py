@@ -29,13 +29,13 @@ def keep_sums_whole() -> None:
     os.environ.setdefault("CUBLASLT_WORKSPACE_SIZE", "1")  # KiB
 
 
-def mm_ref(a: Tensor, b: Tensor, start: Tensor | None = None) -> Tensor:
+def mm_ref(a: Tensor, b: Tensor, start: Tensor | None = None, *, overwrite: bool = False) -> Tensor:
     """The definition."""
     b = b.to(a.dtype)  # weights may be narrower
     if start is None:
         return a @ b
     if start.dtype == a.dtype:
-        return torch.addmm(start, a, b)
+        return start.addmm_(a, b) if overwrite else torch.addmm(start, a, b)
     if a.dtype.itemsize > 2:
         return start + a @ b
     if a.is_cuda:
@@ -66,6 +66,7 @@ def mm(
     start: Tensor | None = None,  # (M, N)
     *,
     tail: Tensor | None = None,  # (K', N) or (K, N')
+    overwrite: bool = False,
     backend: Backend | None = None,
 ) -> Tensor:  # (M, N)
     """Return start + a · b, without gradient.
@@ -78,12 +79,14 @@ def mm(
             which the result then has; a product of 16-bit numbers is then not rounded before it.
         tail: For the native op: what follows b in fp32, its last rows where b has fewer rows than
             a has columns, else its last columns.
+        overwrite: The library may add to `start` where it lies, and does where that has the
+            product's dtype; otherwise it copies it first.
         backend: See cqa.kernels.backend.
     """
     if choose(backend, a.device, a.dtype) == "native":
         return _mm_native(a, b, start, tail)
     assert tail is None
-    return mm_ref(a, b, start)
+    return mm_ref(a, b, start, overwrite=overwrite)
 
 
 def wide_mm(a: Tensor, b: Tensor, *, backend: Backend | None = None) -> Tensor:

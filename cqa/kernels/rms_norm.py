@@ -7,27 +7,23 @@ Source: arXiv:1910.07467, eq. 4.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from cqa.kernels.aug_columns import AugColumns, store_constants
-from cqa.kernels.aug_op import AugOp, augment
+from cqa.kernels.aug_op import AugOp, augment, augment_beside
 from cqa.kernels.backend import Backend, choose, compute_dtype
-from cqa.kernels.launch import TILE_ROWS, accumulator, any_rows, dot_type, launch, tile_width
+from cqa.kernels.launch import accumulator, any_rows, launch
 from cqa.kernels.precision import wider
-from cqa.kernels.shrink import (
-    GroupLaunch,
-    Shrink,
-    dropout_rows,
-    expand_add_triton,
-    member_of,
-    native_arguments,
-    shrink_tile,
-)
+from cqa.kernels.shrink import Shrink, expand_triton, native_arguments
+from cqa.kernels.split_shrink import shrink_made
 
-_BACKWARD_ROWS = 4  # few: its programs are many, and a row's sums are short
+_TILE = 4096  # numbers that a program takes at least, of several rows where these are short
+WIDEST = 16384  # columns that a program holds in registers
 
 
 def rms_norm_ref(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -47,35 +43,49 @@ def _rms_norm_backward_ref(dy: Tensor, x: Tensor, weight: Tensor, eps: float) ->
 
 
 @triton.jit
-def _rstd(
-    x,  # (M, K)
-    stride,
-    rows,  # (ROWS,) int64
-    in_range,  # (ROWS,)
-    k,
-    eps,
-    ROWS: tl.constexpr,
-    WIDTH: tl.constexpr,
-    SUM: tl.constexpr,
-):
-    """1 / √(mean(x²) + eps) of some rows, (ROWS,) in the type of the sum."""
-    total = tl.zeros((ROWS,), SUM)
-    for start in range(0, k, WIDTH):
-        cols = start + tl.arange(0, WIDTH)
-        mask = in_range[:, None] & (cols < k)[None, :]
-        tile = tl.load(x + rows[:, None] * stride + cols[None, :], mask=mask, other=0.0).to(SUM)
-        total += tl.sum(tile * tile, 1)
-    square = total / k + eps
+def _inverse_root(square):
+    """1 / √square, rounded as IEEE has it."""
     return (
         1.0 / tl.sqrt(square) if square.dtype == tl.float64 else tl.div_rn(1.0, tl.sqrt_rn(square))
     )
 
 
+@triton.jit
+def _part(x, stride, rows, in_range, cols, k):
+    """Some columns of some rows of a matrix, as they are stored."""
+    mask = in_range[:, None] & (cols < k)[None, :]
+    return tl.load(x + rows[:, None] * stride + cols[None, :], mask=mask, other=0.0)
+
+
+@triton.jit
+def _store_normed(  # and what is passed on
+    tile,  # (ROWS, WIDTH), as loaded
+    rstd,  # (ROWS,)
+    norm_weight,
+    out,
+    out_stride,
+    passed,
+    rows,
+    in_range,
+    cols,
+    k,
+    PASSED: tl.constexpr,
+    SUM: tl.constexpr,
+):
+    mask = in_range[:, None] & (cols < k)[None, :]
+    weight = tl.load(norm_weight + cols, mask=cols < k, other=0.0).to(SUM)
+    normed = tile.to(SUM) * rstd[:, None] * weight[None, :]
+    tl.store(out + rows[:, None] * out_stride + cols[None, :], normed, mask=mask)
+    if PASSED:
+        tl.store(passed + rows[:, None] * k + cols[None, :], tile, mask=mask)
+
+
 @any_rows
-def _norm_shrink_kernel(  # a program: a block of rows and one member; the first also writes X
+def _norm_kernel(  # a program: some rows, whole in its registers unless they are too wide for that
     x,  # (M, K)
     norm_weight,  # (K,)
-    out,  # (M, total), written
+    out,  # (M, total); X and the constants written
+    passed,  # (M, K), x written; None without
     m,
     k,
     x_stride,
@@ -84,138 +94,193 @@ def _norm_shrink_kernel(  # a program: a block of rows and one member; the first
     base,
     end_of_ranks,
     total,
-    lora_a,  # (G * R, K)
-    rank,
-    dropout_scale,
-    key,
-    streams,
-    batch_rows,
-    threshold,
-    LORA: tl.constexpr,
+    PASSED: tl.constexpr,
     ROWS: tl.constexpr,
-    RANK: tl.constexpr,
     WIDTH: tl.constexpr,
-    DROPOUT: tl.constexpr,
+    WHOLE: tl.constexpr,
     SUM: tl.constexpr,
-    DOT: tl.constexpr,
 ):
     rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    part, in_range = tl.program_id(1), rows < m
-    member, first_rank = member_of(part, rank, RANK)
-    rstd = _rstd(x, x_stride, rows, in_range, k, eps, ROWS, WIDTH, SUM)
-    numbers = dropout_rows(batch_rows, rows, in_range, DROPOUT)
-    s = tl.zeros((ROWS, RANK), tl.float32)
-    for start in range(0, k, WIDTH):
-        cols = start + tl.arange(0, WIDTH)
-        mask = in_range[:, None] & (cols < k)[None, :]
-        tile = tl.load(x + rows[:, None] * x_stride + cols[None, :], mask=mask, other=0.0).to(SUM)
-        weight = tl.load(norm_weight + cols, mask=cols < k, other=0.0).to(SUM)
-        # rounded once, as S must see what the base sees
-        normed = (tile * rstd[:, None] * weight[None, :]).to(out.dtype.element_ty)
-        if part == 0:
-            tl.store(out + rows[:, None] * out_stride + cols[None, :], normed, mask=mask)
-        if LORA:
-            s = shrink_tile(
-                s, normed.to(tl.float32), member, first_rank, start, numbers, k, lora_a, rank, key,
-                streams, threshold, RANK, WIDTH, DROPOUT, DOT,
+    in_range = rows < m
+    if WHOLE:
+        cols = tl.arange(0, WIDTH)
+        tile = _part(x, x_stride, rows, in_range, cols, k)
+        wide = tile.to(SUM)
+        rstd = _inverse_root(tl.sum(wide * wide, 1) / k + eps)
+        _store_normed(
+            tile, rstd, norm_weight, out, out_stride, passed, rows, in_range, cols, k, PASSED, SUM
+        )
+    else:
+        square = tl.zeros((ROWS,), SUM)
+        for start in range(0, k, WIDTH):
+            wide = _part(x, x_stride, rows, in_range, start + tl.arange(0, WIDTH), k).to(SUM)
+            square += tl.sum(wide * wide, 1)
+        rstd = _inverse_root(square / k + eps)
+        for start in range(0, k, WIDTH):
+            cols = start + tl.arange(0, WIDTH)
+            tile = _part(x, x_stride, rows, in_range, cols, k)
+            _store_normed(
+                tile, rstd, norm_weight, out, out_stride, passed, rows, in_range, cols, k, PASSED,
+                SUM,
             )  # fmt: skip
-    if LORA:
-        ranks = first_rank + tl.arange(0, RANK)
-        at = out + rows[:, None] * out_stride + (base + member * rank + ranks)[None, :]
-        tl.store(at, s * dropout_scale, mask=in_range[:, None] & (ranks < rank)[None, :])
-    if part == 0:
-        store_constants(out, out_stride, rows, in_range, k, base, end_of_ranks, total)
+    store_constants(out, out_stride, rows, in_range, k, base, end_of_ranks, total)
+
+
+@triton.jit
+def _store_dx(  # with the gradient of what was passed on
+    g,  # (ROWS, WIDTH), dX · weight
+    normed,  # (ROWS, WIDTH)
+    rstd,  # (ROWS,)
+    mean_gn,  # (ROWS,)
+    dx,
+    dpassed,
+    dpassed_stride,
+    rows,
+    in_range,
+    cols,
+    k,
+    PASSED: tl.constexpr,
+    SUM: tl.constexpr,
+):
+    mask = in_range[:, None] & (cols < k)[None, :]
+    value = rstd[:, None] * (g - normed * mean_gn[:, None])
+    if PASSED:
+        value += _part(dpassed, dpassed_stride, rows, in_range, cols, k).to(SUM)
+    tl.store(dx + rows[:, None] * k + cols[None, :], value, mask=mask)
 
 
 @any_rows
-def _norm_backward_kernel(  # a program: a block of rows, read twice
+def _norm_backward_kernel(  # a program: some rows, as in the forward kernel
     dy,  # (M, K)
     x,  # (M, K)
     norm_weight,  # (K,)
+    dpassed,  # (M, K), added; None without
     dx,  # (M, K), written
     m,
     k,
     dy_stride,
     x_stride,
+    dpassed_stride,
     eps,
+    PASSED: tl.constexpr,
     ROWS: tl.constexpr,
     WIDTH: tl.constexpr,
+    WHOLE: tl.constexpr,
     SUM: tl.constexpr,
 ):
     rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     in_range = rows < m
-    rstd = _rstd(x, x_stride, rows, in_range, k, eps, ROWS, WIDTH, SUM)
-    mean_gx = tl.zeros((ROWS,), SUM)  # of g · x · rstd, with g = dy · weight
-    for start in range(0, k, WIDTH):
-        cols = start + tl.arange(0, WIDTH)
-        mask = in_range[:, None] & (cols < k)[None, :]
-        d = tl.load(dy + rows[:, None] * dy_stride + cols[None, :], mask=mask, other=0.0).to(SUM)
-        tile = tl.load(x + rows[:, None] * x_stride + cols[None, :], mask=mask, other=0.0).to(SUM)
-        weight = tl.load(norm_weight + cols, mask=cols < k, other=0.0).to(SUM)
-        mean_gx += tl.sum(d * weight[None, :] * tile * rstd[:, None], 1)
-    mean_gx = mean_gx / k
-    for start in range(0, k, WIDTH):
-        cols = start + tl.arange(0, WIDTH)
-        mask = in_range[:, None] & (cols < k)[None, :]
-        d = tl.load(dy + rows[:, None] * dy_stride + cols[None, :], mask=mask, other=0.0).to(SUM)
-        tile = tl.load(x + rows[:, None] * x_stride + cols[None, :], mask=mask, other=0.0).to(SUM)
-        weight = tl.load(norm_weight + cols, mask=cols < k, other=0.0).to(SUM)
-        normed = tile * rstd[:, None]
-        value = rstd[:, None] * (d * weight[None, :] - normed * mean_gx[:, None])
-        tl.store(dx + rows[:, None] * k + cols[None, :], value, mask=mask)
+    if WHOLE:
+        cols = tl.arange(0, WIDTH)
+        wide = _part(x, x_stride, rows, in_range, cols, k).to(SUM)
+        g = _part(dy, dy_stride, rows, in_range, cols, k).to(SUM)
+        g *= tl.load(norm_weight + cols, mask=cols < k, other=0.0).to(SUM)[None, :]
+        rstd = _inverse_root(tl.sum(wide * wide, 1) / k + eps)
+        normed = wide * rstd[:, None]
+        mean_gn = tl.sum(g * wide, 1) * rstd / k
+        _store_dx(
+            g, normed, rstd, mean_gn, dx, dpassed, dpassed_stride, rows, in_range, cols, k, PASSED,
+            SUM,
+        )  # fmt: skip
+    else:
+        square, g_x = tl.zeros((ROWS,), SUM), tl.zeros((ROWS,), SUM)
+        for start in range(0, k, WIDTH):
+            cols = start + tl.arange(0, WIDTH)
+            wide = _part(x, x_stride, rows, in_range, cols, k).to(SUM)
+            g = _part(dy, dy_stride, rows, in_range, cols, k).to(SUM)
+            g *= tl.load(norm_weight + cols, mask=cols < k, other=0.0).to(SUM)[None, :]
+            square += tl.sum(wide * wide, 1)
+            g_x += tl.sum(g * wide, 1)
+        rstd = _inverse_root(square / k + eps)
+        mean_gn = g_x * rstd / k
+        for start in range(0, k, WIDTH):
+            cols = start + tl.arange(0, WIDTH)
+            wide = _part(x, x_stride, rows, in_range, cols, k).to(SUM)
+            g = _part(dy, dy_stride, rows, in_range, cols, k).to(SUM)
+            g *= tl.load(norm_weight + cols, mask=cols < k, other=0.0).to(SUM)[None, :]
+            _store_dx(
+                g, wide * rstd[:, None], rstd, mean_gn, dx, dpassed, dpassed_stride, rows, in_range,
+                cols, k, PASSED, SUM,
+            )  # fmt: skip
+
+
+def _rows_of(k: int, elements_a_thread: int) -> dict[str, Any]:
+    """Return how many rows of K numbers a program takes, how wide a tile is, and its warps."""
+    whole = int(triton.next_power_of_2(k))
+    width = min(whole, WIDEST)
+    rows = max(1, _TILE // width)
+    warps = max(1, min(16, rows * width // (32 * elements_a_thread)))
+    return {"ROWS": rows, "WIDTH": width, "WHOLE": whole == width, "num_warps": warps}
 
 
 def _norm_triton(
-    x: Tensor, x_aug: Tensor, columns: AugColumns, shrink: Shrink | None, weight: Tensor, eps: float
+    x: Tensor,
+    x_aug: Tensor,
+    columns: AugColumns,
+    shrink: Shrink | None,
+    weight: Tensor,
+    eps: float,
+    *,
+    passed: Tensor | None = None,
 ) -> None:
+    """Normalise by rows; S is then made of what lies there, rounded, as the base sees it."""
     m, k = x.shape
-    group = GroupLaunch.of(shrink)
+    rows = _rows_of(k, 32)
     launch(
-        _norm_shrink_kernel,
-        (triton.cdiv(m, TILE_ROWS), group.parts),
+        _norm_kernel,
+        (triton.cdiv(m, rows["ROWS"]),),
         x=x,
         norm_weight=weight,
         out=x_aug,
+        passed=passed,
         m=m,
         k=k,
         x_stride=x.stride(0),
         out_stride=x_aug.stride(0),
         eps=eps,
         **columns.bounds,
-        LORA=group.members > 0,
-        ROWS=TILE_ROWS,
-        WIDTH=tile_width(x_aug.dtype),
+        PASSED=passed is not None,
         SUM=accumulator(x.dtype),
-        DOT=dot_type(x_aug.dtype),
-        **group.arguments,
-        num_warps=4,
-        num_stages=2,  # a third spills at 16 ranks on sm_90
+        **rows,
     )
+    if shrink is not None:
+        shrink_made(x_aug, columns, shrink)
 
 
 def _norm_backward_triton(
-    dy: Tensor, x: Tensor, ds: Tensor | None, shrink: Shrink | None, weight: Tensor, eps: float
+    dy: Tensor,
+    x: Tensor,
+    ds: Tensor | None,
+    shrink: Shrink | None,
+    weight: Tensor,
+    eps: float,
+    *,
+    dpassed: Tensor | None = None,
 ) -> Tensor:
     if ds is not None and shrink is not None:
-        expand_add_triton(dy, ds, shrink)
+        expand_triton(dy, ds, shrink)
+    if dpassed is not None and dpassed.stride(1) != 1:
+        dpassed = dpassed.contiguous()
     dx = torch.empty_like(x, memory_format=torch.contiguous_format)
     m, k = x.shape
+    rows = _rows_of(k, 16)  # three or four matrices are in registers
     launch(
         _norm_backward_kernel,
-        (triton.cdiv(m, _BACKWARD_ROWS),),
+        (triton.cdiv(m, rows["ROWS"]),),
         dy=dy,
         x=x,
         norm_weight=weight,
+        dpassed=dpassed,
         dx=dx,
         m=m,
         k=k,
         dy_stride=dy.stride(0),
         x_stride=x.stride(0),
+        dpassed_stride=0 if dpassed is None else dpassed.stride(0),
         eps=eps,
-        ROWS=_BACKWARD_ROWS,
-        WIDTH=tile_width(dy.dtype),
+        PASSED=dpassed is not None,
         SUM=accumulator(x.dtype),
-        num_warps=4,
+        **rows,
     )
     return dx
 
@@ -277,6 +342,29 @@ def norm_shrink(
     backend = choose(backend, weight.device, dtype or weight.dtype)
     dtype = compute_dtype(backend, dtype or weight.dtype)
     return augment(_NORM, x, columns, shrink, weight, eps, dtype=dtype, backend=backend)
+
+
+def norm_shrink_beside(
+    x: Tensor,  # (M, K)
+    weight: Tensor,  # (K,)
+    eps: float,
+    columns: AugColumns,
+    shrink: Shrink | None,
+    *,
+    dtype: torch.dtype | None = None,
+    backend: Backend | None = None,
+) -> tuple[Tensor, Tensor]:  # (M, columns.total), (M, K)
+    """As `norm_shrink`, and x once more, for the residual path beside the norm.
+
+    The gradients of both uses of x are then added where that of the norm is made.
+
+    Returns:
+        [X | 1 | S] as `norm_shrink` does; and x, by the Triton backend a copy that nothing else
+        holds, so that a product may be added to it in place (`aug_linear`).
+    """
+    backend = choose(backend, weight.device, dtype or weight.dtype)
+    dtype = compute_dtype(backend, dtype or weight.dtype)
+    return augment_beside(_NORM, x, columns, shrink, weight, eps, dtype=dtype, backend=backend)
 
 
 def rms_norm(

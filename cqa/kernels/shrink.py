@@ -254,9 +254,10 @@ class GroupLaunch:
 
 
 @any_rows
-def _expand_add_kernel(  # dx += Σ_g mask_g · (dS_g · A_g) · dropout_scale; a program: a tile
-    dx,  # (M, K), added to
+def _expand_kernel(  # out = dX + Σ_g mask_g · (dS_g · A_g) · dropout_scale; a program: a tile
+    dx,  # (M, K)
     ds,  # (M, G * R)
+    out,  # (M, K) contiguous, written; None is dx
     m,
     k,
     dx_stride,
@@ -287,22 +288,26 @@ def _expand_add_kernel(  # dx += Σ_g mask_g · (dS_g · A_g) · dropout_scale; 
     mask = in_range[:, None] & (cols < k)[None, :]
     at = dx + rows[:, None] * dx_stride + cols[None, :]
     d = tl.load(at, mask=mask, other=0.0).to(tl.float32)
+    if out is not None:
+        at = out + rows[:, None] * k + cols[None, :]
     tl.store(at, d + low * dropout_scale, mask=mask)
 
 
-def expand_add_triton(
-    dx: Tensor,  # (M, K), added to
+def expand_triton(
+    dx: Tensor,  # (M, K)
     ds: Tensor,  # (M, G * R)
     shrink: Shrink,
+    out: Tensor | None = None,  # (M, K) contiguous, written
 ) -> None:
-    """Add the low-rank part of the input gradient, in place."""
+    """Write the input gradient with its low-rank part added to `out`, or in place."""
     m, k = dx.shape
     group, width = GroupLaunch.of(shrink), tile_width(dx.dtype)
     launch(
-        _expand_add_kernel,
+        _expand_kernel,
         (triton.cdiv(m, TILE_ROWS), triton.cdiv(k, width)),
         dx=dx,
         ds=ds,
+        out=out,
         m=m,
         k=k,
         dx_stride=dx.stride(0),

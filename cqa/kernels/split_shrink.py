@@ -1,7 +1,8 @@
 """LoRA's shrink where a pass has few rows: the columns are cut into shares, summed in order.
 
 A kernel that reads each row once and adds up its share of S = dropout(X) · Aᵀ is launched by
-`launch_splits`, and stores the share by `store_split`.
+`launch_splits`, and stores the share by `store_split`. The one here takes X as it lies there, or
+copies it to its place first.
 """
 
 from __future__ import annotations
@@ -13,9 +14,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from cqa.kernels.aug_columns import AugColumns
+from cqa.kernels.aug_columns import AugColumns, store_constants
 from cqa.kernels.launch import TILE_ROWS, any_rows, dot_type, launch, tile_width
-from cqa.kernels.shrink import GroupLaunch, Shrink
+from cqa.kernels.shrink import GroupLaunch, Shrink, dropout_rows, member_of, shrink_tile
+
+SPLITS = 4  # of the columns, so that a few hundred rows fill a GPU
 
 
 @triton.jit
@@ -119,3 +122,64 @@ def launch_splits(
     )
     if partial is not None:
         _sum_splits(partial, x_aug[:, columns.ranks])
+
+
+@any_rows
+def _shrink_kernel(  # a program: a block of rows, a share of the columns, one member
+    x,  # (M, K); where nothing is copied, the X that `out` has already
+    out,  # (M, total), X and the constants written where X is copied
+    partial,  # (splits, M, G * R) fp32, written
+    m,
+    k,
+    x_stride,
+    out_stride,
+    base,
+    end_of_ranks,
+    total,
+    rank_columns,
+    lora_a,  # (G * R, K)
+    rank,
+    dropout_scale,
+    key,
+    streams,
+    batch_rows,
+    threshold,
+    COPY: tl.constexpr,
+    ROWS: tl.constexpr,
+    RANK: tl.constexpr,
+    WIDTH: tl.constexpr,
+    DROPOUT: tl.constexpr,
+    DOT: tl.constexpr,
+):
+    rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    split, part, in_range = tl.program_id(1), tl.program_id(2), rows < m
+    member, first_rank = member_of(part, rank, RANK)
+    numbers = dropout_rows(batch_rows, rows, in_range, DROPOUT)
+    s = tl.zeros((ROWS, RANK), tl.float32)
+    for start in range(split * WIDTH, k, tl.num_programs(1) * WIDTH):
+        cols = start + tl.arange(0, WIDTH)
+        mask = in_range[:, None] & (cols < k)[None, :]
+        tile = tl.load(x + rows[:, None] * x_stride + cols[None, :], mask=mask, other=0.0)
+        if (part == 0) & COPY:
+            tl.store(out + rows[:, None] * out_stride + cols[None, :], tile, mask=mask)
+        s = shrink_tile(
+            s, tile.to(tl.float32), member, first_rank, start, numbers, k, lora_a, rank, key,
+            streams, threshold, RANK, WIDTH, DROPOUT, DOT,
+        )  # fmt: skip
+    store_split(
+        partial, s * dropout_scale, split, member, first_rank, rows, in_range, m, rank,
+        rank_columns, RANK,
+    )  # fmt: skip
+    if (split == 0) & (part == 0) & COPY:
+        store_constants(out, out_stride, rows, in_range, k, base, end_of_ranks, total)
+
+
+def shrink_made(x_aug: Tensor, columns: AugColumns, shrink: Shrink) -> None:
+    """Write S beside an X that is in the augmented input (M, columns.total) already."""
+    made = x_aug[:, : columns.features]
+    launch_splits(_shrink_kernel, SPLITS, made, x_aug, columns, shrink, COPY=False)
+
+
+def shrink_copied(x: Tensor, x_aug: Tensor, columns: AugColumns, shrink: Shrink) -> None:
+    """Write every column of the augmented input (M, columns.total) of X (M, K) as it is."""
+    launch_splits(_shrink_kernel, SPLITS, x, x_aug, columns, shrink, COPY=True)

@@ -32,8 +32,8 @@ from cqa.kernels.geglu import geglu
 from cqa.kernels.logit_stats import TokenStats
 from cqa.kernels.philox import Dropout
 from cqa.kernels.precision import wider
-from cqa.kernels.rms_norm import norm_shrink, rms_norm
-from cqa.kernels.rope import rope
+from cqa.kernels.rms_norm import norm_shrink, norm_shrink_beside, rms_norm
+from cqa.kernels.rope import rope, rope_projection
 from cqa.kernels.swiglu_shrink import swiglu_shrink
 from cqa.kernels.token_logprobs import token_logprobs, token_stats
 from cqa.layout import PackedBatch
@@ -280,26 +280,35 @@ class Decoder:
 
     def _norm_shrink(
         self, weight: Tensor | None, h: Tensor, group: Projection, dropout: Dropout | None
-    ) -> Tensor:
-        """Make the augmented input of a group from the residual stream, normalised or as it is."""
+    ) -> tuple[Tensor, Tensor]:
+        """Make the augmented input of a group from the residual stream, normalised or as it is.
+
+        The second result is the residual stream, to add what follows to.
+        """
         shrink = group.shrink(dropout)
         if weight is None:
             x = h.to(self.compute_dtype)
-            return copy_shrink(x, group.columns, shrink, backend=self.backend)
-        return norm_shrink(
-            h,
-            weight,
-            self.config.rms_norm_eps,
-            group.columns,
-            shrink,
-            dtype=self.dtype,
-            backend=self.backend,
-        )
+            return copy_shrink(x, group.columns, shrink, backend=self.backend), h
+        given = (h, weight, self.config.rms_norm_eps, group.columns, shrink)
+        if torch.is_grad_enabled():
+            return norm_shrink_beside(*given, dtype=self.dtype, backend=self.backend)
+        return norm_shrink(*given, dtype=self.dtype, backend=self.backend), h
 
-    def _add(self, h: Tensor, group: Projection, x_aug: Tensor, norm: Tensor | None) -> Tensor:
-        """Add a projection to the residual stream, through its own norm where it has one."""
+    def _add(
+        self,
+        h: Tensor,
+        group: Projection,
+        x_aug: Tensor,
+        before: Tensor | None,
+        norm: Tensor | None,
+    ) -> Tensor:
+        """Add a projection to the residual stream, through its own norm where it has one.
+
+        In training a norm that came before has passed on a copy of the stream, which may be lost.
+        """
         if norm is None:
-            return group(x_aug, residual=h, backend=self.backend)
+            own = before is not None and torch.is_grad_enabled()
+            return group(x_aug, residual=h, overwrite=own, backend=self.backend)
         return h + self._norm(norm, group(x_aug, backend=self.backend))
 
     def _run_layer(self, layer: Layer, h: Tensor, forward: ForwardPass) -> Tensor:
@@ -307,7 +316,10 @@ class Decoder:
         dropout, observer, number = forward.dropout, forward.observer, layer.qkv.layer
         project = partial(self._project, layer, dropout)
         angles = () if layer.rotation is None else forward.angles[layer.rotation]
-        q, k, v = forward.blocks(project, h, *angles)
+        if torch.is_grad_enabled():  # what is added to comes from the norm then
+            h, q, k, v = project(h, *angles)
+        else:
+            q, k, v = forward.blocks(lambda *rows: project(*rows)[1:], h, *angles)
         if forward.kept is not None:
             q, h = q[forward.kept], h[forward.kept]
             dropout = dropout.select(forward.kept) if dropout else None
@@ -323,17 +335,26 @@ class Decoder:
 
     def _project(
         self, layer: Layer, dropout: Dropout | None, h: Tensor, *angles: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Norm, q/k/v projection, head norms and rotation: (M, D) to three (M, heads, head_dim)."""
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Norm, q/k/v projection, head norms and rotation.
+
+        Returns the residual stream (M, D) and three (M, heads, head_dim).
+        """
         c, backend = self.config, self.backend
-        x_aug = self._norm_shrink(layer.input_norm, h, layer.qkv, dropout)
-        heads = layer.qkv(x_aug, backend=backend).view(h.shape[0], -1, c.head_dim)
+        x_aug, h = self._norm_shrink(layer.input_norm, h, layer.qkv, dropout)
+        projected = layer.qkv(x_aug, backend=backend)
+        if angles and layer.q_norm is None:
+            cos, sin = angles
+            return h, *rope_projection(
+                projected, cos, sin, c.n_heads, c.n_kv_heads, backend=backend
+            )
+        heads = projected.view(h.shape[0], -1, c.head_dim)
         q, k, v = heads.split((c.n_heads, c.n_kv_heads, c.n_kv_heads), dim=1)
         if layer.q_norm is not None and layer.k_norm is not None:
             q, k = self._head_norm(layer.q_norm, q), self._head_norm(layer.k_norm, k)
         if not angles:
-            return q, k, v
-        return rope(q, *angles, backend=backend), rope(k, *angles, backend=backend), v
+            return h, q, k, v
+        return h, rope(q, *angles, backend=backend), rope(k, *angles, backend=backend), v
 
     def _head_norm(self, weight: Tensor, heads: Tensor) -> Tensor:
         """Normalise each head of (M, heads, head_dim), or all heads as one row."""
@@ -345,17 +366,17 @@ class Decoder:
         """Output projection and MLP, each added to the residual: (M, D) to (M, D)."""
         o, down, backend = layer.o, layer.down, self.backend
         x_aug = copy_shrink(attended, o.columns, o.shrink(dropout), backend=backend)
-        h = self._add(h, o, x_aug, layer.o_norm)
+        h = self._add(h, o, x_aug, layer.input_norm, layer.o_norm)
         if layer.experts is not None and layer.post_norm is not None:
             x = self._norm(layer.post_norm, h)
             return h + mixed_experts(x, layer.experts, backend=backend).to(h.dtype)
-        x_aug = self._norm_shrink(layer.post_norm, h, layer.gate_up, dropout)
+        x_aug, h = self._norm_shrink(layer.post_norm, h, layer.gate_up, dropout)
         gate_up, shrink = layer.gate_up(x_aug, backend=backend), down.shrink(dropout)
         if self.config.activation == "gelu_tanh":
             act_aug = copy_shrink(geglu(gate_up), down.columns, shrink, backend=backend)
         else:
             act_aug = swiglu_shrink(gate_up, down.columns, shrink, backend=backend)
-        return self._add(h, down, act_aug, layer.down_norm)
+        return self._add(h, down, act_aug, layer.post_norm, layer.down_norm)
 
     def projections(self) -> list[Projection]:
         """Every group of every layer, in the order in which they run."""

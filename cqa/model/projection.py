@@ -218,15 +218,21 @@ class Projection:
         return LinearMap(weight, (self._lora_a.detach().to(dtype), low))
 
     def __call__(
-        self, x_aug: Tensor, residual: Tensor | None = None, *, backend: Backend
+        self,
+        x_aug: Tensor,
+        residual: Tensor | None = None,
+        *,
+        overwrite: bool = False,
+        backend: Backend,
     ) -> Tensor:
-        """Project an augmented input (M, K_aug) to (M, N), residual added."""
+        """Project an augmented input (M, K_aug) to (M, N), residual added, perhaps in place."""
         return aug_linear(
             x_aug,
             self.weight,
             self._rows,
             scaling=self._scaling,
             residual=residual,
+            overwrite=overwrite,
             low=self.low if self.split else None,
             gradient=self._gradients[1],
             backend=backend,

@@ -94,7 +94,8 @@ def estimate_memory(
     d, q = shape.hidden_size, shape.n_heads * shape.head_dim
     kv, wide = shape.n_kv_heads * shape.head_dim, 2 * shape.intermediate_size
     # of the attention: the projected heads, q and k rotated; then what comes of the kept rows
-    before = d + totals[0] + (q + 2 * kv) + (q + kv)
+    in_place = backend == "triton" and not shape.qk_norm
+    before = d + totals[0] + (q + 2 * kv) + (0 if in_place else q + kv)
     after = q + totals[1] + d + totals[2] + wide + totals[3]
     after += d * sum(norm in shape.norms for norm in ("o_norm", "down_norm"))
     adapted = [sum(m.name in spec.targets for m in projection.members) for projection in groups]

@@ -7,7 +7,7 @@ from kernels.marks import DTYPES
 from torch import Tensor
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-from cqa.kernels.rope import rope
+from cqa.kernels.rope import rope, rope_projection
 
 
 def angles(positions: Tensor, head_dim: int) -> tuple[Tensor, Tensor]:
@@ -48,6 +48,31 @@ def test_rotation_of_slices_of_a_projection_and_its_gradient(rows, heads, head_d
     actual, naive, truth = run(rope, fused), run(plain, fused), run(plain, fused.double())
     for name, *values in zip(("out", "dx"), actual, naive, truth, strict=True):
         assert_as_accurate(name, *values)
+
+
+@DTYPES
+@pytest.mark.parametrize(("rows", "heads", "kv", "head_dim"), [(5, 3, 1, 8), (2, 40, 8, 80)])
+def test_projection_is_cut_and_rotated_and_its_gradient_is_one(rows, heads, kv, head_dim, dtype):
+    cos, sin = (t.float() for t in angles(torch.arange(rows) + 1000, head_dim))
+    every = torch.randn(rows, (heads + 2 * kv) * head_dim).to(dtype)
+    # as attention returns them: of queries and keys with the heads outermost
+    grads = [torch.randn(n, rows, head_dim).to(dtype).transpose(0, 1) for n in (heads, kv)]
+    grads.append(torch.randn(rows, kv, head_dim).to(dtype))
+
+    def by_parts(projected: Tensor, *angles: Tensor) -> tuple[Tensor, ...]:
+        q, k, v = projected.view(rows, -1, head_dim).split((heads, kv, kv), dim=1)
+        return rope(q, *angles), rope(k, *angles), v
+
+    def at_once(projected: Tensor, *angles: Tensor) -> tuple[Tensor, ...]:
+        return rope_projection(projected * 1, *angles, heads, kv)
+
+    found = []
+    for cut in (at_once, by_parts):
+        leaf = every.clone().requires_grad_()
+        outs = cut(leaf, cos, sin)
+        found.append([*(o.detach() for o in outs), *torch.autograd.grad(outs, leaf, grads)])
+    for one, other in zip(*found, strict=True):
+        assert torch.equal(one, other)
 
 
 def test_rotation_of_no_rows():
