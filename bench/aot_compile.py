@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import tempfile
 from dataclasses import dataclass
@@ -30,6 +31,13 @@ ARCHITECTURES = {
     100: Architecture(227 << 10, 64, 148), 120: Architecture(99 << 10, 48, 170),
 }  # fmt: skip
 REGISTERS = 65536  # of a multiprocessor
+FENCED = (
+    re.compile(  # in SASS: shares are stored, counted behind a fence, read past the first cache
+        r"BAR\.SYNC.*?MEMBAR\.\w+\.GPU.*?ATOMG\S*\.STRONG\.GPU.*?CCTL\.IVALL.*?BAR\.SYNC.*?"
+        r"LDG\.E\S*\.STRONG\.GPU",
+        re.DOTALL,
+    )
+)
 NARROW = 2  # loads of two bytes in a loop of tiles: a vector beside the tiles; a tile takes more
 
 
@@ -96,7 +104,8 @@ def compile_launch(launch: Launch, architecture: int) -> Compiled:
         path = Path(folder) / "kernel.cubin"
         path.write_bytes(binary.asm["cubin"])
         usage = _dump(path, "--dump-resource-usage")
-        code = parse_sass(_dump(path, "-sass"))
+        sass = _dump(path, "-sass")
+    code = parse_sass(sass)
     counts = dict(
         field.split(":", 1) for field in usage.split() if ":" in field and field[0].isalpha()
     )
@@ -104,6 +113,8 @@ def compile_launch(launch: Launch, architecture: int) -> Compiled:
     stack = int(counts["STACK"]) + int(counts["LOCAL"])
     shared, has = binary.metadata.shared, ARCHITECTURES[architecture]
     problems = [*_code_problems(launch, code, stack)]
+    if launch.adds_shares and not FENCED.search(sass):
+        problems.append("shares of a sum are read without a fence")
     if shared > has.shared_bytes:
         problems.append(f"shared memory over {has.shared_bytes} bytes")
     if binary.metadata.global_scratch_size:

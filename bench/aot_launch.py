@@ -53,6 +53,11 @@ class Launch:
         return str(named["DOT"]) if used and "DOT" in named else ""
 
     @property
+    def adds_shares(self) -> bool:
+        """Whether it adds what other programs of the launch have stored (arrivals.py)."""
+        return dict(self.signature).get("arrivals", "constexpr") != "constexpr"
+
+    @property
     def sixteen_bits(self) -> bool:
         """Whether it works on 16-bit floats."""
         return any(kind in ("*bf16", "*fp16") for _, kind in self.signature)

@@ -229,7 +229,8 @@ def all_layers(n_layers: int, least: int, record: Callable[[int], Events]) -> Ev
     return Counter({e: few[e] + left * (more[e] - few[e]) for e in more | few})
 
 
-def _shorter(config: DecoderConfig, n_layers: int) -> DecoderConfig:
+def shorter(config: DecoderConfig, n_layers: int) -> DecoderConfig:
+    """Return a config of that many of its layers."""
     return replace(
         config,
         n_layers=n_layers,
@@ -243,12 +244,13 @@ def training_step(model: BenchModel, window: Window, settings: StepConfig, card:
     samples = random_samples(window, model.config.vocab_size)
 
     def layers(n: int) -> Events:
-        decoder = decoder_of(_shorter(model.config, n), model.spec.rank_columns())
+        decoder = decoder_of(shorter(model.config, n), model.spec.rank_columns())
         _lora(decoder, model)
         with recorded(card, model.config.vocab_size) as events:
             backward_passes(decoder, [samples], settings, step=1)
         return events
 
+    layers(3)  # fills what is kept from step to step
     # the first layer has no gradient to pass on, and the last has fewer rows
     events = all_layers(model.config.n_layers, 2, layers)
     decoder = decoder_of(model.config, model.spec.rank_columns())
@@ -282,7 +284,7 @@ def scoring_job(model: BenchModel, job: Job, card: Card) -> ScoringJob:
     ]
 
     def run(n: int, adapter: bool) -> Events:
-        decoder = decoder_of(_shorter(model.config, n), model.spec.rank_columns())
+        decoder = decoder_of(shorter(model.config, n), model.spec.rank_columns())
         made = _adapter(decoder, model) if adapter else None
         with recorded(card, model.config.vocab_size) as events:
             if made is not None:
@@ -317,7 +319,7 @@ def _adapter(decoder: Decoder, model: BenchModel) -> Adapter:
 
 def bench_ops(model: BenchModel, window: Window, dropout: float, card: Card) -> dict[str, Events]:
     """Record each op that `cqa-fast bench --levels kernel` times, by the name that it has there."""
-    decoder = decoder_of(_shorter(model.config, 1), model.spec.rank_columns())
+    decoder = decoder_of(shorter(model.config, 1), model.spec.rank_columns())
     lora, rows = _lora(decoder, model), sum(map(sum, window.samples))
     drawn = Dropout(dropout, 1, 2, torch.arange(rows, device=META)) if dropout else None
     found = {}

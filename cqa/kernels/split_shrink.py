@@ -1,8 +1,8 @@
 """LoRA's shrink where a pass has few rows: the columns are cut into shares, summed in order.
 
 A kernel that reads each row once and adds up its share of S = dropout(X) · Aᵀ is launched by
-`launch_splits`, and stores the share by `store_split`. The one here takes X as it lies there, or
-copies it to its place first.
+`launch_splits`, and ends with `store_split`, which sums the shares where all are there. The one
+here takes X as it lies there, or copies it to its place first.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from cqa.kernels.arrivals import arrivals, comes_last
 from cqa.kernels.aug_columns import AugColumns, store_constants
 from cqa.kernels.launch import TILE_ROWS, any_rows, dot_type, launch, tile_width
 from cqa.kernels.shrink import GroupLaunch, Shrink, dropout_rows, member_of, shrink_tile
@@ -22,12 +23,13 @@ SPLITS = 4  # of the columns, so that a few hundred rows fill a GPU
 
 
 @triton.jit
-def store_split(  # one member's sum over one share of the columns, for `_sum_splits`
-    partial,  # (splits, M, G * R) fp32, written
+def store_split(  # one member's sum over one share of the columns; the last program adds all shares
     s,  # (ROWS, RANK) fp32
-    split,
-    member,
-    first_rank,
+    partial,  # (splits, M, G * R) fp32, written
+    arrivals,  # int32, see arrivals.py
+    out,  # (M, total), S written
+    out_stride,
+    base,
     rows,  # (ROWS,) int64
     in_range,  # (ROWS,)
     m,
@@ -35,44 +37,18 @@ def store_split(  # one member's sum over one share of the columns, for `_sum_sp
     rank_columns,
     RANK: tl.constexpr,
 ):
+    split, part, n_splits = tl.program_id(1), tl.program_id(2), tl.num_programs(1)
+    member, first_rank = member_of(part, rank, RANK)
     ranks = first_rank + tl.arange(0, RANK)
-    at = partial + (split * m + rows)[:, None] * rank_columns + (member * rank + ranks)[None, :]
-    tl.store(at, s, mask=in_range[:, None] & (ranks < rank)[None, :])
-
-
-@any_rows
-def _sum_splits_kernel(  # a program: a row
-    partial,  # (splits, M, G * R) fp32
-    out,  # (M, G * R), written
-    out_stride,
-    m,
-    rank_columns,
-    n_splits,
-    WIDTH: tl.constexpr,
-):
-    row = tl.program_id(0).to(tl.int64)
-    cols = tl.arange(0, WIDTH)
-    total = tl.zeros((WIDTH,), tl.float32)
-    for split in range(n_splits):
-        at = partial + (split * m + row) * rank_columns + cols
-        total += tl.load(at, mask=cols < rank_columns, other=0.0)
-    tl.store(out + row * out_stride + cols, total, mask=cols < rank_columns)
-
-
-def _sum_splits(partial: Tensor, out: Tensor) -> None:
-    """Sum (splits, M, G * R) over the splits, in order, into (M, G * R)."""
-    n_splits, m, rank_columns = partial.shape
-    launch(
-        _sum_splits_kernel,
-        (m,),
-        partial=partial,
-        out=out,
-        out_stride=out.stride(0),
-        m=m,
-        rank_columns=rank_columns,
-        n_splits=n_splits,
-        WIDTH=triton.next_power_of_2(rank_columns),
-    )
+    mask = in_range[:, None] & (ranks < rank)[None, :]
+    columns = (member * rank + ranks)[None, :]
+    tl.store(partial + (split * m + rows)[:, None] * rank_columns + columns, s, mask=mask)
+    if comes_last(arrivals, tl.program_id(0) * tl.num_programs(2) + part, n_splits):
+        total = tl.zeros((rows.shape[0], RANK), tl.float32)
+        for i in range(n_splits):
+            at = partial + (i * m + rows)[:, None] * rank_columns + columns
+            total += tl.load(at, mask=mask, other=0.0, cache_modifier=".cg")
+        tl.store(out + rows[:, None] * out_stride + base + columns, total, mask=mask)
 
 
 def launch_splits(
@@ -86,7 +62,7 @@ def launch_splits(
     width: int | None = None,
     **constants: Any,
 ) -> None:
-    """Run a kernel that writes X and the constants, and its shares of S; then sum these.
+    """Run a kernel that writes X and the constants, and sums S over shares of the columns.
 
     Args:
         kernel: Takes the arguments that are named here, and `constants`.
@@ -99,14 +75,18 @@ def launch_splits(
         constants: What the kernel alone takes.
     """
     m, group = x.shape[0], GroupLaunch.of(shrink)
-    shape = (n_splits, m, columns.rank_columns)
-    partial = x.new_empty(shape, dtype=torch.float32) if shrink else None
+    partial = counters = None
+    blocks = int(triton.cdiv(m, TILE_ROWS))
+    if shrink is not None:
+        partial = x.new_empty(n_splits, m, columns.rank_columns, dtype=torch.float32)
+        counters = arrivals(blocks * group.parts, x.device)
     launch(
         kernel,
-        (triton.cdiv(m, TILE_ROWS), n_splits, group.parts),
+        (blocks, n_splits, group.parts),
         x=x,
         out=x_aug,
         partial=partial,
+        arrivals=counters,
         m=m,
         k=columns.features,
         x_stride=x.stride(0),
@@ -120,8 +100,6 @@ def launch_splits(
         **constants,
         num_warps=4,
     )
-    if partial is not None:
-        _sum_splits(partial, x_aug[:, columns.ranks])
 
 
 @any_rows
@@ -129,6 +107,7 @@ def _shrink_kernel(  # a program: a block of rows, a share of the columns, one m
     x,  # (M, K); where nothing is copied, the X that `out` has already
     out,  # (M, total), X and the constants written where X is copied
     partial,  # (splits, M, G * R) fp32, written
+    arrivals,
     m,
     k,
     x_stride,
@@ -167,7 +146,7 @@ def _shrink_kernel(  # a program: a block of rows, a share of the columns, one m
             streams, threshold, RANK, WIDTH, DROPOUT, DOT,
         )  # fmt: skip
     store_split(
-        partial, s * dropout_scale, split, member, first_rank, rows, in_range, m, rank,
+        s * dropout_scale, partial, arrivals, out, out_stride, base, rows, in_range, m, rank,
         rank_columns, RANK,
     )  # fmt: skip
     if (split == 0) & (part == 0) & COPY:

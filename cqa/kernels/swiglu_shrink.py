@@ -71,6 +71,7 @@ def _swiglu_shrink_kernel(  # a program: a block of rows, a share of the columns
     x,  # (M, 2 K)
     out,  # (M, total), X and the constants written
     partial,  # (splits, M, G * R) fp32, written
+    arrivals,
     m,
     k,
     x_stride,
@@ -123,7 +124,7 @@ def _swiglu_shrink_kernel(  # a program: a block of rows, a share of the columns
             )  # fmt: skip
     if LORA:
         store_split(
-            partial, s * dropout_scale, split, member, first_rank, rows, in_range, m, rank,
+            s * dropout_scale, partial, arrivals, out, out_stride, base, rows, in_range, m, rank,
             rank_columns, RANK,
         )  # fmt: skip
     if (split == 0) & (part == 0):

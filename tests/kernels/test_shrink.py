@@ -6,6 +6,7 @@ import torch
 from kernels.lora_problem import SCALING, Problem, augment, augmented_weight
 from torch import Tensor
 
+from cqa.kernels.arrivals import arrivals
 from cqa.kernels.aug_linear import aug_linear
 from cqa.kernels.philox import Dropout
 from cqa.kernels.shrink import Shrink
@@ -54,3 +55,12 @@ def test_what_dropout_keeps_is_noted_by_forward_to_the_bit(op, rank, backend):
         bits = np.unpackbits(noted.cpu().numpy(), axis=2, bitorder="little")[:, :, : problem.k]
         for mask, module in zip(bits, problem.modules, strict=True):
             assert np.array_equal(mask, problem.dropout.keep(module, problem.k).numpy())
+
+
+def test_counters_of_shares_are_zero_again_after_every_launch():
+    for m in (130, 9):  # the second launch finds what the first has left
+        problem = Problem("copy", m, 300)
+        t = problem.tensors(torch.float32)
+        rows = augment(problem, t, Shrink(t["a"], problem.modules, problem.dropout))
+        assert rows.isfinite().all()
+        assert not arrivals(1, rows.device).any()
