@@ -23,7 +23,7 @@ from cqa.kernels.shrink import Shrink, expand_triton, native_arguments
 from cqa.kernels.split_shrink import shrink_made
 
 _TILE = 4096  # numbers that a program takes at least, of several rows where these are short
-WIDEST = 16384  # columns that a program holds in registers
+WIDEST = 8192  # columns that a program holds in registers
 
 
 def rms_norm_ref(x: Tensor, weight: Tensor, eps: float) -> Tensor:
