@@ -1,11 +1,11 @@
 """Compile every Triton kernel ahead of time, look at the result, and predict how long all take.
 
 The ops run on tensors without data; each launch is recorded with its argument types and compiled
-for GPUs that need not be here. Fails where a kernel with matrix products spills registers, where
-shared memory exceeds what the architecture has, where a 16-bit product uses no matrix unit, where
-shares of a sum that other programs stored are read without a fence, or where a loop of 16-bit tiles
-loads them number by number. Ranks of LoRA decide the code too: 8 to 256 are compiled. The predicted
-times are a model by arithmetic: docs/gpu-model.md.
+for GPUs that need not be here. Fails where a kernel with matrix products spills registers in its
+loop, where shared memory exceeds what the architecture has, where a 16-bit product uses no matrix
+unit, where shares of a sum that other programs stored are read without a fence, or where a loop of
+16-bit tiles loads them number by number. Ranks of LoRA decide the code too: 8 to 256 are compiled.
+The predicted times are a model by arithmetic: docs/gpu-model.md.
 """
 
 from __future__ import annotations

@@ -281,10 +281,7 @@ class Decoder:
     def _norm_shrink(
         self, weight: Tensor | None, h: Tensor, group: Projection, dropout: Dropout | None
     ) -> tuple[Tensor, Tensor]:
-        """Make the augmented input of a group from the residual stream, normalised or as it is.
-
-        The second result is the residual stream, to add what follows to.
-        """
+        """Make the augmented input of a group from the residual stream; return both."""
         shrink = group.shrink(dropout)
         if weight is None:
             x = h.to(self.compute_dtype)
