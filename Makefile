@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 
 REAL := .models/smollm2-135m-instruct
 
-.PHONY: demo gemma-model server-env real-model real-run real-study real-test test check calibrate soak fuzz oldest aot bench bench-check bench-peers clean
+.PHONY: demo gemma-model server-env real-model real-run real-study real-test test check calibrate soak fuzz oldest aot bench bench-check bench-peers growth clean
 
 $(READY): pyproject.toml setup.py constraints.txt $(wildcard csrc/*)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "cqa-fast needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
@@ -72,6 +72,9 @@ bench-check: $(READY)  ## fail if it got slower or larger than bench/floors.json
 
 aot: $(READY)  ## compile every Triton kernel for GPUs that need not be here, and predict what a step takes
 	$(BIN)/python bench/aot.py --out bench/results/aot.md --held bench/results/aot.json
+
+growth: $(READY)  ## time and memory of score by the number of pairs: the last table of docs/scale.md
+	$(BIN)/python bench/growth.py
 
 bench-peers:  ## LLaMA-Factory in an environment of its own, for make bench
 	$(PYTHON) -m venv bench/peers/.venv-llamafactory

@@ -59,6 +59,7 @@ def read_items(
     continuations: bool = False,
     columns: Sequence[str] = (),
     refuse: Callable[[DataError], object] = stop_at,
+    wanted: Callable[[], bool] = lambda: True,
 ) -> Iterator[Item]:
     """Read items from files in order.
 
@@ -68,6 +69,7 @@ def read_items(
         columns: Keys and the columns they are read from, such as `good=chosen`.
         refuse: Takes the error of a bad line, which is then left out; a `BadItemError` where the
             line is an object.
+        wanted: Called at each line: whether it is parsed, or passed over.
 
     Raises:
         DataError: A file cannot be read or holds no line; what `refuse` raises, which is by
@@ -83,7 +85,9 @@ def read_items(
 
     known = parse if refuse is stop_at else parse_named
     for path in paths:
-        yield from read_records(path, known, noun="item", refuse=refuse, columns=columns)
+        yield from read_records(
+            path, known, noun="item", refuse=refuse, columns=columns, wanted=wanted
+        )
 
 
 def _known_id(record: dict[str, Any], where: str) -> str | None:

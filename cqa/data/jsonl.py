@@ -45,6 +45,7 @@ def read_records(
     noun: str,
     refuse: Callable[[DataError], object] = stop_at,
     columns: Sequence[str] = (),
+    wanted: Callable[[], bool] = lambda: True,
 ) -> Iterator[Record]:
     """Yield every line of a file as a record.
 
@@ -54,6 +55,7 @@ def read_records(
         noun: What a record is called in messages.
         refuse: Takes the error of a bad line, which is then left out.
         columns: See `raw_lines`.
+        wanted: Called at each line: whether it is parsed, or passed over.
 
     Raises:
         DataError: The file cannot be read or holds no line; what `refuse` raises.
@@ -61,6 +63,8 @@ def read_records(
     empty = True
     for where, line in raw_lines(path, columns):
         empty = False
+        if not wanted():
+            continue
         try:
             record = parse(parse_object(line, where), where)
         except DataError as error:

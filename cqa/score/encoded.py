@@ -7,7 +7,7 @@ from array import array
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
-from itertools import filterfalse
+from itertools import count, filterfalse
 
 from cqa.data.items import BadItemError, Item
 from cqa.data.jsonl import stop_at
@@ -44,6 +44,7 @@ class Items:
         self.left_out: list[LeftOut] = []  # the items of `overlong`, where it is a shard
         self.other_contexts: OtherContexts | None = None
         self._shard = None if config.shard is None else read_shard(config.shard)
+        self._own_total = hashlib.sha256()  # of the items at `places`
         self._skips = config.on_error == "skip"
 
     def __iter__(self) -> Iterator[Item]:
@@ -52,6 +53,9 @@ class Items:
         Raises:
             DataError: At the end, if they are not those of the first pass.
         """
+        if self._shard is not None and self.digest is not None:
+            yield from self._own()
+            return
         for place, item in self._given():
             left_out = item.id in self.overlong or place in self.rejected
             if self._is_ours(item.id) and not left_out:
@@ -72,12 +76,33 @@ class Items:
             yield place, item
             place += 1
         if self.digest not in (None, total.hexdigest()):
-            raise DataError(
-                "expected the items as they were at the start, got others",
-                where=self._files,
-                hint="a file was changed during the run; give the same command again",
-            )
+            raise self._changed()
         self.digest = total.hexdigest()
+
+    def _own(self) -> Iterator[Item]:
+        """Yield the items of a shard that is checked; no line of another one is parsed."""
+        total, lines, places = hashlib.sha256(), count(), iter(self.places)
+        place = next(places, None)
+
+        def wanted() -> bool:
+            nonlocal place
+            if next(lines) != place:
+                return False
+            place = next(places, None)
+            return True
+
+        for item in read_all(self.config, wanted=wanted):
+            add_to_digest(total, item)
+            yield item
+        if place is not None or total.hexdigest() != self._own_total.hexdigest():
+            raise self._changed()
+
+    def _changed(self) -> DataError:
+        return DataError(
+            "expected the items as they were at the start, got others",
+            where=self._files,
+            hint="a file was changed during the run; give the same command again",
+        )
 
     def _reject_line(self, error: DataError, place: int) -> None:
         """Note a line that is no item."""
@@ -181,6 +206,7 @@ class Items:
             return False
         if self._shard is not None:
             self.places.append(place)
+            add_to_digest(self._own_total, item)
         if self.config.template == "plain":
             self.spacing.add(item.id, item.context, item.options)
         self.n_options += len(encoded.options)

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from cqa.data.items import BadItemError, Item, read_items
 from cqa.data.jsonl import check_columns, stop_at
@@ -35,19 +35,25 @@ class Files(Protocol):
         """Keys and the columns they are read from."""
 
 
-def read_all(files: Files, refuse: Callable[[DataError], object] = stop_at) -> Iterator[Item]:
+def read_all(
+    files: Files,
+    refuse: Callable[[DataError], object] = stop_at,
+    wanted: Callable[[], bool] = lambda: True,
+) -> Iterator[Item]:
     """Yield all items in their order; those that choose an adapter have a group of their own.
 
     Args:
         files: The settings.
         refuse: Takes the error of a bad item, which is then left out.
+        wanted: Called at each line: whether it is parsed, or passed over.
 
     Raises:
         DataError: An item is malformed, or has the name of that group; a column is in no record.
     """
     chooser = () if files.choose_on is None else (files.choose_on,)
     check_columns((*files.pairs, *chooser, *files.continuations), files.columns)
-    for item in read_items(files.pairs, columns=files.columns, refuse=refuse):
+    given: dict[str, Any] = {"columns": files.columns, "refuse": refuse, "wanted": wanted}
+    for item in read_items(files.pairs, **given):
         if item.group == CHOOSERS:
             error = DataError(
                 f"expected another group than `{CHOOSERS}`, which --choose-on gives its items"
@@ -55,11 +61,9 @@ def read_all(files: Files, refuse: Callable[[DataError], object] = stop_at) -> I
             refuse(BadItemError(error, item.where, item.id))
         else:
             yield item
-    for item in read_items(chooser, columns=files.columns, refuse=refuse):
+    for item in read_items(chooser, **given):
         yield replace(item, labels={**item.labels, "group": CHOOSERS})
-    yield from read_items(
-        files.continuations, continuations=True, columns=files.columns, refuse=refuse
-    )
+    yield from read_items(files.continuations, continuations=True, **given)
 
 
 def add_to_digest(total: hashlib._Hash, item: Item) -> None:

@@ -17,9 +17,10 @@ from cqa.errors import ConfigError, CqaError, DataError, ModelError
 from cqa.family import read_family
 from cqa.schema.events import RowsWritten
 from cqa.score.config import PrescreenConfig, ScoreConfig
+from cqa.score.engines import engine_of
 from cqa.score.merge import merge
 from cqa.score.prescreen import prescreen
-from cqa.score.run import score
+from cqa.score.run import checked_items, score
 from cqa.score.shard import Shard, read_shard
 
 WORDS = ("lamp", "door", "she", "was lit", "waited by", "a", "the", "and")
@@ -173,6 +174,30 @@ def test_order_of_the_files_does_not_move_an_item_to_another_shard(inputs, tmp_p
         assert held[0] == held[1]
         assert held[0] == {p["id"] for p in PAIRS if Shard(k, 2).holds(p["id"])}
         assert 0 < len(held[0]) < len(PAIRS)
+
+
+def test_later_passes_of_a_shard_parse_its_own_lines_alone(inputs, tmp_path):
+    pairs = write_lines(tmp_path / "pairs.jsonl", PAIRS)
+    more = {"pairs": (pairs,), "continuations": (), "run": (), "shard": "1/2"}
+    config = config_of(inputs, tmp_path / "out", **more)
+    folder = inputs / "model"
+    items, n_items = checked_items(config, folder, engine_of(config, folder, []))
+    ours = [item.id for item in items]
+    assert ours == [p["id"] for p in PAIRS if Shard(1, 2).holds(p["id"])]
+    assert 0 < n_items == len(ours) < len(PAIRS)
+    lines = pairs.read_text().splitlines(keepends=True)
+    theirs = next(k for k, p in enumerate(PAIRS) if p["id"] not in ours)
+    pairs.write_text("".join([*lines[:theirs], "no item\n", *lines[theirs + 1 :]]))
+    assert [item.id for item in items] == ours
+    mine = next(k for k, p in enumerate(PAIRS) if p["id"] in ours)
+    pairs.write_text(
+        "".join([*lines[:mine], lines[mine].replace("the ", "a "), *lines[mine + 1 :]])
+    )
+    with pytest.raises(DataError, match="the items as they were at the start, got others"):
+        list(items)
+    pairs.write_text("".join(lines[:-4]))
+    with pytest.raises(DataError, match="the items as they were at the start, got others"):
+        list(items)
 
 
 @pytest.mark.parametrize("count", [1, 3])
