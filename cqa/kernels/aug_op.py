@@ -43,10 +43,9 @@ class AugOp:
     reference_backward: Callable[..., Tensor]  # (dX, x, *given) → dx
     native: Callable[..., None]  # (x, X, S or None, shrink, *given), writes X and S
     native_backward: Callable[..., Tensor]  # (dX, x, dS, shrink, *given) → dx
-    triton: Callable[..., None]  # (x, x_aug, columns, shrink, *given), writes every column
+    triton: Callable[..., None]  # (x, x_aug, columns, shrink, *given), writes every column and kept
     triton_backward: Callable[..., Tensor]  # as the native one
     reads_x: bool  # backward does
-    notes_kept: bool = False  # Triton's forward notes what dropout keeps, for its backward
 
 
 class _Augment(torch.autograd.Function):
@@ -67,7 +66,7 @@ class _Augment(torch.autograd.Function):
         passed = x
         if backend == "triton":
             x_aug = x.new_empty(x.shape[0], columns.total, dtype=dtype)
-            if shrink and op.notes_kept:
+            if shrink:
                 shrink = shrink.with_kept(x)
                 masks = [] if shrink.kept is None else [shrink.kept]
             beside = {}

@@ -50,13 +50,6 @@ def keep_of(bits, WIDTH: tl.constexpr, DRAWN: tl.constexpr = False):
 
 
 @triton.jit
-def dropout_keep(key, stream, threshold, rows, first, n_cols, WIDTH: tl.constexpr):
-    """The mask of columns [first, first + WIDTH) of some rows: see `dropout_bits`."""
-    bits = dropout_bits(key, stream, threshold, rows, first, n_cols, WIDTH)
-    return keep_of(bits, WIDTH, True)
-
-
-@triton.jit
 def kept_at(  # where the bytes of columns [start, start + WIDTH) are, (ROWS, WIDTH // 8)
     kept,  # (G, M, kept_stride) uint8
     kept_stride,

@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from cqa.kernels.dropout_tile import dropout_keep, keep_of
+from cqa.kernels.dropout_tile import kept_tile
 from cqa.kernels.launch import any_rows, dot_type, launch, rank_tile
 from cqa.kernels.philox import GroupDropout
 
@@ -63,17 +63,12 @@ def _outer_sum_kernel(  # a program: a tile of out, summed over a share of the r
     tiles,  # (tiles, 6): see _tiles
     m,
     share,  # rows, a multiple of ROWS
-    k,
     x_stride,
     s_stride,
     out_stride,
     scale,
     adds,
-    key,
-    streams,
-    batch_rows,
-    threshold,
-    kept,  # (G, M, kept_stride) uint8; without it the masks are drawn again
+    kept,  # (G, M, kept_stride) uint8
     kept_stride,
     ALIGNED: tl.constexpr,
     TURNED: tl.constexpr,
@@ -96,15 +91,8 @@ def _outer_sum_kernel(  # a program: a tile of out, summed over a share of the r
         rows = start + tl.arange(0, ROWS).to(tl.int64)
         x_at = x + cols[:, None] + rows[None, :] * x_stride  # turned: all its loads are then async
         left = tl.load(x_at, mask=(cols < stop)[:, None] & (rows < m)[None, :], other=0.0)
-        if DROPOUT and kept is not None:  # the columns begin at 0
-            bytes_at = tl.multiple_of(first // 8, WIDTH // 8) + tl.arange(0, WIDTH // 8)
-            bits_at = kept + (tl.load(tile + 5) * m + rows)[:, None] * kept_stride + bytes_at
-            bits = tl.load(bits_at, mask=(rows < m)[:, None], other=0)
-            left = tl.where(tl.trans(keep_of(bits, WIDTH)), left, 0.0)
-        elif DROPOUT:
-            stream = tl.load(streams + tl.load(tile + 5))
-            numbers = tl.load(batch_rows + rows, mask=rows < m, other=0)
-            keep = dropout_keep(key, stream, threshold, numbers, first, k, WIDTH)
+        if DROPOUT:
+            keep = kept_tile(kept, kept_stride, tl.load(tile + 5), rows, rows < m, m, first, WIDTH)
             left = tl.where(tl.trans(keep), left, 0.0)
         s_at = s + rows[:, None] * s_stride + (s_column + ranks)[None, :]
         right = tl.load(s_at, mask=(rows < m)[:, None] & (ranks < ranks_left)[None, :], other=0.0)
@@ -202,7 +190,10 @@ def outer_sums(
     dropout: GroupDropout,
     add: bool = False,  # to what out holds
 ) -> None:
-    """Form all products of a group; with dropout, product g takes x as member g dropped it."""
+    """Form all products of a group; with dropout, product g takes x as member g dropped it.
+
+    The columns of x then begin at 0 in all products.
+    """
     tiles, m = _tiles(sums, strides, rank, x.device), x.shape[0]
     shares, share = shares_of(m, tiles.shape[0])
     partial = None
@@ -228,14 +219,12 @@ def outer_sums(
         s=s,
         m=m,
         share=share,
-        k=x.shape[1],
         x_stride=x.stride(0),
         s_stride=s.stride(0),
         ROWS=_ROWS,
         DOT=dot_type(x.dtype),
         **of_out,
-        **dropout.arguments,
-        **dropout.kept_arguments,
+        **dropout.noted,
         num_warps=4,
     )
     if partial is not None:

@@ -1,8 +1,8 @@
 """Philox4x32-10, the one random generator of the project: counter-based, the same on every backend.
 
 A word is a pure function of (seed, step, stream, index): a mask can be made again wherever it is
-needed, and a resumed run needs only its seed and step. From forward to backward a mask may be kept
-as bits, where drawing it again costs more.
+needed, and a resumed run needs only its seed and step. From forward to backward Triton's kernels
+keep it as bits, since drawing it again costs more.
 
     key      = (seed low 32 bits, seed high 32 bits)
     counter  = (index low, index high, stream, step)       four words out per counter
@@ -231,20 +231,24 @@ class GroupDropout:
         return cls(dropout.rows, dropout.key, streams, dropout.threshold, kept)
 
     @property
-    def arguments(self) -> dict[str, Any]:
-        """Arguments that every kernel that drops takes by these names."""
+    def noted(self) -> dict[str, Any]:
+        """Arguments that every kernel that reads or notes what is kept takes by these names."""
         return {
-            "key": self.key,
-            "streams": self.streams,
-            "batch_rows": self.rows,
-            "threshold": self.threshold,
+            "kept": self.kept,
+            "kept_stride": 0 if self.kept is None else self.kept.shape[2],
             "DROPOUT": self.threshold > 0,
         }
 
     @property
-    def kept_arguments(self) -> dict[str, Any]:
-        """Arguments of a kernel that writes or reads what was kept."""
-        return {"kept": self.kept, "kept_stride": 0 if self.kept is None else self.kept.shape[2]}
+    def drawing(self) -> dict[str, Any]:
+        """The same of a kernel that draws what it notes."""
+        return {
+            **self.noted,
+            "key": self.key,
+            "streams": self.streams,
+            "batch_rows": self.rows,
+            "threshold": self.threshold,
+        }
 
 
 NO_DROPOUT = GroupDropout(None, None, None, 0)

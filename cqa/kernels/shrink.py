@@ -9,8 +9,8 @@ The ops that produce X (norm, copy, SwiGLU) write all columns of one buffer. In 
     dX += Σ_g mask_g · (dS_g · A_g) · scale         dA_g = dS_gᵀ · dropout_g(X)
 
 The sum is added in place to the gradient that comes in, whose only other owner is the GEMM that
-made it. The reference keeps the boolean masks between forward and backward, the native ops draw
-them again, and so do Triton's kernels unless their forward has noted them as bits.
+made it. From forward to backward the reference keeps the boolean masks and Triton's kernels keep
+them as bits; the native ops draw them again.
 Source: LoRA, arXiv:2106.09685, eq. 3, by block multiplication.
 """
 
@@ -24,7 +24,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from cqa.kernels.dropout_tile import dropout_keep, kept_tile
+from cqa.kernels.dropout_tile import drop_tile, kept_tile
 from cqa.kernels.gradient import Gradient
 from cqa.kernels.launch import (
     TILE_ROWS,
@@ -144,10 +144,15 @@ def member_of(part, rank, RANK: tl.constexpr):
 def shrink_tile(  # one member's share of S from columns [start, start + WIDTH) of X
     s,  # (ROWS, RANK) fp32, the sum so far
     x,  # (ROWS, WIDTH)
+    kept,  # (G, M, kept_stride) uint8, written
+    kept_stride,
     member,
     first_rank,
     start,
+    rows,  # (ROWS,) int64
+    in_range,  # (ROWS,)
     numbers,  # (ROWS,) of the rows within the global batch
+    m,
     k,
     lora_a,  # (G * R, K)
     rank,
@@ -160,9 +165,10 @@ def shrink_tile(  # one member's share of S from columns [start, start + WIDTH) 
     DOT: tl.constexpr,
 ):
     if DROPOUT:
-        stream = tl.load(streams + member)
-        keep = dropout_keep(key, stream, threshold, numbers, start, k, WIDTH)
-        x = tl.where(keep, x, 0.0)
+        x = drop_tile(
+            x, kept, kept_stride, member, first_rank, start, rows, in_range, numbers, m, k, key,
+            streams, threshold, WIDTH,
+        )  # fmt: skip
     ranks, cols = first_rank + tl.arange(0, RANK), start + tl.arange(0, WIDTH)
     mask = (ranks < rank)[None, :] & (cols < k)[:, None]
     at = lora_a + (member * rank + ranks)[None, :] * k + cols[:, None]
@@ -177,22 +183,18 @@ def expand_tile(  # Σ_g mask_g · (dS_g · A_g) for columns [start, start + WID
     start,
     rows,  # (ROWS,) int64
     in_range,  # (ROWS,)
-    numbers,  # (ROWS,) of the rows within the global batch
+    m,
     k,
     lora_a,  # (G * R, K)
     rank,
-    key,
-    streams,
-    threshold,
+    kept,  # (G, M, kept_stride) uint8
+    kept_stride,
     MEMBERS: tl.constexpr,
     RANK: tl.constexpr,
     RANK_TILES: tl.constexpr,
     WIDTH: tl.constexpr,
     DROPOUT: tl.constexpr,
     DOT: tl.constexpr,
-    kept=None,  # (G, M, kept_stride) uint8; without it the masks are drawn again
-    kept_stride=0,
-    m=0,
 ):
     total = tl.zeros((rows.shape[0], WIDTH), tl.float32)
     cols = start + tl.arange(0, WIDTH)
@@ -207,12 +209,8 @@ def expand_tile(  # Σ_g mask_g · (dS_g · A_g) for columns [start, start + WID
             a_at = lora_a + (g * rank + ranks)[:, None] * k + cols[None, :]
             a = tl.load(a_at, mask=mask, other=0.0)
             part = tl.dot(s.to(DOT), a.to(DOT), part, input_precision="ieee")
-        if DROPOUT and kept is not None:
+        if DROPOUT:
             keep = kept_tile(kept, kept_stride, g, rows, in_range, m, start, WIDTH)
-            part = tl.where(keep, part, 0.0)
-        elif DROPOUT:
-            stream = tl.load(streams + g)
-            keep = dropout_keep(key, stream, threshold, numbers, start, k, WIDTH)
             part = tl.where(keep, part, 0.0)
         total += part
     return total
@@ -243,13 +241,18 @@ class GroupLaunch:
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """Arguments that every kernel with a low-rank side takes by these names."""
+        """Arguments that every forward kernel with a low-rank side takes by these names."""
+        return {**self.backward_arguments, **self.dropout.drawing}
+
+    @property
+    def backward_arguments(self) -> dict[str, Any]:
+        """The same of a backward kernel, which reads what forward has noted."""
         return {
             "lora_a": self.lora_a,
             "rank": self.rank,
             "dropout_scale": self.dropout_scale,
             "RANK": rank_tile(self.rank),
-            **self.dropout.arguments,
+            **self.dropout.noted,
         }
 
 
@@ -265,10 +268,8 @@ def _expand_kernel(  # out = dX + Σ_g mask_g · (dS_g · A_g) · dropout_scale;
     lora_a,  # (G * R, K)
     rank,
     dropout_scale,
-    key,
-    streams,
-    batch_rows,
-    threshold,
+    kept,  # (G, M, kept_stride) uint8
+    kept_stride,
     MEMBERS: tl.constexpr,
     ROWS: tl.constexpr,
     RANK: tl.constexpr,
@@ -279,10 +280,9 @@ def _expand_kernel(  # out = dX + Σ_g mask_g · (dS_g · A_g) · dropout_scale;
 ):
     rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     start, in_range = tl.program_id(1) * WIDTH, rows < m
-    numbers = dropout_rows(batch_rows, rows, in_range, DROPOUT)
     low = expand_tile(
-        ds, ds_stride, start, rows, in_range, numbers, k, lora_a, rank, key, streams, threshold,
-        MEMBERS, RANK, RANK_TILES, WIDTH, DROPOUT, DOT,
+        ds, ds_stride, start, rows, in_range, m, k, lora_a, rank, kept, kept_stride, MEMBERS, RANK,
+        RANK_TILES, WIDTH, DROPOUT, DOT,
     )  # fmt: skip
     cols = start + tl.arange(0, WIDTH)
     mask = in_range[:, None] & (cols < k)[None, :]
@@ -317,7 +317,7 @@ def expand_triton(
         ROWS=TILE_ROWS,
         WIDTH=width,
         DOT=dot_type(dx.dtype),
-        **group.arguments,
+        **group.backward_arguments,
         num_warps=8,  # half the registers a thread: twice as many blocks fit
     )
 

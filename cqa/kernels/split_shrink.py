@@ -123,6 +123,8 @@ def _shrink_kernel(  # a program: a block of rows, a share of the columns, one m
     streams,
     batch_rows,
     threshold,
+    kept,  # (G, M, kept_stride) uint8, written
+    kept_stride,
     COPY: tl.constexpr,
     ROWS: tl.constexpr,
     RANK: tl.constexpr,
@@ -142,8 +144,8 @@ def _shrink_kernel(  # a program: a block of rows, a share of the columns, one m
         if (part == 0) & COPY:
             tl.store(out + rows[:, None] * out_stride + cols[None, :], tile, mask=mask)
         s = shrink_tile(
-            s, tile.to(tl.float32), member, first_rank, start, numbers, k, lora_a, rank, key,
-            streams, threshold, RANK, WIDTH, DROPOUT, DOT,
+            s, tile.to(tl.float32), kept, kept_stride, member, first_rank, start, rows, in_range,
+            numbers, m, k, lora_a, rank, key, streams, threshold, RANK, WIDTH, DROPOUT, DOT,
         )  # fmt: skip
     store_split(
         s * dropout_scale, partial, arrivals, out, out_stride, base, rows, in_range, m, rank,

@@ -15,7 +15,6 @@ from torch import Tensor
 from cqa.kernels.aug_columns import AugColumns, store_constants
 from cqa.kernels.aug_op import AugOp, augment
 from cqa.kernels.backend import Backend, choose
-from cqa.kernels.dropout_tile import drop_tile
 from cqa.kernels.launch import TILE_ROWS, any_rows, dot_type, launch, rank_tiles
 from cqa.kernels.precision import wider
 from cqa.kernels.shrink import (
@@ -29,7 +28,7 @@ from cqa.kernels.shrink import (
 )
 from cqa.kernels.split_shrink import launch_splits, store_split
 
-SPLITS = 12  # of the columns, so that a few hundred rows fill a GPU: four programs a multiprocessor
+SPLITS = 9  # of the columns, so that 1,400 rows fill a GPU: three programs a multiprocessor
 _WIDTH = 64  # columns at a time: few, so that registers leave room for four or more programs
 
 
@@ -112,15 +111,9 @@ def _swiglu_shrink_kernel(  # a program: a block of rows, a share of the columns
         if part == 0:
             tl.store(out + rows[:, None] * out_stride + cols[None, :], act, mask=mask)
         if LORA:
-            dropped = act.to(tl.float32)
-            if DROPOUT:
-                dropped = drop_tile(
-                    dropped, kept, kept_stride, member, first_rank, start, rows, in_range, numbers,
-                    m, k, key, streams, threshold, WIDTH,
-                )  # fmt: skip
             s = shrink_tile(
-                s, dropped, member, first_rank, start, numbers, k, lora_a, rank, key, streams,
-                threshold, RANK, WIDTH, False, DOT,
+                s, act.to(tl.float32), kept, kept_stride, member, first_rank, start, rows, in_range,
+                numbers, m, k, lora_a, rank, key, streams, threshold, RANK, WIDTH, DROPOUT, DOT,
             )  # fmt: skip
     if LORA:
         store_split(
@@ -145,10 +138,6 @@ def _swiglu_backward_kernel(  # a tile a program
     lora_a,  # (G * R, K)
     rank,
     dropout_scale,
-    key,
-    streams,
-    batch_rows,
-    threshold,
     kept,  # (G, M, kept_stride) uint8
     kept_stride,
     MEMBERS: tl.constexpr,
@@ -166,10 +155,9 @@ def _swiglu_backward_kernel(  # a tile a program
     d = tl.load(dact + rows[:, None] * dact_stride + cols[None, :], mask=mask, other=0.0)
     d = d.to(tl.float32)
     if MEMBERS > 0:
-        numbers = dropout_rows(batch_rows, rows, in_range, DROPOUT)
         d += dropout_scale * expand_tile(
-            ds, ds_stride, start, rows, in_range, numbers, k, lora_a, rank, key, streams,
-            threshold, MEMBERS, RANK, RANK_TILES, WIDTH, DROPOUT, DOT, kept, kept_stride, m,
+            ds, ds_stride, start, rows, in_range, m, k, lora_a, rank, kept, kept_stride, MEMBERS,
+            RANK, RANK_TILES, WIDTH, DROPOUT, DOT,
         )  # fmt: skip
     at = gate_up + rows[:, None] * in_stride + cols[None, :]
     gate = tl.load(at, mask=mask, other=0.0).to(tl.float32)
@@ -187,7 +175,7 @@ def _swiglu_triton(
     lora = shrink is not None
     launch_splits(
         _swiglu_shrink_kernel, SPLITS, gate_up, act_aug, columns, shrink, width=_WIDTH, LORA=lora,
-        **GroupLaunch.of(shrink).dropout.kept_arguments, num_stages=2,
+        num_stages=2,
     )  # fmt: skip
 
 
@@ -215,8 +203,7 @@ def _swiglu_backward_triton(
         ROWS=TILE_ROWS,
         WIDTH=_WIDTH,
         DOT=dot_type(dact.dtype),
-        **group.arguments,
-        **group.dropout.kept_arguments,
+        **group.backward_arguments,
         num_warps=8 if dact.dtype == torch.float32 else 4,  # at most 128 registers a thread
     )
     return out
@@ -244,7 +231,6 @@ _SWIGLU = AugOp(
     triton=_swiglu_triton,
     triton_backward=_swiglu_backward_triton,
     reads_x=True,
-    notes_kept=True,
 )
 
 
