@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import math
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
+from itertools import chain
+from pathlib import Path
 from typing import Protocol
 
-import torch
-
 from cqa.config import input_paths
-from cqa.data.samples import EncodedSample
 from cqa.errors import ConfigError, NumericsError
 from cqa.files import check_room
 from cqa.interrupt import Interrupt, continued_by
@@ -48,24 +45,19 @@ from cqa.train.checkpoint import (
     write_run,
 )
 from cqa.train.config import TrainConfig
+from cqa.train.eval_loss import evaluate
 from cqa.train.graphs import Graphs
 from cqa.train.memory import check_memory
 from cqa.train.passes import (
     HINT,
     PassLimit,
     StepConfig,
-    TrainingPass,
-    label_logprobs,
-    n_labels,
-    with_idle,
 )
 from cqa.train.placebo import PLACEBO_TEXT
 from cqa.train.plan import Plan, make_plan
 from cqa.train.same_run import resume_command
 from cqa.train.start import Start, check_start, load_start, start_text
 from cqa.train.step import take_step
-
-WITHOUT_NOISE = StepConfig(dropout=0.0, neftune_alpha=0.0)
 
 
 class Callback(Protocol):
@@ -114,14 +106,7 @@ def train(
     Raises:
         CqaError: Anything that the user can mend; see cqa.errors.
     """
-    if ranks.count > 1 and config.cuda_graphs:
-        raise ConfigError(
-            "expected one process with --cuda-graphs, which replay whole global batches, got "
-            f"{ranks.count} ranks", hint="--no-cuda-graphs",
-        )  # fmt: skip
-    held_by = ranks if shard_base else ALONE
-    if shard_base:
-        require_several(ranks.count)
+    _check_ranks(config, ranks, shard_base)
     if ranks.leads:
         check_output(config.out, "run", input_paths(config))
     plan = make_plan(config)
@@ -137,61 +122,102 @@ def train(
         last_step = ranks.from_first(open_run(plan, resume=resume) if ranks.leads else 0)
         ranks.require_same("data", plan.data_digest)
         from_folder = check_start(plan) if ranks.leads and not last_step else None
-        for text in plan.notes:
-            on_event(Note(text=text))
-        complete = [epoch for epoch in epochs if epoch * plan.steps_per_epoch <= last_step]
-        for epoch in missing_epochs(config.out, complete):
-            on_event(Note(text=f"{epoch_name(epoch)} is not there any more"))
+        _tell_plan(plan, epochs, last_step, on_event)
         if last_step == epochs[-1] * plan.steps_per_epoch:
             on_event(Finished(step=last_step))
             return _result(plan, epochs)
-        device = pick_device(config.device) if base is None else base.decoder.device
-        dtype = pick_dtype(config.dtype, device) if base is None else base.decoder.dtype
-        loaded = base is not None
-        if warning := check_memory(plan, device, dtype, loaded=loaded, n_ranks=held_by.count):
-            on_event(Note(text=warning))
-        if base is None:
-            columns = plan.spec.rank_columns()
-            base = open_model(
-                plan.folder, config.device, config.dtype, rank_columns=columns, ranks=held_by
-            )
+        base = _base_of(plan, base, ranks if shard_base else ALONE, on_event)
         ranks.require_same("base model", base.digest)
         lora = TrainableLora(base.decoder, plan.spec, config.seed)
-        run = _Run(plan, lora, last_step, epochs, ranks)
-        if not ranks.leads:
-            if callback is not None:
-                callback.begin(base.decoder)
-            for _ in _steps(run, callback, interrupt, None):
-                pass
-            return _result(plan, epochs)
-        check_room(config.out, room_for(plan, lora, last_step, epochs))
-        if last_step:
-            check_same_model(plan, base.digest, base.decoder.dtype)
-        if callback is not None:
-            callback.begin(base.decoder)
-        if last_step:
-            load_state(plan, lora)
+        run = _Run(plan, lora, last_step, epochs, ranks, callback, interrupt)
+        if ranks.leads:
+            _lead(run, base, from_folder, on_event, keeps_init=only_epoch is None)
         else:
-            start = None if from_folder is None else load_start(plan, base, from_folder, lora)
-            write_run(plan, model_digest=base.digest, lora=lora, start=start, n_ranks=ranks.count)
-        with (
-            Checkpoints(plan, lora) as keep,
-            closing(Log(config.out, last_step, plan.steps_per_epoch)) as log,
-        ):
-            if not last_step and only_epoch is None:
-                keep.take()
-                keep.adapter(INIT)
-            if last_step:
-                _tell_changes(note_resume(plan, lora, last_step, ranks.count), on_event)
-            on_event(_start_event(plan, lora, last_step))
-            if not last_step:
-                for note in _first_notes(plan, start):
-                    log.write(note)
-                    on_event(note)
-            for event in _steps(run, callback, interrupt, keep):
-                log.write(event)
-                on_event(event)
+            _follow(run)
     return _result(plan, epochs)
+
+
+def _check_ranks(config: TrainConfig, ranks: Ranks, shard_base: bool) -> None:
+    """Refuse what several processes cannot do, or one alone."""
+    if ranks.count > 1 and config.cuda_graphs:
+        raise ConfigError(
+            "expected one process with --cuda-graphs, which replay whole global batches, got "
+            f"{ranks.count} ranks", hint="--no-cuda-graphs",
+        )  # fmt: skip
+    if shard_base:
+        require_several(ranks.count)
+
+
+def _tell_plan(
+    plan: Plan, epochs: range, last_step: int, on_event: Callable[[TrainEvent], None]
+) -> None:
+    """Say what was left out of the data, and which adapters of earlier epochs are gone."""
+    for text in plan.notes:
+        on_event(Note(text=text))
+    complete = [epoch for epoch in epochs if epoch * plan.steps_per_epoch <= last_step]
+    for epoch in missing_epochs(plan.config.out, complete):
+        on_event(Note(text=f"{epoch_name(epoch)} is not there any more"))
+
+
+def _base_of(
+    plan: Plan, base: BaseModel | None, held_by: Ranks, on_event: Callable[[TrainEvent], None]
+) -> BaseModel:
+    """Return the base, loaded here unless it is; refuse first what memory has no room for."""
+    config = plan.config
+    device = pick_device(config.device) if base is None else base.decoder.device
+    dtype = pick_dtype(config.dtype, device) if base is None else base.decoder.dtype
+    loaded = base is not None
+    if warning := check_memory(plan, device, dtype, loaded=loaded, n_ranks=held_by.count):
+        on_event(Note(text=warning))
+    return base or open_model(
+        plan.folder, config.device, config.dtype, rank_columns=plan.spec.rank_columns(),
+        ranks=held_by,
+    )  # fmt: skip
+
+
+def _follow(run: _Run) -> None:
+    """Take part in the steps of a run that rank 0 writes and tells."""
+    if run.callback is not None:
+        run.callback.begin(run.lora.decoder)
+    for _ in _steps(run, None):
+        pass
+
+
+def _lead(
+    run: _Run,
+    base: BaseModel,
+    from_folder: Path | None,
+    on_event: Callable[[TrainEvent], None],
+    *,
+    keeps_init: bool,
+) -> None:
+    """Open the run's folder, anew or where it stopped; take the steps, write and tell them."""
+    plan, lora, last_step = run.plan, run.lora, run.last_step
+    check_room(plan.config.out, room_for(plan, lora, last_step, run.kept))
+    if last_step:
+        check_same_model(plan, base.digest, base.decoder.dtype)
+    if run.callback is not None:
+        run.callback.begin(base.decoder)
+    start = None
+    if last_step:
+        load_state(plan, lora)
+    else:
+        start = None if from_folder is None else load_start(plan, base, from_folder, lora)
+        write_run(plan, model_digest=base.digest, lora=lora, start=start, n_ranks=run.ranks.count)
+    with (
+        Checkpoints(plan, lora) as keep,
+        closing(Log(plan.config.out, last_step, plan.steps_per_epoch)) as log,
+    ):
+        if not last_step and keeps_init:
+            keep.take()
+            keep.adapter(INIT)
+        if last_step:
+            _tell_changes(note_resume(plan, lora, last_step, run.ranks.count), on_event)
+        on_event(_start_event(plan, lora, last_step))
+        notes = () if last_step else _first_notes(plan, start)
+        for event in chain(notes, _steps(run, keep)):
+            log.write(event)
+            on_event(event)
 
 
 def _first_notes(plan: Plan, start: Start | None) -> Iterator[Note]:
@@ -217,11 +243,11 @@ class _Run:
     last_step: int  # before the first that is taken now
     kept: range  # epochs whose adapters are kept
     ranks: Ranks
+    callback: Callback | None
+    interrupt: Interrupt
 
 
-def _steps(
-    run: _Run, callback: Callback | None, interrupt: Interrupt, keep: Checkpoints | None
-) -> Iterator[LogLine]:
+def _steps(run: _Run, keep: Checkpoints | None) -> Iterator[LogLine]:
     """Run the remaining steps, yielding their events; state is saved after each epoch.
 
     Where it was stopped, or after the last step, all is on disk.
@@ -236,7 +262,6 @@ def _steps(
         yield evaluate(plan, lora.decoder, 0, limit, ranks)
     end = run.kept[-1] * plan.steps_per_epoch
     for step in range(run.last_step + 1, end + 1):
-        epoch = plan.epoch_of(step)
         yield _step(run, step, limit, graphs)
         eval_loss = None
         if plan.ends_epoch(step) and plan.validation:
@@ -249,26 +274,39 @@ def _steps(
             told = limit.tokens
             yield Memory(step=step, pass_tokens=told)
         if plan.ends_epoch(step):
-            _require_alike(lora, ranks, step)
-            if keep is not None:
-                keep.take()
-                if epoch in run.kept:
-                    keep.adapter(epoch_name(epoch), eval_loss)
-            if callback is not None:
-                for event in callback.after_epoch(lora.decoder, epoch):
-                    yield replace(event, step=step)
-            if keep is not None:
-                keep.state(step)
-                if step == end:
-                    keep.wait()
-        interrupt.requested = ranks.largest(interrupt.requested or 0) or None
-        if interrupt.requested:
-            if keep is not None:
-                if not plan.ends_epoch(step):
-                    keep.take()
-                    keep.state(step)
-                keep.wait()
-            interrupt.stop(f"stopped after step {step}")
+            yield from _end_epoch(run, step, eval_loss, keep)
+        if keep is not None and step == end:
+            keep.wait()
+        run.interrupt.requested = ranks.largest(run.interrupt.requested or 0) or None
+        if run.interrupt.requested:
+            _stop(run, step, keep)
+
+
+def _end_epoch(
+    run: _Run, step: int, eval_loss: Eval | None, keep: Checkpoints | None
+) -> Iterator[LogLine]:
+    """Keep an epoch's adapter and state, and let the callback look at the model."""
+    _require_alike(run.lora, run.ranks, step)
+    epoch = run.plan.epoch_of(step)
+    if keep is not None:
+        keep.take()
+        if epoch in run.kept:
+            keep.adapter(epoch_name(epoch), eval_loss)
+    if run.callback is not None:
+        for event in run.callback.after_epoch(run.lora.decoder, epoch):
+            yield replace(event, step=step)
+    if keep is not None:
+        keep.state(step)
+
+
+def _stop(run: _Run, step: int, keep: Checkpoints | None) -> None:
+    """End the run after a step, for a signal, with its state on disk."""
+    if keep is not None:
+        if not run.plan.ends_epoch(step):
+            keep.take()
+            keep.state(step)
+        keep.wait()
+    run.interrupt.stop(f"stopped after step {step}")
 
 
 def _begin_alike(lora: TrainableLora, ranks: Ranks) -> None:
@@ -316,58 +354,6 @@ def _step(run: _Run, step: int, limit: PassLimit, graphs: Graphs | None) -> Step
         step_s=round(took.seconds, 6),
         tokens_per_s=round(took.n_tokens / took.seconds, 1),
     )
-
-
-@torch.no_grad()
-def evaluate(
-    plan: Plan,
-    decoder: Decoder,
-    step: int,
-    limit: PassLimit | None = None,
-    ranks: Ranks = ALONE,
-) -> Eval:
-    """Return the mean loss over the learned validation tokens: a diagnostic, selecting nothing.
-
-    Args:
-        plan: The run.
-        decoder: The model as it is after `step`, which is 0 before the first.
-        step: The last step.
-        limit: The most tokens of a pass; by default the setting's.
-        ranks: The processes that share the samples.
-    """
-    limit = limit or PassLimit(plan.config.pass_tokens)
-    started = time.perf_counter()
-    labels = n_labels(plan.validation)
-    ours, _ = ranks.share(plan.validation)
-    loss = limit.run(ours, lambda passes: _loss_of(with_idle(passes, decoder), decoder, step))
-    if ranks.count > 1:
-        total = torch.tensor(loss, dtype=torch.float64, device=decoder.device)
-        ranks.add_up(total)
-        loss = float(total)
-    return Eval(
-        step=step,
-        epoch=plan.epoch_of(step) if step else 0,
-        eval_loss_nats=loss / labels,
-        n_labels=labels,
-        eval_s=round(time.perf_counter() - started, 6),
-    )
-
-
-def _loss_of(passes: Sequence[Sequence[EncodedSample]], decoder: Decoder, step: int) -> float:
-    """Return the summed loss of some passes, nats."""
-    total = 0.0
-    for samples in passes:
-        given = TrainingPass.pack(samples, decoder.device, seed=0, step=0, n_labels=1)
-        logp = label_logprobs(decoder, given, WITHOUT_NOISE).double()
-        loss = -float(logp.sum()) if samples else 0.0
-        if not math.isfinite(loss):
-            raise NumericsError(
-                f"expected a finite eval_loss after step {step}, got {loss} for samples "
-                f"{', '.join(sample.id for sample in samples)}",
-                hint="the epochs before it are intact" if step else "look at these samples",
-            )
-        total += loss
-    return total
 
 
 def _result(plan: Plan, epochs: range) -> TrainResult:

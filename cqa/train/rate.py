@@ -9,7 +9,7 @@ from cqa.model.load import open_model, pick_device, pick_dtype
 from cqa.model.lora import TrainableLora
 from cqa.model.memory import reported
 from cqa.schema.record import Record
-from cqa.train.loop import evaluate
+from cqa.train.eval_loss import evaluate
 from cqa.train.memory import check_memory
 from cqa.train.passes import HINT, StepConfig, n_tokens
 from cqa.train.plan import Plan

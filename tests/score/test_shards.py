@@ -15,6 +15,7 @@ from observers import crash, on
 
 from cqa.errors import ConfigError, CqaError, DataError, ModelError
 from cqa.family import read_family
+from cqa.schema.capabilities import Capabilities
 from cqa.schema.events import RowsWritten
 from cqa.score.config import PrescreenConfig, ScoreConfig
 from cqa.score.engines import engine_of
@@ -464,10 +465,16 @@ def test_merge_whose_write_fails_anywhere_ends_cleanly_and_is_continued(three, t
 
 def test_what_a_server_was_found_to_give_is_kept(three, tmp_path):
     shards = copied(three, tmp_path)
-    (shards[0] / "capabilities.json").write_text('{"drift_nats": 0.0}')
+    found = Capabilities(
+        server="http://localhost:8000", served_model="m", root=None, max_model_tokens=None,
+        route="echo", probes={"repeat": "passed"}, probe_ids=(1, 2), probe_logp_nats=(-1.5,),
+        drift_repeat_nats=0.0, drift_prefix_nats=0.0, drift_temperature_nats=0.0, change_nats=2.0,
+    )  # fmt: skip
+    for shard in shards:
+        (shard / "capabilities.json").write_text(json.dumps(found.to_json()))
     merge(tmp_path / "out", shards)
     held = json.loads((tmp_path / "out" / "capabilities.json").read_text())
-    assert held == {"drift_nats": 0.0}
+    assert held == found.to_json()
 
 
 def test_job_none_of_whose_items_fits_is_refused(inputs, tmp_path):
