@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any, NoReturn
 
 from cqa.errors import CqaError
+
+ECHO_S = 10.0  # from the terminal's signal to the one that torchrun passes on
 
 
 class Interrupted(CqaError):
@@ -48,7 +52,8 @@ class Interrupt:
     """While entered, remembers the first signal; a second one has its usual effect at once.
 
     A signal that was ignored before, as by `nohup` or in a background job of a script, stays
-    ignored.
+    ignored. torchrun passes on to its processes what the terminal has sent to all of them already;
+    so under it a second one that follows within seconds is the first.
     """
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -56,6 +61,7 @@ class Interrupt:
     def __init__(self, at_once: str | None = None) -> None:
         """Begin; `at_once` is what is said where a signal ends the work by itself."""
         self.requested: int | None = None
+        self._echoed_until = 0.0
         self._at_once = at_once
         self._before: dict[int, Any] = {}
 
@@ -79,8 +85,16 @@ class Interrupt:
         raise Interrupted(self.requested, message)
 
     def _remember(self, signum: int, frame: FrameType | None) -> None:
+        if self.requested is not None:
+            if time.monotonic() > self._echoed_until:
+                self._restore()
+                signal.raise_signal(signum)
+            return
         self.requested = signum
-        self._restore()
+        if "TORCHELASTIC_RUN_ID" in os.environ:
+            self._echoed_until = time.monotonic() + ECHO_S
+        else:
+            self._restore()
         if self._at_once is not None:
             self.stop(self._at_once)
 

@@ -24,6 +24,7 @@ from cqa.data.items import parse_continuation, parse_pair
 from cqa.data.samples import FORMATS, detect_format, parse_sample
 from cqa.errors import CqaError
 from cqa.schema.rows import ItemRow, OptionScore
+from cqa.schema.written import key_of
 
 PAGES = {
     path.name: path.read_text(encoding="utf-8")
@@ -43,8 +44,9 @@ SHORTER = {  # what takes long even on little data
         "--window", "9+9", "--job", "2x9+2x9", "--seconds", "0.01", "--device", "cpu",
     ],
 }  # fmt: skip
-OF_OTHERS = {  # of pip, setup.py, hf, vllm and torchrun
+OF_OTHERS = {  # of pip, setup.py, hf, vllm, torchrun and bench/aot.py
     "--no-build-isolation", "--inplace", "--repo-type", "--port", "--nproc-per-node",
+    "--check", "--measured",
 }  # fmt: skip
 OF_OTHERS |= {  # of sbatch
     "--job-name", "--array", "--gpus", "--cpus-per-task", "--mem", "--time", "--signal",
@@ -285,7 +287,7 @@ def test_every_command_and_exit_code_has_its_row():
 def test_every_field_of_a_row_is_described():
     text = PAGES["data-formats.md"]
     for field in (*fields(ItemRow), *fields(OptionScore)):
-        assert f"`{field.name}`" in text, field.name
+        assert f"`{key_of(field)}`" in text, field.name
 
 
 def test_the_examples_of_the_studies_are_lines_of_their_files():

@@ -146,7 +146,10 @@ def augment(
     backend: Backend,
 ) -> Tensor:  # (M, columns.total) of `dtype`, or (M, columns.base) without `shrink`
     """Run an op, differentiable in x and in LoRA's A."""
-    out: Tensor = _augmented(op, x, columns, shrink, dtype, backend, False, *given)
+    lora_a, columns = (shrink.lora_a, columns) if shrink else (None, columns.alone)
+    out: Tensor = _Augment.apply(  # type: ignore[no-untyped-call]
+        x, lora_a, op, columns, shrink, dtype, backend, False, *given
+    )
     return out
 
 
@@ -160,12 +163,8 @@ def augment_beside(
     backend: Backend,
 ) -> tuple[Tensor, Tensor]:  # as `augment`, and x (M, width)
     """Run an op that passes x on beside its result: a copy by Triton, else x itself."""
-    out: tuple[Tensor, Tensor] = _augmented(op, x, columns, shrink, dtype, backend, True, *given)
+    lora_a, columns = (shrink.lora_a, columns) if shrink else (None, columns.alone)
+    out: tuple[Tensor, Tensor] = _Augment.apply(  # type: ignore[no-untyped-call]
+        x, lora_a, op, columns, shrink, dtype, backend, True, *given
+    )
     return out
-
-
-def _augmented(op: AugOp, x: Tensor, columns: AugColumns, shrink: Shrink | None, *rest: Any) -> Any:
-    if shrink is None:
-        columns = columns.alone
-    lora_a = shrink.lora_a if shrink else None
-    return _Augment.apply(x, lora_a, op, columns, shrink, *rest)  # type: ignore[no-untyped-call]

@@ -75,6 +75,7 @@ def take_step(
     limit = limit or PassLimit(TrainConfig.pass_tokens)
     ours, first_row = ranks.share(samples)
     labels = n_labels(samples)
+    lora.forget_gradient()
     loss = limit.run(
         ours,
         lambda passes: backward_passes(
