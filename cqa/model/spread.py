@@ -20,6 +20,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -242,10 +243,10 @@ class Spread:
         self._gather(index, index + 1)
         training = torch.is_grad_enabled()
         if training:
-            h = _ReleaseAfter.apply(h, self, index)  # type: ignore[no-untyped-call]
+            h = _InBackward.apply(h, partial(self.release, index))  # type: ignore[no-untyped-call]
         h = function(h)
         if training and h.requires_grad:
-            h = _GatherBefore.apply(h, self, index)  # type: ignore[no-untyped-call]
+            h = _InBackward.apply(h, partial(self._gather, index, index - 1))  # type: ignore[no-untyped-call]
         self.release(index)
         return h
 
@@ -256,10 +257,6 @@ class Spread:
         if self._ahead and 0 <= later < len(self._layers):
             for group in self._layers[later]:
                 group.ask()
-
-    def before_backward(self, index: int) -> None:
-        """Make a layer whole, and begin with the one before it."""
-        self._gather(index, index - 1)
 
     def release(self, index: int) -> None:
         """Keep this process's rows of a layer."""
@@ -305,29 +302,15 @@ def _mesh(device: torch.device) -> Any:
     return DeviceMesh.from_group(everyone, device.type)
 
 
-class _GatherBefore(torch.autograd.Function):
-    """The identity; backward makes a layer whole."""
+class _InBackward(torch.autograd.Function):
+    """The identity; backward calls what it was given."""
 
     @staticmethod
-    def forward(ctx: Any, h: Tensor, spread: Spread, index: int) -> Tensor:
-        ctx.spread, ctx.index = spread, index
+    def forward(ctx: Any, h: Tensor, call: Callable[[], None]) -> Tensor:
+        ctx.call = call
         return h.view_as(h)
 
     @staticmethod
     def backward(ctx: Any, dh: Tensor) -> tuple[Tensor | None, ...]:
-        ctx.spread.before_backward(ctx.index)
-        return dh, None, None
-
-
-class _ReleaseAfter(torch.autograd.Function):
-    """The identity; backward releases a layer."""
-
-    @staticmethod
-    def forward(ctx: Any, h: Tensor, spread: Spread, index: int) -> Tensor:
-        ctx.spread, ctx.index = spread, index
-        return h.view_as(h)
-
-    @staticmethod
-    def backward(ctx: Any, dh: Tensor) -> tuple[Tensor | None, ...]:
-        ctx.spread.release(ctx.index)
-        return dh, None, None
+        ctx.call()
+        return dh, None

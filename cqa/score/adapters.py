@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +12,10 @@ from typing import Protocol
 import torch
 
 from cqa.errors import ModelError
-from cqa.model.adapter import adapter_folder
+from cqa.model.adapter import adapter_folder, read_spec
 from cqa.model.adapter_files import adapter_digest, adapter_files, is_adapter
 from cqa.model.digest import MOST_THREADS, Stamps, settled_stamps
-from cqa.model.lora import Adapter, PlacedAdapter
+from cqa.model.lora import Adapter, PlacedAdapter, widest
 from cqa.model.memory import free_bytes
 from cqa.run_folder import epoch_folders
 from cqa.text import own_parts
@@ -66,6 +66,18 @@ def digests_of(adapters: Sequence[AdapterFolder]) -> list[str]:
     """Hash the files of adapters side by side; see `AdapterFolder.digest`."""
     with ThreadPoolExecutor(max_workers=MOST_THREADS) as pool:
         return list(pool.map(AdapterFolder.digest, adapters))
+
+
+def columns_of(adapters: Sequence[AdapterFolder]) -> dict[str, int]:
+    """Return the most LoRA columns of each module that any of some adapters needs."""
+    return widest([read_spec(adapter.folder) for adapter in adapters])
+
+
+def wider_for(adapter: AdapterFolder, held: Mapping[str, int]) -> dict[str, int] | None:
+    """Return the columns that an adapter needs beside those held; None where these are enough."""
+    needed = columns_of([adapter])
+    columns = {name: max(held.get(name, 0), n) for name, n in needed.items()}
+    return columns if columns != {name: held.get(name, 0) for name in columns} else None
 
 
 @dataclass(slots=True)

@@ -8,15 +8,15 @@ from pathlib import Path
 
 import torch
 
-from cqa.model.adapter import read_adapter, read_spec
+from cqa.model.adapter import read_adapter
 from cqa.model.config import read_config
 from cqa.model.decoder import Decoder
 from cqa.model.load import BaseModel, Device, Dtype, dtype_name, open_model
-from cqa.model.lora import attach, place, widest
+from cqa.model.lora import attach, place
 from cqa.model.memory import reported
 from cqa.model.spread import HINT
 from cqa.ranks import ALONE, Ranks
-from cqa.score.adapters import AdapterFolder
+from cqa.score.adapters import AdapterFolder, columns_of, wider_for
 from cqa.score.engine import EngineIdentity, SequenceScores, SequenceStats
 from cqa.score.prefix_batch import PrefixBatch
 
@@ -70,7 +70,7 @@ class DecoderEngine:
         """
         shape = read_config(folder)
         self.vocab_size, self.max_positions = shape.vocab_size, shape.max_positions
-        self.columns = widest([read_spec(adapter.folder) for adapter in adapters])
+        self.columns = columns_of(adapters)
         self._ranks = ranks
         self._folder, self._device, self._dtype, self._base = folder, device, dtype, base
 
@@ -105,9 +105,8 @@ class DecoderEngine:
 
     def make_room(self, adapter: AdapterFolder) -> None:
         """Load the base again where an adapter has more columns than there is room for."""
-        held, needed = self.base.decoder.rank_columns, widest([read_spec(adapter.folder)])
-        columns = {name: max(held.get(name, 0), n) for name, n in needed.items()}
-        if columns != {name: held.get(name, 0) for name in columns}:
+        columns = wider_for(adapter, self.base.decoder.rank_columns)
+        if columns is not None:
             self.close()
             self.columns = columns
             self.open()

@@ -10,7 +10,7 @@ from contextlib import suppress
 from itertools import count, filterfalse
 
 from cqa.data.items import BadItemError, Item
-from cqa.data.jsonl import stop_at
+from cqa.data.jsonl import check_columns, stop_at
 from cqa.data.spacing import Spacing
 from cqa.data.tokenizer import Tokenizer
 from cqa.data.unique import Fingerprints, UniqueIds, file_line_id
@@ -18,7 +18,7 @@ from cqa.errors import DataError
 from cqa.schema.rows import CHOOSERS, MANY_MERGES
 from cqa.schema.shard import LeftOut
 from cqa.score.config import ScoreConfig
-from cqa.score.items import add_to_digest, read_all
+from cqa.score.items import add_to_digest, paths_of, read_all
 from cqa.score.other_contexts import OtherContexts, drawn_contexts
 from cqa.score.prefix_batch import EncodedItem, OverlongError, encode_item
 from cqa.score.rejected import Rejections, none_scored
@@ -116,8 +116,7 @@ class Items:
 
     @property
     def _files(self) -> str:
-        chooser = [self.config.choose_on] if self.config.choose_on else []
-        return ", ".join(map(str, (*self.config.pairs, *chooser, *self.config.continuations)))
+        return ", ".join(map(str, paths_of(self.config)))
 
     def encoded(self, skip: Callable[[Item], bool] = lambda _: False) -> Iterator[EncodedItem]:
         """Yield the items as token ids, without those to skip."""
@@ -163,6 +162,7 @@ class Items:
             DataError: An item is malformed, an id comes twice, or there is no room for an item, and
                 the settings do not leave such items out; or none is left.
         """
+        check_columns(paths_of(self.config), self.config.columns)
         self._draw_contexts()
         self.n_options, self.n_merged, self.spacing = 0, 0, Spacing()
         is_new = _finds_doubles(self.config)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from cqa.data.items import BadItemError, Item, read_items
-from cqa.data.jsonl import check_columns, stop_at
+from cqa.data.jsonl import stop_at
 from cqa.errors import DataError
 from cqa.schema.rows import CHOOSERS
 from cqa.score_folder import digest_json, item_key
@@ -35,6 +35,12 @@ class Files(Protocol):
         """Keys and the columns they are read from."""
 
 
+def paths_of(files: Files) -> tuple[Path, ...]:
+    """Return the files in the order in which they are read."""
+    chooser = () if files.choose_on is None else (files.choose_on,)
+    return (*files.pairs, *chooser, *files.continuations)
+
+
 def read_all(
     files: Files,
     refuse: Callable[[DataError], object] = stop_at,
@@ -48,10 +54,8 @@ def read_all(
         wanted: Called at each line: whether it is parsed, or passed over.
 
     Raises:
-        DataError: An item is malformed, or has the name of that group; a column is in no record.
+        DataError: An item is malformed, or has the name of that group.
     """
-    chooser = () if files.choose_on is None else (files.choose_on,)
-    check_columns((*files.pairs, *chooser, *files.continuations), files.columns)
     given: dict[str, Any] = {"columns": files.columns, "refuse": refuse, "wanted": wanted}
     for item in read_items(files.pairs, **given):
         if item.group == CHOOSERS:
@@ -61,8 +65,9 @@ def read_all(
             refuse(BadItemError(error, item.where, item.id))
         else:
             yield item
-    for item in read_items(chooser, **given):
-        yield replace(item, labels={**item.labels, "group": CHOOSERS})
+    if files.choose_on is not None:
+        for item in read_items([files.choose_on], **given):
+            yield replace(item, labels={**item.labels, "group": CHOOSERS})
     yield from read_items(files.continuations, continuations=True, **given)
 
 

@@ -14,14 +14,12 @@ from cqa.config import command_line, given_settings, input_paths
 from cqa.errors import ConfigError
 from cqa.files import discard, inside
 from cqa.interrupt import Interrupt, continued_by
-from cqa.model.adapter import read_spec
 from cqa.model.checkpoint import locate
 from cqa.model.load import BaseModel, open_model
-from cqa.model.lora import widest
 from cqa.output_folder import Kind, check_output
 from cqa.schema.events import RowsWritten, ScoreEvent, ScoreStart
 from cqa.schema.prescreen import PrescreenSummary
-from cqa.score.adapters import find_adapters
+from cqa.score.adapters import columns_of, find_adapters
 from cqa.score.config import PrescreenConfig, ScoreConfig
 from cqa.score.engines import engine_of
 from cqa.score.merge import Merged, merge
@@ -69,7 +67,7 @@ class ShardsOfScores:
         config = self.config
         if config.engine != "cqa":
             return None
-        columns = widest([read_spec(adapter.folder) for adapter in find_adapters(config)])
+        columns = columns_of(find_adapters(config))
         return open_model(locate(config.model), config.device, config.dtype, rank_columns=columns)
 
     def do(self, base: BaseModel | None, task: tuple[str, str]) -> _Count:

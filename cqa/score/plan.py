@@ -9,11 +9,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from cqa.data.jsonl import check_columns
 from cqa.errors import ConfigError
 from cqa.files import new_file, read_json
 from cqa.schema.plan import READING, AnalysisPlan
 from cqa.score.config import PlanConfig
-from cqa.score.items import add_to_digest, read_all
+from cqa.score.items import add_to_digest, paths_of, read_all
 from cqa.stats.roles import choose_roles
 
 SETTINGS = (  # of score that a plan fixes, by the same names
@@ -35,6 +36,7 @@ def write_plan(config: PlanConfig) -> AnalysisPlan:
             hint="a plan is not changed once it is written; name another --out",
         )  # fmt: skip
     total, counts, groups = hashlib.sha256(), Counter[str](), dict[str, None]()
+    check_columns(paths_of(config), config.columns)
     for item in read_all(config):
         add_to_digest(total, item)
         counts[item.group] += 1

@@ -122,9 +122,10 @@ def scored_passes(
             work = partial(_run_or_none, run, *given)
             return thread.submit(work).result if ahead else work
 
-        now = queue.take()
-        answer = start(now) if now else None
-        while now is not None and answer is not None:
+        now: Pass | None = None
+        answer: Callable[[], SequenceScores | None] | None = None
+        while (now := now or queue.take()) is not None:
+            answer = answer or start(now)
             then = queue.take() if ahead else None
             if then is not None:
                 then[1].packed()
@@ -132,15 +133,11 @@ def scored_passes(
             if sequences is None:
                 give_back()
                 queue.halve(now, then)
-                now = queue.take()
-                answer = start(now) if now else None
+                now = answer = None
                 continue
             (group, prefixes), now = now, then
             answer = start(now) if now else None
             yield group, sequences, prefixes.n_rows
-            if now is None:
-                now = queue.take()
-                answer = start(now) if now else None
 
 
 @dataclass(slots=True)

@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from cqa.interrupt import Interrupt
-from cqa.model.adapter import read_adapter, read_spec
+from cqa.model.adapter import read_adapter
 from cqa.model.load import Device, Dtype
-from cqa.model.lora import widest
 from cqa.ranks import Ranks, parts
-from cqa.score.adapters import AdapterFolder
+from cqa.score.adapters import AdapterFolder, wider_for
 from cqa.score.decoder_engine import DecoderEngine
 from cqa.score.engine import EngineIdentity, SequenceScores
 from cqa.score.prefix_batch import PrefixBatch
@@ -56,9 +55,8 @@ class SpreadEngine:
 
     def make_room(self, adapter: AdapterFolder) -> None:
         """Load the base again where an adapter has more columns than there is room for."""
-        needed, held = widest([read_spec(adapter.folder)]), self._own.columns
-        columns = {name: max(held.get(name, 0), n) for name, n in needed.items()}
-        if columns != {name: held.get(name, 0) for name in columns}:
+        columns = wider_for(adapter, self._own.columns)
+        if columns is not None:
             self._all("open", columns)
 
     def use(self, adapter: AdapterFolder | None) -> None:

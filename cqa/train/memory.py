@@ -38,26 +38,22 @@ class MemoryEstimate:
     """Parts of the peak, in bytes."""
 
     weights_bytes: int
-    adapter_bytes: int  # fp32 masters, gradient, two moments
+    # fp32 masters, gradient, two moments; of a plan also the copy that states are written from
+    adapter_bytes: int
     activations_bytes: int  # kept from forward to backward
     workspace_bytes: int  # a chunk of logits, or one layer's gradients: whichever is larger
-    copy_bytes: int = 0  # of parameters and moments, to be written from, where that is the host
 
     @property
     def total_bytes(self) -> int:
         """The sum of the parts."""
         return (
-            self.weights_bytes
-            + self.adapter_bytes
-            + self.activations_bytes
-            + self.workspace_bytes
-            + self.copy_bytes
+            self.weights_bytes + self.adapter_bytes + self.activations_bytes + self.workspace_bytes
         )
 
     def __str__(self) -> str:
         return (
             f"weights {size_text(self.weights_bytes)}, "
-            f"adapter {size_text(self.adapter_bytes + self.copy_bytes)}, "
+            f"adapter {size_text(self.adapter_bytes)}, "
             f"activations {size_text(self.activations_bytes)}, "
             f"logits or gradients {size_text(self.workspace_bytes)}"
         )
@@ -185,7 +181,8 @@ def estimate_plan(
         n_ranks=n_ranks,
     )
     # three of the adapter's four buffers are copied, to the host (snapshot.py)
-    return replace(step, copy_bytes=step.adapter_bytes * 3 // 4 if device.type == "cpu" else 0)
+    copied = step.adapter_bytes * 3 // 4 if device.type == "cpu" else 0
+    return replace(step, adapter_bytes=step.adapter_bytes + copied)
 
 
 def check_memory(
