@@ -20,9 +20,9 @@ from cqa.train.snapshot import BUFFERS, Snapshot
 
 
 class Checkpoints:
-    """What writes the adapters and states of a run; leaving it waits for them.
+    """What writes the adapters and states of a run; leaving it, however, waits for them.
 
-    An interruption at once (a second Ctrl-C) waits for the one in hand alone.
+    What was given is an epoch that the log tells of: a second Ctrl-C does not lose it either.
     """
 
     def __init__(self, plan: Plan, lora: TrainableLora) -> None:
@@ -42,11 +42,8 @@ class Checkpoints:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        at_once = kind is not None and not issubclass(kind, Exception)
-        self._stopped |= at_once
         self._thread.shutdown()
-        if not at_once:
-            self.wait()  # what failed here came before what ends the run now
+        self.wait()  # what failed here came before what ends the run now
 
     def take(self) -> None:
         """Copy the adapter and its state as they are, once the copy before has been written.

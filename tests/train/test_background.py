@@ -1,7 +1,6 @@
 """Checkpoints written while training goes on: of the right step, in order, none after a failure."""
 
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,6 @@ from train.test_crash import SAMPLES, config_of
 from cqa.errors import NumericsError, ResourceError
 from cqa.model.checkpoint import opened
 from cqa.train import background, loop
-from cqa.train.background import Checkpoints
 from cqa.train.loop import train
 
 PATIENCE_S = 120
@@ -94,42 +92,24 @@ def test_no_state_is_written_after_an_adapter_that_could_not_be(inputs, tmp_path
     assert run_contents(config.out) == run_contents(tmp_path / "plain")
 
 
-def test_an_error_of_a_later_step_waits_for_what_was_given_before(inputs, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "error", [NumericsError("expected a finite loss, got nan"), KeyboardInterrupt()], ids=type
+)
+def test_what_ends_a_run_waits_for_what_was_given_before(inputs, tmp_path, monkeypatch, error):
     failing = threading.Event()
 
-    def until_it_fails(*_):
-        assert failing.wait(PATIENCE_S)
+    def until_it_fails(_plan, _held, name, _loss=None):
+        assert name != "epoch-01" or failing.wait(PATIENCE_S)
 
-    def not_finite(*_, step, **__):
+    def failed(*_, step, **__):
         if step == 3:
             failing.set()
-            raise NumericsError("expected a finite loss at step 3, got nan")
+            raise error
 
-    patched(monkeypatch, background, "save_state", until_it_fails)
-    patched(monkeypatch, loop, "take_step", not_finite)
+    patched(monkeypatch, background, "save_epoch", until_it_fails)
+    patched(monkeypatch, loop, "take_step", failed)
     config = config_of(inputs, tmp_path / "run")
-    with pytest.raises(NumericsError, match="at step 3"):
-        train(config)
-    assert saved_step(config.out) == "2"
-
-
-def test_an_interruption_at_once_waits_for_the_one_in_hand_alone(inputs, tmp_path, monkeypatch):
-    keeps: list[Checkpoints] = []
-
-    def until_the_run_is_left(_plan, _held, name, _loss=None):
-        until = time.monotonic() + PATIENCE_S
-        while name == "epoch-01" and not keeps[0]._stopped and time.monotonic() < until:
-            time.sleep(0.01)
-
-    def interrupted(*_, step, **__):
-        if step == 3:
-            raise KeyboardInterrupt
-
-    patched(monkeypatch, Checkpoints, "take", keeps.append)
-    patched(monkeypatch, background, "save_epoch", until_the_run_is_left)
-    patched(monkeypatch, loop, "take_step", interrupted)
-    config = config_of(inputs, tmp_path / "run")
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(type(error)):
         train(config)
     assert (config.out / "epoch-01").is_dir()
-    assert not (config.out / "state.safetensors").exists()
+    assert saved_step(config.out) == "2"
