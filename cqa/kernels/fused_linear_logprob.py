@@ -155,14 +155,16 @@ def _split_stats(  # a program: one block of rows, one split of the columns, the
     row = (first_block + place % n_blocks) * BM + tl.arange(0, BM)
     split = place // n_blocks
     safe = tl.minimum(row, n_rows - 1).to(tl.int64)
-    t = tl.load(target + safe)
+    t = tl.load(target + safe).to(tl.int32)  # as columns are, which are compared with it
     z_target = tl.load(target_logit + safe)
     row_max = tl.full((BM,), LEAST, tl.float32)
     sum_exp = tl.zeros((BM,), tl.float32)
     sum_exp_z = tl.zeros((BM,), tl.float32)  # Σ exp(z - row_max) · (z - row_max)
     spread = tl.zeros((BM,), tl.float32)  # Σ exp(z - row_max) · (z - their mean)²
     n_above = tl.zeros((BM,), tl.int32)
-    for start in range(split * SPLIT, tl.minimum((split + 1) * SPLIT, n_cols), BN):
+    # What each tile computes again would be kept in registers, and on sm_120 there is none left.
+    end = tl.minimum((split + 1) * SPLIT, n_cols)
+    for start in tl.range(split * SPLIT, end, BN, disable_licm=True):
         column = start + tl.arange(0, BN)
         columns = tl.minimum(column, n_cols - 1).to(tl.int64)
         z = _logits_tile(hidden, head, safe, columns, hidden_stride, head_stride, DEPTH, BK, DOT)
@@ -173,17 +175,18 @@ def _split_stats(  # a program: one block of rows, one split of the columns, the
         change = row_max - new_max
         rescale = tl.exp(change)
         shifted = z - new_max[:, None]
+        shifted = tl.maximum(shifted, NOTHING, tl.PropagateNan.ALL)  # finite: 0 · -inf is NaN
         e = tl.exp(shifted)
-        e_shifted = tl.where(e > 0, e * shifted, 0.0)
+        tile, tile_z = tl.sum(e, 1), tl.sum(e * shifted, 1)
+        before = rescale * sum_exp
         if VARENTROPY:
-            tile, mean = tl.sum(e, 1), mean_of(tl.sum(e, 1), tl.sum(e_shifted, 1))
-            off = tl.where(e > 0, shifted - mean[:, None], 0.0)
-            before = rescale * sum_exp
-            apart = tl.where(before > 0, mean_of(sum_exp, sum_exp_z) + change - mean, 0.0)
-            share = tile / tl.where(before + tile > 0, before + tile, 1.0)
+            mean = mean_of(tile, tile_z)
+            off = shifted - mean[:, None]
+            apart = mean_of(sum_exp, sum_exp_z) + change - mean  # finite where before is 0
+            share = tile / tl.maximum(before + tile, 1.0)  # 0, or 1 of the greatest and more
             spread = rescale * spread + tl.sum(e * off * off, 1) + before * share * apart * apart
-        sum_exp_z = rescale * (sum_exp_z + change * sum_exp) + tl.sum(e_shifted, 1)
-        sum_exp = rescale * sum_exp + tl.sum(e, 1)
+        sum_exp_z = rescale * (sum_exp_z + change * sum_exp) + tile_z
+        sum_exp = before + tile
         row_max = new_max
     to = split.to(tl.int64) * pitch + row
     tl.store(row_maxes + to, row_max, mask=row < n_rows)

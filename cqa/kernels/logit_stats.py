@@ -121,8 +121,8 @@ def with_target(row_max, sum_exp, sum_exp_z, z_target):
 
 @triton.jit
 def mean_of(sum_exp, sum_exp_z):
-    """Return Σ w z / Σ w, and 0 where there is no weight."""
-    return tl.where(sum_exp > 0, sum_exp_z / tl.where(sum_exp > 0, sum_exp, 1.0), 0.0)
+    """Return Σ w z / Σ w, and 0 where there is no weight, so that both sums are 0."""
+    return sum_exp_z / tl.where(sum_exp > 0, sum_exp, 1.0)
 
 
 @triton.jit
