@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 # For kernels of rows: their number differs from pass to pass, and one form does for all of them.
-_FREE = ["m", "n_rows", "plane", "share", "shares", "adds"]
+_FREE = ["m", "n_rows", "plane", "share", "adds"]
 any_rows = triton.jit(do_not_specialize=_FREE)
 TILE_ROWS = 32  # of a tile of rows and features
 _MOST_RANKS = 32  # of a tile: its operands then fit the 99 KiB of the smallest GPUs at any rank

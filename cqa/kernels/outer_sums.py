@@ -3,8 +3,8 @@
     out[c, r] = scale · Σ_m dropout(x)[m, c] · s[m, r]        dA: x is X, s is dS
                                                               dB: x is dY, s is S
 
-A tile of `out` takes one program for each share of the rows, as many as fill a GPU; a second kernel
-adds the shares' sums in the order of the rows, so `out` has the same bits every time.
+A tile of `out` takes one program for each share of the rows, as many as fill a GPU. The one that
+ends last adds the shares' sums in the order of the rows, so `out` has the same bits every time.
 The native op is dB's; dA, with dropout, is in csrc/shrink.cpp.
 """
 
@@ -18,6 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from cqa.kernels.arrivals import arrivals, comes_last
 from cqa.kernels.dropout_tile import kept_tile
 from cqa.kernels.launch import any_rows, dot_type, launch, rank_tile
 from cqa.kernels.philox import GroupDropout
@@ -60,6 +61,7 @@ def _outer_sum_kernel(  # a program: a tile of out, summed over a share of the r
     s,  # (M, G * R)
     out,  # fp32, written or added to, where there is one share
     partial,  # (shares, tiles, WIDTH * RANK) fp32, written where there are several
+    arrivals,  # (at least tiles,) int32, see arrivals.py
     tiles,  # (tiles, 6): see _tiles
     m,
     share,  # rows, a multiple of ROWS
@@ -97,36 +99,18 @@ def _outer_sum_kernel(  # a program: a tile of out, summed over a share of the r
         s_at = s + rows[:, None] * s_stride + (s_column + ranks)[None, :]
         right = tl.load(s_at, mask=(rows < m)[:, None] & (ranks < ranks_left)[None, :], other=0.0)
         total = tl.dot(left.to(DOT), right.to(DOT), total, input_precision="ieee")
-    if tl.num_programs(1) == 1:
+    shares = tl.num_programs(1)
+    if shares == 1:
         _store_tile(out, tile, total, out_stride, scale, adds, ALIGNED, TURNED, RANK, WIDTH)
     else:
-        number = tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)
-        at = partial + number.to(tl.int64) * (WIDTH * RANK) + _inside(RANK, WIDTH, TURNED)
-        tl.store(at, total)
-
-
-@any_rows
-def _add_shares_kernel(  # a program: a tile of out, from its sums over the shares, in their order
-    partial,  # (shares, tiles, WIDTH * RANK) fp32
-    out,  # fp32, written or added to
-    tiles,  # (tiles, 6): see _tiles
-    shares,
-    out_stride,
-    scale,
-    adds,
-    ALIGNED: tl.constexpr,
-    TURNED: tl.constexpr,
-    SHARES: tl.constexpr,  # at the most
-    RANK: tl.constexpr,
-    WIDTH: tl.constexpr,
-):
-    tile = tl.program_id(0)
-    at = partial + tile.to(tl.int64) * (WIDTH * RANK) + _inside(RANK, WIDTH, TURNED)
-    total = tl.zeros((WIDTH, RANK), tl.float32)
-    for i in tl.static_range(SHARES):
-        total += tl.load(at, mask=i < shares, other=0.0)
-        at += tl.num_programs(0).to(tl.int64) * (WIDTH * RANK)
-    _store_tile(out, tiles + tile * 6, total, out_stride, scale, adds, ALIGNED, TURNED, RANK, WIDTH)
+        at = partial + tl.program_id(0).to(tl.int64) * (WIDTH * RANK) + _inside(RANK, WIDTH, TURNED)
+        beyond = tl.num_programs(0).to(tl.int64) * (WIDTH * RANK)  # to the tile of the next share
+        tl.store(at + tl.program_id(1) * beyond, total)
+        if comes_last(arrivals, tl.program_id(0), shares):
+            total = tl.zeros((WIDTH, RANK), tl.float32)
+            for i in range(shares):
+                total += tl.load(at + i * beyond, cache_modifier=".cg")
+            _store_tile(out, tile, total, out_stride, scale, adds, ALIGNED, TURNED, RANK, WIDTH)
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,46 +180,35 @@ def outer_sums(
     """
     tiles, m = _tiles(sums, strides, rank, x.device), x.shape[0]
     shares, share = shares_of(m, tiles.shape[0])
-    partial = None
+    partial = out
     if shares > 1:
         size = (shares, tiles.shape[0], _WIDTH * rank_tile(rank))
         partial = torch.empty(size, dtype=torch.float32, device=x.device)
-    of_out = {
-        "out": out,
-        "partial": out if partial is None else partial,
-        "tiles": tiles,
-        "out_stride": strides[1] if strides[0] == 1 else strides[0],
-        "scale": scale,
-        "adds": int(add),
-        "ALIGNED": _aligned(sums, rank),
-        "TURNED": strides[0] == 1,
-        "RANK": rank_tile(rank),
-        "WIDTH": _WIDTH,
-    }
     launch(
         _outer_sum_kernel,
         (tiles.shape[0], shares),
         x=x,
         s=s,
+        out=out,
+        partial=partial,
+        arrivals=arrivals(tiles.shape[0], x.device),
+        tiles=tiles,
         m=m,
         share=share,
         x_stride=x.stride(0),
         s_stride=s.stride(0),
+        out_stride=strides[1] if strides[0] == 1 else strides[0],
+        scale=scale,
+        adds=int(add),
+        ALIGNED=_aligned(sums, rank),
+        TURNED=strides[0] == 1,
         ROWS=_ROWS,
+        RANK=rank_tile(rank),
+        WIDTH=_WIDTH,
         DOT=dot_type(x.dtype),
-        **of_out,
         **dropout.noted,
         num_warps=4,
     )
-    if partial is not None:
-        launch(
-            _add_shares_kernel,
-            (tiles.shape[0],),
-            shares=shares,
-            SHARES=_SHARES,
-            **of_out,
-            num_warps=8,
-        )
 
 
 @cache

@@ -7,6 +7,7 @@ import torch
 from helpers import assert_as_accurate
 from kernels.marks import DTYPES
 
+from cqa.kernels.arrivals import arrivals
 from cqa.kernels.outer_sums import _ROWS, OuterSum, outer_sums, outer_sums_native, shares_of
 from cqa.kernels.philox import NO_DROPOUT, Dropout, GroupDropout
 
@@ -92,3 +93,4 @@ def test_a_product_is_added_to_what_is_there_with_the_same_bits_every_time(m, st
     assert torch.equal(added[1:-1], before[1:-1] + written[1:-1])
     assert torch.equal(added[[0, -1]], before[[0, -1]])
     assert torch.equal(formed(before.clone(), add=True), added)
+    assert not arrivals(1, added.device).any()  # the counters are as they were
