@@ -130,7 +130,7 @@ def main() -> None:
     """Compile, print tables, exit 1 if anything is wrong."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shape", nargs="+", choices=list(SHAPES))
-    parser.add_argument("--dtype", nargs="+", choices=["bf16", "fp32"])
+    parser.add_argument("--dtype", nargs="+", choices=["bf16", "fp16", "fp32"])
     parser.add_argument("--rank", nargs="+", type=int, help="of LoRA (default: 8 to 256)")
     parser.add_argument("--sm", nargs="+", type=int, choices=list(ARCHITECTURES))
     parser.add_argument("--quick", action="store_true", help="one variant of each kernel and rank")

@@ -39,7 +39,7 @@ def tensor(*size: int, dtype: torch.dtype) -> Tensor:
 
 
 def variants(features: int, members: int, *, bias: bool) -> list[tuple[AugColumns, Shrink | None]]:
-    """A group's input side: in training, in scoring with an adapter, and the base alone."""
+    """A group's input side in training: with dropout, without, and the base alone."""
     columns = AugColumns(features, bias, members * RANK, 64)
     lora_a = tensor(members * RANK, features, dtype=torch.float32)
     rows = torch.arange(ROWS, device=META)
@@ -49,6 +49,15 @@ def variants(features: int, members: int, *, bias: bool) -> list[tuple[AugColumn
         (columns, Shrink(lora_a, modules)),
         (columns.alone, None),
     ]
+
+
+def placed(
+    features: int, members: int, dtype: torch.dtype, *, bias: bool
+) -> list[tuple[AugColumns, Shrink | None]]:
+    """The same in scoring: with an adapter, whose A is of the model's dtype, and the base alone."""
+    columns = AugColumns(features, bias, members * RANK, 64)
+    lora_a = torch.empty(members * RANK, features, dtype=dtype, device=META)
+    return [(columns, Shrink(lora_a, tuple(range(members)))), (columns.alone, None)]
 
 
 def both_ways(*outs: Tensor) -> None:
@@ -65,8 +74,9 @@ def norm(shape: DecoderConfig, dtype: torch.dtype) -> None:
             both_ways(*norm_shrink_beside(x, weight, 1e-6, columns, shrink, backend="triton"))
     both_ways(rms_norm(x, weight, 1e-6, backend="triton"))
     wide = tensor(ROWS, shape.hidden_size, dtype=wider(dtype))  # the residual stream of scoring
-    for columns, shrink in variants(shape.hidden_size, 2, bias=False)[1:]:
-        norm_shrink(wide, weight, 1e-6, columns, shrink, backend="triton")
+    for members in (3, 2):
+        for columns, shrink in placed(shape.hidden_size, members, dtype, bias=members == 3):
+            norm_shrink(wide, weight, 1e-6, columns, shrink, backend="triton")
     heads = tensor(ROWS, shape.n_heads, shape.head_dim, dtype=dtype)
     of_heads = torch.empty(shape.head_dim, dtype=dtype, device=META)
     both_ways(rms_norm(heads, of_heads, 1e-6, backend="triton"))
@@ -77,6 +87,8 @@ def copy(shape: DecoderConfig, dtype: torch.dtype) -> None:
     width = shape.n_heads * shape.head_dim
     for columns, shrink in variants(width, 1, bias=False)[:2]:
         both_ways(copy_shrink(tensor(ROWS, width, dtype=dtype), columns, shrink, backend="triton"))
+    columns, shrink = placed(width, 1, dtype, bias=False)[0]
+    copy_shrink(tensor(ROWS, width, dtype=dtype), columns, shrink, backend="triton")
 
 
 def swiglu(shape: DecoderConfig, dtype: torch.dtype) -> None:
@@ -84,6 +96,9 @@ def swiglu(shape: DecoderConfig, dtype: torch.dtype) -> None:
     for columns, shrink in variants(shape.intermediate_size, 1, bias=False):
         gate_up = tensor(ROWS, 2 * shape.intermediate_size, dtype=dtype)
         both_ways(swiglu_shrink(gate_up, columns, shrink, backend="triton"))
+    gate_up = tensor(ROWS, 2 * shape.intermediate_size, dtype=dtype)
+    columns, shrink = placed(shape.intermediate_size, 1, dtype, bias=False)[0]
+    swiglu_shrink(gate_up, columns, shrink, backend="triton")
 
 
 def projection(shape: DecoderConfig, dtype: torch.dtype) -> None:

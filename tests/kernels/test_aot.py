@@ -22,6 +22,38 @@ def test_kernels_compile_without_spills_and_use_the_matrix_units(architecture, r
     assert any("MMA" in row[6] for row in rows)
 
 
+@pytest.mark.parametrize("architecture", [80, 120])
+def test_the_widest_forms_do_not_spill(architecture):
+    code = f"""
+import sys
+from functools import partial
+sys.path.insert(0, "bench")
+import aot_cases, torch
+from aot_compile import compile_launch
+from aot_launch import launches_of
+launches = launches_of(partial(aot_cases.head, aot_cases.SHAPES["7B"], torch.bfloat16))
+(widest,) = [each for each in launches if "VARENTROPY=True" in each.name and each.multiplies]
+code = compile_launch(widest, {architecture})
+assert not code.stack_bytes and not code.problems, (code.stack_bytes, code.problems)
+"""
+    alone("-c", code)
+
+
+def test_scoring_is_compiled_with_a_of_the_model_s_dtype():
+    code = """
+import sys
+from functools import partial
+sys.path.insert(0, "bench")
+import aot_cases, torch
+from aot_launch import launches_of
+for case in (aot_cases.norm, aot_cases.copy, aot_cases.swiglu):
+    launches = launches_of(partial(case, aot_cases.SHAPES["7B"], torch.bfloat16))
+    kinds = {dict(each.signature).get("lora_a") for each in launches if each.adds_shares}
+    assert {"*fp32", "*bf16"} <= kinds, (case, kinds)
+"""
+    alone("-c", code)
+
+
 def alone(*command: str) -> str:
     """Run Python where Triton compiles, not interprets; return what it printed."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
