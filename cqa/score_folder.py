@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from cqa.data.items import LABELS, UNGROUPED, Item
 from cqa.data.jsonl import parse_object, raw_lines, read_jsonl
@@ -101,6 +101,38 @@ def placed_rows(path: Path) -> Iterator[tuple[int, ItemRow]]:
     """Yield rows as `read_rows` does, each with the byte at which its line starts."""
     for start, where, line in _placed_lines(path):
         yield start, parse_row(line, where)
+
+
+class RowName(NamedTuple):
+    """What a row is known by."""
+
+    id: str
+    item_key: str
+    model_key: str
+    with_tokens: bool
+
+    @property
+    def full_key(self) -> str:
+        """What the row's item is found again by; see `full_key`."""
+        return self.item_key + self.id
+
+
+def placed_names(path: Path) -> Iterator[tuple[int, RowName]]:
+    """Yield what rows are known by, each checked, with the byte at which its line starts.
+
+    Raises:
+        DataError: A line is not as it was written, or the last one is torn.
+    """
+    for start, where, line in _placed_lines(path):
+        found = read_written(line)
+        if found is not None and _has_its_digest(*found):
+            form, pieces = found
+            item_id, item_key, model_key = form.keys(pieces)
+            yield start, RowName(item_id, item_key, model_key, form.tokens)
+        else:
+            row = parse_row(line, where)
+            with_tokens = row.options[0].token_ids is not None
+            yield start, RowName(row.id, row.item_key, row.model_key, with_tokens)
 
 
 def placed_texts(path: Path) -> Iterator[tuple[int, ItemText]]:

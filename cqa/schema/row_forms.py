@@ -84,6 +84,8 @@ class Form:
         pieces.append(self._piece(CHECKSUM, None, '"[0-9a-f]{16}"'))
         self.match = re.compile(f"\\{{{', '.join(pieces)}\\}}\n", re.ASCII).fullmatch
         self.model_place = self.places["model_key", None]
+        keys = (self.places[name, None] for name in ("id", "item_key", "model_key"))
+        self._keys: Callable[[Sequence[str]], tuple[str, str, str]] = operator.itemgetter(*keys)
         template, self._sorted = self._canonical()
         self._between = [text for piece in template.split(_PIECE) for text in (piece, "")][:-1]
 
@@ -140,6 +142,11 @@ class Form:
         """Return a field of text."""
         piece = pieces[self.places[name, None]]
         return None if piece == "null" else piece[1:-1]
+
+    def keys(self, pieces: Sequence[str]) -> tuple[str, str, str]:
+        """Return id, item key and model key of a row."""
+        item_id, item_key, model_key = self._keys(pieces)
+        return item_id[1:-1], item_key[1:-1], model_key[1:-1]
 
     def record(self, pieces: Sequence[str]) -> ItemRow:
         """Return a row as the parser would."""

@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 import hashlib
-from array import array
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import count, filterfalse
 
 from cqa.data.items import BadItemError, Item
 from cqa.data.jsonl import check_columns, stop_at
-from cqa.data.spacing import Spacing
 from cqa.data.tokenizer import Tokenizer
 from cqa.data.unique import Fingerprints, UniqueIds, file_line_id
 from cqa.errors import DataError
 from cqa.schema.rows import CHOOSERS, MANY_MERGES
-from cqa.schema.shard import LeftOut
+from cqa.score.checked import Checked, Part
 from cqa.score.config import ScoreConfig
-from cqa.score.items import add_to_digest, paths_of, read_all
+from cqa.score.items import add_to_digest, chained, paths_of, read_all
 from cqa.score.other_contexts import OtherContexts, drawn_contexts
 from cqa.score.prefix_batch import EncodedItem, OverlongError, encode_item
-from cqa.score.rejected import Rejections, none_scored
-from cqa.score.shard import read_shard
-from cqa.score_folder import META, item_key, texts_key
+from cqa.score.rejected import none_scored
+from cqa.score.shard import dealt_to, read_shard
+from cqa.score_folder import META, texts_key
 from cqa.text import named
 
 NAMED = 5  # items or samples left out that a line on the screen names
@@ -32,20 +30,33 @@ NAMED = 5  # items or samples left out that a line on the screen names
 class Items:
     """The items of a run, or of its shard, read and encoded anew on every pass, never all held."""
 
-    def __init__(self, config: ScoreConfig, tokenizer: Tokenizer, max_positions: int) -> None:
+    def __init__(
+        self,
+        config: ScoreConfig,
+        tokenizer: Tokenizer,
+        max_positions: int,
+        checked: Checked | None = None,
+    ) -> None:
+        """Take the settings.
+
+        Args:
+            config: Of the run.
+            tokenizer: What encodes the items.
+            max_positions: Tokens that the model has room for.
+            checked: What the check in another process has told of this shard; without it `check`
+                is to be called first.
+        """
         self.config, self.tokenizer, self.max_positions = config, tokenizer, max_positions
-        self.n_options, self.n_merged = 0, 0  # the options, and those that joint encoding changes
-        self.spacing = Spacing()
-        self.overlong: dict[str, str] = {}  # id: group of the items that are left out
-        self.rejected = Rejections()  # items with which something is wrong
         self.groups: dict[str, None] = {}  # of the pairs of the whole job, in their order
         self.digest: str | None = None  # of all texts and labels in order, after the first pass
-        self.places = array("Q")  # among all lines, of the items scored, where it is a shard
-        self.left_out: list[LeftOut] = []  # the items of `overlong`, where it is a shard
         self.other_contexts: OtherContexts | None = None
+        self.part = Part(of_shard=config.shard is not None)
+        self._dealt: list[Part] = []  # shards of what is read here
         self._shard = None if config.shard is None else read_shard(config.shard)
-        self._own_total = hashlib.sha256()  # of the items at `places`
         self._skips = config.on_error == "skip"
+        if checked is not None:
+            self.groups, self.digest, self.part = checked.groups, checked.digest, checked.part
+            self.other_contexts = checked.other_contexts
 
     def __iter__(self) -> Iterator[Item]:
         """Yield the items; from the second pass on, without those that are left out.
@@ -57,8 +68,7 @@ class Items:
             yield from self._own()
             return
         for place, item in self._given():
-            left_out = item.id in self.overlong or place in self.rejected
-            if self._is_ours(item.id) and not left_out:
+            if self._is_ours(item.id) and not self._is_left_out(item, place):
                 yield item
 
     def _given(self) -> Iterator[tuple[int, Item]]:
@@ -81,7 +91,7 @@ class Items:
 
     def _own(self) -> Iterator[Item]:
         """Yield the items of a shard that is checked; no line of another one is parsed."""
-        total, lines, places = hashlib.sha256(), count(), iter(self.places)
+        chain, lines, places = b"", count(), iter(self.part.places)
         place = next(places, None)
 
         def wanted() -> bool:
@@ -92,9 +102,9 @@ class Items:
             return True
 
         for item in read_all(self.config, wanted=wanted):
-            add_to_digest(total, item)
+            chain = chained(chain, item)
             yield item
-        if place is not None or total.hexdigest() != self._own_total.hexdigest():
+        if place is not None or chain != self.part.chain:
             raise self._changed()
 
     def _changed(self) -> DataError:
@@ -108,11 +118,22 @@ class Items:
         """Note a line that is no item."""
         where = error.where or ""
         item_id = error.item_id if isinstance(error, BadItemError) else None
-        if self._is_ours(item_id or file_line_id(where)):
-            self.rejected.add(error, place=place, where=where, item_id=item_id, key=None)
+        for part in self._parts_of(item_id or file_line_id(where)):
+            part.rejected.add(error, place=place, where=where, item_id=item_id, key=None)
 
     def _is_ours(self, item_id: str) -> bool:
         return self._shard is None or self._shard.holds(item_id)
+
+    def _parts_of(self, item_id: str) -> tuple[Part, ...]:
+        """Return the parts that an item is of; none where another shard has it."""
+        if not self._is_ours(item_id):
+            return ()
+        if not self._dealt:
+            return (self.part,)
+        return self.part, self._dealt[dealt_to(item_id, len(self._dealt)) - 1]
+
+    def _is_left_out(self, item: Item, place: int) -> bool:
+        return item.id in self.part.overlong or place in self.part.rejected
 
     @property
     def _files(self) -> str:
@@ -126,7 +147,7 @@ class Items:
         """Yield the items as token ids, those of other shards too; without those left out."""
         left_out = DataError if self._skips else OverlongError
         for place, item in self._given():
-            if item.id in self.overlong or place in self.rejected:
+            if self._is_left_out(item, place):
                 continue
             with suppress(left_out):  # of another shard; those of this one, `check` has seen
                 yield self._encode(item)
@@ -153,75 +174,76 @@ class Items:
             fits=lambda ids: 2 * len(ids) <= self.max_positions,  # the rest is for options
         )
 
-    def check(self) -> int:
+    def check(self, n_shards: int = 0) -> int:
         """Read everything once before any work; return how many items there are to score.
 
         Of a shard every line is read, and its own items are encoded: there may be none.
+
+        Args:
+            n_shards: How many shards `dealt` is then to tell of, where the items are a whole job's.
 
         Raises:
             DataError: An item is malformed, an id comes twice, or there is no room for an item, and
                 the settings do not leave such items out; or none is left.
         """
+        self._dealt = [Part(of_shard=True) for _ in range(n_shards)]
         check_columns(paths_of(self.config), self.config.columns)
         self._draw_contexts()
-        self.n_options, self.n_merged, self.spacing = 0, 0, Spacing()
         is_new = _finds_doubles(self.config)
         reported = Fingerprints()
-        n_items = 0
         for place, item in self._given():
-            ours = self._is_ours(item.id)
+            parts = self._parts_of(item.id)
             try:
-                if ours:
+                if parts:
                     is_new(item)
                 _check_chooser(item, reported)
-                fits = self._fits(item, place) if ours else True
+                fits = self._fits(item, place, parts) if parts else True
             except DataError as error:
                 if not self._skips:
                     raise
-                if ours:
-                    key = item_key(item)
-                    self.rejected.add(
-                        error, place=place, where=item.where, item_id=item.id, key=key
-                    )
+                for part in parts:
+                    part.reject(place, item, error)
                 continue
-            n_items += ours and fits
             if fits and item.group != CHOOSERS and item.kind != "continuation":
                 self.groups.setdefault(item.group)
                 if self.config.choose_on is not None:
                     reported.add(texts_key(item))
-        if not n_items and self._shard is None:
-            raise none_scored(self.max_positions, self._files, next(iter(self.rejected.rows), None))
-        return n_items
+        if not self.part.n_items and self._shard is None:
+            first = next(iter(self.part.rejected.rows), None)
+            raise none_scored(self.max_positions, self._files, first)
+        return self.part.n_items
 
-    def _fits(self, item: Item, place: int) -> bool:
+    def dealt(self) -> list[Checked]:
+        """Return what the check has told of each of the shards that the items were dealt to."""
+        assert self.digest is not None
+        return [
+            Checked(self.digest, self.groups, self.other_contexts, part) for part in self._dealt
+        ]
+
+    def _fits(self, item: Item, place: int, parts: Sequence[Part]) -> bool:
         """Count an item of this run, or note that it is left out."""
         try:
             encoded = self._encode(item)
         except OverlongError:
             if self.config.too_long == "refuse":
                 raise
-            self.overlong[item.id] = item.group
-            if self._shard is not None:
-                self.left_out.append(LeftOut(place=place, id=item.id, item_key=item_key(item)))
+            for part in parts:
+                part.leave_out(place, item)
             return False
-        if self._shard is not None:
-            self.places.append(place)
-            add_to_digest(self._own_total, item)
-        if self.config.template == "plain":
-            self.spacing.add(item.id, item.context, item.options)
-        self.n_options += len(encoded.options)
-        self.n_merged += sum(option.boundary_mismatch for option in encoded.options)
+        for part in parts:
+            part.take(place, encoded, template=self.config.template)
         return True
 
     def notes(self) -> Iterator[str]:
         """Say what a user should know of the items before they are scored."""
-        yield from self.rejected.note()
-        if self.overlong:
-            yield left_out_text(self.overlong, self.max_positions, META)
-        yield from self.spacing.warnings("context", "option")
-        if self.n_merged > MANY_MERGES * self.n_options:
+        part = self.part
+        yield from part.rejected.note()
+        if part.overlong:
+            yield left_out_text(part.overlong, self.max_positions, META)
+        yield from part.spacing.warnings("context", "option")
+        if part.n_merged > MANY_MERGES * part.n_options:
             yield (
-                f"{self.n_merged} of {self.n_options} options are other tokens when encoded "
+                f"{part.n_merged} of {part.n_options} options are other tokens when encoded "
                 f"together with their context; compare --boundary joint in another --out"
             )
 

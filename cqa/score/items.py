@@ -76,6 +76,13 @@ def add_to_digest(total: hashlib._Hash, item: Item) -> None:
     add_key_to_digest(total, item.id, item_key(item))
 
 
+def chained(before: bytes, item: Item) -> bytes:
+    """Return the sha256 of what it was of the items before and of this one, after nothing b""."""
+    total = hashlib.sha256(before)
+    add_to_digest(total, item)
+    return total.digest()
+
+
 def add_key_to_digest(total: hashlib._Hash, item_id: str, key: str) -> None:
     """Add an item of this id and `item_key`."""
     total.update(digest_json([item_id, key]).encode())

@@ -42,7 +42,7 @@ from cqa.score_folder import (
     REJECTED,
     SCORES,
     ItemsDigest,
-    placed_rows,
+    placed_names,
     placed_texts,
 )
 from cqa.text import listed
@@ -183,8 +183,8 @@ class _Found:
         order = sorted(range(len(keys)), key=keys.__getitem__)
         ascending = array("Q", (keys[i] for i in order))
         numbers = {model.model_key: k for k, model in enumerate(held.meta.models)}
-        with_tokens = held.meta.settings.get("tokens")
-        for start, row in placed_rows(held.folder / SCORES):
+        tokens_wanted = held.meta.settings.get("tokens")
+        for start, row in placed_names(held.folder / SCORES):
             key = fingerprint(row.full_key)
             at = bisect_left(ascending, key)
             known = at < len(ascending) and ascending[at] == key and row.model_key in numbers
@@ -193,7 +193,7 @@ class _Found:
                     f"expected rows of the shard's items and models, got another one, `{row.id}`",
                     where=str(held.folder / SCORES),
                 )
-            if not with_tokens or row.options[0].token_ids is not None:
+            if not tokens_wanted or row.with_tokens:
                 self.rows[numbers[row.model_key]][order[at]] = start  # of two rows the later counts
 
 

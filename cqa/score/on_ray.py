@@ -1,13 +1,15 @@
 """Scoring and prescreening on a Ray cluster: shards are tasks of actors, and then they are merged.
 
-An actor does what `--shard` does, in a folder beside the output, which all machines have to see.
-The shard of one that is lost goes on from the rows that it left.
+Items are read and checked once, here. An actor then does what `--shard` does, in a folder beside
+the output, which all machines have to see. The shard of one that is lost goes on from the rows that
+it left.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from cqa.config import command_line, given_settings, input_paths
@@ -17,14 +19,15 @@ from cqa.interrupt import Interrupt, continued_by
 from cqa.model.checkpoint import locate
 from cqa.model.load import BaseModel, open_model
 from cqa.output_folder import Kind, check_output
-from cqa.schema.events import RowsWritten, ScoreEvent, ScoreStart
+from cqa.schema.events import Note, RowsWritten, ScoreEvent, ScoreStart
 from cqa.schema.prescreen import PrescreenSummary
 from cqa.score.adapters import columns_of, find_adapters
+from cqa.score.checked import Checked
 from cqa.score.config import PrescreenConfig, ScoreConfig
 from cqa.score.engines import engine_of
 from cqa.score.merge import Merged, merge
 from cqa.score.prescreen import check_points, prescreen, scoring_of
-from cqa.score.ray_cluster import cluster, do_all
+from cqa.score.ray_cluster import Job, cluster, do_all
 from cqa.score.run import ScoreResult, checked_items, score
 from cqa.score_folder import META
 
@@ -61,6 +64,7 @@ class ShardsOfScores:
     """What actors do of a scoring run: a task is a shard and its folder."""
 
     config: ScoreConfig
+    checked: Mapping[str, Checked]  # of every shard
 
     def load(self) -> BaseModel | None:
         """Return the base, with room for the widest of the adapters."""
@@ -74,7 +78,10 @@ class ShardsOfScores:
         """Score a shard into its folder."""
         shard, out = task
         count = _Counter()
-        score(replace(self.config, shard=shard, out=Path(out)), base=base, on_event=count)
+        score(
+            replace(self.config, shard=shard, out=Path(out)),
+            base=base, checked=self.checked[shard], on_event=count,
+        )  # fmt: skip
         return count.counted
 
 
@@ -83,16 +90,20 @@ class ShardsOfPoints:
     """What actors do of a prescreening; see `ShardsOfScores`."""
 
     config: PrescreenConfig
+    checked: Mapping[str, Checked]
 
     def load(self) -> BaseModel | None:
         """Return the base."""
-        return ShardsOfScores(scoring_of(self.config)).load()
+        return ShardsOfScores(scoring_of(self.config), self.checked).load()
 
     def do(self, base: BaseModel | None, task: tuple[str, str]) -> _Count:
         """Score a shard of the points into its folder."""
         shard, out = task
         count = _Counter()
-        prescreen(replace(self.config, shard=shard, out=Path(out)), base=base, on_event=count)
+        prescreen(
+            replace(self.config, shard=shard, out=Path(out)),
+            base=base, checked=self.checked[shard], on_event=count,
+        )  # fmt: skip
         return count.counted
 
 
@@ -109,7 +120,8 @@ def score_on_ray(config: ScoreConfig, *, on_event: ON_EVENT = lambda _: None) ->
     plain = replace(config, ray=None, ray_actors=ScoreConfig.ray_actors)
     again = command_line(ScoreConfig, "score", given_settings(config))
     with continued_by(again):
-        return _merged(config, plain, ShardsOfScores(plain), "scores", on_event).scores
+        job = partial(ShardsOfScores, plain)
+        return _merged(config, plain, job, "scores", on_event).scores
 
 
 def prescreen_anywhere(
@@ -126,18 +138,18 @@ def prescreen_anywhere(
     check_points(plain)
     again = command_line(PrescreenConfig, "prescreen", given_settings(config))
     with continued_by(again):
-        job = ShardsOfPoints(plain)
+        job = partial(ShardsOfPoints, plain)
         return _merged(config, scoring_of(plain), job, "prescreen", on_event).points
 
 
 def _merged(
     config: ScoreConfig | PrescreenConfig,
     scoring: ScoreConfig,
-    job: ShardsOfScores | ShardsOfPoints,
+    job: Callable[[Mapping[str, Checked]], Job],
     kind: Kind,
     on_event: ON_EVENT,
 ) -> Merged:
-    """Have the shards of a job done, and merge them."""
+    """Have the shards of a job done, and merge them; `job` makes it of what is checked."""
     check_output(config.out, kind, input_paths(config))
     if inside(config.out, META).exists():
         raise ConfigError(
@@ -145,19 +157,21 @@ def _merged(
             hint="without --ray the same command adds to it, and computes nothing again",
         )  # fmt: skip
     folder, adapters = locate(config.model), find_adapters(scoring)
-    _, n_items = checked_items(scoring, folder, engine_of(scoring, folder, adapters))
     shards = config.out.with_name(f"{config.out.name}.shards")
     count = SHARDS_AN_ACTOR * config.ray_actors
-    tasks = {
-        (f"{k}/{count}", str(shards / str(k))): f"shard {k}/{count}" for k in range(1, count + 1)
-    }
+    engine = engine_of(scoring, folder, adapters)
+    items = checked_items(scoring, folder, engine, n_shards=count)
+    checked = {f"{k}/{count}": part for k, part in enumerate(items.dealt(), start=1)}
+    tasks = {(shard, str(shards / shard.partition("/")[0])): f"shard {shard}" for shard in checked}
 
     def done(counted: _Count) -> None:
         on_event(RowsWritten(n=counted.n_rows, n_tokens=counted.n_tokens))
 
     with Interrupt() as interrupt, cluster(config) as ray:
-        on_event(ScoreStart(n_items=n_items, n_models=1 + len(adapters)))
-        do_all(ray, config, job, tasks, interrupt, on_done=done)
+        on_event(ScoreStart(n_items=items.part.n_items, n_models=1 + len(adapters)))
+        for text in items.notes():
+            on_event(Note(text=text))
+        do_all(ray, config, job(checked), tasks, interrupt, on_done=done)
     merged = merge(config.out, [Path(out) for _, out in tasks])
     discard(shards)
     return merged

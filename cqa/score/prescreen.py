@@ -38,6 +38,7 @@ from cqa.schema.events import ScoreEvent
 from cqa.schema.meta import Meta
 from cqa.schema.prescreen import Point, PointClass, PrescreenSummary, RankedPoint
 from cqa.schema.rows import ItemRow, OptionScore
+from cqa.score.checked import Checked
 from cqa.score.config import PrescreenConfig, ScoreConfig, Unit
 from cqa.score.encoded import left_out_text
 from cqa.score.run import score
@@ -59,6 +60,7 @@ def prescreen(
     config: PrescreenConfig,
     *,
     base: BaseModel | None = None,
+    checked: Checked | None = None,
     on_event: Callable[[ScoreEvent], None] = lambda _: None,
 ) -> PrescreenSummary | None:
     """Score decision points under the base, rank them by value, and write the most valuable.
@@ -69,6 +71,7 @@ def prescreen(
     Args:
         config: The settings; `ray` does not count here.
         base: `config.model` if it is loaded already.
+        checked: Of a shard of a job whose points another process has read and checked.
         on_event: Called with the events of `cqa.score.run.score`.
 
     Returns:
@@ -78,10 +81,11 @@ def prescreen(
         CqaError: Anything that the user can mend; see cqa.errors.
     """
     check_output(config.out, "prescreen" if config.shard is None else "shard", input_paths(config))
-    check_points(config)
+    if checked is None:
+        check_points(config)
     again = command_line(PrescreenConfig, "prescreen", given_settings(config))
     with continued_by(again):
-        score(scoring_of(config), base=base, kind="prescreen", on_event=on_event)
+        score(scoring_of(config), base=base, kind="prescreen", checked=checked, on_event=on_event)
     if config.shard is None:
         return rank_points(config)
     write_json(config.out / SUMMARY, {"settings": describe(config)})

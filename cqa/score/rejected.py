@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from cqa.errors import DataError
@@ -15,13 +16,13 @@ from cqa.score_folder import REJECTED
 NAMED = 5  # rejected items that a line on the screen names
 
 
+@dataclass(slots=True)
 class Rejections:
     """The rejected items of a run, in the order of the files; all of them are kept in memory."""
 
-    def __init__(self) -> None:
-        self.rows: list[RejectedItem] = []
-        self.unscored: list[LeftOut] = []  # the same, as a shard has them
-        self._places: set[int] = set()
+    rows: list[RejectedItem] = field(default_factory=list)
+    unscored: list[LeftOut] = field(default_factory=list)  # the same, as a shard has them
+    _places: set[int] = field(default_factory=set)
 
     def __len__(self) -> int:
         return len(self.rows)

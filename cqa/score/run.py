@@ -38,6 +38,7 @@ from cqa.score.adapters import (
     digests_of,
     find_adapters,
 )
+from cqa.score.checked import Checked
 from cqa.score.config import ScoreConfig
 from cqa.score.effect import check_has_effect
 from cqa.score.encoded import Items
@@ -77,6 +78,7 @@ def score(
     base: BaseModel | None = None,
     kind: Kind = "scores",
     ranks: Ranks = ALONE,
+    checked: Checked | None = None,
     on_event: Callable[[ScoreEvent], None] = lambda _: None,
 ) -> ScoreResult:
     """Score items under the base and under every adapter; return the summary, if one is asked for.
@@ -94,6 +96,7 @@ def score(
         kind: What the folder is of, where scores are only a part of it; with `config.shard`, what
             the folder that its shards are merged to is of.
         ranks: The processes over which the base is spread; this one is their first.
+        checked: Of a shard of a job whose items another process has read and checked.
         on_event: Called with what happens, for progress.
 
     Raises:
@@ -109,7 +112,7 @@ def score(
     engine = engine_of(
         config, folder, adapters, base, ranks, on_wait=lambda text: on_event(Note(text=text))
     )
-    items, n_items = checked_items(config, folder, engine)
+    items = checked_items(config, folder, engine, checked)
     keep_sums_whole()
     with memory_reported("the model", "--dtype bf16, or a device with more memory"):
         identity = engine.open()
@@ -126,10 +129,10 @@ def score(
         closing(Results(config.out, with_tokens=config.tokens)) as results,
     ):
         held = results.write_items(items)
-        items.rejected.write(config.out)
+        items.part.rejected.write(config.out)
         if shard is not None:
             write_shard(config.out, shard)
-        on_event(ScoreStart(n_items=n_items, n_models=len(models)))
+        on_event(ScoreStart(n_items=items.part.n_items, n_models=len(models)))
         served = engine.capabilities if isinstance(engine, ServerEngine) else None
         if served is not None:
             write_json(inside(config.out, CAPABILITIES), served.to_json())
@@ -143,7 +146,7 @@ def score(
         summary = None
         if config.summary and shard is None:  # of a part there are no statistics
             summary = write_summary(config.out, config)
-    return ScoreResult(n_items, len(models), summary)
+    return ScoreResult(items.part.n_items, len(models), summary)
 
 
 def _template_notes(models: Sequence[ScoredModel]) -> Iterator[str]:
@@ -170,8 +173,23 @@ class _Run:
     unscored: UnscoredItems = field(default_factory=UnscoredItems)
 
 
-def checked_items(config: ScoreConfig, model: Path, engine: Engine) -> tuple[Items, int]:
-    """Read every item once before any work; return them, and how many there are to score."""
+def checked_items(
+    config: ScoreConfig,
+    model: Path,
+    engine: Engine,
+    checked: Checked | None = None,
+    *,
+    n_shards: int = 0,
+) -> Items:
+    """Return the items, each read once before any work, here or where they were `checked`.
+
+    Args:
+        config: The settings.
+        model: The folder of the base.
+        engine: What is to score them.
+        checked: What another process's check has told of these.
+        n_shards: How many shards the check is to tell of.
+    """
     tokenizer = Tokenizer(
         model,
         null_token=config.null_token,
@@ -180,11 +198,12 @@ def checked_items(config: ScoreConfig, model: Path, engine: Engine) -> tuple[Ite
         second_null=config.nulls == 2 and config.marginal is None,
     )
     tokenizer.limit_ids(engine.vocab_size)
-    items = Items(config, tokenizer, engine.max_positions)
-    n_items = items.check()
+    items = Items(config, tokenizer, engine.max_positions, checked)
+    if checked is None:
+        items.check(n_shards)
     if config.summary:
         choose_roles(items.groups, config)  # a group that is named but not there ends the run here
-    return items, n_items
+    return items
 
 
 def _score_models(
@@ -299,14 +318,14 @@ def _write_meta(
         given_digest=items.digest or "",
         items_digest=run.held.digest,
         item_lines=run.held.lines,
-        n_options=items.n_options,
-        n_boundary_merges=items.n_merged,
-        n_contexts_ending_in_space=items.spacing.n_spaced,
-        n_options_lacking_space=items.spacing.n_unspaced,
+        n_options=items.part.n_options,
+        n_boundary_merges=items.part.n_merged,
+        n_contexts_ending_in_space=items.part.spacing.n_spaced,
+        n_options_lacking_space=items.part.spacing.n_unspaced,
         max_positions=items.max_positions,
-        too_long=items.overlong,
+        too_long=items.part.overlong,
         unscored=run.unscored.by_id,
-        n_rejected=len(items.rejected),
+        n_rejected=len(items.part.rejected),
         models=tuple(models),
         earlier_models=earlier,
         plan=plan.held,

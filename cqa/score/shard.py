@@ -24,8 +24,12 @@ class Shard:
 
     def holds(self, item_id: str) -> bool:
         """Return whether an item is dealt to this part: by sha256 of its id alone."""
-        dealt = int.from_bytes(hashlib.sha256(item_id.encode()).digest())
-        return dealt % self.count == self.number - 1
+        return dealt_to(item_id, self.count) == self.number
+
+
+def dealt_to(item_id: str, count: int) -> int:
+    """Return the part of `count`, from 1, that an item is dealt to."""
+    return int.from_bytes(hashlib.sha256(item_id.encode()).digest()) % count + 1
 
 
 def read_shard(text: str) -> Shard:

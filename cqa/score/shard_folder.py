@@ -21,9 +21,9 @@ def shard_items(items: Items, of: Kind) -> ShardItems:
         of=of,
         shard=str(read_shard(items.config.shard)),
         given_digest=items.digest or "",
-        places=tuple(items.places),
-        left_out=tuple(items.left_out),
-        rejected=tuple(items.rejected.unscored),
+        places=tuple(items.part.places),
+        left_out=tuple(items.part.left_out),
+        rejected=tuple(items.part.rejected.unscored),
     )
 
 

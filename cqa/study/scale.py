@@ -118,7 +118,7 @@ def scale(
                 for group, entry in scored[cell].items()
             )
             overlong = Overlong(
-                config.too_long, plan.affected_ids, items.overlong, items.max_positions
+                config.too_long, plan.affected_ids, items.part.overlong, items.max_positions
             )
             result = ScaleResult(
                 unit="nats",

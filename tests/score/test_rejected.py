@@ -1,6 +1,8 @@
 """Items with which something is wrong: refused before any work, or rows of rejected.jsonl."""
 
 import json
+import pickle
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,9 +19,13 @@ from cqa.report.config import ReportConfig
 from cqa.report.write import write_report
 from cqa.schema.events import Note, RowsWritten, ScoreEvent
 from cqa.schema.shard import ShardItems
+from cqa.score.adapters import find_adapters
+from cqa.score.checked import Checked
 from cqa.score.config import ScoreConfig
+from cqa.score.encoded import Items
+from cqa.score.engines import engine_of
 from cqa.score.merge import merge
-from cqa.score.run import score
+from cqa.score.run import checked_items, score
 
 GOOD = [
     {"id": f"g{k}", "group": "literary", "context": f"the lamp {k}", "good": f" é{k}", "bad": " a"}
@@ -148,6 +154,33 @@ def test_merged_shards_are_byte_equal_with_their_rejected_rows(inputs, files, mo
         score(config_of(inputs, files, folder, shard=f"{k}/{count}", **changes))
     merge(Path("out"), shards)
     assert contents(Path("out")) == expected
+
+
+def test_shard_whose_items_were_checked_elsewhere_is_that_which_checks_them(
+    inputs, files, monkeypatch
+):
+    changes = {
+        "continuations": (files / "texts.jsonl",), "too_long": "drop",
+        "null2": "marginal:2", "summary": False,
+    }  # fmt: skip
+    job = config_of(inputs, files, files / "whole", **changes)
+    folder = inputs / "model"
+    engine = engine_of(job, folder, find_adapters(job))
+    items = checked_items(job, folder, engine, n_shards=3)
+    alone = checked_items(job, folder, engine)
+    assert (items.part, items.groups, items.digest) == (alone.part, alone.groups, alone.digest)
+    dealt: list[Checked] = pickle.loads(pickle.dumps(items.dealt()))
+    assert sum(checked.part.n_items for checked in dealt) == items.part.n_items == 5
+    for k, checked in enumerate(dealt, start=1):
+        shard = config_of(inputs, files, files / "out", shard=f"{k}/3", **changes)
+        score(shard)
+        expected = contents(shard.out)
+        shutil.rmtree(shard.out)
+        with monkeypatch.context() as patch:
+            patch.setattr(Items, "check", None)  # no item is read for it
+            score(shard, checked=checked)
+        assert contents(shard.out) == expected
+        shutil.rmtree(shard.out)
 
 
 def drop(shard: Path) -> None:

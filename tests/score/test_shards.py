@@ -182,10 +182,10 @@ def test_later_passes_of_a_shard_parse_its_own_lines_alone(inputs, tmp_path):
     more = {"pairs": (pairs,), "continuations": (), "run": (), "shard": "1/2"}
     config = config_of(inputs, tmp_path / "out", **more)
     folder = inputs / "model"
-    items, n_items = checked_items(config, folder, engine_of(config, folder, []))
+    items = checked_items(config, folder, engine_of(config, folder, []))
     ours = [item.id for item in items]
     assert ours == [p["id"] for p in PAIRS if Shard(1, 2).holds(p["id"])]
-    assert 0 < n_items == len(ours) < len(PAIRS)
+    assert 0 < items.part.n_items == len(ours) < len(PAIRS)
     lines = pairs.read_text().splitlines(keepends=True)
     theirs = next(k for k, p in enumerate(PAIRS) if p["id"] not in ours)
     pairs.write_text("".join([*lines[:theirs], "no item\n", *lines[theirs + 1 :]]))
