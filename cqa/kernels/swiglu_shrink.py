@@ -62,7 +62,9 @@ def _sigmoid(z, EXACT: tl.constexpr):
     if EXACT:
         small = tl.exp(-tl.abs(z))  # never overflows
         return tl.div_rn(tl.where(z < 0, small, 1.0), 1.0 + small)
-    return 1.0 / (1.0 + tl.exp(-z))  # within 2 units in the last place of fp32; 0 below -88
+    # far closer than 16 bits, and 0 below -88; five instructions, where exp and a division take 12
+    root = tl.rsqrt(1.0 + tl.exp2(z * -1.4426950408889634))
+    return root * root
 
 
 @any_rows
