@@ -47,6 +47,7 @@ class DataError(CqaError):
     """An input file, line or field is missing or malformed."""
 
     exit_code = 3
+    absent: tuple[str, ...] = ()  # keys that a record lacks, which may have other names in its file
 
 
 class ModelError(CqaError):

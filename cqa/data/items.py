@@ -50,6 +50,7 @@ class BadItemError(DataError):
 
     def __init__(self, error: DataError, where: str, item_id: str | None) -> None:
         super().__init__(error.message, where=where, hint=error.hint)
+        self.absent = error.absent
         self.item_id = item_id
 
 
@@ -57,7 +58,7 @@ def read_items(
     paths: Iterable[Path],
     *,
     continuations: bool = False,
-    columns: Sequence[str] = (),
+    columns: Sequence[str] | None = None,
     refuse: Callable[[DataError], object] = stop_at,
     wanted: Callable[[], bool] = lambda: True,
 ) -> Iterator[Item]:
@@ -66,7 +67,8 @@ def read_items(
     Args:
         paths: JSON Lines files, or tables.
         continuations: Whether the files hold continuations instead of pairs and options.
-        columns: Keys and the columns they are read from, such as `good=chosen`.
+        columns: Keys and the columns they are read from, such as `good=chosen`; None where the
+            command cannot name any.
         refuse: Takes the error of a bad line, which is then left out; a `BadItemError` where the
             line is an object.
         wanted: Called at each line: whether it is parsed, or passed over.

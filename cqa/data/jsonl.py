@@ -44,7 +44,7 @@ def read_records(
     *,
     noun: str,
     refuse: Callable[[DataError], object] = stop_at,
-    columns: Sequence[str] = (),
+    columns: Sequence[str] | None = None,
     wanted: Callable[[], bool] = lambda: True,
 ) -> Iterator[Record]:
     """Yield every line of a file as a record.
@@ -54,20 +54,24 @@ def read_records(
         parse: Makes a record of an object and its `file:line`.
         noun: What a record is called in messages.
         refuse: Takes the error of a bad line, which is then left out.
-        columns: See `raw_lines`.
+        columns: See `raw_lines`; None where the command cannot name any, so no hint says that it
+            can.
         wanted: Called at each line: whether it is parsed, or passed over.
 
     Raises:
         DataError: The file cannot be read or holds no line; what `refuse` raises.
     """
     empty = True
-    for where, line in raw_lines(path, columns):
+    for where, line in raw_lines(path, columns or ()):
         empty = False
         if not wanted():
             continue
         try:
             record = parse(parse_object(line, where), where)
         except DataError as error:
+            if columns is not None and error.absent:
+                names = ",".join(f"{key}=NAME" for key in error.absent)
+                error.hint = f"{error.hint}; --columns {names} reads another column"
             refuse(error)
         else:
             yield record
@@ -267,13 +271,15 @@ def take_text(record: dict[str, Any], key: str, where: str) -> str:
     if not isinstance(value, str):
         got = f"`{key}` is {_type_name(value)}" if key in record else f"no `{key}`"
         held = ", ".join(f"`{k:.40}`" for k in list(record)[:MOST_NAMES])
-        in_file = where.rpartition(":")[2].isdecimal()  # not within a record, nor of a caller's own
-        other = f"; --columns {key}=NAME reads another one" if in_file else ""
-        raise DataError(
+        absent = key not in record and bool(record)
+        error = DataError(
             f"expected text in `{key}`, got: {got}",
             where=where,
-            hint=f"it has {held}{other}" if key not in record and record else None,
+            hint=f"it has {held}" if absent else None,
         )
+        # a column is a key of a line, not of an object within it
+        error.absent = (key,) if absent and where.rpartition(":")[2].isdecimal() else ()
+        raise error
     check_text(value, key, where)
     if not value:
         raise DataError(f"expected text in `{key}`, got: an empty text", where=where)

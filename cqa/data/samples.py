@@ -71,17 +71,18 @@ class EncodedSample:
         return sum(self.loss_mask[1:])
 
 
-def read_samples(*paths: Path, columns: Sequence[str] = ()) -> list[Sample]:
+def read_samples(*paths: Path, columns: Sequence[str] | None = None) -> list[Sample]:
     """Read whole training files, which `stream_samples` reads a sample at a time."""
     return list(stream_samples(*paths, columns=columns))
 
 
-def stream_samples(*paths: Path, columns: Sequence[str] = ()) -> Iterator[Sample]:
+def stream_samples(*paths: Path, columns: Sequence[str] | None = None) -> Iterator[Sample]:
     """Yield the samples of training files, one file after the other.
 
     Args:
         paths: JSON Lines, or tables; each in a format of its own.
-        columns: Keys and the columns they are read from, such as `response=answer`.
+        columns: Keys and the columns they are read from, such as `response=answer`; None where the
+            command cannot name any.
 
     Raises:
         DataError: A line is malformed or of another format than the first of its file, an id comes
@@ -89,10 +90,12 @@ def stream_samples(*paths: Path, columns: Sequence[str] = ()) -> Iterator[Sample
     """
     name = line_id if len(paths) == 1 else file_line_id
     samples = (sample for path in paths for sample in _samples_of(path, columns, name))
-    return each_once(samples, name=name, columns=columns)
+    return each_once(samples, name=name, columns=columns or ())
 
 
-def _samples_of(path: Path, columns: Sequence[str], name: Callable[[str], str]) -> Iterator[Sample]:
+def _samples_of(
+    path: Path, columns: Sequence[str] | None, name: Callable[[str], str]
+) -> Iterator[Sample]:
     kind = ""
 
     def parse(record: dict[str, Any], where: str) -> Sample:
@@ -116,12 +119,14 @@ def detect_format(record: dict[str, Any], where: str) -> str:
             where=where,
             hint=f"give it to score {flag}",
         )
-    raise DataError(
+    error = DataError(
         f"expected one of the keys {', '.join(f'`{key}`' for key in FORMATS)}, got: "
         f"{', '.join(f'`{key:.40}`' for key in list(record)[:12]) or 'none'}",
         where=where,
-        hint="--columns prompt=NAME,response=NAME reads other columns" if record else None,
+        hint="of texts, a sample has a `prompt` and a `response`" if record else None,
     )
+    error.absent = ("prompt", "response") if record else ()
+    raise error
 
 
 def parse_sample(

@@ -104,6 +104,11 @@ class ScaleConfig(TrainConfig):
             known = 1 <= self.scored_epoch <= self.epochs
             require(known, f"scored-epoch from 1 to {self.epochs}", self.scored_epoch)
 
+    @property
+    def with_columns(self) -> tuple[Path, ...]:
+        """The files that are read with `columns`."""
+        return (*super().with_columns, *self.pairs)
+
 
 @dataclass(frozen=True, kw_only=True)
 class PowerConfig:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from cqa.data.jsonl import held_columns
 from cqa.model.load import BaseModel
 from cqa.schema.comparison import Comparison
 from cqa.schema.events import ScoreEvent
@@ -23,6 +24,7 @@ def scoring_of(config: ScaleConfig, adapters: tuple[Path, ...]) -> ScoreConfig:
         out=config.out / "scores",
         adapter=adapters,
         pairs=config.pairs,
+        columns=held_columns(config.pairs, config.columns),
         template=config.template,
         allow_special=config.allow_special,
         too_long="drop" if config.too_long == "drop" else "refuse",  # an item is never cut

@@ -1,7 +1,5 @@
 """A column that --columns names stands in a record, or is refused once, by every command."""
 
-import re
-
 import pyarrow
 import pytest
 from cli.common import MODEL, assert_one_error, invoke
@@ -9,12 +7,14 @@ from helpers import write_lines
 from pyarrow import parquet
 
 from cqa.data import jsonl
-from cqa.data.items import parse_pair
-from cqa.data.jsonl import check_columns, held_columns
+from cqa.data.items import parse_pair, read_items
+from cqa.data.jsonl import check_columns, held_columns, stop_at
+from cqa.data.samples import read_samples
 from cqa.errors import DataError
 from cqa.score.config import ScoreConfig
 from cqa.score.items import read_all
-from cqa.study.config import CallbackTrainConfig
+from cqa.study.config import CallbackTrainConfig, ScaleConfig
+from cqa.study.scale_scores import scoring_of
 from cqa.train.plan import make_plan
 
 ROWS = [
@@ -121,9 +121,45 @@ def test_held_out_samples_and_pairs_of_an_epoch_share_those_of_training(tmp_path
     assert (config.with_columns, len(make_plan(config).validation)) == ((data, held, dev), 1)
 
 
-def test_only_what_reads_files_says_that_a_column_may_be_named():
+def test_only_what_can_name_columns_says_that_one_may_be_named(tmp_path):
     record = {"context": "a", "right": "b", "bad": "c"}
-    for where, told in (("p.jsonl:3", True), ("", False), ("item 3", False), ("p:1 (bad)", False)):
-        with pytest.raises(DataError, match="no `good`") as caught:
-            parse_pair(record, where)
-        assert bool(re.search("--columns", caught.value.hint or "")) is told
+    with pytest.raises(DataError, match=r"no `good`\nhint: it has `context`, `right`, `bad`$"):
+        parse_pair(record, "p.jsonl:3")  # a caller's own record
+    path = write_lines(tmp_path / "p.jsonl", [record])
+    write_lines(tmp_path / "s.jsonl", [{"question": "a", "answer": "b"}])
+    nested = write_lines(tmp_path / "n.jsonl", [{"messages": [{"role": "user"}]}])
+    for columns, told in (((), True), (None, False)):
+        for refuse in (stop_at, lambda error: stop_at(error)):
+            with pytest.raises(DataError, match="no `good`") as caught:
+                list(read_items([path], columns=columns, refuse=refuse))
+            assert ("--columns good=NAME" in str(caught.value)) is told
+        with pytest.raises(DataError, match="expected one of the keys") as caught:
+            read_samples(path.with_name("s.jsonl"), columns=columns)
+        assert ("--columns prompt=NAME,response=NAME" in str(caught.value)) is told
+        with pytest.raises(DataError, match="no `content`") as caught:
+            read_samples(nested, columns=columns)
+        assert "--columns" not in str(caught.value)  # a column is a key of the line
+
+
+def test_a_command_without_the_setting_does_not_name_it(tmp_path):
+    path = write_lines(tmp_path / "s.jsonl", [{"question": "a", "response": "b"}])
+    lacking = write_lines(tmp_path / "l.jsonl", [{"prompt": "a", "answer": "b"}])
+    for file, key in ((path, "prompt"), (lacking, "response")):
+        result = invoke("coverage", str(file))
+        assert_one_error(result, 3, f"{file}:1: expected ", f"`{key}`", "hint: ")
+        assert "--columns" not in result.stderr
+        result = invoke("train", "--model", MODEL, "--data", file, "--out", tmp_path / "out")
+        assert_one_error(result, 3, f"--columns {key}=NAME")
+
+
+def test_pairs_of_scale_share_its_columns(tmp_path):
+    samples = [{"id": f"s{k}", "question": f"a {k}", "response": " b"} for k in range(3)]
+    data = write_lines(tmp_path / "samples.jsonl", samples)
+    pairs = write_lines(tmp_path / "pairs.jsonl", ROWS)
+    columns = ("prompt=question", *COLUMNS)
+    config = ScaleConfig(
+        model=MODEL, data=(data,), pairs=(pairs,), columns=columns, sizes=(2,), seeds=1,
+        out=tmp_path / "out", device="cpu",
+    )  # fmt: skip
+    make_plan(config)
+    assert [item.context for item in read_all(scoring_of(config, ()))] == [r["q"] for r in ROWS]
