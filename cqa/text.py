@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -22,6 +23,19 @@ def shortened(text: str, limit: int = LONGEST_MESSAGE) -> str:
 def named(text: str) -> str:
     """Return a name that a user gave as a terminal shows it: on one line, and not without end."""
     return shortened(for_terminal(shortened(text, LONGEST_CELL)), LONGEST_CELL)
+
+
+_CALLED_ALL = re.compile("'*all")
+
+
+def part_name(part: str | None) -> str:
+    """Return what stands for a part of the items in a table that also has all of them: None.
+
+    A part that is itself called `all` gets a `'`, so that no two rows have one name.
+    """
+    if part is None:
+        return "all"
+    return f"'{part}" if _CALLED_ALL.fullmatch(part) else part
 
 
 def listed(values: Iterable[object]) -> str:

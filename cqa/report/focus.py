@@ -15,12 +15,13 @@ from cqa.schema.verdict import Choice, GroupFamily, Interaction
 from cqa.stats.deciding import Change as DecidingChange
 from cqa.stats.specification import Specification, specification_curve
 from cqa.stats.text_tests import text_changes
+from cqa.text import part_name
 
 GROUP: Column[Placed[Any]] = Column("group", "group", lambda r: r.group, "text")
 ADAPTER: Column[Placed[Any]] = Column("adapter", "adapter", lambda r: r.adapter, "text")
-DOMAIN: Column[Placed[Any]] = Column("domain", "domain", lambda r: r.part, "text")
+DOMAIN: Column[Placed[Any]] = Column("domain", "domain", lambda r: part_name(r.part), "text")
 STRATUM: Column[Placed[Any]] = Column("stratum", "published", lambda r: r.part, "text")
-LANGUAGE: Column[Placed[Any]] = Column("lang", "language", lambda r: r.part, "text")
+LANGUAGE: Column[Placed[Any]] = Column("lang", "language", lambda r: part_name(r.part), "text")
 N: Column[Placed[Change | TextChange]] = Column("n", "n", lambda r: r.result.n, "count")
 
 

@@ -13,8 +13,9 @@ from cqa.schema.result import Interval
 from cqa.stats.parts import changes_by_part
 from cqa.stats.strata import read_cutoff, stratum
 from cqa.stats.text_tests import holm
+from cqa.text import part_name
 
-Key = tuple[str, str, str | None]  # group, adapter, part
+Key = tuple[str, str, str | None]  # group, adapter, part; None is the whole group
 NOTE = (
     "95 % CI and p, corrected: the deciding test of each part, over sources and simultaneous over "
     "all adapters, greater. p, Holm: corrected also for the {parts} of the group; a difference of "
@@ -65,7 +66,7 @@ def _rows(focus: Focus, of: Callable[[Comparison], Mapping[str, Change]]) -> lis
     rows: list[Placed[Change]] = []
     for row in focus.comparisons():
         if held := of(row.result):
-            parts = [*held.items(), ("all", row.result)]
+            parts = [*held.items(), (None, row.result)]
             rows += [Placed(part, row.group, row.adapter, name) for name, part in parts]
     return rows
 
@@ -100,7 +101,7 @@ def _tested(
                 for (part, change), p in zip(own.items(), corrected, strict=True)
             }
         for adapter, whole in family.changes.items():
-            found[group, adapter, "all"] = Tested(whole.ci95_nats, whole.p_corrected, None)
+            found[group, adapter, None] = Tested(whole.ci95_nats, whole.p_corrected, None)
     return found
 
 
@@ -130,5 +131,5 @@ def _table(
         W_PLUS,
         P,
     )
-    note += approximated((f"{row.group}, {row.part}", row.result) for row in rows)
+    note += approximated((f"{row.group}, {part_name(row.part)}", row.result) for row in rows)
     return tabulate(name, title, columns, rows, note, adapters=focus.shown)

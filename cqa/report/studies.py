@@ -14,7 +14,7 @@ from cqa.report.figure_style import NARROW, WIDE, png_bytes, svg_text
 from cqa.report.tables import Column, Line, Table
 from cqa.schema.claims import Effect, StudyResult
 from cqa.schema.meta import ScoredModel
-from cqa.text import counted, listed, named
+from cqa.text import counted, listed, named, part_name
 
 RESULT = "study.json"
 _AGAIN = "the command that wrote it writes it again"
@@ -23,7 +23,7 @@ COLUMNS: tuple[Column[Effect], ...] = (
     Column("measure", "measure", lambda e: e.label, "text"),
     Column("part", "part", lambda e: e.part, "text"),
     Column("adapter", "model", lambda e: e.adapter or "base", "text"),
-    Column("group", "group", lambda e: e.group or "all", "text"),
+    Column("group", "group", lambda e: part_name(e.group), "text"),
     Column("n_items", "n", lambda e: e.n, "count"),
     Column("n_sources", "sources", lambda e: e.n_sources, "count"),
     Column("mean", "mean", lambda e: e.value, "fine"),

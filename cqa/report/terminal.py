@@ -9,7 +9,7 @@ from cqa.schema.comparison import BaseGroup, Comparison, TextChange, TextCompari
 from cqa.schema.result import Interval
 from cqa.schema.summary import ScoreSummary, StratumCounts, Summary
 from cqa.schema.verdict import GroupFamily
-from cqa.text import aligned, counted, interval, named, p_value, rank_sum, signed
+from cqa.text import aligned, counted, interval, named, p_value, part_name, rank_sum, signed
 
 ITEM_HEADINGS = [
     "model", "dI nats", "sign acc.", "ddI nats", "95 % CI", "d_cond", "d_prior", "W+", "p", "d_z",
@@ -113,13 +113,13 @@ def _simultaneous(family: GroupFamily | None, adapter: str) -> Interval | None:
 def _texts_table(group: str, models: Mapping[str, TextComparison]) -> str:
     rows = []
     for name, entry in models.items():
-        parts: list[tuple[str, TextChange]] = [("all", entry)]
+        parts: list[tuple[str | None, TextChange]] = [(None, entry)]
         if len(entry.domains) > 1:
             parts += entry.domains.items()
         for domain, part in parts:
             nats, bits = part.per_token_nats, part.per_byte_bits
             moved = ["", ""] if name == "base" else [signed(nats.change), interval(nats.ci95)]
-            cells = [name, domain, str(part.n), _number(nats.after), *moved]
+            cells = [name, part_name(domain), str(part.n), _number(nats.after), *moved]
             rows.append([*cells, _number(bits.after and -bits.after)])
     return f"{named(group)}: continuations\n" + aligned(TEXT_HEADINGS, rows)
 

@@ -25,7 +25,8 @@ CI_NATS: Texts = Column(
     lambda r: r.result.per_token_nats.ci95,
     "fine_interval",
 )
-Part = tuple[str, str, str]  # group, adapter, and domain, stratum, language or "all"
+# group, adapter, and domain, stratum or language; None is the whole group
+Part = tuple[str, str, str | None]
 Tests = tuple[dict[Part, Change], dict[Part, float | None]]  # by part: its test, and Holm's p
 
 
@@ -91,7 +92,7 @@ def table_2(focus: Focus) -> Table:
 
 
 def _key(row: Placed[TextChange]) -> Part:
-    return row.group, row.adapter or "", row.part or ""
+    return row.group, row.adapter or "", row.part
 
 
 def _tested_columns(tested: Mapping[Part, Change]) -> tuple[Texts, Texts]:
@@ -118,7 +119,7 @@ def _with_holm(by_group: Mapping[str, Mapping[str, Mapping[str | None, Change]]]
     by_holm: dict[Part, float | None] = {}
     for group, changes in by_group.items():
         for adapter, tests in changes.items():
-            tested |= {(group, adapter, part or "all"): c for part, c in tests.items()}
+            tested |= {(group, adapter, part): c for part, c in tests.items()}
             parts = [part for part in tests if part is not None]
             corrected = holm([tests[part].p_greater_corrected for part in parts])
             by_holm |= {(group, adapter, n): p for n, p in zip(parts, corrected, strict=True)}
@@ -130,7 +131,7 @@ def _text_rows(focus: Focus) -> list[Placed[TextChange]]:
     continuations = focus.summary.continuations
     if all(len(models) == 1 for models in continuations.values()):
         return [
-            Placed(_base_alone(models["base"]), group, "base", "all")
+            Placed(_base_alone(models["base"]), group, "base")
             for group, models in continuations.items()
         ]
     rows: list[Placed[TextChange]] = []
@@ -138,11 +139,11 @@ def _text_rows(focus: Focus) -> list[Placed[TextChange]]:
         for adapter, entry in models.items():
             if adapter == "base":
                 continue
-            domains: list[tuple[str, TextChange]] = list(entry.domains.items())
+            domains: list[tuple[str | None, TextChange]] = list(entry.domains.items())
             if len(domains) != 1:
-                domains.append(("all", entry))
+                domains.append((None, entry))
             elif domains[0][1].n < entry.n:
-                domains = [("all", entry)]
+                domains = [(None, entry)]
             rows += [Placed(part, group, adapter, domain) for domain, part in domains]
     return rows
 

@@ -43,7 +43,7 @@ from cqa.score.config import PrescreenConfig, ScoreConfig, Unit
 from cqa.score.encoded import left_out_text
 from cqa.score.run import score
 from cqa.score_folder import META, SCORES, full_key, parse_row, placed_rows
-from cqa.text import aligned
+from cqa.text import aligned, part_name
 
 RANKED, SELECTED, SUMMARY = "prescreen.jsonl", "selected.jsonl", "prescreen.json"
 CLASSES: tuple[PointClass, ...] = get_args(PointClass)
@@ -295,11 +295,13 @@ def _summarise(
 def prescreen_text(summary: PrescreenSummary) -> str:
     """Return the summary as text: how many points of each class, and the most valuable ones."""
     rows = [
-        [group, *(str(c[name]) for name in CLASSES), str(sum(c.values()))]
+        [part_name(group), *(str(c[name]) for name in CLASSES), str(sum(c.values()))]
         for group, c in summary.groups.items()
     ]
     if len(rows) > 1:
-        rows.append(["all", *(str(summary.classes[name]) for name in CLASSES), str(summary.n)])
+        rows.append(
+            [part_name(None), *(str(summary.classes[name]) for name in CLASSES), str(summary.n)]
+        )
     best = [
         [
             str(ranked.rank), p.id, p.class_, f"{p.value_nats:.2f}", f"{p.p_right:.3f}",

@@ -6,14 +6,16 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from report.common import Page, rows_of
+from report.common import Page, report_on, rows_of
 from synthetic import make_folder, make_items
 
 from cqa.report.config import ReportConfig
 from cqa.report.page import markdown_page
 from cqa.report.part_tables import domains
 from cqa.report.tables import ABSENT, Column, Placed, show, tabulate, to_csv, to_latex, to_markdown
+from cqa.report.terminal import summary_text
 from cqa.report.write import make_report, read_focus
+from cqa.schema.summary import ScoreSummary
 from cqa.stats.clusters import by_source
 from cqa.stats.deciding import family_test
 
@@ -123,6 +125,49 @@ def test_languages_of_continuations_are_parts_of_them(tmp_path):
     summary = report.focus.summary.continuations["literary"]["epoch-05"]
     assert set(summary.languages) == {"en", "zh"}
     assert "Continuations by language" in markdown_page(report)
+
+
+def test_a_part_that_is_called_all_is_not_the_whole_group(tmp_path):
+    names = ["all", "'all", "n/a"]
+    items = [i for i in make_items(18) if i["group"] == "literary"]
+    for kind in ("pair", "continuation"):
+        for k, item in enumerate(i for i in items if i["kind"] == kind):
+            name = names[k % 3]
+            item |= {"domain": name, "lang": name, "source_id": f"book-{k}"}
+    scored = make_folder(tmp_path / "scores", items=items, adapters=[None, "epoch-05"])
+    (tmp_path / "out").mkdir()
+    report_on(scored, tmp_path / "out")
+    focus = make_report(scored, ReportConfig(out=tmp_path / "other")).focus
+    found = focus.summary
+    pairs = found.groups["literary"]["epoch-05"].to_json()
+    texts = found.continuations["literary"]["epoch-05"].to_json()
+    tables = tmp_path / "out" / "tables"
+    for file, column, whole, of, key in (
+        ("domains", "domain", pairs, "domains", "mean_ddi_nats"),
+        ("languages", "lang", pairs, "languages", "mean_ddi_nats"),
+        ("table_2", "domain", texts, "domains", "mean_dlogp_per_token_nats"),
+    ):
+        lines = rows_of(tables / f"{file}.csv")
+        rows = {row[column]: row for row in lines}
+        parts = {"all": whole} | {name: whole[of][name.removeprefix("'")] for name in rows
+                                  if name != "all"}  # fmt: skip
+        assert set(rows) == {"all", "'all", "''all", "'n/a"}  # the whole, and the three
+        assert len(lines) == 4
+        for name, part in parts.items():
+            assert rows[name]["n"] == str(part["n"]) == ("18" if name == "all" else "6")
+            assert float(rows[name][key]) == part[key]
+            assert (rows[name]["p_holm"] == ABSENT) is (name == "all")
+        assert len({row["p_corrected"] for row in lines}) == 4
+    at_terminal = summary_text(ScoreSummary(found, "d", "i", {}, {}, {}, ())).splitlines()
+    cells = [line.split() for line in at_terminal if line.startswith("epoch-05")][1:]
+    assert [row[1:3] for row in cells] == [
+        ["all", "18"],
+        ["''all", "6"],
+        ["'all", "6"],
+        ["n/a", "6"],
+    ]
+    languages = rows_of(tables / "languages_continuations.csv")
+    assert [row["lang"] for row in languages] == ["''all", "'all", "'n/a"]
 
 
 def test_page_and_markdown_hold_the_shown_adapters_domains_and_what_they_are_not(made, summary):

@@ -160,6 +160,14 @@ def test_text_shows_classes_and_the_most_valuable(done):
     assert "the 3 selected hold" in text
 
 
+def test_a_group_that_is_called_all_is_not_all_of_them(done):
+    classes = dict.fromkeys(done[1].classes, 1)
+    groups = {"all": classes, "'all": classes, "x": classes}
+    text = prescreen_text(replace(done[1], groups=groups, n=9))
+    firsts = [line.split()[0] for line in text.splitlines()[1:5]]
+    assert firsts == ["'all", "''all", "x", "all"]
+
+
 def test_experts_own_distribution_counts(tmp_path):
     unsure = {**OPTIONS, "id": "u", "expert": [0.5, 0.25, 0.25]}
     pairs = write_lines(tmp_path / "p.jsonl", [OPTIONS, unsure])
