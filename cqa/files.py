@@ -29,6 +29,13 @@ LONGEST_NAME_BYTES = 255
 _ONE_AT_A_TIME = threading.Lock()
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 FREE_SPACE = "free some space; what was complete before is intact"
+# What to do about a write that the system refused.
+_HINTS = {
+    errno.ENOSPC: FREE_SPACE,
+    errno.EDQUOT: FREE_SPACE,
+    errno.EFBIG: "a limit on the size of a file holds here (ulimit -f); raise it",
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "name a place that you may write to"),
+}
 
 
 def write(descriptor: int, data: bytes) -> None:
@@ -261,11 +268,11 @@ def reported(path: Path) -> Iterator[None]:
         yield
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space" in reason
+        number = getattr(error, "errno", None)
+        if isinstance(error, SafetensorError):  # which only tells what the system said
+            number = next((n for n in _HINTS if os.strerror(n) in reason), None)
         raise ResourceError(
-            f"expected to write, got: {reason}",
-            where=str(path),
-            hint=FREE_SPACE if full else None,
+            f"expected to write, got: {reason}", where=str(path), hint=_HINTS.get(number or 0)
         ) from error
 
 

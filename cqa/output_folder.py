@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cqa.errors import ConfigError, CqaError, ResourceError
-from cqa.files import locked, refuse_held, reported, write_json
+from cqa.files import discard, locked, refuse_held, rename, reported, sync, write_json
 from cqa.reading import MOST_BYTES, read_object, refuse_special
 
 Kind = Literal[
@@ -115,6 +115,36 @@ def filled(out: Path, kind: Kind, *, wait: bool = False) -> Iterator[None]:
             if unmarked and all(path.name.startswith(".") for path in out.iterdir()):
                 (out / MARKER).unlink(missing_ok=True)
             raise
+
+
+@contextmanager
+def replaced_together(out: Path) -> Iterator[Path]:
+    """Give a folder to write to, whose files take their places in `out` once all are there.
+
+    So a full disk or a signal leaves the files of an earlier call as they were, all of one call.
+
+    Args:
+        out: A folder that this process holds.
+
+    Raises:
+        ResourceError: A file cannot be written.
+    """
+    staged = out / ".new"
+    try:
+        with reported(out):
+            discard(staged)
+            staged.mkdir()
+        yield staged
+        with reported(out):
+            for file in sorted(path for path in staged.rglob("*") if path.is_file()):
+                place = out / file.relative_to(staged)
+                place.parent.mkdir(parents=True, exist_ok=True)
+                rename(file, place)
+            for folder in (out, *(place for place in out.iterdir() if place.is_dir())):
+                sync(folder)
+    finally:
+        with suppress(OSError):
+            discard(staged)
 
 
 def check_output_file(

@@ -1,5 +1,6 @@
 """Files that a failure leaves whole, and folders that one process holds at a time."""
 
+import errno
 import os
 import resource
 import shutil
@@ -15,7 +16,7 @@ import pytest
 import torch
 from faults import failing_at, leftovers, no_space
 from helpers import ROOT
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from cqa.errors import ConfigError, DataError, ResourceError
@@ -28,6 +29,7 @@ from cqa.files import (
     new_folder,
     read_json,
     refuse_held,
+    reported,
     write_json,
 )
 
@@ -195,6 +197,27 @@ def files_of_at_most(n_bytes: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize(
+    ("number", "hint"),
+    [
+        (errno.ENOSPC, "free some space"), (errno.EDQUOT, "free some space"),
+        (errno.EFBIG, "a limit on the size"), (errno.EROFS, "a place that you may write to"),
+        (errno.EACCES, "a place that you may write to"),
+    ],
+)  # fmt: skip
+def test_a_refused_write_says_what_to_do(number, hint):
+    said = os.strerror(number)
+    for error in (OSError(number, said), SafetensorError(f"I/O error: {said} (os error {number})")):
+        with (
+            pytest.raises(ResourceError, match=f"got: .*{said}.*\nhint: .*{hint}"),
+            reported(Path("x")),
+        ):
+            raise error
+    with pytest.raises(ResourceError) as caught, reported(Path("x")):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+    assert caught.value.hint is None
 
 
 def test_refused_write_of_tensors_is_reported_too(tmp_path):

@@ -1,12 +1,17 @@
 """A disk that is really full: exit code 6, what was complete is intact, and it goes on."""
 
+import resource
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from helpers import ROOT
+from cli.common import assert_one_error, invoke
+from helpers import ROOT, tiny_run
+from synthetic import make_folder, make_items
 
 PATHS = f"import sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests')!r}]\n"
 
@@ -131,3 +136,52 @@ def test_training_and_scoring_end_with_6_and_go_on_to_the_same_bits(tmp_path):
     (tmp_path / "disk").mkdir()
     (tmp_path / "work").mkdir()
     run_on_small_disk(WORK, tmp_path / "disk", tmp_path / "work", kilobytes=2048)
+
+
+@contextmanager
+def files_of_at_most(n_bytes: int) -> Iterator[None]:
+    """Let no file grow beyond a size for a while, as `ulimit -f` does."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+COMMANDS = {
+    "plain": ["export", "run/epoch-02", "--plain-alpha", "--out", "out"],
+    "merged": ["export", "run/epoch-02", "--merge", "--out", "out"],
+    "report": ["report", "scores", "--out", "out"],
+    "compare": ["compare", "scores", "other", "--out", "out"],
+}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_file_that_may_not_grow_is_no_fault_of_what_is_read(tmp_path, monkeypatch, name):
+    if COMMANDS[name][0] == "export":
+        tiny_run(tmp_path)
+    else:
+        for folder, adapters in (("scores", [None, "epoch-02"]), ("other", [None])):
+            make_folder(tmp_path / folder, items=make_items(4), adapters=adapters)
+    monkeypatch.chdir(tmp_path)
+    before = set(tmp_path.rglob("*"))
+    with files_of_at_most(1500):
+        result = invoke(*COMMANDS[name])
+    assert_one_error(result, 6, "out", "expected to write, got: ", "too large", "ulimit -f")
+    left = set(tmp_path.rglob("*")) - before
+    assert left <= {tmp_path / "out", tmp_path / "out" / ".lock"}, left
+    assert invoke(*COMMANDS[name]).exit_code == 0
+    if name in ("report", "compare"):  # a later call leaves all of the earlier one, or nothing
+        held = contents(tmp_path / "out")
+        make_folder(tmp_path / "scores", items=make_items(5), adapters=[None, "epoch-02"])
+        make_folder(tmp_path / "other", items=make_items(5), adapters=[None])
+        with files_of_at_most(max(map(len, held.values())) // 2):
+            assert_one_error(invoke(*COMMANDS[name]), 6, "too large")
+        assert contents(tmp_path / "out") == held
+        assert invoke(*COMMANDS[name]).exit_code == 0
+        assert contents(tmp_path / "out") != held
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}

@@ -23,7 +23,7 @@ from cqa.kernels.matmul import keep_sums_whole
 from cqa.model.checkpoint import locate
 from cqa.model.memory import reported as memory_reported
 from cqa.model.origin import check_origin
-from cqa.output_folder import check_output, filled
+from cqa.output_folder import check_output, filled, replaced_together
 from cqa.report.figure_style import png_bytes, svg_text
 from cqa.report.write import write_file
 from cqa.schema.claims import StudyResult
@@ -270,6 +270,7 @@ def _write(
     out: Path, claim: Claim[Content, Row], rows: RowsByModel[Row], result: StudyResult
 ) -> None:
     figure = claim.draw(rows, result)
-    write_file(inside(out, f"{FIGURE}.svg"), svg_text(figure, result.claim))
-    write_file(inside(out, f"{FIGURE}.png"), png_bytes(figure))
-    write_json(inside(out, RESULT), result.to_json())
+    with replaced_together(out) as staged:
+        write_file(staged / f"{FIGURE}.svg", svg_text(figure, result.claim))
+        write_file(staged / f"{FIGURE}.png", png_bytes(figure))
+        write_json(staged / RESULT, result.to_json())

@@ -11,7 +11,7 @@ from cqa.compare.contrasts import group_result
 from cqa.compare.systems import Scored, bits_per_byte, read_systems, require_two
 from cqa.errors import ConfigError, DataError
 from cqa.files import write_json
-from cqa.output_folder import check_output, filled
+from cqa.output_folder import check_output, filled, replaced_together
 from cqa.report.compared_figure import TITLE, draw
 from cqa.report.compared_tables import all_tables, markdown_page
 from cqa.report.figure_style import png_bytes, svg_text
@@ -36,10 +36,10 @@ def compare(folders: Sequence[Path], config: CompareConfig) -> Comparison:
     systems = read_systems(folders, config.models)
     require_two(systems)
     found = compared(systems, _reference(systems, config.reference))
-    with filled(config.out, "comparison"):
+    with filled(config.out, "comparison"), replaced_together(config.out) as staged:
         for name, content in _files(found):
-            write_file(config.out / name, content)
-        write_json(config.out / RESULT, found.to_json())
+            write_file(staged / name, content)
+        write_json(staged / RESULT, found.to_json())
     return found
 
 

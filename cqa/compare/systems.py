@@ -17,7 +17,7 @@ from cqa.schema.row_forms import each_row
 from cqa.schema.rows import CHOOSERS, ItemRow
 from cqa.score_folder import LETTERS, LETTERS_META, META, read_letters
 from cqa.stats.information import BIT, place_of_largest, softmax
-from cqa.text import named, own_parts
+from cqa.text import listed, named, own_parts
 
 OF_LOGP = ("sum", "byte", "pmi")
 BASE = "base"
@@ -84,7 +84,10 @@ def read_systems(folders: Sequence[Path], models: Collection[str] = ()) -> list[
     known = {scored.system.adapter or BASE for scored in found}
     for name in models:
         if name not in known:
-            raise ConfigError(f"expected models that a folder has scored, got: {name}")
+            raise ConfigError(
+                f"expected models that a folder has scored, got: {name}",
+                hint=f"they have {listed(sorted(known))}",
+            )
     return found
 
 

@@ -4,14 +4,24 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from cqa.errors import ModelError
 from cqa.model.digest import digest_files
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
 def is_adapter(folder: Path) -> bool:
-    """Return whether a folder holds both files."""
-    return (folder / CONFIG).is_file() and (folder / WEIGHTS).is_file()
+    """Return whether a folder holds both files.
+
+    Raises:
+        ModelError: It may not be looked into.
+    """
+    try:
+        return all(path.is_file() for path in adapter_files(folder))
+    except OSError as error:
+        raise ModelError(
+            f"expected a folder that can be read, got: {error.strerror}", where=str(folder)
+        ) from None
 
 
 def adapter_files(folder: Path) -> list[Path]:

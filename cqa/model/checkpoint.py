@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -149,6 +150,24 @@ def _is_in(folder: Path, name: str) -> bool:
         return Path(name).name == name and (folder / name).is_file()
     except OSError:  # no file can have such a name
         return False
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """Copy a file of a model or an adapter; one that cannot be read is no fault of the disk.
+
+    Raises:
+        ModelError: It cannot be read.
+        OSError: The copy cannot be written.
+    """
+    try:
+        refuse_special(source, ModelError)
+        file = source.open("rb")
+    except OSError as error:
+        raise ModelError(
+            f"expected a file that can be read, got: {error.strerror}", where=str(source)
+        ) from None
+    with file, target.open("xb") as copy:
+        shutil.copyfileobj(file, copy)
 
 
 @contextmanager

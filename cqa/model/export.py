@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +27,7 @@ from cqa.model.adapter import (
     read_pairs,
 )
 from cqa.model.adapter_files import CONFIG, WEIGHTS
-from cqa.model.checkpoint import locate, opened
+from cqa.model.checkpoint import copy_file, locate, opened
 from cqa.model.config import HEAD, TABLE, read_checkpoint, read_config, tensor_shapes
 from cqa.model.digest import digest_files
 from cqa.model.lora import Key
@@ -119,7 +118,7 @@ def _write_plain(found: AdapterFile, folder: Path, out: Path) -> None:
         tensors = {names.get(name, name): file.get_tensor(name) for name in found.shapes}
     save_file(tensors, out / WEIGHTS, metadata={"format": "pt"})
     if (folder / CARD).is_file():
-        shutil.copyfile(folder / CARD, out / CARD)
+        copy_file(folder / CARD, out / CARD)
         with (out / CARD).open("a", encoding="utf-8") as card:
             card.write(PLAIN_ALPHA)
 
@@ -183,9 +182,9 @@ def export_merged(adapter: Path, out: Path, *, model: str | None = None) -> Expo
         for path in paths:
             with opened(path) as file:
                 merged = {name: deltas.add(name, file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
-                save_file(
-                    merged, temporary / path.name, metadata=file.metadata() or {"format": "pt"}
-                )
+                said = file.metadata() or {"format": "pt"}
+            # out here, since a write that fails is no fault of the file that is read
+            save_file(merged, temporary / path.name, metadata=said)
         _copy_beside(base, temporary)
         if read_config(temporary) != config:
             raise ModelError("expected the base's config, got another", where=str(temporary))
@@ -296,4 +295,4 @@ def _copy_beside(base: Path, out: Path) -> None:
     """Copy config, tokenizer and whatever else of text lies in a folder."""
     for path in sorted(base.iterdir()):
         if path.suffix in BESIDE and path.is_file():
-            shutil.copyfile(path, out / path.name)
+            copy_file(path, out / path.name)

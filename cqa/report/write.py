@@ -12,7 +12,7 @@ from typing import TextIO
 
 from cqa.config import input_paths
 from cqa.files import new_file, reported
-from cqa.output_folder import check_output, filled
+from cqa.output_folder import check_output, filled, replaced_together
 from cqa.report.all_tables import all_tables
 from cqa.report.caveats import caveats
 from cqa.report.comparison import read_comparison
@@ -58,9 +58,12 @@ def write_report(scores: Path, config: ReportConfig) -> Written:
     check_output(config.out, "report", [("SCORES", scores), *input_paths(config)])
     with _uncollected(), long_file(config.out) as long:
         report = make_report(scores, config, long.take)
-        with filled(config.out, "report"):
-            written = [write_file(config.out / name, make()) for name, make in _files(report, long)]
-    return Written(written, report.focus.summary.verdict)
+        with filled(config.out, "report"), replaced_together(config.out) as staged:
+            names = []
+            for name, make in _files(report, long):
+                write_file(staged / name, make())
+                names.append(name)
+    return Written([config.out / name for name in names], report.focus.summary.verdict)
 
 
 @contextmanager

@@ -7,13 +7,13 @@ part of the adapter's digest, and nothing here reads them.
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 from cqa.data.tokenizer_files import TOKENIZER_FILES
 from cqa.errors import ModelError
 from cqa.escape import for_markdown
+from cqa.model.checkpoint import copy_file
 from cqa.model.conversion import read_conversion
 from cqa.reading import CARD, read_card_head
 from cqa.schema.events import Eval
@@ -46,7 +46,7 @@ def write_beside(
         eval_loss: The held-out loss at that epoch, if there is one.
     """
     for path in tokenizer_files(plan.folder):
-        shutil.copyfile(path, folder / path.name)
+        copy_file(path, folder / path.name)
     text = "\n".join(_card(plan, run, epoch, eval_loss)) + "\n"
     (folder / CARD).write_text(text, encoding="utf-8")
 

@@ -2,6 +2,8 @@
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cqa.errors import ConfigError, ModelError
 from cqa.model import export
+from cqa.model.adapter_files import is_adapter
+from cqa.model.checkpoint import copy_file
 from cqa.model.export import export_merged, export_plain_alpha
 from cqa.model.load import load_model
 
@@ -150,6 +154,33 @@ def test_what_was_written_is_compared_before_it_has_its_name(tmp_path, monkeypat
     with pytest.raises(ModelError, match=r"expected model.layers.0.self_attn.q_proj.weight to be"):
         export_merged(epoch, tmp_path / "merged")
     assert {path.name for path in tmp_path.iterdir()} == {"model", "run", "train.jsonl"}
+
+
+@contextmanager
+def as_another_user() -> Iterator[None]:
+    """Have no right to what is the owner's alone."""
+    if is_root := os.geteuid() == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        if is_root:
+            os.seteuid(0)
+
+
+def test_what_may_not_be_read_is_named_and_no_failed_write(tmp_path):
+    secret = tmp_path / "tokenizer.json"
+    secret.write_text("{}")
+    secret.chmod(0)
+    folder = tmp_path / "epoch-01"
+    folder.mkdir(mode=0)
+    with as_another_user():
+        with pytest.raises(ModelError, match="expected a file that can be read"):
+            copy_file(secret, tmp_path / "copy")
+        with pytest.raises(ModelError, match="epoch-01: expected a folder that can be read"):
+            is_adapter(folder)
+    folder.chmod(0o700)
+    assert not (tmp_path / "copy").exists()
 
 
 def test_a_sum_that_its_dtype_cannot_hold_is_refused(base, tmp_path):
