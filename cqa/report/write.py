@@ -105,15 +105,15 @@ def _files(report: Report, long: LongFile) -> Iterator[tuple[str, Callable[[], C
 def make_report(scores: Path, config: ReportConfig, tap: Tap | None = None) -> Report:
     """Decide everything that the report says, and draw its figures; see `read_source` for `tap`."""
     focus = read_focus(scores, config, tap)
+    base = focus.source.meta.models[0]
+    added = read_studies(config.study, base)  # before the figures, since they may be refused
+    if config.compare is not None:
+        added.append(read_comparison(config.compare, base))
     found = scored_items(focus)
     tables = [*all_tables(focus), items_table(focus, found)]
     figures = {
         name: FIGURES[name].redraw(rows_to_csv(rows)) for name, rows in figure_rows(focus).items()
     }
-    base = focus.source.meta.models[0]
-    added = read_studies(config.study, base)
-    if config.compare is not None:
-        added.append(read_comparison(config.compare, base))
     return Report(focus, make_page(focus), caveats(focus), tables, figures, found, added)
 
 

@@ -49,6 +49,7 @@ class CallbackTrainConfig(TrainConfig):
 
 
 MOST_SEEDS = 1000
+MOST_SWEPT = 1000  # adapters; every simulated study draws all of them
 MOST_NATS = 1_000_000  # of an effect; squares of its ratio to a standard deviation stay finite
 ARMS = ("epoch", "step")
 
@@ -147,10 +148,11 @@ class PowerConfig:
             require(1 / MOST_NATS <= self.sd <= MOST_NATS, expected, self.sd)
         if self.icc is not None:
             require(0 <= self.icc <= 1, "icc from 0 to 1", self.icc)
-        for name in ("items_per_source", "epochs_swept"):
-            value = getattr(self, name)
-            expected = f"{name.replace('_', '-')} of at least 1"
-            require(value is None or value >= 1, expected, value)
+        value = self.items_per_source
+        require(value is None or value >= 1, "items-per-source of at least 1", value)
+        value = self.epochs_swept
+        expected = f"epochs-swept from 1 to {MOST_SWEPT:,}"
+        require(value is None or 1 <= value <= MOST_SWEPT, expected, value)
 
 
 @dataclass(frozen=True, kw_only=True)

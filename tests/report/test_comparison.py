@@ -126,3 +126,14 @@ def test_what_is_no_comparison_is_refused(folders, comparison, tmp_path):
             write_report(folders[0], ReportConfig(out=tmp_path / "report", compare=given))
     with pytest.raises(ConfigError, match="expected --out to hold no input"):
         write_report(folders[0], ReportConfig(out=comparison, compare=comparison))
+
+
+@pytest.mark.parametrize("given", [{"compare": Path("none")}, {"study": (Path("none"),)}])
+def test_what_is_not_there_is_told_before_anything_is_drawn(folders, tmp_path, monkeypatch, given):
+    def drawn(_: object) -> None:
+        pytest.fail("drawn before it was refused")
+
+    monkeypatch.setattr("cqa.report.write.figure_rows", drawn)
+    with pytest.raises(DataError, match="none: expected a folder"):
+        write_report(folders[0], ReportConfig(out=tmp_path / "report", **given))
+    assert not (tmp_path / "report").exists()

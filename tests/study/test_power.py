@@ -48,6 +48,12 @@ def test_an_effect_whose_squares_would_overflow_is_refused(effect):
         PowerConfig(effect=effect, sd=1.0)
 
 
+@pytest.mark.parametrize("n", [0, 1001, 10**8])
+def test_more_adapters_than_can_be_simulated_are_refused(n):
+    with pytest.raises(ConfigError, match="expected epochs-swept from 1 to 1,000, got: "):
+        PowerConfig(effect=0.5, sd=1.0, epochs_swept=n)
+
+
 def test_what_is_not_known_is_asked_for(tmp_path):
     with pytest.raises(ConfigError, match=r"--effect and --sd, .* got --effect alone"):
         plan_power(PowerConfig(effect=1.0))
