@@ -26,6 +26,7 @@ from cqa.errors import ConfigError, DataError, ResourceError
 from cqa.reading import read_object, refuse_special
 
 LONGEST_NAME_BYTES = 255
+_LOCK = ".lock"
 _ONE_AT_A_TIME = threading.Lock()
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 FREE_SPACE = "free some space; what was complete before is intact"
@@ -299,7 +300,7 @@ def refuse_held(folder: Path) -> None:
         ResourceError: Another process holds it, which the message names.
     """
     with reported(folder):
-        begun = (folder / ".lock").exists()
+        begun = (folder / _LOCK).exists()
     if begun:
         with locked(folder):
             pass
@@ -322,7 +323,7 @@ def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
             raise ConfigError("expected --out to be a folder, got a file", where=str(folder))
         folder.mkdir(parents=True, exist_ok=True)
         sync(folder.parent)
-        lock = _acquired(folder / ".lock", wait=wait)
+        lock = _acquired(folder / _LOCK, wait=wait)
         if lock is None:
             raise ResourceError(
                 f"expected a folder that no other run uses, got one held by {_name_of(holder)}",
@@ -341,6 +342,11 @@ def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
                 discard(holder)
         finally:
             lock.release()
+
+
+def discard_lock(folder: Path) -> None:
+    """Remove what `locked` leaves in a folder that is not used again."""
+    discard(folder / _LOCK)
 
 
 @contextmanager
@@ -384,7 +390,7 @@ def _hint_for(holder: Path) -> str:
     host = re.search(r" on (\S+) since ", _name_of(holder))
     if host is None or host[1] == socket.gethostname():
         return wait
-    return f"{wait}; if {host[1]} has died, delete {holder.with_name('.lock')}"
+    return f"{wait}; if {host[1]} has died, delete {holder.with_name(_LOCK)}"
 
 
 def _name_of(holder: Path) -> str:

@@ -93,7 +93,7 @@ def read_rows(path: Path) -> Iterator[ItemRow]:
     Raises:
         DataError: A line is not as it was written, or the last one is torn.
     """
-    for where, line in _whole_lines(path):
+    for where, line in whole_lines(path):
         yield parse_row(line, where)
 
 
@@ -143,7 +143,7 @@ def placed_texts(path: Path) -> Iterator[tuple[int, ItemText]]:
 
 def _placed_lines(path: Path) -> Iterator[tuple[int, str, bytes]]:
     start = 0
-    for where, line in _whole_lines(path):
+    for where, line in whole_lines(path):
         yield start, where, line
         start += len(line)
     if start != path.stat().st_size:
@@ -184,7 +184,7 @@ def _in_blocks(
     mentions = re.compile(names.encode()).search
     pieces_of_keys = {f'"{key}"' for key in model_keys or ()}
     filling, may_be = _Filling(), _telling(ids)
-    for where, line in _whole_lines(path):
+    for where, line in whole_lines(path):
         if model_keys is not None and not (may_be(line) and mentions(line)):
             continue  # told before the line is parsed
         found = read_written(line)
@@ -263,7 +263,12 @@ def _parsed_again(line: bytes, where: str) -> ItemRow:
     return ItemRow.from_json(record, where)
 
 
-def _whole_lines(path: Path) -> Iterator[tuple[str, bytes]]:
+def whole_lines(path: Path) -> Iterator[tuple[str, bytes]]:
+    """Yield (`file:line`, bytes) for every line of a file of this folder.
+
+    Raises:
+        DataError: The last one is torn.
+    """
     for where, line in raw_lines(path):
         if not line.endswith(b"\n"):
             raise DataError(
@@ -323,7 +328,7 @@ def read_texts(path: Path, ids: Collection[str] | None = None) -> Iterator[ItemT
         DataError: A line is not as it was written, or the last one is torn.
     """
     may_be = _telling(ids)
-    for where, line in _whole_lines(path):
+    for where, line in whole_lines(path):
         if not may_be(line):
             continue
         record = _object_of(line)

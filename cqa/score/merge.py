@@ -82,12 +82,15 @@ def merge(out: Path, folders: Sequence[Path]) -> Merged:
     owners = _owners(shards)
     found = [_Found(held) for held in shards]
     meta = _merged_meta(shards, _checked_items(shards, owners, found), whole)
+    rejected = _rejected_lines(shards)
     _check_own(out, meta)
     with filled(out, kind):
         by_model = [[held.rows[m] for held in found] for m in range(len(meta.models))]
         _write(out, SCORES, shards, owners, by_model)
         _write(out, ITEMS, shards, owners, [[held.items for held in found]])
-        _write_rejected(out, shards)
+        discard(inside(out, REJECTED))
+        if rejected:
+            write_rejected(out, rejected)
         _write_capabilities(out, shards)
         write_json(inside(out, META), meta.to_json())
         summary = write_summary(out, config) if config.summary else None
@@ -310,13 +313,11 @@ def _write(
                     file.write(lines.read(owner, next(starts[owner])))
 
 
-def _write_rejected(out: Path, shards: Sequence[OpenShard]) -> None:
-    """Write rejected.jsonl from those of the shards, by place; without a line there is none."""
+def _rejected_lines(shards: Sequence[OpenShard]) -> list[bytes]:
+    """Return the lines of the shards' rejected.jsonl, by place."""
     rows = sorted(
         (item.place, line)
         for held in shards
         for item, (line, _) in zip(held.items.rejected, read_rejected(held), strict=True)
     )
-    discard(inside(out, REJECTED))
-    if rows:
-        write_rejected(out, [line for _, line in rows])
+    return [line for _, line in rows]

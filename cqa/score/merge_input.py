@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cqa.config import command_line, given_settings, resolve
-from cqa.data.jsonl import parse_object, raw_lines
+from cqa.data.jsonl import parse_object
 from cqa.errors import ConfigError, DataError, ModelError
 from cqa.files import inside, read_json
 from cqa.schema.meta import Meta
@@ -18,12 +18,12 @@ from cqa.score.config import PrescreenConfig, ScoreConfig
 from cqa.score.server_engine import read_capabilities
 from cqa.score.shard import Shard, read_shard
 from cqa.score.shard_folder import read_shard_items
-from cqa.score_folder import META, REJECTED, SHARD
+from cqa.score_folder import META, REJECTED, SHARD, whole_lines
 from cqa.server.handshake import MOST_DRIFT_NATS
 
 RANKING = "prescreen.json"  # of a shard of prescreen: its settings, written when all is scored
 OF_ONE_SHARD = (  # the settings in which the shards of a job may differ
-    "out", "shard", "server", "server-key-env", "concurrency",
+    "out", "shard", "shard-base", "server", "server-key-env", "concurrency",
 )  # fmt: skip
 OF_THE_JOB = ("given_digest", "max_positions", "plan", "conversion")  # of meta.json, as the next
 OF_THE_MACHINE = ("device", "versions")  # on others a score may have other bits
@@ -199,7 +199,7 @@ def read_rejected(held: OpenShard) -> list[tuple[bytes, RejectedItem]]:
     path = inside(held.folder, REJECTED)
     rows = [
         (line, RejectedItem.from_json(parse_object(line, where), where))
-        for where, line in raw_lines(path)
+        for where, line in whole_lines(path)
     ]
     if [row.id for _, row in rows] != [item.id for item in held.items.rejected]:
         raise DataError(

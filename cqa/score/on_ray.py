@@ -8,13 +8,14 @@ it left.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 from cqa.config import command_line, given_settings, input_paths
 from cqa.errors import ConfigError
-from cqa.files import discard, inside
+from cqa.files import discard, discard_lock, inside, locked, refuse_held
 from cqa.interrupt import Interrupt, continued_by
 from cqa.model.checkpoint import locate
 from cqa.model.load import BaseModel, open_model
@@ -151,13 +152,10 @@ def _merged(
 ) -> Merged:
     """Have the shards of a job done, and merge them; `job` makes it of what is checked."""
     check_output(config.out, kind, input_paths(config))
-    if inside(config.out, META).exists():
-        raise ConfigError(
-            "expected a new folder with --ray, got one with scores", where=str(config.out),
-            hint="without --ray the same command adds to it, and computes nothing again",
-        )  # fmt: skip
-    folder, adapters = locate(config.model), find_adapters(scoring)
+    _refuse_done(config.out)
     shards = config.out.with_name(f"{config.out.name}.shards")
+    refuse_held(shards)
+    folder, adapters = locate(config.model), find_adapters(scoring)
     count = SHARDS_AN_ACTOR * config.ray_actors
     engine = engine_of(scoring, folder, adapters)
     items = checked_items(scoring, folder, engine, n_shards=count)
@@ -167,11 +165,30 @@ def _merged(
     def done(counted: _Count) -> None:
         on_event(RowsWritten(n=counted.n_rows, n_tokens=counted.n_tokens))
 
-    with Interrupt() as interrupt, cluster(config) as ray:
+    with Interrupt() as interrupt, cluster(config) as ray, locked(shards):
+        _refuse_done(config.out)  # by another one of these commands, meanwhile
         on_event(ScoreStart(n_items=items.part.n_items, n_models=1 + len(adapters)))
         for text in items.notes():
             on_event(Note(text=text))
         do_all(ray, config, job(checked), tasks, interrupt, on_done=done)
-    merged = merge(config.out, [Path(out) for _, out in tasks])
-    discard(shards)
+        folders = [Path(out) for _, out in tasks]
+        merged = merge(config.out, folders)
+        for done_with in folders:
+            discard(done_with)
+    discard_lock(shards)
+    with suppress(OSError):  # something else is in it, and stays
+        shards.rmdir()
     return merged
+
+
+def _refuse_done(out: Path) -> None:
+    """Refuse a folder that has scores already.
+
+    Raises:
+        ConfigError: It has.
+    """
+    if inside(out, META).exists():
+        raise ConfigError(
+            "expected a new folder with --ray, got one with scores", where=str(out),
+            hint="without --ray the same command adds to it, and computes nothing again",
+        )  # fmt: skip

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import importlib
 import os
+import socket
 from collections import Counter, deque
 from collections.abc import Callable, Hashable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -60,18 +61,29 @@ class Worker:
     """What an actor is: the base, loaded once, and one task after the other."""
 
     def __init__(self, job: Job, folder: str) -> None:
-        os.chdir(folder)  # paths are as the user wrote them
-        self._job, self._loaded = job, False
+        self._job, self._folder, self._loaded = job, folder, False
         self._base: BaseModel | None = None
 
     def do(self, task: Any) -> _Done:
         """Do a task."""
         try:
             if not self._loaded:
+                self._go_there()
                 self._base, self._loaded = self._job.load(), True
             return _Done(self._job.do(self._base, task))
         except CqaError as error:
             return _Done(error=(error.exit_code, error.message, error.where, error.hint))
+
+    def _go_there(self) -> None:
+        """Go to the folder in which paths are as the user wrote them."""
+        try:
+            os.chdir(self._folder)
+        except OSError as error:
+            raise ResourceError(
+                "expected every machine of the cluster to see the folder of the command, "
+                f"got on {socket.gethostname()}: {error.strerror}",
+                where=self._folder, hint="give the command in a folder that all of them see",
+            ) from None  # fmt: skip
 
 
 @contextmanager
@@ -159,14 +171,19 @@ def do_all(
             task, worker = running.pop(reference)
             try:
                 done = ray.get(reference)
-            except ray.exceptions.RayActorError:
+            except ray.exceptions.RayTaskError:  # a fault of this program, which was not lost
+                raise
+            except ray.exceptions.RayError as error:
                 lost[task] += 1
                 if lost[task] >= MOST_LOSSES:
                     raise ResourceError(
-                        f"expected {tasks[task]} to be done, got {MOST_LOSSES} actors lost at it",
+                        f"expected {tasks[task]} to be done, got {MOST_LOSSES} actors lost at it, "
+                        f"the last by: {_first_line(error):.200}",
                         hint="see Ray's log for the reason; memory is a common one",
                     ) from None
                 waiting.append(task)
+                with suppress(ray.exceptions.RayError):
+                    ray.kill(worker)  # one that only cannot be reached would hold the task's folder
                 worker = actor.remote(job, here)
             else:
                 if done.error is not None:
@@ -177,6 +194,10 @@ def do_all(
         if interrupt.requested:
             interrupt.stop(f"stopped with {len(came)} of {len(tasks)} parts done")
     return came
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 def _told(exit_code: int, message: str, where: str | None, hint: str | None) -> CqaError:

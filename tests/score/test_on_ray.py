@@ -15,8 +15,9 @@ from helpers import tiny_run, write_lines
 from score.test_shards import LONG, PAIRS, POINTS, TEXTS, config_of, contents, points_of
 from study.common import MODEL, SMALL, write_pairs, write_samples
 
-from cqa.errors import ConfigError, CqaError
-from cqa.schema.events import RowsWritten, ScaleEvent, ScaleRun, ScoreEvent, ScoreStart
+from cqa.errors import ConfigError, CqaError, ResourceError
+from cqa.files import locked
+from cqa.schema.events import Note, RowsWritten, ScaleEvent, ScaleRun, ScoreEvent, ScoreStart
 from cqa.score.config import ScoreConfig
 from cqa.score.on_ray import prescreen_anywhere, score_on_ray
 from cqa.score.prescreen import prescreen
@@ -92,12 +93,21 @@ def one_worker_killed(folder: Path, pattern: str) -> Iterator[None]:
 @pytest.mark.slow
 def test_folder_is_byte_equal_though_an_actor_is_killed(ray, inputs, whole, tmp_path):
     events: list[ScoreEvent] = []
+    mine = tmp_path / "out.shards" / "notes.txt"
+    mine.parent.mkdir()
+    mine.write_text("no shard")
     with one_worker_killed(tmp_path, "out.shards/*"):
         config = config_of(inputs, Path("out"), on_error="skip", ray="local")
         result = score_on_ray(config, on_event=events.append)
     assert untimed(Path("out")) == whole
     assert result.n_items == 14
-    assert not Path("out.shards").exists()
+    assert list(Path("out.shards").iterdir()) == [mine.relative_to(tmp_path)]
+    assert mine.read_text() == "no shard"
+    notes = [e.text for e in events if isinstance(e, Note)]
+    assert [text.partition(":")[0] for text in notes] == [
+        "rejected",
+        "left out, over the model's 256 positions",
+    ]
     assert [e.n_items for e in events if isinstance(e, ScoreStart)] == [14]
     assert sum(isinstance(e, RowsWritten) for e in events) == 8
     with pytest.raises(ConfigError, match="expected a new folder with --ray"):
@@ -159,6 +169,16 @@ def test_bad_item_is_refused_before_ray_is_started(inputs, tmp_path, monkeypatch
         score_on_ray(config_of(inputs, Path("out"), ray="local"))
     assert not Path("out").exists()
     assert not Path("out.shards").exists()
+
+
+def test_two_of_one_job_are_not_done_at_once(inputs, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "ray", None)
+    config = config_of(inputs, Path("out"), on_error="skip", ray="local")
+    message = f"^out.shards: expected a folder that no other run uses, got .* {os.getpid()} "
+    with locked(Path("out.shards")), pytest.raises(ResourceError, match=message):
+        score_on_ray(config)
+    assert not Path("out").exists()
 
 
 def test_without_ray_it_is_named(inputs, tmp_path, monkeypatch):

@@ -192,21 +192,27 @@ def drop_one(shard: Path) -> None:
     edit(shard / "meta.json", lambda meta: meta.update(n_rejected=0))
 
 
+def tear(shard: Path) -> None:
+    path = shard / "rejected.jsonl"
+    path.write_bytes(path.read_bytes().removesuffix(b"\n"))
+
+
 def rename(shard: Path) -> None:
     path = shard / "rejected.jsonl"
     path.write_bytes(path.read_bytes().replace(b'"b3"', b'"b2"'))
 
 
-@pytest.mark.parametrize("damage", [drop, drop_one, rename])
+@pytest.mark.parametrize("damage", [drop, drop_one, rename, tear])
 def test_rejected_rows_that_are_lost_are_told(inputs, files, damage: Callable[[Path], None]):
     shard = files / "s1"
     score(config_of(inputs, files, shard, shard="1/1"))
     assert len(ShardItems.from_json(json.loads((shard / "shard.json").read_text()), "").rejected)
     damage(shard)
     with pytest.raises(
-        DataError, match=r"expected (the 10 rejected items|shard.json and meta.json)"
+        DataError, match=r"expected (the 10 rejected|shard.json and meta.json|a whole last line)"
     ):
         merge(files / "out", [shard])
+    assert not (files / "out").exists()
 
 
 def test_job_without_a_good_item_is_refused(inputs, files):

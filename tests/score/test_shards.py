@@ -291,6 +291,14 @@ def edit(path: Path, change: Callable[[dict], object]) -> None:
     path.write_text(json.dumps(value))
 
 
+def test_shard_of_a_base_that_was_spread_is_one_of_the_job(three, whole, tmp_path, monkeypatch):
+    shards = copied(three, tmp_path)
+    edit(shards[1] / "meta.json", lambda meta: meta["settings"].update({"shard-base": True}))
+    monkeypatch.chdir(tmp_path)
+    merge(Path("out"), shards)
+    assert contents(Path("out")) == whole
+
+
 @pytest.mark.parametrize("key", ["device", "versions"])
 def test_shard_of_another_machine_is_refused(three, tmp_path, key):
     shards = copied(three, tmp_path)

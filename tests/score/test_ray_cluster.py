@@ -1,0 +1,128 @@
+"""What is done about actors that are lost or fail, on a Ray of one process that loses them."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from cqa.errors import CqaError, DataError, ResourceError
+from cqa.interrupt import Interrupt
+from cqa.score.config import ScoreConfig
+from cqa.score.ray_cluster import MOST_LOSSES, Worker, do_all
+
+TASKS = {"a": "shard 1/3", "b": "shard 2/3", "c": "shard 3/3"}
+
+
+class RayError(Exception):
+    """As Ray's own are."""
+
+
+class RayTaskError(RayError):
+    """An error that a task raised, and that nobody expected."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Stands for what will come of a task."""
+
+    task: str
+    worker: Worker
+
+
+@dataclass
+class Cluster:
+    """Stands for Ray: a task is done when it is asked for."""
+
+    losses: dict[str, int] = field(default_factory=dict)  # how often a task loses its actor
+    begun: int = 0
+    killed: int = 0
+    exceptions: Any = field(
+        default_factory=lambda: SimpleNamespace(RayError=RayError, RayTaskError=RayTaskError)
+    )
+
+    def remote(self, **_: object) -> Any:
+        return lambda kind: SimpleNamespace(remote=lambda *given: self._actor(kind(*given)))
+
+    def _actor(self, worker: Worker) -> Any:
+        self.begun += 1
+        return SimpleNamespace(do=SimpleNamespace(remote=lambda task: Asked(task, worker)))
+
+    def wait(self, references: list[Any], timeout: float) -> tuple[list[Any], list[Any]]:
+        return references[:1], references[1:]
+
+    def get(self, reference: Any) -> Any:
+        if self.losses.get(reference.task, 0):
+            self.losses[reference.task] -= 1
+            raise RayError("The node is low on memory.\nand more")
+        return reference.worker.do(reference.task)
+
+    def kill(self, _: object) -> None:
+        self.killed += 1
+
+
+@dataclass(frozen=True)
+class Letters:
+    """A job."""
+
+    error: type[Exception] | None = None
+
+    def load(self) -> None:
+        return None
+
+    def do(self, base: object, task: str) -> str:
+        if self.error is not None and task == "b":
+            raise self.error("expected b, got none")
+        return task.upper()
+
+
+def done(ray: Cluster, job: Any = None) -> dict[str, str]:
+    config = ScoreConfig(model="m", pairs=(Path("p"),), out=Path("o"), device="cpu", ray="local")
+    with Interrupt() as interrupt:
+        return do_all(ray, config, job or Letters(), TASKS, interrupt)
+
+
+def test_lost_actors_are_replaced_and_not_left_with_the_task():
+    ray = Cluster({"b": MOST_LOSSES - 1, "c": 1})
+    assert done(ray) == {"a": "A", "b": "B", "c": "C"}
+    assert (ray.begun, ray.killed) == (2 + MOST_LOSSES, MOST_LOSSES)
+
+
+def test_task_that_always_loses_its_actor_ends_the_job_by_name_and_reason():
+    with pytest.raises(ResourceError) as caught:
+        done(Cluster({"b": MOST_LOSSES}))
+    assert caught.value.message == (
+        "expected shard 2/3 to be done, got 3 actors lost at it, the last by: The node is low on "
+        "memory."
+    )
+
+
+def test_errors_of_a_task_are_told_as_here():
+    with pytest.raises(CqaError, match="expected b, got none") as caught:
+        done(Cluster(), Letters(DataError))
+    assert caught.value.exit_code == DataError.exit_code
+
+
+def test_what_nobody_expected_is_not_tried_again():
+    class Raises(Cluster):
+        def get(self, reference: Any) -> Any:
+            raise RayTaskError("a fault")
+
+    ray = Raises()
+    with pytest.raises(RayTaskError):
+        done(ray)
+    assert ray.begun == 2
+
+
+def test_machine_that_does_not_see_the_folder_is_named(tmp_path, monkeypatch):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    monkeypatch.setattr("socket.gethostname", lambda: "node-7")
+    worker = Worker(Letters(), str(tmp_path / "elsewhere"))
+    told = worker.do("a").error
+    assert told is not None
+    assert told[0] == ResourceError.exit_code
+    assert told[1].endswith("the command, got on node-7: No such file or directory")
+    assert told[2] == str(tmp_path / "elsewhere")
