@@ -79,7 +79,7 @@ def read_systems(folders: Sequence[Path], models: Collection[str] = ()) -> list[
     found = [
         scored
         for folder, path in zip(folders, resolved, strict=True)
-        for scored in _systems_of(folder, str(Path(*next(own_parts(path, resolved)))), models)
+        for scored in _systems_of(folder, str(Path(*next(own_parts(path, resolved)))))
     ]
     known = {scored.system.adapter or BASE for scored in found}
     for name in models:
@@ -88,13 +88,12 @@ def read_systems(folders: Sequence[Path], models: Collection[str] = ()) -> list[
                 f"expected models that a folder has scored, got: {name}",
                 hint=f"they have {listed(sorted(known))}",
             )
-    return found
+    return [s for s in found if not models or (s.system.adapter or BASE) in models]
 
 
-def _systems_of(folder: Path, name: str, models: Collection[str]) -> Iterator[Scored]:
+def _systems_of(folder: Path, name: str) -> Iterator[Scored]:
     if (folder / LETTERS_META).is_file():
-        if not models or BASE in models:
-            yield _chat(folder, name)
+        yield _chat(folder, name)
         return
     if not (folder / META).is_file():
         missing = f"one without {META}" if folder.is_dir() else "no such folder"
@@ -113,7 +112,7 @@ def _systems_of(folder: Path, name: str, models: Collection[str]) -> Iterator[Sc
     too_long = dict.fromkeys(family.meta.too_long, "longer than the model's positions")
     unscored = {key: why.reason for key, why in family.meta.unscored.items()}
     for called, model in family.models.items():
-        if called not in items or (models and (called or BASE) not in models):
+        if called not in items:
             continue
         yield Scored(
             _system(folder, name, called, model, family),

@@ -138,7 +138,8 @@ def test_adapters_are_models_of_their_own_and_some_may_be_chosen(tmp_path):
     assert {c.system for g in found.groups.values() for c in g.contrasts} == {"a/epoch-05"}
     with pytest.raises(ConfigError, match=r"--reference to be one of a/epoch-05, b/epoch-05, got"):
         compare(both, config(tmp_path / "out", models=("epoch-05",), reference="a"))
-    with pytest.raises(ConfigError, match="models that a folder has scored, got: epoch-09"):
+    names = "hint: they have base, epoch-02, epoch-04, epoch-05$"
+    with pytest.raises(ConfigError, match=rf"folder has scored, got: epoch-09\n{names}"):
         compare(both, config(tmp_path / "out", models=("base", "epoch-09")))
 
 
