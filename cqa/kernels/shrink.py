@@ -301,7 +301,10 @@ def expand_triton(
 ) -> None:
     """Write the input gradient with its low-rank part added to `out`, or in place."""
     m, k = dx.shape
-    group, width = GroupLaunch.of(shrink), tile_width(dx.dtype)
+    group = GroupLaunch.of(shrink)
+    width = tile_width(dx.dtype)
+    if dx.dtype == torch.float32:
+        width //= 2  # three members, dropped: more would not fit the registers of sm_100
     launch(
         _expand_kernel,
         (triton.cdiv(m, TILE_ROWS), triton.cdiv(k, width)),
