@@ -1,22 +1,21 @@
 """Scoring and prescreening on a Ray cluster: shards are tasks of actors, and then they are merged.
 
-Items are read and checked once, here. An actor then does what `--shard` does, in a folder beside
-the output, which all machines have to see. The shard of one that is lost goes on from the rows that
-it left.
+Items are read and checked once, here, while actors load the base. An actor then does what `--shard`
+does, in a folder beside the output, which all machines have to see. The shard of one that is lost
+goes on from the rows that it left.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 from cqa.config import command_line, given_settings, input_paths
 from cqa.errors import ConfigError
 from cqa.files import discard, discard_lock, inside, locked, refuse_held
-from cqa.interrupt import Interrupt, continued_by
+from cqa.interrupt import Interrupt, continued_by, stopped_at_once
 from cqa.model.checkpoint import locate
 from cqa.model.load import BaseModel, open_model
 from cqa.output_folder import Kind, check_output
@@ -28,7 +27,7 @@ from cqa.score.config import PrescreenConfig, ScoreConfig
 from cqa.score.engines import engine_of
 from cqa.score.merge import Merged, merge
 from cqa.score.prescreen import check_points, prescreen, scoring_of
-from cqa.score.ray_cluster import Job, cluster, do_all
+from cqa.score.ray_cluster import Actors, Job, cluster
 from cqa.score.run import ScoreResult, checked_items, score
 from cqa.score_folder import META
 
@@ -60,12 +59,20 @@ class _Counter:
         return _Count(self.n_rows, self.n_tokens)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Shard:
+    """A task: a shard, its folder, and what the check has told of its items."""
+
+    shard: str
+    out: Path
+    checked: Checked
+
+
 @dataclass(frozen=True, slots=True)
 class ShardsOfScores:
-    """What actors do of a scoring run: a task is a shard and its folder."""
+    """What actors do of a scoring run: a task is a shard."""
 
     config: ScoreConfig
-    checked: Mapping[str, Checked]  # of every shard
 
     def load(self) -> BaseModel | None:
         """Return the base, with room for the widest of the adapters."""
@@ -75,14 +82,10 @@ class ShardsOfScores:
         columns = columns_of(find_adapters(config))
         return open_model(locate(config.model), config.device, config.dtype, rank_columns=columns)
 
-    def do(self, base: BaseModel | None, task: tuple[str, str]) -> _Count:
+    def do(self, base: BaseModel | None, task: _Shard) -> _Count:
         """Score a shard into its folder."""
-        shard, out = task
-        count = _Counter()
-        score(
-            replace(self.config, shard=shard, out=Path(out)),
-            base=base, checked=self.checked[shard], on_event=count,
-        )  # fmt: skip
+        config, count = replace(self.config, shard=task.shard, out=task.out), _Counter()
+        score(config, base=base, checked=task.checked, on_event=count)
         return count.counted
 
 
@@ -91,20 +94,15 @@ class ShardsOfPoints:
     """What actors do of a prescreening; see `ShardsOfScores`."""
 
     config: PrescreenConfig
-    checked: Mapping[str, Checked]
 
     def load(self) -> BaseModel | None:
         """Return the base."""
-        return ShardsOfScores(scoring_of(self.config), self.checked).load()
+        return ShardsOfScores(scoring_of(self.config)).load()
 
-    def do(self, base: BaseModel | None, task: tuple[str, str]) -> _Count:
+    def do(self, base: BaseModel | None, task: _Shard) -> _Count:
         """Score a shard of the points into its folder."""
-        shard, out = task
-        count = _Counter()
-        prescreen(
-            replace(self.config, shard=shard, out=Path(out)),
-            base=base, checked=self.checked[shard], on_event=count,
-        )  # fmt: skip
+        config, count = replace(self.config, shard=task.shard, out=task.out), _Counter()
+        prescreen(config, base=base, checked=task.checked, on_event=count)
         return count.counted
 
 
@@ -121,8 +119,7 @@ def score_on_ray(config: ScoreConfig, *, on_event: ON_EVENT = lambda _: None) ->
     plain = replace(config, ray=None, ray_actors=ScoreConfig.ray_actors)
     again = command_line(ScoreConfig, "score", given_settings(config))
     with continued_by(again):
-        job = partial(ShardsOfScores, plain)
-        return _merged(config, plain, job, "scores", on_event).scores
+        return _merged(config, plain, ShardsOfScores(plain), "scores", on_event).scores
 
 
 def prescreen_anywhere(
@@ -139,18 +136,18 @@ def prescreen_anywhere(
     check_points(plain)
     again = command_line(PrescreenConfig, "prescreen", given_settings(config))
     with continued_by(again):
-        job = partial(ShardsOfPoints, plain)
+        job = ShardsOfPoints(plain)
         return _merged(config, scoring_of(plain), job, "prescreen", on_event).points
 
 
 def _merged(
     config: ScoreConfig | PrescreenConfig,
     scoring: ScoreConfig,
-    job: Callable[[Mapping[str, Checked]], Job],
+    job: Job,
     kind: Kind,
     on_event: ON_EVENT,
 ) -> Merged:
-    """Have the shards of a job done, and merge them; `job` makes it of what is checked."""
+    """Have the shards of a job done, and merge them."""
     check_output(config.out, kind, input_paths(config))
     _refuse_done(config.out)
     shards = config.out.with_name(f"{config.out.name}.shards")
@@ -158,23 +155,27 @@ def _merged(
     folder, adapters = locate(config.model), find_adapters(scoring)
     count = SHARDS_AN_ACTOR * config.ray_actors
     engine = engine_of(scoring, folder, adapters)
-    items = checked_items(scoring, folder, engine, n_shards=count)
-    checked = {f"{k}/{count}": part for k, part in enumerate(items.dealt(), start=1)}
-    tasks = {(shard, str(shards / shard.partition("/")[0])): f"shard {shard}" for shard in checked}
 
     def done(counted: _Count) -> None:
         on_event(RowsWritten(n=counted.n_rows, n_tokens=counted.n_tokens))
 
-    with Interrupt() as interrupt, cluster(config) as ray, locked(shards):
-        _refuse_done(config.out)  # by another one of these commands, meanwhile
-        on_event(ScoreStart(n_items=items.part.n_items, n_models=1 + len(adapters)))
-        for text in items.notes():
-            on_event(Note(text=text))
-        do_all(ray, config, job(checked), tasks, interrupt, on_done=done)
-        folders = [Path(out) for _, out in tasks]
-        merged = merge(config.out, folders)
-        for done_with in folders:
-            discard(done_with)
+    with cluster(config) as ray:
+        with stopped_at_once("stopped before anything was scored"):
+            actors = Actors(ray, config, job, count)
+            items = checked_items(scoring, folder, engine, n_shards=count)
+        tasks = {
+            _Shard(f"{k}/{count}", shards / str(k), part): f"shard {k}/{count}"
+            for k, part in enumerate(items.dealt(), start=1)
+        }
+        with Interrupt() as interrupt, locked(shards):
+            _refuse_done(config.out)  # by another one of these commands, meanwhile
+            on_event(ScoreStart(n_items=items.part.n_items, n_models=1 + len(adapters)))
+            for text in items.notes():
+                on_event(Note(text=text))
+            actors.do_all(tasks, interrupt, on_done=done)
+            merged = merge(config.out, [task.out for task in tasks])
+            for task in tasks:
+                discard(task.out)
     discard_lock(shards)
     with suppress(OSError):  # something else is in it, and stays
         shards.rmdir()

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 import socket
+import threading
 from collections import Counter, deque
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -64,15 +66,23 @@ class Worker:
         self._job, self._folder, self._loaded = job, folder, False
         self._base: BaseModel | None = None
 
+    def prepare(self) -> None:
+        """Load the base before there is a task, the first of which tells what is wrong with it."""
+        with suppress(CqaError):
+            self._load()
+
     def do(self, task: Any) -> _Done:
         """Do a task."""
         try:
-            if not self._loaded:
-                self._go_there()
-                self._base, self._loaded = self._job.load(), True
+            self._load()
             return _Done(self._job.do(self._base, task))
         except CqaError as error:
             return _Done(error=(error.exit_code, error.message, error.where, error.hint))
+
+    def _load(self) -> None:
+        if not self._loaded:
+            self._go_there()
+            self._base, self._loaded = self._job.load(), True
 
     def _go_there(self) -> None:
         """Go to the folder in which paths are as the user wrote them."""
@@ -104,7 +114,8 @@ def cluster(config: OnRay) -> Iterator[Any]:
     if config.ray == "local":
         where = {"address": "local", "num_cpus": config.ray_actors, "include_dashboard": False}
     try:
-        ray.init(**where, log_to_driver=False, logging_level="error")
+        with _own_sigterm():
+            ray.init(**where, log_to_driver=False, logging_level="error")
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise ResourceError(
             f"expected a Ray cluster at {config.ray}, got: {error}", hint="--ray local starts one"
@@ -122,78 +133,110 @@ def cluster(config: OnRay) -> Iterator[Any]:
         ray.shutdown()
 
 
+@contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """Keep what SIGTERM does here, which Ray would replace by an exit with another code."""
+    held = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, held)
+
+
 def _on_cuda(config: OnRay) -> bool:
     """Whether actors are to have a GPU each: this machine stands for the others."""
     return config.device != "cpu" and torch.cuda.is_available()
 
 
-def do_all(
-    ray: Any,
-    config: OnRay,
-    job: Job,
-    tasks: Mapping[Any, str],
-    interrupt: Interrupt,
-    *,
-    on_begin: Callable[[Any], None] = lambda _: None,
-    on_done: Callable[[Any], None] = lambda _: None,
-) -> dict[Any, Any]:
-    """Have every task done, each by whichever actor is free.
+class Actors:
+    """Actors that hold the base of a job; they load it while tasks are still made."""
 
-    Args:
-        ray: What `cluster` yields.
-        config: The settings.
-        job: What actors do.
-        tasks: The tasks, in the order in which they are begun, and what errors call them.
-        interrupt: Looked at every second.
-        on_begin: Called with a task that is given to an actor; once more where one was lost.
-        on_done: Called with what came of a task.
+    def __init__(self, ray: Any, config: OnRay, job: Job, n_tasks: int) -> None:
+        """Begin them.
 
-    Returns:
-        What came of each.
+        Args:
+            ray: What `cluster` yields.
+            config: The settings.
+            job: What they do.
+            n_tasks: How many tasks there will be; no more actors than that are begun.
+        """
+        each = {"num_gpus": 1} if _on_cuda(config) else {"num_cpus": 1}
+        self._ray, self._actor = ray, ray.remote(**each)(Worker)
+        self._job, self._folder = job, str(Path.cwd())
+        self._free = [self._begun() for _ in range(min(config.ray_actors, n_tasks))]
 
-    Raises:
-        CqaError: A task failed, or `MOST_LOSSES` actors were lost at it.
-    """
-    each = {"num_gpus": 1} if _on_cuda(config) else {"num_cpus": 1}
-    actor = ray.remote(**each)(Worker)
-    here = str(Path.cwd())
-    waiting, lost = deque[Hashable](tasks), Counter[Hashable]()
-    running: dict[Any, tuple[Any, Any]] = {}
-    free = [actor.remote(job, here) for _ in range(min(config.ray_actors, len(tasks)))]
-    came: dict[Any, Any] = {}
-    while waiting or running:
-        while waiting and free:
-            task, worker = waiting.popleft(), free.pop()
-            on_begin(task)
-            running[worker.do.remote(task)] = task, worker
-        ready, _ = ray.wait(list(running), timeout=_LOOK_S)
-        for reference in ready:
-            task, worker = running.pop(reference)
-            try:
-                done = ray.get(reference)
-            except ray.exceptions.RayTaskError:  # a fault of this program, which was not lost
-                raise
-            except ray.exceptions.RayError as error:
-                lost[task] += 1
-                if lost[task] >= MOST_LOSSES:
-                    raise ResourceError(
-                        f"expected {tasks[task]} to be done, got {MOST_LOSSES} actors lost at it, "
-                        f"the last by: {_first_line(error):.200}",
-                        hint="see Ray's log for the reason; memory is a common one",
-                    ) from None
-                waiting.append(task)
-                with suppress(ray.exceptions.RayError):
-                    ray.kill(worker)  # one that only cannot be reached would hold the task's folder
-                worker = actor.remote(job, here)
-            else:
+    def _begun(self) -> Any:
+        worker = self._actor.remote(self._job, self._folder)
+        worker.prepare.remote()
+        return worker
+
+    def do_all(
+        self,
+        tasks: Mapping[Any, str],
+        interrupt: Interrupt,
+        *,
+        on_begin: Callable[[Any], None] = lambda _: None,
+        on_done: Callable[[Any], None] = lambda _: None,
+    ) -> dict[Any, Any]:
+        """Have every task done, each by whichever actor is free.
+
+        Args:
+            tasks: The tasks, in the order in which they are begun, and what errors call them.
+            interrupt: Looked at every second.
+            on_begin: Called with a task that is given to an actor; once more where one was lost.
+            on_done: Called with what came of a task.
+
+        Returns:
+            What came of each.
+
+        Raises:
+            CqaError: A task failed, or `MOST_LOSSES` actors were lost at it.
+        """
+        waiting, lost = deque[Hashable](tasks), Counter[Hashable]()
+        running: dict[Any, tuple[Any, Any]] = {}
+        came: dict[Any, Any] = {}
+        while waiting or running:
+            while waiting and self._free:
+                task, worker = waiting.popleft(), self._free.pop()
+                on_begin(task)
+                running[worker.do.remote(task)] = task, worker
+            ready, _ = self._ray.wait(list(running), timeout=_LOOK_S)
+            for reference in ready:
+                task, worker = running.pop(reference)
+                try:
+                    done = self._ray.get(reference)
+                except self._ray.exceptions.RayTaskError:  # a fault of this program: nothing lost
+                    raise
+                except self._ray.exceptions.RayError as error:
+                    lost[task] += 1
+                    if lost[task] >= MOST_LOSSES:
+                        raise _too_many_losses(tasks[task], error) from None
+                    waiting.append(task)
+                    self._free.append(self._in_place_of(worker))
+                    continue
                 if done.error is not None:
                     raise _told(*done.error)
                 came[task] = done.value
                 on_done(done.value)
-            free.append(worker)
-        if interrupt.requested:
-            interrupt.stop(f"stopped with {len(came)} of {len(tasks)} parts done")
-    return came
+                self._free.append(worker)
+            if interrupt.requested:
+                interrupt.stop(f"stopped with {len(came)} of {len(tasks)} parts done")
+        return came
+
+    def _in_place_of(self, worker: Any) -> Any:
+        """Begin another one; the old may only be out of reach, and would hold the task's folder."""
+        with suppress(self._ray.exceptions.RayError):
+            self._ray.kill(worker)
+        return self._begun()
+
+
+def _too_many_losses(task: str, error: Exception) -> ResourceError:
+    return ResourceError(
+        f"expected {task} to be done, got {MOST_LOSSES} actors lost at it, the last by: "
+        f"{_first_line(error):.200}",
+        hint="see Ray's log for the reason; memory is a common one",
+    )
 
 
 def _first_line(error: Exception) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from cqa.schema.result import Interval
 from cqa.schema.verdict import Finding, Mark
 from cqa.stats.agreement import heavy
 from cqa.stats.clusters import Clusters, Values, by_source
@@ -257,8 +258,9 @@ def control_small(control: Changes, adapter: str, margin_nats: float | None) -> 
         reason = too_few(family.n_sources)
     else:
         low, high = found.ci90
+        to = _decimals_that_tell(found.margin, (low, high))
         said = f"90 % interval of {found.unit if found.unit == 'd_z' else 'ddI'} "
-        said += f"[{low:+.2f}, {high:+.2f}], margin ±{found.margin:.2f}"
+        said += f"[{low:+.{to}f}, {high:+.{to}f}], margin ±{found.margin:.{to}f}"
         if found.within:
             mark, reason = "shown", f"{said}: within"
         elif low > found.margin or high < -found.margin:
@@ -274,6 +276,14 @@ def control_small(control: Changes, adapter: str, margin_nats: float | None) -> 
         p_alone=None,
         test="two one-sided tests at 5 %: the 90 % interval within the margin",
     )
+
+
+def _decimals_that_tell(margin: float, ends: Interval) -> int:
+    """Return how many show on which side of the margin an end is: two, unless rounding hides it."""
+    return next(
+        to for to in range(2, 7)
+        if to == 6 or all(round(abs(end), to) != round(margin, to) for end in ends)
+    )  # fmt: skip
 
 
 def entropy(changes: Changes, adapter: str) -> Finding:

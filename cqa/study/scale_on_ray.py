@@ -15,7 +15,7 @@ from cqa.model.checkpoint import locate
 from cqa.model.load import BaseModel, open_model
 from cqa.schema.comparison import Comparison
 from cqa.schema.events import ScaleEvent, ScaleRun, ScoreEvent
-from cqa.score.ray_cluster import cluster, do_all
+from cqa.score.ray_cluster import Actors, cluster
 from cqa.study.config import ScaleConfig
 from cqa.study.scale_runs import Cell, steps_of, train_all
 from cqa.study.scale_scores import score_runs
@@ -71,12 +71,13 @@ def done_on_ray(
 
     with Interrupt() as interrupt, cluster(config) as ray:
         tasks = {cell: f"run {cell.name}" for cell in runs.settings}
-        do_all(ray, config, runs, tasks, interrupt, on_begin=begun)
+        actors = Actors(ray, config, runs, len(tasks))
+        actors.do_all(tasks, interrupt, on_begin=begun)
 
         def scored() -> dict[Cell, dict[str, Comparison]]:
             last = {SCORES: "the scores of all runs"}
             found: dict[Cell, dict[str, Comparison]]
-            found = do_all(ray, config, runs, last, interrupt)[SCORES]
+            found = actors.do_all(last, interrupt)[SCORES]
             return found
 
         yield scored

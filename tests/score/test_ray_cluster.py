@@ -1,5 +1,7 @@
 """What is done about actors that are lost or fail, on a Ray of one process that loses them."""
 
+import signal
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -7,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from cqa.errors import CqaError, DataError, ResourceError
+from cqa.errors import CqaError, DataError, ModelError, ResourceError
 from cqa.interrupt import Interrupt
 from cqa.score.config import ScoreConfig
-from cqa.score.ray_cluster import MOST_LOSSES, Worker, do_all
+from cqa.score.ray_cluster import MOST_LOSSES, Actors, Worker, cluster
 
 TASKS = {"a": "shard 1/3", "b": "shard 2/3", "c": "shard 3/3"}
 
@@ -47,7 +49,10 @@ class Cluster:
 
     def _actor(self, worker: Worker) -> Any:
         self.begun += 1
-        return SimpleNamespace(do=SimpleNamespace(remote=lambda task: Asked(task, worker)))
+        return SimpleNamespace(
+            prepare=SimpleNamespace(remote=worker.prepare),
+            do=SimpleNamespace(remote=lambda task: Asked(task, worker)),
+        )
 
     def wait(self, references: list[Any], timeout: float) -> tuple[list[Any], list[Any]]:
         return references[:1], references[1:]
@@ -80,7 +85,8 @@ class Letters:
 def done(ray: Cluster, job: Any = None) -> dict[str, str]:
     config = ScoreConfig(model="m", pairs=(Path("p"),), out=Path("o"), device="cpu", ray="local")
     with Interrupt() as interrupt:
-        return do_all(ray, config, job or Letters(), TASKS, interrupt)
+        actors = Actors(ray, config, job or Letters(), len(TASKS))
+        return actors.do_all(TASKS, interrupt)
 
 
 def test_lost_actors_are_replaced_and_not_left_with_the_task():
@@ -102,6 +108,29 @@ def test_errors_of_a_task_are_told_as_here():
     with pytest.raises(CqaError, match="expected b, got none") as caught:
         done(Cluster(), Letters(DataError))
     assert caught.value.exit_code == DataError.exit_code
+
+
+def test_a_base_that_cannot_be_loaded_is_told_of_the_first_task():
+    class Without(Letters):
+        def load(self) -> None:
+            raise ModelError("expected a model, got none")
+
+    with pytest.raises(CqaError, match="expected a model, got none") as caught:
+        done(Cluster(), Without())
+    assert caught.value.exit_code == ModelError.exit_code
+
+
+def test_ray_leaves_sigterm_as_it_was(monkeypatch):
+    def init(**_: object) -> None:
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(15))
+
+    ray = SimpleNamespace(init=init, shutdown=lambda: None, cluster_resources=lambda: {"CPU": 2.0})
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    config = ScoreConfig(model="m", pairs=(Path("p"),), out=Path("o"), device="cpu", ray="local")
+    before = signal.getsignal(signal.SIGTERM)
+    with cluster(config) as joined:
+        assert joined is ray
+        assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_what_nobody_expected_is_not_tried_again():

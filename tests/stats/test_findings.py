@@ -1,11 +1,13 @@
 """Data on which a verdict is easily wrong, and what must be said of each."""
 
+import re
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from cqa.stats import findings
+from cqa.stats.equivalence import equivalence
 from cqa.stats.findings import Changes
 
 
@@ -184,6 +186,17 @@ def test_a_control_is_small_in_units_of_its_own_spread_or_of_a_margin_set_before
     assert findings.control_small(moved, "a", None).mark == "against"
     few = changes(rng.normal(0, 3, 30), group="factual")
     assert findings.control_small(few, "a", None).mark == "not shown"
+
+
+@pytest.mark.parametrize("beyond", [-0.0004, 0.0004])
+def test_an_end_beside_the_margin_is_printed_on_its_own_side(rng, beyond):
+    control = changes(rng.normal(0, 3, 900), group="factual")
+    ends = equivalence(control.ddi["a"], control.sources, 1.0).ci90
+    margin = max(map(abs, ends)) - beyond
+    found = findings.control_small(control, "a", margin)
+    assert found.mark == ("not shown" if beyond > 0 else "shown")
+    *printed, bound = map(float, re.findall(r"\d+\.\d+", found.reason))
+    assert (max(printed) > bound) == (beyond > 0)
 
 
 def test_entropy_must_fall_by_more_than_twice_what_the_marginal_moves(rng):
