@@ -7,12 +7,12 @@ has left of it on the common disk is for the task to go on from.
 from __future__ import annotations
 
 import importlib
+import logging
 import os
-import signal
 import socket
-import threading
 from collections import Counter, deque
 from collections.abc import Callable, Hashable, Iterator, Mapping
+from concurrent.futures import Executor, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,7 @@ from typing import Any, Protocol
 import torch
 
 from cqa.errors import ConfigError, CqaError, ResourceError
-from cqa.interrupt import Interrupt
+from cqa.interrupt import Interrupt, stopped_at_once
 from cqa.model.load import BaseModel
 
 MOST_LOSSES = 3  # of actors at one task, after which the task is at fault
@@ -110,38 +110,38 @@ def cluster(config: OnRay) -> Iterator[Any]:
         raise ConfigError(
             "expected Ray for --ray, got none", hint="pip install 'cqa-fast[ray]'"
         ) from None
+    with ThreadPoolExecutor(1) as thread:  # whose end would be that of the processes it begins
+        try:
+            _join(ray, config, thread)
+            kind = "GPU" if _on_cuda(config) else "CPU"
+            held = int(ray.cluster_resources().get(kind, 0))
+            if held < config.ray_actors:
+                raise ResourceError(
+                    f"expected {config.ray_actors} {kind}s in the cluster, one for each actor, got "
+                    f"{held}", hint="--ray-actors",
+                )  # fmt: skip
+            yield ray
+        finally:
+            ray.shutdown()
+
+
+def _join(ray: Any, config: OnRay, thread: Executor) -> None:
+    """Join or start the cluster, in a thread: from the main one Ray would take SIGTERM."""
     where: dict[str, Any] = {"address": config.ray}
     if config.ray == "local":
         where = {"address": "local", "num_cpus": config.ray_actors, "include_dashboard": False}
+    logging.getLogger("ray").setLevel(logging.ERROR)  # it warns of the thread
     try:
-        with _own_sigterm():
-            ray.init(**where, log_to_driver=False, logging_level="error")
+        with stopped_at_once("stopped while Ray was started"):
+            begun = thread.submit(ray.init, log_to_driver=False, logging_level="error", **where)
+            try:
+                begun.result()
+            finally:
+                wait([begun])
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise ResourceError(
             f"expected a Ray cluster at {config.ray}, got: {error}", hint="--ray local starts one"
         ) from None
-    try:
-        kind = "GPU" if _on_cuda(config) else "CPU"
-        held = int(ray.cluster_resources().get(kind, 0))
-        if held < config.ray_actors:
-            raise ResourceError(
-                f"expected {config.ray_actors} {kind}s in the cluster, one for each actor, got "
-                f"{held}", hint="--ray-actors",
-            )  # fmt: skip
-        yield ray
-    finally:
-        ray.shutdown()
-
-
-@contextmanager
-def _own_sigterm() -> Iterator[None]:
-    """Keep what SIGTERM does here, which Ray would replace by an exit with another code."""
-    held = signal.getsignal(signal.SIGTERM)
-    try:
-        yield
-    finally:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, held)
 
 
 def _on_cuda(config: OnRay) -> bool:

@@ -2,6 +2,8 @@
 
 import signal
 import sys
+import threading
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,7 +12,7 @@ from typing import Any
 import pytest
 
 from cqa.errors import CqaError, DataError, ModelError, ResourceError
-from cqa.interrupt import Interrupt
+from cqa.interrupt import Interrupt, Interrupted
 from cqa.score.config import ScoreConfig
 from cqa.score.ray_cluster import MOST_LOSSES, Actors, Worker, cluster
 
@@ -122,7 +124,8 @@ def test_a_base_that_cannot_be_loaded_is_told_of_the_first_task():
 
 def test_ray_leaves_sigterm_as_it_was(monkeypatch):
     def init(**_: object) -> None:
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(15))
+        if threading.current_thread() is threading.main_thread():  # as Ray does
+            signal.signal(signal.SIGTERM, lambda *_: sys.exit(15))
 
     ray = SimpleNamespace(init=init, shutdown=lambda: None, cluster_resources=lambda: {"CPU": 2.0})
     monkeypatch.setitem(sys.modules, "ray", ray)
@@ -131,6 +134,22 @@ def test_ray_leaves_sigterm_as_it_was(monkeypatch):
     with cluster(config) as joined:
         assert joined is ray
         assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_signal_while_ray_is_started_ends_it_and_the_command(monkeypatch):
+    ended = []
+
+    def init(**_: object) -> None:
+        signal.raise_signal(signal.SIGTERM)
+        time.sleep(0.1)
+
+    ray = SimpleNamespace(init=init, shutdown=lambda: ended.append("shutdown"))
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    config = ScoreConfig(model="m", pairs=(Path("p"),), out=Path("o"), device="cpu", ray="local")
+    with pytest.raises(Interrupted) as caught, cluster(config):
+        pytest.fail("there is no cluster")
+    assert caught.value.exit_code == 128 + signal.SIGTERM
+    assert ended == ["shutdown"]
 
 
 def test_what_nobody_expected_is_not_tried_again():
