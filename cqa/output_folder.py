@@ -135,10 +135,13 @@ def replaced_together(out: Path) -> Iterator[Path]:
             discard(staged)
             staged.mkdir()
         yield staged
-        with reported(out):
-            for file in sorted(path for path in staged.rglob("*") if path.is_file()):
-                place = out / file.relative_to(staged)
+        files = sorted(path for path in staged.rglob("*") if path.is_file())
+        places = [out / file.relative_to(staged) for file in files]
+        for place in places:  # before any of them is taken
+            with reported(place):
                 place.parent.mkdir(parents=True, exist_ok=True)
+        with reported(out):
+            for file, place in zip(files, places, strict=True):
                 rename(file, place)
             for folder in (out, *(place for place in out.iterdir() if place.is_dir())):
                 sync(folder)

@@ -147,6 +147,8 @@ def test_an_out_that_cannot_be_written_is_refused(few, tmp_path):
         (out / "tables").write_text("")
     with pytest.raises(ResourceError, match=r"tables/.*\.csv: expected to write, got: File exists"):
         report_on(few, out)
+    assert not list(out.rglob("*.*g")), "a figure took its place though a table could not"
+    assert not (out / "report.html").exists()
 
 
 @pytest.mark.parametrize("enabled", [True, False])
