@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import resource
 import shutil
 import threading
 from collections.abc import Callable, Iterator
@@ -211,3 +212,14 @@ def scores_contents(out: Path) -> dict[str, object]:
 def untimed(record: dict) -> dict:
     """Leave out of a log line or a model's identity what depends on speed and on interruptions."""
     return {key: value for key, value in record.items() if key not in TIMES}
+
+
+@contextmanager
+def files_of_at_most(n_bytes: int) -> Iterator[None]:
+    """Let the kernel refuse to write more than this to any file."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -2,19 +2,18 @@
 
 import errno
 import os
-import resource
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import torch
-from faults import failing_at, leftovers, no_space
+from faults import failing_at, files_of_at_most, leftovers, no_space
 from helpers import ROOT
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -186,17 +185,6 @@ def test_full_disk_while_filling_is_reported_and_leaves_the_old_folder(tmp_path)
         raise no_space()
     assert caught.value.exit_code == 6
     assert (path / "a.txt").read_text() == "old"
-
-
-@contextmanager
-def files_of_at_most(n_bytes: int) -> Iterator[None]:
-    """Let the kernel refuse to write more than this to any file."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.mark.parametrize(

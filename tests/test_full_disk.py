@@ -1,15 +1,13 @@
 """A disk that is really full: exit code 6, what was complete is intact, and it goes on."""
 
-import resource
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from cli.common import assert_one_error, invoke
+from faults import files_of_at_most
 from helpers import ROOT, tiny_run
 from synthetic import make_folder, make_items
 
@@ -136,17 +134,6 @@ def test_training_and_scoring_end_with_6_and_go_on_to_the_same_bits(tmp_path):
     (tmp_path / "disk").mkdir()
     (tmp_path / "work").mkdir()
     run_on_small_disk(WORK, tmp_path / "disk", tmp_path / "work", kilobytes=2048)
-
-
-@contextmanager
-def files_of_at_most(n_bytes: int) -> Iterator[None]:
-    """Let no file grow beyond a size for a while, as `ulimit -f` does."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 COMMANDS = {

@@ -20,7 +20,7 @@ from cqa.train.snapshot import BUFFERS, Snapshot
 
 
 class Checkpoints:
-    """What writes the adapters and states of a run; leaving it, however, waits for them.
+    """What writes the adapters and states of a run; however it is left, it waits for them.
 
     What was given is an epoch that the log tells of: a second Ctrl-C does not lose it either.
     """
