@@ -47,7 +47,18 @@ class DataError(CqaError):
     """An input file, line or field is missing or malformed."""
 
     exit_code = 3
-    absent: tuple[str, ...] = ()  # keys that a record lacks, which may have other names in its file
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        where: str | None = None,
+        hint: str | None = None,
+        command: str | None = None,
+        absent: tuple[str, ...] = (),
+    ) -> None:
+        super().__init__(message, where=where, hint=hint, command=command)
+        self.absent = absent  # keys that a record lacks, which may have other names in its file
 
 
 class ModelError(CqaError):

@@ -49,8 +49,7 @@ class BadItemError(DataError):
     """A line is no item; what of it can be told besides."""
 
     def __init__(self, error: DataError, where: str, item_id: str | None) -> None:
-        super().__init__(error.message, where=where, hint=error.hint)
-        self.absent = error.absent
+        super().__init__(error.message, where=where, hint=error.hint, absent=error.absent)
         self.item_id = item_id
 
 

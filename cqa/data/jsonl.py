@@ -272,14 +272,13 @@ def take_text(record: dict[str, Any], key: str, where: str) -> str:
         got = f"`{key}` is {_type_name(value)}" if key in record else f"no `{key}`"
         held = ", ".join(f"`{k:.40}`" for k in list(record)[:MOST_NAMES])
         absent = key not in record and bool(record)
-        error = DataError(
+        in_line = where.rpartition(":")[2].isdecimal()  # a column is no key of an object within
+        raise DataError(
             f"expected text in `{key}`, got: {got}",
             where=where,
             hint=f"it has {held}" if absent else None,
+            absent=(key,) if absent and in_line else (),
         )
-        # a column is a key of a line, not of an object within it
-        error.absent = (key,) if absent and where.rpartition(":")[2].isdecimal() else ()
-        raise error
     check_text(value, key, where)
     if not value:
         raise DataError(f"expected text in `{key}`, got: an empty text", where=where)

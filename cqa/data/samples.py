@@ -119,14 +119,13 @@ def detect_format(record: dict[str, Any], where: str) -> str:
             where=where,
             hint=f"give it to score {flag}",
         )
-    error = DataError(
+    raise DataError(
         f"expected one of the keys {', '.join(f'`{key}`' for key in FORMATS)}, got: "
         f"{', '.join(f'`{key:.40}`' for key in list(record)[:12]) or 'none'}",
         where=where,
         hint="of texts, a sample has a `prompt` and a `response`" if record else None,
+        absent=("prompt", "response") if record else (),
     )
-    error.absent = ("prompt", "response") if record else ()
-    raise error
 
 
 def parse_sample(
