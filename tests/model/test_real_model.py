@@ -70,9 +70,9 @@ def test_scores_equal_transformers_in_float64(model, exact, file):
     }
     apart = [pair for pair in pairs if not off[pair] <= 1e-4 + 1e-6 * len(pair[1])]
     assert len(apart) <= len(pairs) / 20
-    # The model itself is that steep there: its sum in float64 moves as far when fp32 rounds once.
+    # The model is that steep there: float64's own sum moves as far when its modules round as fp32.
     for pair, spread in zip(apart, rounding_spread(exact, apart) if apart else [], strict=True):
-        assert off[pair] <= 8 * spread, pair
+        assert off[pair] <= 4 * spread, pair
 
 
 def test_rows_are_the_same_bits_for_any_budget_and_number_of_threads(model):
