@@ -228,6 +228,30 @@ def test_the_shown_tables_have_the_headings_that_the_command_prints():
         assert re.split(r"\s{2,}", body.splitlines()[1].strip()) == ITEM_HEADINGS
 
 
+def test_readme_shows_what_the_demo_printed():
+    path = ROOT / "demo-out" / "scores" / "summary.json"
+    if not path.exists():
+        pytest.skip("make demo writes it")
+    found = json.loads(path.read_text(encoding="utf-8"))
+    (block,) = [body for page, _, body in BLOCKS if page == "README.md" and "40 items" in body]
+    title, head, base, *lines = block.splitlines()
+    keys = re.split(r"\s{2,}", head.strip())
+    assert title == f"literary: {found['base']['literary']['n']} items"
+    assert base.split()[1] == f"{found['base']['literary']['mean_delta_i_nats']:+.2f}"
+    assert len(lines) == len(found["groups"]["literary"])
+    for line in lines:
+        shown = dict(zip(keys, re.split(r"\s{2,}", line.strip()), strict=True))
+        entry = found["groups"]["literary"][shown["model"]]
+        family = found["families"]["literary"]["changes"][shown["model"]]
+        assert shown["dI nats"] == f"{entry['mean_delta_i_nats']:+.2f}"
+        assert shown["ddI nats"] == f"{entry['mean_ddi_nats']:+.2f}"
+        assert shown["95 % CI"] == "[{:+.2f}, {:+.2f}]".format(*family["ci95_nats"])
+        assert shown["d_cond"] == f"{entry['mean_d_cond_nats']:+.2f}"
+        assert shown["d_prior"] == f"{entry['mean_d_prior_nats']:+.2f}"
+        assert shown["W+"] == f"{entry['wilcoxon']['w_plus']:.0f}"
+        assert shown["p"] == f"{entry['wilcoxon']['p']:.3f}"
+
+
 def test_readme_is_read_in_one_sitting():
     assert len(PAGES["README.md"].splitlines()) <= 200
 

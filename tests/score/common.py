@@ -95,7 +95,7 @@ def naive_logps(model, pairs: list[tuple[tuple[int, ...], tuple[int, ...]]]) -> 
 def rounding_spread(model, pairs: list[tuple[tuple[int, ...], tuple[int, ...]]]) -> list[float]:
     """Return how far fp32 moves each sum of `naive_logps`: nats, rms of eight draws.
 
-    Monte Carlo arithmetic (Parker 1997): `model` is in float64, and what every module with weights
+    Monte Carlo arithmetic (Parker 1997): `model` is in float64, and what every norm and product
     but the head puts out is off at random: by up to half a unit in fp32's last place, and in a
     product by what its sums are off that are taken in blocks of 128 terms.
     """
@@ -110,8 +110,9 @@ def rounding_spread(model, pairs: list[tuple[tuple[int, ...], tuple[int, ...]]])
         return out + 2**-24 * size * noise
 
     exact = naive_logps(model, pairs)
-    weighted = [m for m in model.modules() if hasattr(m, "weight") and m is not model.lm_head]
-    hooks = [module.register_forward_hook(disturb) for module in weighted]
+    exact_ones = (model.get_input_embeddings(), model.get_output_embeddings())
+    rounding = [m for m in model.modules() if hasattr(m, "weight") and m not in exact_ones]
+    hooks = [module.register_forward_hook(disturb) for module in rounding]
     draws = [naive_logps(model, pairs) for _ in range(8)]
     for hook in hooks:
         hook.remove()
