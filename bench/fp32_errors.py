@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
 from cqa.data.items import read_items
 from cqa.data.tokenizer import Ids, Tokenizer
@@ -53,7 +53,7 @@ def their_sums(model: Any, pairs: Sequence[Pair]) -> list[float]:
 
 @torch.no_grad()
 def save_permuted(model: Any, seed: int, folder: Path) -> None:
-    """Save the model with its hidden and intermediate dimensions in another order."""
+    """Put the model's hidden and intermediate dimensions in another order, and save it."""
     generator = torch.Generator().manual_seed(seed)
     hidden = torch.randperm(model.config.hidden_size, generator=generator)
     body = model.model
@@ -129,11 +129,11 @@ def main() -> None:
     for seed in range(given.copies):
         with tempfile.TemporaryDirectory() as folder:
             copy = Path(folder)
-            save_permuted(load_theirs(given.model, torch.float32), seed, copy)
-            AutoTokenizer.from_pretrained(given.model).save_pretrained(copy)
+            permuted = load_theirs(given.model, torch.float32)
+            save_permuted(permuted, seed, copy)
             found = run_prefix_batch(load_ours(copy), batch)
             ours_off.append(minus([found[pair].total for pair in chosen], sums))
-            theirs_off.append(minus(their_sums(load_theirs(copy, torch.float32), chosen), sums))
+            theirs_off.append(minus(their_sums(permuted, chosen), sums))
     for n, i in enumerate(worst):
         print(f"option {list(pairs[i][1][:3])}... of {len(pairs[i][1])} tokens, off by "
               f"{off[i]:.1e}; over copies, rms: ours {rms([c[n] for c in ours_off]):.1e}, "

@@ -244,12 +244,14 @@ def test_readme_shows_what_the_demo_printed():
         entry = found["groups"]["literary"][shown["model"]]
         family = found["families"]["literary"]["changes"][shown["model"]]
         assert shown["dI nats"] == f"{entry['mean_delta_i_nats']:+.2f}"
+        assert shown["sign acc."] == f"{100 * entry['sign_accuracy']:.0f} %"
         assert shown["ddI nats"] == f"{entry['mean_ddi_nats']:+.2f}"
         assert shown["95 % CI"] == "[{:+.2f}, {:+.2f}]".format(*family["ci95_nats"])
         assert shown["d_cond"] == f"{entry['mean_d_cond_nats']:+.2f}"
         assert shown["d_prior"] == f"{entry['mean_d_prior_nats']:+.2f}"
         assert shown["W+"] == f"{entry['wilcoxon']['w_plus']:.0f}"
         assert shown["p"] == f"{entry['wilcoxon']['p']:.3f}"
+        assert shown["d_z"] == f"{entry['d_z']:+.2f}"
 
 
 def test_readme_is_read_in_one_sitting():
